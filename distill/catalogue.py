@@ -1,0 +1,47 @@
+"""The catalogue: the only file inside `distill` that knows every concrete teacher and student.
+
+A model is named by the `kind` of its config. To add one, write its file in `students/` or `teachers/` and a line in
+each table here.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from distill.errors import ArtefactError
+from distill.model.clip import Clip
+from students.clip4clip import Clip4Clip, Clip4ClipConfig
+from students.teachclip import TeachClip, TeachClipConfig
+from teachers.xclip import Interaction as XClipInteraction
+from teachers.xclip import XClip, XClipConfig
+
+ModelConfig = Annotated[Clip4ClipConfig | TeachClipConfig | XClipConfig, Field(discriminator="kind")]
+Model = Clip4Clip | TeachClip | XClip
+MODELS: dict[type, type[Model]] = {Clip4ClipConfig: Clip4Clip, TeachClipConfig: TeachClip, XClipConfig: XClip}
+INTERACTIONS: dict[str, type[XClipInteraction]] = {"xclip": XClipInteraction}  # teachers, by kind
+
+
+def build(config: Any, clip: Clip) -> Model:
+    """The model of a config on given towers; what is not in the towers is freshly initialised."""
+    return MODELS[type(config)](config, clip)
+
+
+def parse_model_config(raw: dict[str, Any], where: str) -> Any:
+    """The typed config of a stored model."""
+    try:
+        return TypeAdapter(ModelConfig).validate_python(raw)
+    except ValidationError as error:
+        raise ArtefactError(f"{where}: not a model this version knows: {error.errors()[0]['msg']}") from None
+
+
+def build_interaction(kind: str, config: dict[str, Any], weights: dict[str, Tensor], where: str) -> nn.Module:
+    """A teacher's scoring head from what a label set carries, frozen."""
+    if kind not in INTERACTIONS:
+        raise ArtefactError(f"{where}: labels of an unknown teacher {kind!r}; known: {', '.join(INTERACTIONS)}")
+    interaction = INTERACTIONS[kind](**config)
+    try:
+        interaction.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ArtefactError(f"{where}: its interaction head does not fit teacher {kind!r}: {error}") from None
+    return interaction.eval().requires_grad_(False)

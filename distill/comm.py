@@ -1,0 +1,97 @@
+"""The process group: who am I, and one gather whose gradient is the true one.
+
+Works the same with one process (no group at all) and under `deepspeed` or `torchrun`.
+"""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+TIMEOUT = timedelta(minutes=30)  # no collective waits longer than this for a lost rank
+
+
+def rank() -> int:
+    """This process's number over all hosts."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def device() -> torch.device:
+    """This process's GPU if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenates along the first axis; each rank gets back the sum over ranks of the gradient of its own rows.
+
+    After the mean over ranks that data-parallel training applies, gradients equal those of one process that saw the
+    whole batch and computed the same full loss (the lineage's gather keeps only its own slice: 1/world_size of it).
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        ctx.rows = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        dist.all_reduce(gradient)
+        start = dist.get_rank() * ctx.rows
+        return gradient[start : start + ctx.rows]
+
+
+def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All ranks' rows of every named tensor (equal shapes on every rank), with a true gradient, in one collective."""
+    if world_size() == 1:
+        return tensors
+    names = list(tensors)
+    shapes = [tensors[name].shape for name in names]
+    flat = torch.cat([tensors[name].reshape(len(tensors[name]), -1).float() for name in names], dim=1)
+    gathered = _Gather.apply(flat)
+    assert isinstance(gathered, Tensor)
+    pieces = gathered.split([shape[1:].numel() for shape in shapes], dim=1)
+    return {
+        name: piece.reshape(-1, *shape[1:]).to(tensors[name].dtype)
+        for name, piece, shape in zip(names, pieces, shapes, strict=True)
+    }
+
+
+def gather_rows(rows: Tensor, total: int) -> Tensor:
+    """The whole table from shares made by `share`: rank r holds rows r, r + world, ... (padded to equal length)."""
+    if world_size() == 1:
+        return rows[:total]
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+
+
+def share(total: int) -> list[int]:
+    """The row numbers that this rank works on; every rank gets equally many (the last row repeats as padding)."""
+    world = world_size()
+    each = -(-total // world)
+    return [min(i * world + rank(), total - 1) for i in range(each)]
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def close() -> None:
+    """Ends the group in order: leaving without it aborts now and then."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

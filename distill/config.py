@@ -1,0 +1,151 @@
+"""The strict reader: one YAML file -> one frozen pydantic tree, or one line that says what is wrong.
+
+`extends: other.yaml` is merged first (paths inside a recipe stay relative to the working directory, `extends` to the
+file itself), then `section.key=value` overrides, which are parsed as YAML too. Everything then passes through the same
+validation: unknown keys, wrong types and missing keys are errors with their path.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distill.errors import RecipeError
+
+
+class Config(BaseModel):
+    """Base of every recipe part: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Tree = dict[str, Any]
+C = TypeVar("C", bound=Config)
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str], root: type[C]) -> C:
+    """Reads `path`, applies what it extends and the overrides, and validates the result as `root`."""
+    tree = _read_tree(Path(path), seen=())
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    return validate(tree, root, where=str(path))
+
+
+def validate(tree: Tree, root: type[C], *, where: str) -> C:
+    """Turns a plain tree into a `root`, or raises `RecipeError` naming the first bad path."""
+    try:
+        return root.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error, tree, root)}") from None
+
+
+def dump_recipe(recipe: Config) -> str:
+    """The resolved recipe as YAML that `read_recipe` reads back to an equal tree."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_tree(path: Path, seen: tuple[Path, ...]) -> Tree:
+    if path.resolve() in seen:
+        raise RecipeError(f"{path}: extends itself through {' -> '.join(str(p) for p in seen)}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; recipes/ holds the ones that come with the project") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: expected a mapping of sections at the top, found {type(tree).__name__}")
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    if not isinstance(parent, str):
+        raise RecipeError(f"{path}: extends: expected the path of a recipe, found {parent!r}")
+    return _merge(_read_tree(path.parent / parent, (*seen, path.resolve())), tree)
+
+
+def _merge(base: Tree, over: Tree) -> Tree:
+    """Mappings merge key by key, unless they are of different `kind`; anything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        same_kind = isinstance(old, dict) and isinstance(value, dict) and value.get("kind") in (None, old.get("kind"))
+        merged[key] = _merge(old, value) if same_kind else value
+    return merged
+
+
+def _parse_override(text: str) -> Tree:
+    path, equals, value = text.partition("=")
+    if not equals or not path or any(not part for part in path.split(".")):
+        raise RecipeError(f"override {text!r}: expected section.key=value, e.g. optim.lr=0.001")
+    try:
+        tree = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"override {text!r}: {value!r} is not valid YAML") from None
+    for part in reversed(path.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _explain(error: ValidationError, tree: Tree, root: type[BaseModel]) -> str:
+    """The first problem as `path: found, expected, nearest key`; further problems are counted."""
+    problems = error.errors()
+    problem = problems[0]
+    keys = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    path = ".".join(str(part) for part in keys) or "recipe"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    found = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        siblings = _siblings(root, keys)
+        close = difflib.get_close_matches(str(keys[-1]), siblings, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"valid keys here: {', '.join(siblings)}"
+        return f"{path}: unknown key; {hint}{more}"
+    if problem["type"] == "missing":
+        return f"{path}: missing; add it to the recipe or give {path}=VALUE on the command line{more}"
+    if problem["type"] == "value_error":
+        return f"{path}: {problem['ctx']['error']}{more}"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    advice = ""
+    if isinstance(found, str) and _is_number(found):
+        advice = f"; YAML reads {found} as text: write {_yaml_float(found)}"
+    return f"{path}: found {found!r}, {message}{advice}{more}"
+
+
+def _siblings(root: type[BaseModel], keys: Sequence[Any]) -> list[str]:
+    """Valid key names where the last of `keys` stands; unions by `kind` contribute the member that `keys` names."""
+    models: list[type[BaseModel]] = [root]
+    for key in keys[:-1]:
+        models = [m for model in models for m in _models_under(model, key)] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_under(model: type[BaseModel], key: Any) -> list[type[BaseModel]]:
+    field = model.model_fields.get(str(key))
+    if field is None:
+        kind = model.model_fields.get("kind")
+        return [model] if kind is not None and str(key) in str(kind.annotation) else []
+    found, queue = [], [field.annotation]
+    while queue:
+        annotation = queue.pop()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        queue.extend(getattr(annotation, "__args__", ()))
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _yaml_float(text: str) -> str:
+    mantissa, e, exponent = text.lower().partition("e")
+    mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
+    return f"{mantissa}e{exponent if exponent[:1] in '+-' else '+' + exponent}" if e else mantissa

@@ -1,0 +1,1 @@
+"""From video files and annotation files to batches: decode, sample, pack, label, plan, load."""

@@ -1,0 +1,219 @@
+"""Frame sets: what packing writes and everything after it reads.
+
+One sample per video, key `<shard><number>`: `<key>.json` (video id, source file, captions, timestamps) and
+`<key>.000.jpg`, `<key>.001.jpg` ... (the sampled frames, shorter side resized to `size` bicubically, centre-cropped).
+A frame set holds one split; its manifest lists the videos that could not be used, each with the reason.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from distill.config import Config
+from distill.data.captions import Caption, Clip, read_annotations
+from distill.data.sampler import Sampler
+from distill.data.shards import Sample, ShardContent, ShardRecord, Shards, build, claim, sealed_files, split
+from distill.data.video import decode, probe
+from distill.errors import ArtefactError, VideoError
+from distill.log import progress
+from distill.manifest import NAME, Manifest, canonical_json, file_sha256, open_sealed, seal
+
+VERSION = 1
+JPEG_QUALITY = 95
+
+
+class PackConfig(Config):
+    """What decides the bytes of a frame set."""
+
+    sampler: Sampler
+    size: int = 224  # pixels, height = width
+    per_shard: int = 250  # videos
+
+
+@dataclass(frozen=True)
+class Video:
+    """One packed video and its captions."""
+
+    id: str
+    key: str
+    source: str  # file name relative to the video folder
+    captions: tuple[Caption, ...]
+    timestamps: tuple[float, ...]  # seconds, one per packed frame
+    duration: float  # seconds
+    frames_sha256: str
+
+
+def pack(
+    annotations: Path, layout: str, videos: Path, out: Path, config: PackConfig, workers: int | None = None
+) -> Manifest:
+    """Packs every video that `annotations` names into `out`; unusable ones are listed in the manifest, with reasons."""
+    clips = read_annotations(annotations, layout, videos)
+    source = {"annotations_sha256": file_sha256(annotations), "layout": layout, "clips_sha256": _hash_clips(clips)}
+    settings = {**config.model_dump(mode="json"), "jpeg_quality": JPEG_QUALITY, **source}
+    if (out / NAME).is_file():
+        manifest = open_sealed(out, "frames", VERSION, verify=True)
+        if manifest.config != settings:
+            raise ArtefactError(f"{out}: already holds another frame set; choose another folder for tools/pack_frames.py")
+        return manifest
+    claim(out, settings, command="tools/pack_frames.py")
+    jobs = [(out, name, [clips[i] for i in rows], videos, config) for name, rows in split(len(clips), config.per_shard)]
+    records = _run(jobs, workers or len(os.sched_getaffinity(0)), len(clips))
+    return seal_frames(out, settings, records)
+
+
+def _run(jobs: Sequence[tuple[Any, ...]], workers: int, videos: int) -> list[ShardRecord]:
+    if workers == 1 or len(jobs) == 1:
+        return [_pack_shard(*job) for job in progress(jobs, f"pack {videos} videos (shards)")]
+    context = multiprocessing.get_context("spawn")  # fork is unsafe beside threads
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+        running = [pool.submit(_pack_shard, *job) for job in jobs]
+        return [future.result() for future in progress(running, f"pack {videos} videos (shards)")]
+
+
+def seal_frames(out: Path, settings: dict[str, Any], records: list[ShardRecord]) -> Manifest:
+    """Seals a frame set whose shards are all made; `settings` is what decided their bytes."""
+    skipped = [note for record in records for note in record.report["skipped"]]
+    counts = {
+        "videos": sum(record.tar.rows for record in records),
+        "captions": sum(record.report["captions"] for record in records),
+        "frames": sum(record.report["frames"] for record in records),
+        "skipped": len(skipped),
+    }
+    if counts["videos"] == 0:
+        reasons = sorted({note["reason"] for note in skipped})
+        raise ArtefactError(f"{out}: none of {len(skipped)} videos could be used ({'; '.join(reasons[:3])})")
+    manifest = Manifest(
+        kind="frames",
+        version=VERSION,
+        config=settings,
+        counts=counts,
+        parents={},
+        files=sealed_files(records),
+        notes=skipped,
+    )
+    return seal(out, manifest)
+
+
+def _pack_shard(out: Path, name: str, clips: list[Clip], videos: Path, config: PackConfig) -> ShardRecord:
+    return build(out, name, lambda: _shard(name, clips, videos, config))
+
+
+def _shard(name: str, clips: list[Clip], videos: Path, config: PackConfig) -> ShardContent:
+    samples: dict[str, Sample] = {}
+    skipped = []
+    captions = frames = 0
+    for number, clip in enumerate(clips):
+        try:
+            sample, count = _sample(clip, videos, config)
+        except VideoError as reason:
+            skipped.append({"video": clip.video, "source": clip.source, "reason": str(reason)})
+            continue
+        samples[f"{name}{number:05d}"] = sample
+        captions += len(clip.captions)
+        frames += count
+    return ShardContent(samples, {"skipped": skipped, "captions": captions, "frames": frames})
+
+
+def _sample(clip: Clip, videos: Path, config: PackConfig) -> tuple[Sample, int]:
+    path = videos / clip.source
+    info = probe(path)
+    wanted = config.sampler.indices(info.num_frames, info.fps, clip.start, clip.end)
+    pictures, timestamps = decode(path, wanted)
+    return frame_sample(clip, pictures, timestamps, info.duration, config.size), len(pictures)
+
+
+def frame_sample(
+    clip: Clip, pictures: Sequence[np.ndarray], timestamps: Sequence[float], duration: float, size: int
+) -> Sample:
+    """The members of one video: what is known of it, and its frames as JPEG."""
+    jpegs = [_jpeg(picture, size) for picture in pictures]
+    about = {
+        "video": clip.video,
+        "source": clip.source,
+        "duration": duration,
+        "timestamps": [round(seconds, 6) for seconds in timestamps],
+        "frames_sha256": hashlib.sha256(b"".join(jpegs)).hexdigest(),
+        "captions": [{"id": caption.id, "text": caption.text} for caption in clip.captions],
+    }
+    return {"json": canonical_json(about)} | {f"{i:03d}.jpg": jpeg for i, jpeg in enumerate(jpegs)}
+
+
+def fit(picture: np.ndarray, size: int) -> Image.Image:
+    """CLIP's preprocessing up to normalisation: bicubic resize of the shorter side, centre crop."""
+    image = Image.fromarray(picture)
+    width, height = image.size
+    if (width, height) != (size, size):
+        scale = size / min(width, height)
+        resized = (max(size, round(width * scale)), max(size, round(height * scale)))
+        image = image.resize(resized, Image.Resampling.BICUBIC)
+        left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return image
+
+
+def _jpeg(picture: np.ndarray, size: int) -> bytes:
+    buffer = io.BytesIO()
+    fit(picture, size).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def _hash_clips(clips: list[Clip]) -> str:
+    """Captions may live in a second file (MSR-VTT), so what was read is hashed too."""
+    rows = [[c.video, c.source, c.start, c.end, [[k.id, k.text] for k in c.captions]] for c in clips]
+    return hashlib.sha256(canonical_json(rows)).hexdigest()
+
+
+class FrameSet:
+    """A sealed frame set: its videos in shard order, and their pixels."""
+
+    def __init__(self, path: str | Path, *, verify: bool = True):
+        self.path = Path(path)
+        self.manifest = open_sealed(self.path, "frames", VERSION, verify=verify)
+        self.size: int = self.manifest.config["size"]
+        self.num_frames: int = self.manifest.config["sampler"]["num_frames"]
+        self._shards = Shards(self.path, [name for name in self.manifest.files if name.endswith(".tar")])
+        self.videos = [self._video(key) for key in self._shards.keys()]
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def pixels(self, video: int) -> UInt8[np.ndarray, "frame 3 height width"]:
+        """The real frames of one video (no padding), RGB."""
+        key = self.videos[video].key
+        names = [f"{i:03d}.jpg" for i in range(len(self.videos[video].timestamps))]
+        return np.stack([_pixels(self._shards.read(key, name)) for name in names])
+
+    def shards(self) -> dict[str, list[int]]:
+        """Which videos (by number) stand in which tar."""
+        rows: dict[str, list[int]] = {}
+        for number, video in enumerate(self.videos):
+            rows.setdefault(self._shards.shard_of(video.key), []).append(number)
+        return rows
+
+    def _video(self, key: str) -> Video:
+        about = json.loads(self._shards.read(key, "json"))
+        return Video(
+            id=about["video"],
+            key=key,
+            source=about["source"],
+            captions=tuple(Caption(**caption) for caption in about["captions"]),
+            timestamps=tuple(about["timestamps"]),
+            duration=about["duration"],
+            frames_sha256=about["frames_sha256"],
+        )
+
+
+def _pixels(jpeg: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+        return np.asarray(image.convert("RGB")).transpose(2, 0, 1)

@@ -1,0 +1,131 @@
+"""Video files in and out, through PyAV, which is imported here and nowhere else.
+
+`probe` says how many frames there are and how fast, `decode` returns exactly the frames asked for (RGB uint8,
+height x width x 3) with their times in seconds, `write_video` makes small H.264 files whose bytes depend on nothing but
+the frames. Whatever is wrong with a file is a `VideoError` whose text is a short reason without the path: packing goes
+on with the next video and reports the reason next to the id. Decoders run with one thread, because callers run one
+process per core.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from distill.errors import VideoError
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a sampler needs to know: frames in the file, frames per second, length in seconds."""
+
+    num_frames: int
+    fps: float
+    duration: float
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Reads the header; a container that declares no frame count (webm, mkv) is counted packet by packet."""
+    with _opened(Path(path)) as (container, stream):
+        rate = stream.guessed_rate or stream.average_rate
+        if not rate:
+            raise VideoError("no frame rate")
+        num_frames = stream.frames
+        if num_frames <= 0:  # a packet of size 0 only flushes the decoder
+            num_frames = sum(1 for packet in container.demux(stream) if packet.size)
+        if num_frames <= 0:
+            raise VideoError("truncated: holds no frames")
+        fps = float(rate)
+        known = stream.duration is not None and stream.time_base is not None
+        duration = float(stream.duration * stream.time_base) if known else num_frames / fps
+        return VideoInfo(num_frames=num_frames, fps=fps, duration=duration)
+
+
+def decode(path: str | Path, indices: Sequence[int]) -> tuple[list[np.ndarray], list[float]]:
+    """The frames at `indices` (0-based, presentation order, repeats allowed) and their times in seconds.
+
+    Frames are decoded one after another up to the last index: seeking is faster, but not exact in every container.
+    """
+    if not indices:
+        return [], []
+    assert min(indices) >= 0, indices
+    wanted, last = set(indices), max(indices)
+    frames: dict[int, np.ndarray] = {}
+    times: dict[int, float] = {}
+    decoded = 0
+    with _opened(Path(path)) as (container, stream):
+        rate = stream.guessed_rate or stream.average_rate
+        begin = float(stream.start_time * stream.time_base) if stream.start_time else 0.0
+        for index, frame in enumerate(container.decode(stream)):
+            decoded = index + 1
+            if index in wanted:
+                frames[index] = _upright(frame)
+                times[index] = frame.time - begin if frame.time is not None else index / float(rate or 1)
+            if index == last:
+                break
+    if len(frames) < len(wanted):
+        raise VideoError(f"truncated: frame {last} asked for, only {decoded} got decoded")
+    return [frames[index] for index in indices], [times[index] for index in indices]
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: int | float) -> None:
+    """Writes uint8 frames [time, height, width, 3] as H.264; height and width must be even."""
+    assert frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[-1] == 3, (frames.dtype, frames.shape)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            options = {"preset": "veryfast", "crf": "23", "threads": "1"}  # the thread count changes the bytes
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+            for image in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+            container.mux(stream.encode())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """An open container and its first video stream; everything FFmpeg raises inside becomes a reason."""
+    if not path.exists():
+        raise VideoError("missing")
+    if not path.is_file():
+        raise VideoError("not a video (not a regular file)")
+    if path.stat().st_size == 0:
+        raise VideoError("empty file")
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"not a video ({_reason(error)}; damaged, or cut before its index)") from None
+    with container:
+        if not container.streams.video:
+            raise VideoError("no video stream")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise VideoError("not a video (its codec is unknown here)")
+        stream.codec_context.thread_count = 1
+        try:
+            yield container, stream
+        except av.FFmpegError as error:
+            raise VideoError(f"truncated: damaged stream ({_reason(error)})") from None
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """RGB pixels as a player shows them: phones store a turned picture and the angle to turn it back by."""
+    image = frame.to_ndarray(format="rgb24")
+    quarters = round(frame.rotation / 90) % 4  # the display matrix counts counterclockwise, as rot90 does
+    return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
+
+
+def _reason(error: BaseException) -> str:
+    """FFmpeg's own words, without error number and file name."""
+    words = getattr(error, "strerror", None) or str(error)
+    return " ".join(words.split())

@@ -1,0 +1,1 @@
+"""The embedded demo corpus: emoji in motion."""

@@ -1,0 +1,104 @@
+"""Draws and writes the demo corpus: H.264 files, annotations in MSR-VTT layout, and the truth about every second.
+
+The folder is a pure function of (number of clips, seed): one process or sixteen give the same bytes. A run that was
+stopped goes on where it was; a folder that holds anything else is refused. Annotations come last, so a folder that has
+them is complete.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from distill.data.video import write_video
+from distill.demo.corpus import SPLITS, ClipSpec, plan
+from distill.demo.draw import FPS, draw_clip
+from distill.demo.emoji import ATTRIBUTION, EMOJI, sprite
+from distill.errors import ExpectedError
+from distill.log import progress
+from distill.manifest import canonical_json, published, write_json
+
+VERSION = 1  # raised with any change to script, drawing or encoding: older files must not be mixed in
+MARK = "corpus.json"
+
+
+def make_corpus(out: Path, num_clips: int, seed: int, workers: int | None = None) -> dict[str, int]:
+    """Writes the corpus for `num_clips` training clips into `out`; returns the number of clips of each split."""
+    if num_clips < 1:
+        raise ExpectedError(f"--clips {num_clips}: expected at least 1 training clip")
+    if seed < 0:
+        raise ExpectedError(f"--seed {seed}: expected 0 or more")
+    sprite(EMOJI[0].char)  # a missing picture package is an error before the folder is touched
+    clips = plan(num_clips, seed)
+    _claim_folder(out, {"version": VERSION, "clips": num_clips, "seed": seed})
+    _write_videos(clips, out / "videos", seed, workers or os.cpu_count() or 1)
+    _write_annotations(clips, out)
+    return {split: sum(clip.split == split for clip in clips) for split in SPLITS}
+
+
+def write_clip(clip: ClipSpec, folder: Path, seed: int) -> None:
+    """Draws and encodes one clip."""
+    write_video(folder / f"{clip.video}.mp4", draw_clip(clip, seed), FPS)
+
+
+def _claim_folder(out: Path, wanted: dict[str, int]) -> None:
+    """Marks an empty folder as this corpus, or checks the mark of an older run."""
+    mark = out / MARK
+    if out.exists() and not out.is_dir():
+        raise ExpectedError(f"{out}: is a file; expected a folder to write the demo into")
+    if not mark.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise ExpectedError(f"{out}: not empty and not a demo corpus; give --out a new or empty folder")
+        write_json(mark, wanted)
+        return
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if found != wanted:
+        raise ExpectedError(
+            f"{out}: holds another corpus ({json.dumps(found)}), expected {json.dumps(wanted)}; give --out a new folder"
+        )
+
+
+def _write_videos(clips: Sequence[ClipSpec], folder: Path, seed: int, workers: int) -> None:
+    """Writes the clips that are not there yet, on `workers` processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = {entry.name for entry in os.scandir(folder)}
+    todo = [clip for clip in clips if f"{clip.video}.mp4" not in done]
+    write = partial(write_clip, folder=folder, seed=seed)
+    if workers == 1 or len(todo) < 2:
+        for clip in progress(todo, "draw clips"):
+            write(clip)
+        return
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(todo))) as pool:
+        for _ in progress(pool.imap_unordered(write, todo, chunksize=8), "draw clips", total=len(todo)):
+            pass
+
+
+def _write_annotations(clips: Sequence[ClipSpec], out: Path) -> None:
+    """The csv of every split, `MSRVTT_data.json`, `relevance.json` and the licence of the pictures.
+
+    `relevance.json`: "captions" maps video id -> sentence id -> 0 or 1 per second, "content" maps video id -> the
+    seconds that show an emoji at all.
+    """
+    videos, sentences = [], []
+    captions: dict[str, dict[str, list[int]]] = {}
+    for clip in clips:
+        videos.append({"video_id": clip.video, "id": clip.number, "split": clip.split})
+        captions[clip.video] = {}
+        for sentence in clip.sentences:
+            captions[clip.video][str(len(sentences))] = clip.relevance(sentence)
+            sentences.append({"video_id": clip.video, "sen_id": len(sentences), "caption": sentence.text})
+    truth = {"captions": captions, "content": {clip.video: clip.content() for clip in clips}}
+    write_json(out / "MSRVTT_data.json", {"videos": videos, "sentences": sentences})
+    with published(out / "relevance.json") as file:
+        file.write(canonical_json(truth))
+    with published(out / "LICENSE-twemoji.txt") as file:
+        file.write(ATTRIBUTION.encode())
+    for split in SPLITS:
+        lines = ["video_id", *(clip.video for clip in clips if clip.split == split)]
+        with published(out / f"{split}.csv") as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())

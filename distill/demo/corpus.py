@@ -1,0 +1,283 @@
+"""The script of the demo: which clips there are, what is said of them, and what is true of every second.
+
+A clip is twelve seconds: one or two shots, in each of which an emoji makes one of eight motions on one of eight
+backgrounds, and filler between them. Clips come in families of four that share an emoji and mostly draw the partner of
+a two-shot clip from the same two, so that a caption's nearest wrong answers differ in one word.
+
+Splits are by combination: for every emoji the 64 (motion, background) pairs are dealt out to train, val and test, so no
+shot of a gallery occurs in training, though all of its words do. A tenth of the emoji occurs in `unseen` only. Within a
+gallery a caption is kept only if no other clip of that gallery makes it true; every clip keeps at least one.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from distill.demo.emoji import EMOJI, Emoji
+from distill.errors import ExpectedError
+
+SECONDS = 12
+BACKGROUNDS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "gray")
+MOTIONS = {  # singular -> plural
+    "slides left": "slide left",
+    "slides right": "slide right",
+    "rises": "rise",
+    "falls": "fall",
+    "grows": "grow",
+    "shrinks": "shrink",
+    "spins": "spin",
+    "bounces": "bounce",
+}
+FILLERS = ("title card", "camera noise", "empty background", "fade", "logo")
+SPLITS = {"train": 1.0, "val": 0.15, "test": 0.5, "unseen": 0.1}  # clips, as a share of the training clips
+DEALT = {"train": 38, "val": 7, "test": 19}  # of an emoji's 64 combinations
+HELD_OUT = 0.1  # of the emoji
+FAMILY = 4
+ROUNDS = 200  # of redrawing gallery clips whose captions are all ambiguous
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a caption says of one shot; None is left unsaid."""
+
+    emoji: Emoji
+    motion: str | None = None
+    background: str | None = None
+
+    def holds(self, shot: "Shot") -> bool:
+        """Whether the shot shows what is claimed."""
+        return (
+            self.emoji == shot.emoji
+            and self.motion in (None, shot.motion)
+            and self.background in (None, shot.background)
+        )
+
+
+@dataclass(frozen=True)
+class Shot:
+    """`seconds` seconds from `start` in which an emoji moves over a background."""
+
+    emoji: Emoji
+    motion: str
+    background: str
+    start: int
+    seconds: int
+
+
+@dataclass(frozen=True)
+class Filler:
+    """`seconds` seconds from `start` that no caption speaks of."""
+
+    kind: str
+    start: int
+    seconds: int
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A caption and what it claims, shot by shot in the order of the clip."""
+
+    text: str
+    claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """One clip to draw: its number in the corpus, split, shots and fillers, and its captions."""
+
+    number: int
+    split: str
+    shots: tuple[Shot, ...]
+    fillers: tuple[Filler, ...]
+    sentences: tuple[Sentence, ...]
+
+    @property
+    def video(self) -> str:
+        """The id, as MSR-VTT writes it."""
+        return f"video{self.number}"
+
+    def makes_true(self, claims: Sequence[Claim]) -> bool:
+        """Whether the shots satisfy the claims, in their order."""
+        return any(
+            all(claim.holds(shot) for claim, shot in zip(claims, shots, strict=True))
+            for shots in itertools.combinations(self.shots, len(claims))
+        )
+
+    def relevance(self, sentence: Sentence) -> list[int]:
+        """Per second: 1 where a shot that the sentence speaks of is on screen."""
+        seconds = [0] * SECONDS
+        for shot in self.shots:
+            if any(claim.holds(shot) for claim in sentence.claims):
+                seconds[shot.start : shot.start + shot.seconds] = [1] * shot.seconds
+        return seconds
+
+    def content(self) -> list[int]:
+        """The seconds that show a shot, whatever is said of it."""
+        return [second for shot in self.shots for second in range(shot.start, shot.start + shot.seconds)]
+
+
+def plan(num_clips: int, seed: int) -> list[ClipSpec]:
+    """The whole corpus for `num_clips` training clips: train, val, test, unseen, numbered in this order."""
+    rng = np.random.default_rng([seed, 0])
+    shuffled = [EMOJI[place] for place in rng.permutation(len(EMOJI))]
+    num_held = round(HELD_OUT * len(EMOJI))
+    held, seen = shuffled[:num_held], shuffled[num_held:]
+    hands = {emoji: _deal(rng) for emoji in seen}
+    every = [(motion, background) for motion in MOTIONS for background in BACKGROUNDS]
+    corpus: list[ClipSpec] = []
+    for split, share in SPLITS.items():
+        actors = {emoji: every for emoji in held} if split == "unseen" else {e: hands[e][split] for e in seen}
+        gallery = _Split(split, actors, rng).draw(max(1, round(share * num_clips)))
+        corpus += [replace(clip, number=len(corpus) + place) for place, clip in enumerate(gallery)]
+    return corpus
+
+
+def describe(emoji: Emoji, motion: str | None, background: str | None) -> str:
+    """ "a red apple spins on a green background", or as much of it as is given."""
+    verb = "" if motion is None else f" {MOTIONS[motion] if emoji.plural else motion}"
+    return f"{emoji.phrase}{verb}{'' if background is None else f' on {on(background)}'}"
+
+
+def on(background: str) -> str:
+    """ "a teal background" """
+    return f"{'an' if background[0] in 'aeiou' else 'a'} {background} background"
+
+
+def _deal(rng: np.random.Generator) -> dict[str, list[tuple[str, str]]]:
+    """One emoji's (motion, background) pairs, dealt out to the splits."""
+    pairs = list(itertools.product(MOTIONS, BACKGROUNDS))
+    shuffled = iter([pairs[place] for place in rng.permutation(len(pairs))])
+    return {split: list(itertools.islice(shuffled, count)) for split, count in DEALT.items()}
+
+
+class _Split:
+    """Draws the clips of one split from the actors and combinations that belong to it."""
+
+    def __init__(self, name: str, actors: dict[Emoji, list[tuple[str, str]]], rng: np.random.Generator):
+        self.name = name
+        self.actors = actors
+        self.names = list(actors)
+        self.rng = rng
+
+    def draw(self, count: int) -> list[ClipSpec]:
+        """`count` clips; those of a gallery without their ambiguous captions."""
+        clips: list[ClipSpec] = []
+        while len(clips) < count:
+            lead, *partners = self._pick(3)
+            clips += [self._clip(lead, partners) for _ in range(min(FAMILY, count - len(clips)))]
+        return clips if self.name == "train" else self._unambiguous(clips)
+
+    def _unambiguous(self, clips: list[ClipSpec]) -> list[ClipSpec]:
+        """Redraws clips that other clips leave without a caption, then drops the ambiguous captions of the rest."""
+        for _ in range(ROUNDS):
+            kept = list(_own_sentences(clips))
+            bare = [place for place, sentences in enumerate(kept) if not sentences]
+            if not bare:
+                return [replace(clip, sentences=tuple(own)) for clip, own in zip(clips, kept, strict=True)]
+            for place in bare:
+                lead, *partners = self._pick(3)
+                clips[place] = self._clip(lead, partners)
+        raise ExpectedError(
+            f"{len(clips)} {self.name} clips are more than can be told apart by captions; ask for fewer --clips"
+        )
+
+    def _clip(self, lead: Emoji, partners: Sequence[Emoji]) -> ClipSpec:
+        rng = self.rng
+        if rng.random() < 0.4:
+            cast, lengths = [lead], [int(rng.integers(3, 6))]
+        else:
+            partner = partners[rng.integers(len(partners))] if rng.random() < 0.6 else self._pick(1, but=lead)[0]
+            cast = [lead, partner] if rng.random() < 0.5 else [partner, lead]
+            lengths = [int(length) for length in rng.integers(3, 5, size=2)]
+        gaps = self._gaps(SECONDS - sum(lengths), len(cast))
+        shots: list[Shot] = []
+        fillers: list[Filler] = []
+        now = 0
+        for place, gap in enumerate(gaps):
+            fillers += self._fill(now, gap)
+            now += gap
+            if place < len(cast):
+                actions = self.actors[cast[place]]
+                motion, background = actions[rng.integers(len(actions))]
+                shots.append(Shot(cast[place], motion, background, now, lengths[place]))
+                now += lengths[place]
+        sentences = self._one_shot(*shots) if len(shots) == 1 else self._two_shot(*shots)
+        return ClipSpec(0, self.name, tuple(shots), tuple(fillers), sentences)
+
+    def _pick(self, count: int, but: Emoji | None = None) -> list[Emoji]:
+        picked = self.rng.choice(len(self.names), size=count + 1, replace=False)
+        return [self.names[place] for place in picked if self.names[place] != but][:count]
+
+    def _gaps(self, spare: int, num_shots: int) -> list[int]:
+        """Filler seconds before, between and after the shots; two shots never touch."""
+        gaps = np.bincount(self.rng.integers(num_shots + 1, size=spare), minlength=num_shots + 1)
+        if num_shots == 2 and gaps[1] == 0:
+            donor = int(gaps.argmax())
+            gaps[donor] -= 1
+            gaps[1] += 1
+        return [int(gap) for gap in gaps]
+
+    def _fill(self, start: int, seconds: int) -> list[Filler]:
+        """Runs of one to three seconds of one kind each."""
+        runs: list[Filler] = []
+        while seconds:
+            run = min(seconds, int(self.rng.integers(1, 4)))
+            kinds = [kind for kind in FILLERS if not runs or kind != runs[-1].kind]
+            runs.append(Filler(kinds[self.rng.integers(len(kinds))], start, run))
+            start, seconds = start + run, seconds - run
+        return runs
+
+    def _one_shot(self, shot: Shot) -> tuple[Sentence, ...]:
+        """All of it in two wordings, and a part."""
+        whole = _claim(shot)
+        turned = f"on {on(shot.background)} {describe(shot.emoji, shot.motion, None)}"
+        return (_sentence(whole), Sentence(turned, (whole,)), _sentence(self._part(shot)))
+
+    def _two_shot(self, first: Shot, second: Shot) -> tuple[Sentence, ...]:
+        """The first, the second, both in order, and one more way to say both."""
+        both = (_claim(first), replace(_claim(second), background=None))
+        alone = [_claim(shot) if self.rng.random() < 0.6 else self._part(shot) for shot in (first, second)]
+        sentences = [_sentence(claim) for claim in alone]
+        sentences.append(Sentence(f"{_say(both[0])}, then {_say(both[1])}", both))
+        if self.rng.random() < 0.5:
+            claims = (Claim(first.emoji), Claim(second.emoji))
+            sentences.append(Sentence(f"{first.emoji.phrase} and then {second.emoji.phrase}", claims))
+        else:
+            claims = (Claim(first.emoji, first.motion), _claim(second))
+            sentences.append(Sentence(f"{_say(claims[1])} after {_say(claims[0])}", claims))
+        return tuple(sentences)
+
+    def _part(self, shot: Shot) -> Claim:
+        """The shot without its motion or without its background."""
+        return replace(_claim(shot), **{("motion", "background")[self.rng.integers(2)]: None})
+
+
+def _claim(shot: Shot) -> Claim:
+    return Claim(shot.emoji, shot.motion, shot.background)
+
+
+def _say(claim: Claim) -> str:
+    return describe(claim.emoji, claim.motion, claim.background)
+
+
+def _sentence(claim: Claim) -> Sentence:
+    return Sentence(_say(claim), (claim,))
+
+
+def _own_sentences(clips: Sequence[ClipSpec]) -> Iterable[list[Sentence]]:
+    """Of every clip, the sentences that no other clip makes true."""
+    showing: dict[Emoji, list[ClipSpec]] = defaultdict(list)
+    for clip in clips:
+        for emoji in {shot.emoji for shot in clip.shots}:
+            showing[emoji].append(clip)
+    for clip in clips:
+        yield [
+            sentence
+            for sentence in clip.sentences
+            if not any(
+                other is not clip and other.makes_true(sentence.claims) for other in showing[sentence.claims[0].emoji]
+            )
+        ]

@@ -1,0 +1,183 @@
+"""The camera of the demo: a clip's script becomes 48 frames of 64 x 64 pixels, four per second.
+
+Shots and fillers begin on whole seconds, so a sampler that looks once a second sees twelve moments of known content;
+every motion can be told from its whole seconds alone (a spin turns 80 degrees a second, a bounce is up on one second
+and down on the next). Everything is drawn with Pillow and a random generator that depends on the seed and the clip's
+number only.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from distill.demo.corpus import BACKGROUNDS, SECONDS, ClipSpec, Filler, Shot
+from distill.demo.emoji import sprite
+
+SIZE = 64
+FPS = 4
+NOISE = 2.0  # grey levels, of every frame; more makes the files much larger
+STATIC = 5.0  # grey levels, of the camera-noise filler
+COLOURS = dict(
+    zip(
+        BACKGROUNDS,
+        (
+            (200, 62, 58),
+            (228, 140, 52),
+            (232, 214, 92),
+            (84, 160, 76),
+            (48, 158, 156),
+            (66, 104, 196),
+            (136, 82, 172),
+            (142, 142, 142),
+        ),
+        strict=True,
+    )
+)
+CARDS = ((24, 24, 32), (236, 232, 222), (40, 44, 78), (58, 36, 36), (30, 52, 44))
+INKS = ((240, 240, 240), (40, 40, 48), (250, 214, 90), (240, 200, 200), (190, 230, 200))  # one per card
+LOGOS = 6
+
+
+def draw_clip(clip: ClipSpec, seed: int) -> np.ndarray:
+    """The frames of a clip, uint8 [time, height, width, rgb]."""
+    rng = np.random.default_rng([seed, 1, clip.number])
+    frames = np.zeros((SECONDS * FPS, SIZE, SIZE, 3), dtype=np.float32)
+    for part in sorted((*clip.shots, *clip.fillers), key=lambda part: part.start):
+        images = _shot(part, rng) if isinstance(part, Shot) else _filler(part, rng)
+        for number, image in enumerate(images, part.start * FPS):
+            frames[number] = image
+    return add_noise(frames, NOISE, rng)
+
+
+def add_noise(frames: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Frames [..., height, width, rgb] with grey noise of standard deviation `strength`, rounded to uint8."""
+    noise = rng.standard_normal(frames.shape[:-1], dtype=np.float32)
+    return (frames + strength * noise[..., None] + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def backdrop(background: str, rng: np.random.Generator) -> Image.Image:
+    """A background of the named colour, a little lighter or darker, with a slight gradient in some direction."""
+    colour = np.array(COLOURS[background], dtype=np.float32) * rng.uniform(0.92, 1.08)
+    return _gradient(colour, rng)
+
+
+def paste(image: Image.Image, char: str, x: float, y: float, size: float, angle: float) -> None:
+    """Puts an emoji on `image`, centred at (x, y), its longer side `size` pixels, turned by `angle` degrees."""
+    picture = sprite(char)
+    scale = size / max(picture.size)
+    if angle:  # turned before it is made smaller, which keeps the edges clean
+        picture = picture.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    image.paste(picture, (round(x - width / 2), round(y - height / 2)), picture)
+
+
+def _gradient(colour: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    direction, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.12)
+    ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    shade = 1 + strength * (math.cos(direction) * ramp[None, :] + math.sin(direction) * ramp[:, None])
+    return Image.fromarray((shade[..., None] * colour).clip(0, 255).astype(np.uint8))
+
+
+def _shot(shot: Shot, rng: np.random.Generator) -> Iterator[Image.Image]:
+    ground = backdrop(shot.background, rng)
+    x, y = 32 + rng.uniform(-3, 3, size=2)
+    size, angle, sign = rng.uniform(32, 38), rng.uniform(-8, 8), 1 if rng.random() < 0.5 else -1
+    count = shot.seconds * FPS
+    for number in range(count):
+        image = ground.copy()
+        paste(image, shot.emoji.char, *_pose(shot.motion, x, y, size, angle, sign, number / (count - 1), number / FPS))
+        yield image
+
+
+def _pose(
+    motion: str, x: float, y: float, size: float, angle: float, sign: int, done: float, second: float
+) -> tuple[float, float, float, float]:
+    """Where the emoji is (x, y, size, angle) when the share `done` of the shot, or `second` seconds, have passed."""
+    travel = 40 * (done - 0.5)
+    match motion:
+        case "slides left":
+            return 32 - travel, y, size, angle
+        case "slides right":
+            return 32 + travel, y, size, angle
+        case "rises":
+            return x, 32 - travel, size, angle
+        case "falls":
+            return x, 32 + travel, size, angle
+        case "grows":
+            return x, y, 18 + 32 * done, angle
+        case "shrinks":
+            return x, y, 50 - 32 * done, angle
+        case "spins":
+            return x, y, size, angle + sign * 80 * second
+        case "bounces":
+            return x, 32 + sign * 14 * math.cos(math.pi * second), size, angle
+    raise AssertionError(f"no such motion: {motion}")
+
+
+def _filler(filler: Filler, rng: np.random.Generator) -> Iterator[Image.Image | np.ndarray]:
+    count = filler.seconds * FPS
+    match filler.kind:
+        case "title card":
+            still = _title_card(rng)
+        case "logo":
+            still = _logo(rng)
+        case "empty background":
+            still = backdrop(BACKGROUNDS[rng.integers(len(BACKGROUNDS))], rng)
+        case "fade":
+            colour = np.asarray(backdrop(BACKGROUNDS[rng.integers(len(BACKGROUNDS))], rng), dtype=np.float32)
+            backwards = rng.random() < 0.5
+            for number in range(count):
+                light = number / (count - 1)
+                yield colour * (light if backwards else 1 - light)
+            return
+        case "camera noise":
+            grey = np.full((SIZE, SIZE, 3), rng.uniform(30, 110), dtype=np.float32)
+            for _ in range(count):
+                yield add_noise(grey, STATIC, rng)
+            return
+        case _:
+            raise AssertionError(f"no such filler: {filler.kind}")
+    yield from (still for _ in range(count))
+
+
+def _title_card(rng: np.random.Generator) -> Image.Image:
+    """Two to four lines of "text" in the middle of a plain card."""
+    card = int(rng.integers(len(CARDS)))
+    image = Image.new("RGB", (SIZE, SIZE), CARDS[card])
+    pen = ImageDraw.Draw(image)
+    lines = int(rng.integers(2, 5))
+    top = 32 - 5 * lines
+    for line in range(lines):
+        left, right = 32 - int(rng.integers(10, 27)), 32 + int(rng.integers(10, 27))
+        while left < right:
+            word = min(right, left + int(rng.integers(4, 12)))
+            pen.rectangle((left, top + 10 * line + 2, word, top + 10 * line + 6), fill=INKS[card])
+            left = word + 3
+    return image
+
+
+def _logo(rng: np.random.Generator) -> Image.Image:
+    """One of six marks of an imaginary studio, on a plain card."""
+    card, colour = int(rng.integers(len(CARDS))), tuple(COLOURS[BACKGROUNDS[rng.integers(len(BACKGROUNDS))]])
+    image = Image.new("RGB", (SIZE, SIZE), CARDS[card])
+    pen = ImageDraw.Draw(image)
+    match int(rng.integers(LOGOS)):
+        case 0:
+            pen.ellipse((16, 16, 48, 48), outline=colour, width=6)
+        case 1:
+            pen.polygon([(32, 13), (51, 47), (13, 47)], fill=colour)
+        case 2:
+            pen.polygon([(32, 12), (52, 32), (32, 52), (12, 32)], outline=colour, width=5)
+        case 3:
+            for left in (14, 28, 42):
+                pen.rectangle((left, 60 - left, left + 8, 50), fill=colour)
+        case 4:
+            pen.ellipse((12, 20, 36, 44), fill=colour)
+            pen.ellipse((28, 20, 52, 44), outline=INKS[card], width=3)
+        case 5:
+            pen.rectangle((27, 12, 37, 52), fill=colour)
+            pen.rectangle((12, 27, 52, 37), fill=colour)
+    return image

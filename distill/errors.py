@@ -1,0 +1,35 @@
+"""Errors that a user can cause and mend, and the door that shows them as one line.
+
+Everything that bad input can cause raises `ExpectedError` (or a subclass): what, where, expected, found, what to do
+next. Our own invariants are `assert`s and keep their traceback.
+"""
+
+import sys
+from collections.abc import Callable
+
+
+class ExpectedError(Exception):
+    """Something the user can mend; shown as one line, exit code 2."""
+
+
+class RecipeError(ExpectedError):
+    """A recipe says something it cannot mean."""
+
+
+class ArtefactError(ExpectedError):
+    """A folder of shards, labels, a release, a gallery or a checkpoint is damaged, stale or of another kind."""
+
+
+class VideoError(ExpectedError):
+    """One video cannot be used; packing reports it by id and goes on."""
+
+
+def door(main: Callable[[], None]) -> None:
+    """Runs a command: an `ExpectedError` becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except ExpectedError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

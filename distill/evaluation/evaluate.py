@@ -1,0 +1,103 @@
+"""Scores a model on a frame set: every video and caption encoded once, shared over all processes, ranks both ways."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from distill import comm
+from distill.data.frames import FrameSet
+from distill.data.loader import VideoDataset, load_batches
+from distill.data.tokens import Tokenizer
+from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
+from distill.model.features import Features, TextFeatures, VideoFeatures
+
+VIDEO_BATCH = 64
+TEXT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Ranks (from 0) and what they amount to: `metrics["t2v"]["R@1"]` in percent, `MdR` and `MnR` from 1."""
+
+    t2v: Int[Tensor, " text"]
+    v2t: Int[Tensor, " video"]
+    video_of_text: Int[Tensor, " text"]
+    metrics: dict[str, dict[str, float]]
+
+
+def evaluate(
+    model: nn.Module,
+    frames: FrameSet,
+    tokenizer: Tokenizer,
+    num_frames: int,
+    *,
+    bf16: bool = False,
+    stems: Tensor | None = None,
+    workers: int = 0,
+) -> Scores:
+    """Ranks of all captions of `frames` against all its videos. A collective: all ranks return the same scores."""
+    device = comm.device()
+    training = model.training
+    model.eval()
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        text = encode_texts(model, [c.text for video in frames.videos for c in video.captions], tokenizer)
+        video = encode_videos(model, frames, num_frames, stems=stems, workers=workers)
+    similarity = score(model, text, video)
+    model.train(training)
+    captions = torch.tensor([len(video.captions) for video in frames.videos])
+    video_of_text = torch.arange(len(frames)).repeat_interleave(captions)
+    t2v, v2t = ranks_t2v(similarity, video_of_text), ranks_v2t(similarity, video_of_text)
+    return Scores(t2v, v2t, video_of_text, {"t2v": summarise(t2v), "v2t": summarise(v2t)})
+
+
+def encode_texts(model: nn.Module, texts: list[str], tokenizer: Tokenizer) -> TextFeatures:
+    """Features of all texts, on this process's device; each process encodes its share."""
+    device, parts = comm.device(), []
+    for rows in _chunks(comm.share(len(texts)), TEXT_BATCH):
+        ids = torch.from_numpy(tokenizer([texts[row] for row in rows])).to(device)
+        parts.append(model.encode_text(ids))
+    return _gather(TextFeatures.cat(parts), len(texts))
+
+
+def encode_videos(
+    model: nn.Module, frames: FrameSet, num_frames: int, *, stems: Tensor | None = None, workers: int = 0
+) -> VideoFeatures:
+    """Features of all videos, on this process's device; `stems` are the frozen stem's outputs, if cached."""
+    device, parts = comm.device(), []
+    batches = list(_chunks(comm.share(len(frames)), VIDEO_BATCH))
+    if stems is not None:
+        counts = torch.tensor([len(video.timestamps) for video in frames.videos])
+        for rows in batches:
+            real = torch.arange(num_frames) < counts[rows, None]
+            parts.append(model.encode_video(stems[rows].to(device), real.to(device)))
+    else:
+        for pixels, real in load_batches(VideoDataset(frames, num_frames), batches, workers):
+            parts.append(model.encode_video(pixels.to(device), real.to(device)))
+    return _gather(VideoFeatures.cat(parts), len(frames))
+
+
+def score(model: nn.Module, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+    """The model's similarity of every text with every video, fp32; each process scores its share of the rows."""
+    rows = comm.share(len(text))
+    with torch.no_grad():
+        mine = torch.cat([model.similarity(text[torch.tensor(part)], video) for part in _chunks(rows, TEXT_BATCH)])
+    return comm.gather_rows(mine.float(), len(text)).cpu()
+
+
+def _gather(features: Features, total: int):
+    tables = {name: comm.gather_rows(_plain(value), total) for name, value in features.tensors().items()}
+    if "real" in tables:
+        tables["real"] = tables["real"].bool()
+    return type(features)(**tables)
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value.to(torch.uint8)
+
+
+def _chunks(rows: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

@@ -1,0 +1,1 @@
+"""Losses as pure functions of tensors that are already global in size."""

@@ -1,0 +1,54 @@
+"""Attentive frame aggregation: learned frame relevance that pools frames into one vector (TeachCLIP, AFA).
+
+Frames [video, frame, dim] go in; the pooled vector [video, dim] and the raw relevance [video, frame] come out. The
+relevance pools at temperature 0.1, and the fine loss reads the same scores at temperature 1.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.config import Config
+from distill.model.similarity import unit
+
+# Relevance of a padded frame under `mask_padding`. Far below any real score, so its softmax weight is exactly 0 in
+# float32; finite, so its log-softmax is finite and 0 * log 0 in the fine loss is 0, where -inf would give NaN.
+PADDED_RELEVANCE = -1e4
+
+
+class AfaConfig(Config):
+    """How frames are pooled. `mask_padding: false` is what the authors' code does: padded frames take part in both
+    softmaxes (a 3-frame video padded to 12 starts with three quarters of its weight on padding)."""
+
+    pool_temperature: float = Field(default=0.1, gt=0)
+    mask_padding: bool = False
+
+
+class AttentiveFrameAggregation(nn.Module):
+    """Weighs frames by a learned relevance and pools them into one video vector (TeachCLIP, AFA)."""
+
+    def __init__(self, dim: int, config: AfaConfig):
+        super().__init__()
+        self.score = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
+        self.pool_temperature = config.pool_temperature
+        self.mask_padding = config.mask_padding
+        for layer in (self.score[0], self.score[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, frames: Float[Tensor, "video frame dim"], real: Bool[Tensor, "video frame"]
+    ) -> tuple[Float[Tensor, "video dim"], Float[Tensor, "video frame"]]:
+        """Pooled vectors (unit frames, weighted; not normalised again) and raw relevance, in float32 or better.
+
+        With `mask_padding` the fine loss must be given `real` as well, or the teacher's weight on a padded frame
+        would be multiplied by a log-probability of -1e4.
+        """
+        relevance = self.score(frames).squeeze(-1)
+        relevance = relevance.to(torch.promote_types(relevance.dtype, torch.float32))
+        if self.mask_padding:
+            relevance = relevance.masked_fill(~real, PADDED_RELEVANCE)
+        weights = (relevance / self.pool_temperature).softmax(-1)
+        vector = (weights.unsqueeze(-1) * unit(frames)).sum(1)
+        return vector, relevance

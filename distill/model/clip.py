@@ -1,0 +1,331 @@
+"""CLIP's two towers and its logit scale, built from open_clip's own layers.
+
+Pixels or stem tokens go in at `VisionTower`, token ids at `TextTower`; both give features of size `dim` that are not
+normalised. Decisions:
+
+* A tower reads its parameters only inside `forward`, so each tower must be *called*; methods that look like a second
+  entrance (`stem`) go through the call. (Under ZeRO-3 a parameter exists only there.)
+* What is frozen and comes before the first trained block is the *stem*. It never changes, so callers may compute its
+  tokens once, store them, and pass those in place of pixels.
+* The projected class token is all that is used, so the last block computes only that one query.
+* Padded frames are images of zeros *after* normalisation (mid-grey), as CLIP4Clip's loaders produce them.
+"""
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from open_clip.pretrained import get_pretrained_cfg
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from distill.config import Config
+from distill.errors import RecipeError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+PLAIN_TOP = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+PLAIN_VISION = ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio")
+PLAIN_TEXT = ("context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio")
+
+Images = UInt8[Tensor, "image 3 row column"] | Float[Tensor, "image 3 row column"]
+Video = UInt8[Tensor, "video frame 3 row column"] | Float[Tensor, "video frame 3 row column"]
+VideoTokens = Float[Tensor, "video frame token width"]  # what `Clip.frames_to_stem` gives
+
+
+class ClipConfig(Config):
+    """Which CLIP, with which weights, and how much of it is trained.
+
+    `freeze_vision` / `freeze_text`: null trains everything; n is CLIP4Clip's rule: of that tower only the last norm,
+    the projection and the blocks from the n-th on are trained (0 freezes the embeddings alone).
+    """
+
+    model: str  # an open_clip architecture, or a folder with open_clip_config.json
+    weights: str = "folder"  # "folder": open_clip_model.safetensors beside it; "random"; or an open_clip tag
+    freeze_vision: int | None = Field(default=None, ge=0)
+    freeze_text: int | None = Field(default=None, ge=0)
+
+
+def normalise(frames: UInt8[Tensor, "*image 3 row column"]) -> Float[Tensor, "*image 3 row column"]:
+    """Pixels 0..255 to what CLIP was trained on, in float32."""
+    mean, std = torch.tensor([CLIP_MEAN, CLIP_STD], device=frames.device).view(2, 3, 1, 1)
+    return (frames.float() / 255 - mean) / std
+
+
+class VisionTower(nn.Module):
+    """A plain ViT: images to the projected class token."""
+
+    def __init__(self, vit: open_clip.transformer.VisionTransformer, freeze: int | None):
+        super().__init__()
+        self.conv1 = vit.conv1
+        self.class_embedding = vit.class_embedding
+        self.positional_embedding = vit.positional_embedding
+        self.ln_pre = vit.ln_pre
+        self.transformer = vit.transformer
+        self.ln_post = vit.ln_post
+        self.proj = vit.proj
+        self.num_frozen = freeze
+        if freeze is not None:
+            _freeze(self, freeze, head=("ln_post.", "proj"), where="clip.freeze_vision")
+
+    def forward(
+        self, frames: Images | Float[Tensor, "image token width"], stem_only: bool = False
+    ) -> Float[Tensor, "image dim"] | Float[Tensor, "image token width"]:
+        """Features of pixels (uint8, or float and normalised) or of stem tokens; or the stem tokens themselves."""
+        frozen, dtype = self.num_frozen, self.conv1.weight.dtype
+        blocks = self.transformer.resblocks
+        if frames.ndim == 4:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and frozen is None):
+                tokens = self._embed(normalise(frames) if frames.dtype == torch.uint8 else frames, dtype)
+                for block in blocks[: frozen or 0]:
+                    tokens = block(tokens)
+        else:
+            assert frozen is not None, "only a tower with frozen layers has a stem"
+            tokens = frames
+        tokens = tokens.to(dtype)
+        if stem_only:
+            return tokens
+        rest = blocks[frozen or 0 :]
+        for block in rest[:-1]:
+            tokens = block(tokens)
+        classes = _class_token_block(rest[-1], tokens) if len(rest) else tokens[:, :1]
+        return self.ln_post(classes[:, 0]) @ self.proj
+
+    def stem(self, frames: Images) -> Float[Tensor, "image token width"]:
+        """Tokens after everything frozen: compute once, store, and pass in place of pixels."""
+        assert self.num_frozen is not None, "only a tower with frozen layers has a stem"
+        return self(frames, stem_only=True)
+
+    def _embed(self, pixels: Float[Tensor, "image 3 row column"], dtype: torch.dtype) -> Tensor:
+        patches = self.conv1(pixels.to(dtype)).flatten(2).transpose(1, 2)  # image patch width
+        classes = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        return self.ln_pre(torch.cat([classes, patches], dim=1) + self.positional_embedding.to(patches.dtype))
+
+
+class TextTower(nn.Module):
+    """A causal transformer: token ids to the feature of the sentence and of every word."""
+
+    def __init__(self, clip: open_clip.CLIP, freeze: int | None):
+        super().__init__()
+        self.token_embedding = clip.token_embedding
+        self.positional_embedding = clip.positional_embedding
+        self.transformer = clip.transformer
+        self.ln_final = clip.ln_final
+        self.text_projection = clip.text_projection
+        self.register_buffer("causal_mask", clip.attn_mask, persistent=False)
+        self.context, self.width = clip.positional_embedding.shape
+        self.layers = len(clip.transformer.resblocks)
+        self.heads = clip.transformer.resblocks[0].attn.num_heads
+        if freeze is not None:
+            _freeze(self, freeze, head=("ln_final.", "text_projection"), where="clip.freeze_text")
+
+    def forward(
+        self, ids: Int[Tensor, "text word"]
+    ) -> tuple[Float[Tensor, "text dim"], Float[Tensor, "text word dim"]]:
+        """The feature at the end-of-text token (the largest id), and the feature at every position.
+
+        Ids may be shorter than CLIP's context: attention is causal, so what follows the end changes nothing before it.
+        """
+        num_words = ids.shape[1]
+        if num_words > self.context:
+            raise RecipeError(f"captions of {num_words} tokens do not fit CLIP's text tower of {self.context}")
+        words = self.token_embedding(ids) + self.positional_embedding[:num_words]
+        for block in self.transformer.resblocks:
+            words = block(words, attn_mask=self.causal_mask[:num_words, :num_words])
+        words = self.ln_final(words) @ self.text_projection
+        sentence = words[torch.arange(len(ids), device=ids.device), ids.argmax(-1)]
+        return sentence, words
+
+
+class LogitScale(nn.Module):
+    """Turns cosines into logits by exp(log). Training caps `log` at `MAX_LOG` after every step, as CLIP does."""
+
+    MAX_LOG = float(np.log(100))
+
+    def __init__(self, log: float = float(np.log(1 / 0.07))):
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor([log]))  # one element, not zero-dimensional: DeepSpeed needs an axis
+
+    def forward(self, similarity: Float[Tensor, "text video"]) -> Float[Tensor, "text video"]:
+        """exp(log) * similarity, in the precision of the similarity."""
+        return self.log.to(similarity.dtype).exp() * similarity
+
+
+class Clip(nn.Module):
+    """Both towers and the logit scale. `architecture` is all that `from_architecture` needs to build them again."""
+
+    def __init__(
+        self, clip: open_clip.CLIP, architecture: dict[str, Any], freeze_vision: int | None, freeze_text: int | None
+    ):
+        super().__init__()
+        self.visual = VisionTower(clip.visual, freeze_vision)
+        self.text = TextTower(clip, freeze_text)
+        self.logit_scale: LogitScale | None = LogitScale(clip.logit_scale.item())
+        self.architecture = architecture
+        self.dim: int = architecture["embed_dim"]
+        assert all(p.is_contiguous() and p.ndim for p in self.parameters()), "DeepSpeed refuses such parameters"
+
+    @classmethod
+    def from_config(cls, config: ClipConfig) -> "Clip":
+        """The towers a recipe asks for, with their weights."""
+        architecture = read_architecture(config)
+        if config.weights == "folder":
+            clip = _build(architecture)
+            _load(clip, Path(config.model) / WEIGHTS_FILE)
+        elif config.weights == "random":
+            clip = _build(architecture)
+        else:
+            clip = _fetch(config, architecture)
+        return cls(clip, architecture, config.freeze_vision, config.freeze_text)
+
+    @classmethod
+    def from_architecture(
+        cls, model_cfg: dict[str, Any], freeze_vision: int | None = None, freeze_text: int | None = None
+    ) -> "Clip":
+        """Towers of the same shape with random weights, to be filled from a state dict."""
+        architecture = plain_architecture(model_cfg, where="architecture")
+        return cls(_build(architecture), architecture, freeze_vision, freeze_text)
+
+    def encode_frames(
+        self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]
+    ) -> Float[Tensor, "video frame dim"]:
+        """Features of every frame, of pixels or stem tokens; padded frames are encoded as images of zeros."""
+        if frames.ndim == 5:
+            frames = _blank_padding(frames, real)
+        return self.visual(frames.flatten(0, 1)).unflatten(0, real.shape)
+
+    def frames_to_stem(self, frames: Video, real: Bool[Tensor, "video frame"]) -> VideoTokens:
+        """Stem tokens of every frame, padded ones included, that `encode_frames` takes in place of pixels."""
+        return self.visual.stem(_blank_padding(frames, real).flatten(0, 1)).unflatten(0, real.shape)
+
+    def take_logit_scale(self) -> LogitScale:
+        """Hands the logit scale over to a scoring head that stores its own, so a state dict holds it once."""
+        scale, self.logit_scale = self.logit_scale, None
+        assert scale is not None, "the logit scale has been taken already"
+        return scale
+
+
+def read_architecture(config: ClipConfig) -> dict[str, Any]:
+    """The open_clip `model_cfg` that a config names, checked; loads no weights and uses no network."""
+    folder = Path(config.model)
+    if folder.is_dir():
+        if config.weights not in ("folder", "random"):
+            raise RecipeError(
+                f"clip.weights: {config.weights!r} does not go with the folder {folder}; say folder or random"
+            )
+        return plain_architecture(_read_folder(folder, config.weights), where=str(folder / CONFIG_FILE))
+    architecture = open_clip.get_model_config(config.model) if ":" not in config.model else None
+    if architecture is None:
+        raise RecipeError(f"clip.model: {config.model!r} is neither a folder nor an architecture open_clip knows")
+    if config.weights == "folder":
+        raise RecipeError(f"clip.weights: folder, but clip.model {config.model!r} is no folder; say random or a tag")
+    architecture = plain_architecture(architecture, where=f"clip.model {config.model}")
+    if config.weights != "random":
+        _check_tag(config, architecture["quick_gelu"])
+    return architecture
+
+
+def plain_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, Any]:
+    """A copy of an open_clip `model_cfg` that is certain to be two plain transformers, or an error naming the key."""
+    parts = {"vision_cfg": (PLAIN_VISION, asdict(CLIPVisionCfg())), "text_cfg": (PLAIN_TEXT, asdict(CLIPTextCfg()))}
+    missing = [key for key in ("embed_dim", *parts) if key not in model_cfg]
+    if missing:
+        raise RecipeError(f"{where}: {missing[0]} is missing; expected an open_clip model_cfg")
+    odd = [key for key, value in model_cfg.items() if key not in PLAIN_TOP and value]
+    plain = {"quick_gelu": False} | {key: copy.deepcopy(model_cfg[key]) for key in PLAIN_TOP if key in model_cfg}
+    for part, (names, defaults) in parts.items():
+        table = plain[part]
+        odd += [f"{part}.{key}" for key, value in table.items() if key not in names and value != defaults.get(key)]
+        plain[part] = {key: table[key] for key in names if key in table}
+    if odd:
+        raise RecipeError(f"{where}: {', '.join(odd)}: only plain ViT and text transformers are supported")
+    if not isinstance(plain["vision_cfg"].get("layers", 12), int):
+        raise RecipeError(
+            f"{where}: vision_cfg.layers is a list, that is a ResNet; only plain ViT towers are supported"
+        )
+    return plain
+
+
+def _read_folder(folder: Path, weights: str) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if weights == "folder" and not (folder / WEIGHTS_FILE).is_file():
+        raise RecipeError(f"clip.model: {folder} holds no {WEIGHTS_FILE}; add it, or say clip.weights: random")
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"clip.model: {folder} holds no {CONFIG_FILE}") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get("model_cfg"), dict):
+        raise RecipeError(f"{path}: expected a mapping with a model_cfg")
+    return tree["model_cfg"]
+
+
+def _check_tag(config: ClipConfig, quick_gelu: bool) -> None:
+    """A tag must exist and be of the same activation: open_clip loads the wrong one without a word."""
+    tag = get_pretrained_cfg(config.model, config.weights)
+    if not tag:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.model)) or "none"
+        raise RecipeError(f"clip.weights: {config.model} has no weights {config.weights!r}; open_clip knows: {tags}")
+    if tag.get("quick_gelu", False) != quick_gelu:
+        other = f"{config.model}-quickgelu" if not quick_gelu else config.model.removesuffix("-quickgelu")
+        raise RecipeError(f"clip.model: {config.weights!r} was trained with another activation; use {other}")
+
+
+def _build(architecture: dict[str, Any]) -> open_clip.CLIP:
+    return open_clip.CLIP(**architecture, nonscalar_logit_scale=True)
+
+
+def _load(clip: open_clip.CLIP, path: Path) -> None:
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    state = {key: value.reshape(-1) if value.ndim == 0 else value for key, value in state.items()}
+    try:
+        clip.load_state_dict(state)
+    except RuntimeError as error:
+        raise RecipeError(f"{path}: does not fit {CONFIG_FILE} beside it: {error}") from None
+
+
+def _fetch(config: ClipConfig, architecture: dict[str, Any]) -> open_clip.CLIP:
+    try:
+        fetched = open_clip.create_model(config.model, pretrained=config.weights, nonscalar_logit_scale=True)
+    except (RuntimeError, OSError) as error:
+        raise RecipeError(f"clip.weights: {config.weights!r} of {config.model} cannot be fetched: {error}") from None
+    clip = _build(architecture)
+    clip.load_state_dict(fetched.state_dict())
+    return clip
+
+
+def _freeze(tower: nn.Module, first: int, *, head: tuple[str, ...], where: str) -> None:
+    """Leaves only the head and the blocks from `first` on trainable (CLIP4Clip's freeze_layer_num)."""
+    num_blocks = len(tower.transformer.resblocks)
+    if first > num_blocks:
+        raise RecipeError(f"{where}: {first} is more than the tower's {num_blocks} layers")
+    for name, parameter in tower.named_parameters():
+        in_block = name.startswith("transformer.resblocks.")
+        parameter.requires_grad = int(name.split(".")[2]) >= first if in_block else name.startswith(head)
+
+
+def _class_token_block(block: nn.Module, tokens: Float[Tensor, "image token width"]) -> Tensor:
+    """What a residual block does to the class token, exactly: it attends to all tokens, the others are left out."""
+    normed = block.ln_1(tokens)
+    classes = tokens[:, :1] + block.attn(normed[:, :1], normed, normed, need_weights=False)[0]
+    return classes + block.mlp(block.ln_2(classes))  # image 1 width
+
+
+def _blank_padding(frames: Video, real: Bool[Tensor, "video frame"]) -> Float[Tensor, "video frame 3 row column"]:
+    """Normalised frames, zero where padded."""
+    pixels = normalise(frames) if frames.dtype == torch.uint8 else frames
+    return pixels.masked_fill(~real[:, :, None, None, None], 0)

@@ -1,0 +1,54 @@
+"""What the towers return: the only things that travel between encoding, gathering, similarity and storage.
+
+Axes: text (captions or queries), video, word, frame, dim. `real` is True where a frame exists, False on padding.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Features:
+    """Named tensors that share their first axis; absent ones are None."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in named.items() if value is not None}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors().values())))
+
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        return type(self)(**{name: value[rows] for name, value in self.tensors().items()})
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same features on another device."""
+        return type(self)(**{name: value.to(device) for name, value in self.tensors().items()})
+
+    @classmethod
+    def cat(cls, parts: list[Self]) -> Self:
+        """Joins batches along their first axis."""
+        tables = [part.tensors() for part in parts]
+        return cls(**{name: torch.cat([table[name] for table in tables]) for name in tables[0]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFeatures(Features):
+    """Captions or queries after the text tower, not normalised."""
+
+    sentence: Float[Tensor, "text dim"]  # at the end-of-text token
+    words: Float[Tensor, "text word dim"] | None = None  # every position, start, end and padding included
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFeatures(Features):
+    """Videos after the video tower. `vector` is what a gallery stores."""
+
+    vector: Float[Tensor, "video dim"]
+    frames: Float[Tensor, "video frame dim"] | None = None  # per frame, not normalised
+    relevance: Float[Tensor, "video frame"] | None = None  # the model's own frame scores, before any softmax
+    real: Bool[Tensor, "video frame"] | None = None

@@ -1,0 +1,1 @@
+"""Galleries of video vectors, and ranking them for a query."""

@@ -1,0 +1,172 @@
+"""Trains a teacher or a student from one recipe, and leaves a release that people can load and search with.
+
+    deepspeed distill/run.py recipes/teachclip.yaml
+    torchrun --standalone --nproc_per_node 2 distill/run.py recipes/teachclip.yaml train.epochs=3
+    python distill/run.py recipes/xclip.yaml optim.lr=0.0005
+
+Everything after the recipe is `section.key=value`, read by the same strict reader. The run goes to runs/NAME. The same
+command continues an unfinished run from its last checkpoint; a finished one is left alone and NAME-2 begun.
+"""
+
+import pathlib
+import sys
+
+if not __package__:  # run by path: the repository root must be first, not distill/
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save
+
+import distill
+from distill import catalogue, comm, log
+from distill.config import dump_recipe, read_recipe
+from distill.data.frames import FrameSet
+from distill.data.labels import LabelSet
+from distill.data.tokens import Tokenizer, read_vocabulary
+from distill.errors import RecipeError, door
+from distill.evaluation.evaluate import Scores
+from distill.manifest import published, write_json
+from distill.model.clip import Clip
+from distill.recipe import Recipe
+from distill.release.card import model_card
+from distill.release.release import write_release
+from distill.training import engine
+from distill.training.loop import Job, score, train
+
+RECIPE = "recipe.yaml"
+logger = logging.getLogger("distill.run")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads the recipe, trains, tests once, releases."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="a YAML recipe, e.g. recipes/teachclip.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    args = parser.parse_args(argv)
+    log.setup(comm.rank())
+    recipe = read_recipe(args.recipe, args.overrides, Recipe)
+    started = time.time()
+    job_for, test = prepare(recipe)
+    engine.start()
+    folder = _run_folder(recipe)
+    job = job_for(folder)
+    logger.info(f"{recipe.model.kind} into {folder} on {comm.world_size()} process(es), {comm.device().type}")
+    weights = train(job)
+    scores = score(job, test, weights) if test is not None else None
+    if comm.rank() == 0:
+        _release(recipe, job, weights, scores, time.time() - started)
+    comm.close()
+
+
+def prepare(recipe: Recipe):
+    """Opens and checks everything a recipe names; returns what makes the job in a run folder, and the test frames."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if recipe.data.batch_size % world:
+        raise RecipeError(
+            f"data.batch_size: {recipe.data.batch_size} pairs cannot be shared equally by {world} processes; "
+            f"use a multiple of {world}"
+        )
+    verify = comm.rank() == 0
+    train_set, val_set = FrameSet(recipe.data.train, verify=verify), FrameSet(recipe.data.val, verify=verify)
+    test_set = FrameSet(recipe.data.test, verify=verify) if recipe.data.test else None
+    for frames in filter(None, (train_set, val_set, test_set)):
+        recipe.data.check(frames, str(frames.path))
+    labels = [LabelSet(path, train_set, verify=verify) for path in recipe.labels]
+    for label_set in labels:
+        if recipe.losses.coarse.weight:
+            label_set.require("features", "losses.coarse")
+        if recipe.losses.fine.weight:
+            label_set.require("relevance", "losses.fine")
+    interactions = [
+        catalogue.build_interaction(**label_set.interaction, weights=label_set.interaction_weights(), where=path)
+        for label_set, path in zip(labels, recipe.labels, strict=True)
+        if "features" in label_set.tiers
+    ]
+    torch.manual_seed(recipe.seed)
+    model = catalogue.build(recipe.model, Clip.from_config(recipe.model.clip))
+    tokenizer = Tokenizer(recipe.data.max_words, read_vocabulary(Path(recipe.model.clip.model)))
+
+    def job_for(folder: Path) -> Job:
+        return Job(
+            folder=folder,
+            seed=recipe.seed,
+            model=model,
+            interactions=interactions,
+            tokenizer=tokenizer,
+            train=train_set,
+            val=val_set,
+            labels=labels,
+            data=recipe.data,
+            losses=recipe.losses,
+            optim=recipe.optim,
+            config=recipe.train,
+        )
+
+    return job_for, test_set
+
+
+def _run_folder(recipe: Recipe) -> Path:
+    """The first of OUT/NAME, OUT/NAME-2, ... that is free or holds this very recipe's unfinished run."""
+    chosen: list[str | None] = [None]
+    if comm.rank() == 0:
+        text, number = dump_recipe(recipe), 1
+        while True:
+            folder = Path(recipe.out) / (recipe.name if number == 1 else f"{recipe.name}-{number}")
+            if not (folder / RECIPE).is_file():
+                with published(folder / RECIPE) as file:
+                    file.write(text.encode())
+                break
+            if (folder / RECIPE).read_text() == text and not (folder / "release").is_dir():
+                break
+            number += 1
+        chosen[0] = str(folder)
+    if comm.world_size() > 1:
+        dist.broadcast_object_list(chosen, src=0)
+    assert chosen[0] is not None
+    return Path(chosen[0])
+
+
+def _release(
+    recipe: Recipe, job: Job, weights: dict[str, torch.Tensor], scores: Scores | None, seconds: float
+) -> None:
+    metrics = scores.metrics if scores else {}
+    if scores:
+        ranks = {name: getattr(scores, name) for name in ("t2v", "v2t", "video_of_text")}
+        with published(job.folder / "test_ranks.safetensors") as file:
+            file.write(save(ranks))
+        write_json(job.folder / "test.json", metrics)
+    provenance = {
+        "recipe": recipe.model_dump(mode="json"),
+        "frames": {"train": job.train.manifest.id, "val": job.val.manifest.id},
+        "labels": [label_set.manifest.id for label_set in job.labels],
+        "test": metrics,
+        "seconds": round(seconds, 1),
+        "versions": {"distill": distill.__version__, "torch": torch.__version__},
+    }
+    release = job.folder / "release"
+    write_release(
+        release,
+        model_config=recipe.model,
+        architecture=job.model.clip.architecture,
+        weights=weights,
+        text={"max_words": recipe.data.max_words, "vocabulary": job.tokenizer.vocabulary},
+        frames={"sampler": job.train.manifest.config["sampler"], "size": job.train.size},
+        provenance=provenance,
+        card=model_card(recipe.name, recipe.model.kind, metrics, provenance),
+    )
+    logger.info(f"released {release}")
+    print(json.dumps({"release": str(release), "test": metrics}))
+
+
+if __name__ == "__main__":
+    door(main)

@@ -1,0 +1,174 @@
+"""DeepSpeed, and nothing else imports it: one optimisation step, and the full fp32 state in and out.
+
+State leaves as whole fp32 tensors by parameter name whatever the ZeRO stage, so a checkpoint knows nothing of the
+number of processes that wrote it.
+"""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from distill import comm
+from distill.errors import ExpectedError
+from distill.training.optim import OptimConfig, build_optimizer, schedule
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def start() -> None:
+    """Joins the process group that `deepspeed` or `torchrun` announced; a plain `python` is a group of one."""
+    import deepspeed
+    import deepspeed.ops
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # Compiled at start-up otherwise, which needs a compiler and half a minute; gloo does the same work.
+        getattr(deepspeed.ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    else:
+        torch.cuda.set_device(comm.device())
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    if int(os.environ["WORLD_SIZE"]) == 1 and os.environ["MASTER_PORT"] == "0":
+        # Port 0 lets the system choose, so that any number of single runs share a machine.
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=comm.TIMEOUT)
+    deepspeed.init_distributed(verbose=False, timeout=comm.TIMEOUT)
+
+
+class Engine:
+    """Steps one module. The module's forward returns named losses; their sum under `total` is minimised."""
+
+    def __init__(self, module: nn.Module, model: nn.Module, config: OptimConfig, zero: int, batch_size: int):
+        import deepspeed
+
+        _check_parameters(model)
+        self._model = model
+        self._config = config
+        self._zero = zero
+        optimizer = build_optimizer(model, config, fused=torch.cuda.is_available())
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=_deepspeed_config(config, zero, batch_size)
+        )
+
+    def step(self, batch: dict[str, Any], step: int, total: int) -> dict[str, float]:
+        """One optimisation step; returns the loss parts, the gradient norm before clipping, and the learning rate.
+
+        Raises `ExpectedError` naming the part if a loss is not finite, before any weight has changed.
+        """
+        factor = schedule(step, total, self._config.warmup)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        parts = self._engine(batch)
+        names = list(parts)
+        values = dict(zip(names, torch.stack([parts[name].detach() for name in names]).tolist(), strict=True))
+        bad = [name for name in names if not _finite(values[name])]
+        if bad:
+            raise ExpectedError(
+                f"step {step + 1}: loss part {bad[0]} is {values[bad[0]]}; all parts: {values}; lower the learning "
+                f"rates, or look for damaged inputs (the last checkpoint is untouched)"
+            )
+        self._engine.backward(parts["total"])
+        norm = self._gradient_norm() if self._zero == 0 else None
+        self._engine.step()
+        if norm is None:
+            norm = float(self._engine.get_global_grad_norm())
+        self._clamp_scales()
+        return {**values, "grad_norm": norm, "lr": self._config.lr * factor}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter of the model, whole, fp32, on the CPU. A collective: call it on all ranks."""
+        return {name: self._full(p, None).float().cpu() for name, p in self._model.named_parameters()}
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Adam's moments by `moment/parameter`, whole, fp32, on the CPU. A collective."""
+        trainable = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
+        return {f"{moment}/{name}": self._full(p, moment).cpu() for moment in MOMENTS for name, p in trainable}
+
+    def load(self, weights: dict[str, Tensor], state: dict[str, Tensor], steps: int) -> None:
+        """Puts back what `weights` and `optimizer_state` gave after `steps` steps, on any number of processes."""
+        for name, parameter in self._model.named_parameters():
+            self._set(parameter, weights[name], None)
+            if parameter.requires_grad:
+                for moment in MOMENTS:
+                    self._set(parameter, state[f"{moment}/{name}"], moment)
+        inner = self._optimizer if self._zero == 0 else self._optimizer.optimizer
+        for entry in inner.state.values():
+            if "step" in entry:
+                entry["step"] = torch.full_like(torch.as_tensor(entry["step"], dtype=torch.float32), steps)
+
+    def _gradient_norm(self) -> float:
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    def _full(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
+        if self._zero == 0 or not parameter.requires_grad:
+            if moment is None:
+                return _whole(parameter)
+            return self._optimizer.state[parameter][moment].detach().clone()
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        value = safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
+        return value.detach().reshape(parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape).clone()
+
+    def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
+        value = value.to(comm.device())
+        if not parameter.requires_grad:
+            return  # frozen: already what the recipe's weights gave
+        if self._zero == 0:
+            if moment is None:
+                parameter.data.copy_(value)
+            else:
+                state = self._optimizer.state[parameter]
+                state.setdefault("step", torch.zeros((), device=value.device if torch.cuda.is_available() else "cpu"))
+                state[moment] = value.clone()
+            return
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        if moment is None:
+            safe_set_full_fp32_param(parameter, value)
+            if self._zero < 3:
+                parameter.data.copy_(value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _clamp_scales(self) -> None:
+        """CLIP keeps its logit scale at 100 or below after every step (dossier 1.5)."""
+        from distill.model.clip import LogitScale
+
+        for module in self._model.modules():
+            if isinstance(module, LogitScale) and module.log.requires_grad:
+                value = self._full(module.log, None)
+                if float(value) > LogitScale.MAX_LOG:
+                    self._set(module.log, value.clamp(max=LogitScale.MAX_LOG), None)
+
+
+def _deepspeed_config(config: OptimConfig, zero: int, batch_size: int) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": batch_size // comm.world_size(),
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.grad_clip,
+        "zero_optimization": {"stage": zero},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 30,
+    }
+
+
+def _check_parameters(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        assert parameter.ndim > 0, f"{name} is 0-d: DeepSpeed cannot broadcast it; give it shape [1]"
+        assert parameter.is_contiguous(), f"{name} is not contiguous: DeepSpeed cannot broadcast it"
+
+
+def _whole(parameter: nn.Parameter) -> Tensor:
+    if hasattr(parameter, "ds_id"):  # a frozen parameter under ZeRO 3 is partitioned too
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter.detach().clone()
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0

@@ -1,0 +1,72 @@
+"""metrics.jsonl is the truth; the console and TensorBoard (if installed) show what it says."""
+
+import importlib.util
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Appends rows to `metrics.jsonl`; a resumed run first cuts what the lost steps had written."""
+
+    def __init__(self, folder: Path, total_steps: int, keep_bytes: int = 0):
+        self._total = total_steps
+        path = folder / "metrics.jsonl"
+        self._file = path.open("ab")
+        self._file.truncate(keep_bytes)
+        self._file.seek(keep_bytes)
+        self._board = _tensorboard(folder)
+        self._recent: list[float] = []
+
+    def row(self, step: int, values: dict[str, Any]) -> None:
+        """Writes one row; `step` counts from 1."""
+        self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in _flat(values).items():
+                self._board.add_scalar(name, value, step)
+
+    def show(self, step: int, values: dict[str, float], pairs: int, seconds: float) -> None:
+        """One console line: step, losses, speed and the time that is left."""
+        self._recent = [*self._recent[-49:], seconds]
+        mean = sum(self._recent) / len(self._recent)
+        parts = "  ".join(f"{name} {value:.4f}" for name, value in values.items() if name not in ("lr", "total"))
+        left = time.strftime("%H:%M:%S", time.gmtime(mean * (self._total - step)))
+        log.info(
+            f"step {step}/{self._total}  loss {values['total']:.4f}  {parts}  lr {values['lr']:.2e}  "
+            f"{pairs / mean:.0f} pairs/s  {left} left"
+        )
+
+    def bytes(self) -> int:
+        """Length of metrics.jsonl, on disk."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _tensorboard(folder: Path):
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            flat[f"{prefix}{name}"] = float(value)
+    return flat

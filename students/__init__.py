@@ -1,0 +1,1 @@
+"""Compact retrieval models: one vector per video; strangers to one another."""

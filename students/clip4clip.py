@@ -1,0 +1,56 @@
+"""CLIP4Clip (Luo et al., 2021): CLIP frame by frame, then a mean over frames, with or without a temporal transformer.
+
+Frames [video, frame, 3, row, column] or stem tokens and token ids [text, word] go in; a video is one vector, a text
+one vector, their similarity the cosine.
+"""
+
+from typing import Literal
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from distill.config import Config
+from distill.model.clip import Clip, ClipConfig, Video, VideoTokens
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.similarity import cosine, mean_pool
+from distill.model.temporal import TemporalConfig, TemporalTransformer
+
+
+class Clip4ClipConfig(Config):
+    """`head: meanP` averages CLIP's frames; `seqTransf` lets them see one another first."""
+
+    kind: Literal["clip4clip"]
+    clip: ClipConfig
+    head: Literal["meanP", "seqTransf"] = "meanP"
+    temporal: TemporalConfig = TemporalConfig()  # read by seqTransf only
+
+
+class Clip4Clip(nn.Module):
+    """The mean of a video's unit frames, against the sentence."""
+
+    def __init__(self, config: Clip4ClipConfig, clip: Clip):
+        super().__init__()
+        self.clip = clip
+        self.temporal = TemporalTransformer(clip.dim, config.temporal) if config.head == "seqTransf" else None
+        if self.temporal is not None and config.temporal.init == "clip_text":
+            self.temporal.init_from_text(clip.text)
+
+    def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
+        """The end-of-text feature."""
+        sentence, _ = self.clip.text(ids)
+        return TextFeatures(sentence=sentence)
+
+    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+        """The masked mean of unit frames."""
+        features = self.clip.encode_frames(frames, real)
+        if self.temporal is not None:
+            features = self.temporal(features, real)
+        return VideoFeatures(vector=mean_pool(features, real), real=real)
+
+    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Cosine of sentence and video."""
+        return cosine(text.sentence, video.vector)
+
+    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Similarity times the logit scale."""
+        return self.clip.logit_scale(self.similarity(text, video))

@@ -1,0 +1,58 @@
+"""TeachCLIP (Tian et al., CVPR 2024): CLIP4Clip's towers and temporal transformer with attentive frame aggregation.
+
+As cheap to search as CLIP4Clip (one vector per video), but the weight of every frame in that vector is learned, and
+can be taught by a teacher that compares frames with the caption. Frames [video, frame, 3, row, column] or stem tokens
+and token ids [text, word] go in.
+"""
+
+from typing import Literal
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from distill.config import Config
+from distill.model.afa import AfaConfig, AttentiveFrameAggregation
+from distill.model.clip import Clip, ClipConfig, Video, VideoTokens
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.similarity import cosine
+from distill.model.temporal import TemporalConfig, TemporalTransformer
+
+
+class TeachClipConfig(Config):
+    """The towers, the temporal transformer, and how frames are pooled."""
+
+    kind: Literal["teachclip"]
+    clip: ClipConfig
+    temporal: TemporalConfig = TemporalConfig()
+    afa: AfaConfig = AfaConfig()
+
+
+class TeachClip(nn.Module):
+    """The relevance-weighted mean of a video's unit frames, against the sentence."""
+
+    def __init__(self, config: TeachClipConfig, clip: Clip):
+        super().__init__()
+        self.clip = clip
+        self.temporal = TemporalTransformer(clip.dim, config.temporal)
+        self.afa = AttentiveFrameAggregation(clip.dim, config.afa)
+        if config.temporal.init == "clip_text":
+            self.temporal.init_from_text(clip.text)
+
+    def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
+        """The end-of-text feature."""
+        sentence, _ = self.clip.text(ids)
+        return TextFeatures(sentence=sentence)
+
+    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+        """The pooled vector, and the raw frame relevance for the fine loss."""
+        contextual = self.temporal(self.clip.encode_frames(frames, real), real)
+        vector, relevance = self.afa(contextual, real)
+        return VideoFeatures(vector=vector, relevance=relevance, real=real)
+
+    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Cosine of sentence and video."""
+        return cosine(text.sentence, video.vector)
+
+    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Similarity times the logit scale."""
+        return self.clip.logit_scale(self.similarity(text, video))

@@ -1,0 +1,1 @@
+"""Heavy retrieval models whose labels students learn from; strangers to one another."""

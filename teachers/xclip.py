@@ -1,0 +1,159 @@
+"""X-CLIP (Ma et al., ACM MM 2022): multi-grained contrast of sentence and words with video and frames.
+
+Frames [video, frame, 3, row, column] or stem tokens and token ids [text, word] go in. The similarity averages four
+terms: sentence-video, word-video, sentence-frame and word-frame, the last three pooled by attention over similarities
+(AOSM, section 3.3). The authors' code puts a learned matrix, identity at first, into every term; this file does too:
+
+    here          the authors' checkpoint      here          the authors' checkpoint
+    global_proj   global_mat_weight            word_fine     word_mat_weight
+    local_proj    local_mat_weight             word_fine2    word_mat_weight2
+    word_cross    word_logit_weight            frame_fine    frame_mat_weight
+    frame_cross   frame_logit_weight           frame_fine2   frame_mat_weight2
+
+Neither words nor frames are masked in the three attention terms; only the video vector leaves padded frames out.
+"""
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.config import Config
+from distill.errors import RecipeError
+from distill.model.clip import Clip, ClipConfig, LogitScale, Video, VideoTokens
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.similarity import mean_pool, unit
+from distill.model.temporal import TemporalConfig, TemporalTransformer
+
+MAX_CELLS = 2**24  # word-frame similarities held at once: 64 MiB in float32, and a few copies of it
+
+
+class XClipConfig(Config):
+    """The towers and the sizes of the scoring matrices, which fix how many words and frames the model takes."""
+
+    kind: Literal["xclip"]
+    clip: ClipConfig
+    temporal: TemporalConfig = TemporalConfig()
+    words: int = Field(ge=1)  # caption length in tokens, start, end and padding included
+    frames: int = Field(ge=1)
+    temperature: float = Field(default=0.01, gt=0)  # of the attention over similarities
+
+
+class Interaction(nn.Module):
+    """X-CLIP's scoring head: stored features to similarity, without the towers.
+
+    It owns the logit scale, so that a label set that carries this module rebuilds the teacher's logits exactly.
+    """
+
+    def __init__(self, dim: int, words: int, frames: int, temperature: float):
+        super().__init__()
+        self.global_proj, self.local_proj = nn.Parameter(torch.eye(dim)), nn.Parameter(torch.eye(dim))
+        self.word_cross, self.frame_cross = nn.Parameter(torch.eye(words)), nn.Parameter(torch.eye(frames))
+        self.word_fine, self.word_fine2 = nn.Parameter(torch.eye(words)), nn.Parameter(torch.eye(words))
+        self.frame_fine, self.frame_fine2 = nn.Parameter(torch.eye(frames)), nn.Parameter(torch.eye(frames))
+        self.logit_scale = LogitScale()
+        self.dim, self.words, self.frames, self.temperature = dim, words, frames, temperature
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, to build this module again."""
+        return {"dim": self.dim, "words": self.words, "frames": self.frames, "temperature": self.temperature}
+
+    def forward(self, text: TextFeatures, video: VideoFeatures, scaled: bool = True) -> Float[Tensor, "text video"]:
+        """Logits, or with `scaled=False` the similarity before the logit scale. Float32 or better."""
+        self._check(text, video)
+        sentence, words, vector, frames = (unit(x) for x in (text.sentence, text.words, video.vector, video.frames))
+        with torch.autocast(sentence.device.type, enabled=False):
+            similarity = self._coarse(sentence, words, vector, frames)
+            size = max(1, MAX_CELLS // (words.shape[0] * words.shape[1] * frames.shape[1]))
+            local = words @ self.local_proj.to(words.dtype)
+            fine = torch.cat([self._word_frame(local, part) for part in frames.split(size)], dim=1)
+            similarity = (similarity + fine) / 4
+        return self.logit_scale(similarity) if scaled else similarity
+
+    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """The mean of the four terms, without the logit scale."""
+        return self(text, video, scaled=False)
+
+    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Similarity times the logit scale."""
+        return self(text, video)
+
+    def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
+        """Raw cosine of caption i with every frame of video i: TeachCLIP's fine label before its softmax."""
+        return (unit(text.sentence).unsqueeze(1) * unit(video.frames)).sum(-1)
+
+    def _coarse(self, sentence: Tensor, words: Tensor, vector: Tensor, frames: Tensor) -> Float[Tensor, "text video"]:
+        """Sentence-video + word-video + sentence-frame (three of the four contrasts)."""
+        sentence_video = sentence @ self.global_proj.to(sentence.dtype) @ vector.T
+        word_video = _attend_rows(words @ vector.T, self.word_cross, self.temperature)
+        sentence_frame = _attend(torch.einsum("td,vfd->tvf", sentence, frames), self.frame_cross, self.temperature)
+        return sentence_video + word_video + sentence_frame
+
+    def _word_frame(
+        self, words: Float[Tensor, "text word dim"], frames: Float[Tensor, "video frame dim"]
+    ) -> Float[Tensor, "text video"]:
+        """Attention over the word-frame similarities: words then frames, frames then words, averaged."""
+        cells = words @ frames.flatten(0, 1).T  # text word (video frame)
+        by_frame = _attend_rows(cells, self.word_fine, self.temperature).unflatten(1, frames.shape[:2])
+        by_word = _attend(cells.unflatten(2, frames.shape[:2]), self.frame_fine, self.temperature)  # text word video
+        frame_first = _attend(by_frame, self.frame_fine2, self.temperature)
+        return (frame_first + _attend_rows(by_word, self.word_fine2, self.temperature)) / 2
+
+    def _check(self, text: TextFeatures, video: VideoFeatures) -> None:
+        assert text.words is not None and video.frames is not None, "X-CLIP scores words and frames"
+        found = (text.words.shape[1], video.frames.shape[1])
+        if found != (self.words, self.frames):
+            raise RecipeError(
+                f"X-CLIP was built for {self.words} words and {self.frames} frames, "
+                f"but the features have {found[0]} and {found[1]}; encode with the sizes of the teacher"
+            )
+
+
+class XClip(nn.Module):
+    """The heavy towers, and the interaction that scores what they give.
+
+    The logit scale is CLIP's, moved into the interaction (`clip.logit_scale` is None afterwards): one parameter, one
+    key `interaction.logit_scale.log`, and no second scale that would never be trained.
+    """
+
+    def __init__(self, config: XClipConfig, clip: Clip):
+        super().__init__()
+        self.clip = clip
+        self.temporal = TemporalTransformer(clip.dim, config.temporal)
+        self.interaction = Interaction(clip.dim, config.words, config.frames, config.temperature)
+        self.interaction.logit_scale = clip.take_logit_scale()
+        if config.temporal.init == "clip_text":
+            self.temporal.init_from_text(clip.text)
+
+    def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
+        """The end-of-text feature and the feature of every position."""
+        sentence, words = self.clip.text(ids)
+        return TextFeatures(sentence=sentence, words=words)
+
+    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+        """The unit video vector after the temporal transformer, and CLIP's own frames before it."""
+        original = self.clip.encode_frames(frames, real)
+        vector = unit(mean_pool(self.temporal(original, real), real))
+        return VideoFeatures(vector=vector, frames=original, real=real)
+
+    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """The mean of the four terms, without the logit scale."""
+        return self.interaction(text, video, scaled=False)
+
+    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Similarity times the logit scale."""
+        return self.interaction(text, video)
+
+
+def _attend(scores: Float[Tensor, "*rows n"], mix: Float[Tensor, "n n"], temperature: float) -> Float[Tensor, "*rows"]:
+    """Pools the last axis by its own softmax, mixed by a learned matrix: sum((softmax(s / temperature) mix) * s)."""
+    return ((scores / temperature).softmax(-1) @ mix.to(scores.dtype) * scores).sum(-1)
+
+
+def _attend_rows(
+    scores: Float[Tensor, "text n column"], mix: Float[Tensor, "n n"], temperature: float
+) -> Float[Tensor, "text column"]:
+    """`_attend` over the middle axis, without moving it."""
+    return (mix.to(scores.dtype).T @ (scores / temperature).softmax(1) * scores).sum(1)

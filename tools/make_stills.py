@@ -1,0 +1,36 @@
+"""Draws captioned stills of all emoji as a frame set (one frame a video), to pretrain the demo's small CLIP on.
+
+    tools/make_stills.py --out demo/stills/train --stills 60000 --seed 0
+
+It is how recipes/demo/clip/ was made (recipes/demo/clip.yaml says with what); the demo itself does not need it.
+"""
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill import log
+from distill.demo.stills import pack_stills
+from distill.errors import door
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draws and packs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the frame set")
+    parser.add_argument("--stills", type=int, required=True, help="how many pictures")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    log.setup()
+    manifest = pack_stills(args.out, args.stills, args.seed)
+    print(f"{args.out}: {manifest.counts['videos']} stills")
+
+
+if __name__ == "__main__":
+    door(main)
