@@ -13,7 +13,9 @@ Item = TypeVar("Item")
 def setup(rank: int = 0) -> None:
     """One line per message on stderr; ranks other than 0 only speak when something is wrong."""
     level = logging.INFO if rank == 0 else logging.ERROR
-    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+    logging.basicConfig(
+        level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
+    )
     for noisy in ("DeepSpeed", "torch.distributed", "open_clip", "root"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     logging.root.setLevel(level)

@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from distill.catalogue import ModelConfig
 from distill.config import Config
@@ -22,7 +22,7 @@ class Recipe(Config):
     seed: int = 0
     model: ModelConfig
     data: DataConfig
-    labels: list[str] = []  # label sets; without any, only the contrastive loss remains
+    labels: list[str] = Field(default=[])  # label sets; without any, only the contrastive loss remains
     losses: LossConfig = LossConfig()
     optim: OptimConfig
     train: TrainConfig

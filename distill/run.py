@@ -136,19 +136,20 @@ def _run_folder(recipe: Recipe) -> Path:
     return Path(chosen[0])
 
 
-def _release(
-    recipe: Recipe, job: Job, weights: dict[str, torch.Tensor], scores: Scores | None, seconds: float
-) -> None:
+def _release(recipe: Recipe, job: Job, weights: dict[str, torch.Tensor], scores: Scores | None, seconds: float) -> None:
     metrics = scores.metrics if scores else {}
     if scores:
         ranks = {name: getattr(scores, name) for name in ("t2v", "v2t", "video_of_text")}
         with published(job.folder / "test_ranks.safetensors") as file:
             file.write(save(ranks))
         write_json(job.folder / "test.json", metrics)
+    parents = {"frames": job.train.manifest.id}
+    parents |= {f"labels {label_set.path.name}": label_set.manifest.id for label_set in job.labels}
     provenance = {
+        "name": recipe.name,
         "recipe": recipe.model_dump(mode="json"),
-        "frames": {"train": job.train.manifest.id, "val": job.val.manifest.id},
-        "labels": [label_set.manifest.id for label_set in job.labels],
+        "parents": parents,
+        "evaluated_on": recipe.data.test or "",
         "test": metrics,
         "seconds": round(seconds, 1),
         "versions": {"distill": distill.__version__, "torch": torch.__version__},
@@ -156,13 +157,13 @@ def _release(
     release = job.folder / "release"
     write_release(
         release,
+        model=job.model,
         model_config=recipe.model,
-        architecture=job.model.clip.architecture,
         weights=weights,
         text={"max_words": recipe.data.max_words, "vocabulary": job.tokenizer.vocabulary},
-        frames={"sampler": job.train.manifest.config["sampler"], "size": job.train.size},
+        frames_config=job.train.manifest.config,
         provenance=provenance,
-        card=model_card(recipe.name, recipe.model.kind, metrics, provenance),
+        card=model_card(recipe.model, metrics, provenance),
     )
     logger.info(f"released {release}")
     print(json.dumps({"release": str(release), "test": metrics}))

@@ -62,8 +62,9 @@ class Interaction(nn.Module):
 
     def forward(self, text: TextFeatures, video: VideoFeatures, scaled: bool = True) -> Float[Tensor, "text video"]:
         """Logits, or with `scaled=False` the similarity before the logit scale. Float32 or better."""
-        self._check(text, video)
-        sentence, words, vector, frames = (unit(x) for x in (text.sentence, text.words, video.vector, video.frames))
+        assert text.words is not None and video.frames is not None, "X-CLIP scores words and frames"
+        self._check_sizes(num_words=text.words.shape[1], num_frames=video.frames.shape[1])
+        sentence, words, vector, frames = map(unit, (text.sentence, text.words, video.vector, video.frames))
         with torch.autocast(sentence.device.type, enabled=False):
             similarity = self._coarse(sentence, words, vector, frames)
             size = max(1, MAX_CELLS // (words.shape[0] * words.shape[1] * frames.shape[1]))
@@ -82,39 +83,41 @@ class Interaction(nn.Module):
 
     def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
         """Raw cosine of caption i with every frame of video i: TeachCLIP's fine label before its softmax."""
+        assert video.frames is not None, "X-CLIP's relevance needs frames"
         return (unit(text.sentence).unsqueeze(1) * unit(video.frames)).sum(-1)
 
     def _coarse(self, sentence: Tensor, words: Tensor, vector: Tensor, frames: Tensor) -> Float[Tensor, "text video"]:
         """Sentence-video + word-video + sentence-frame (three of the four contrasts)."""
         sentence_video = sentence @ self.global_proj.to(sentence.dtype) @ vector.T
-        word_video = _attend_rows(words @ vector.T, self.word_cross, self.temperature)
-        sentence_frame = _attend(torch.einsum("td,vfd->tvf", sentence, frames), self.frame_cross, self.temperature)
-        return sentence_video + word_video + sentence_frame
+        word_video = _attend(words @ vector.T, self.word_cross, self.temperature)
+        cosines = torch.einsum("td,vfd->tfv", sentence, frames)
+        return sentence_video + word_video + _attend(cosines, self.frame_cross, self.temperature)
 
     def _word_frame(
         self, words: Float[Tensor, "text word dim"], frames: Float[Tensor, "video frame dim"]
     ) -> Float[Tensor, "text video"]:
         """Attention over the word-frame similarities: words then frames, frames then words, averaged."""
-        cells = words @ frames.flatten(0, 1).T  # text word (video frame)
-        by_frame = _attend_rows(cells, self.word_fine, self.temperature).unflatten(1, frames.shape[:2])
-        by_word = _attend(cells.unflatten(2, frames.shape[:2]), self.frame_fine, self.temperature)  # text word video
-        frame_first = _attend(by_frame, self.frame_fine2, self.temperature)
-        return (frame_first + _attend_rows(by_word, self.word_fine2, self.temperature)) / 2
+        num_texts, num_words = words.shape[:2]
+        num_videos, num_frames = frames.shape[:2]
+        cells = words @ frames.transpose(0, 1).flatten(0, 1).T  # text word (frame video)
+        by_frame = _attend(cells, self.word_fine, self.temperature).view(num_texts, num_frames, num_videos)
+        by_word = _attend(cells.view(-1, num_frames, num_videos), self.frame_fine, self.temperature)
+        by_word = by_word.view(num_texts, num_words, num_videos)
+        frame_last = _attend(by_frame, self.frame_fine2, self.temperature)
+        return (frame_last + _attend(by_word, self.word_fine2, self.temperature)) / 2
 
-    def _check(self, text: TextFeatures, video: VideoFeatures) -> None:
-        assert text.words is not None and video.frames is not None, "X-CLIP scores words and frames"
-        found = (text.words.shape[1], video.frames.shape[1])
-        if found != (self.words, self.frames):
+    def _check_sizes(self, num_words: int, num_frames: int) -> None:
+        if (num_words, num_frames) != (self.words, self.frames):
             raise RecipeError(
                 f"X-CLIP was built for {self.words} words and {self.frames} frames, "
-                f"but the features have {found[0]} and {found[1]}; encode with the sizes of the teacher"
+                f"but the features have {num_words} and {num_frames}; encode with the sizes of the teacher"
             )
 
 
 class XClip(nn.Module):
     """The heavy towers, and the interaction that scores what they give.
 
-    The logit scale is CLIP's, moved into the interaction (`clip.logit_scale` is None afterwards): one parameter, one
+    The logit scale is CLIP's, moved into the interaction (`clip` has none afterwards): one parameter, one
     key `interaction.logit_scale.log`, and no second scale that would never be trained.
     """
 
@@ -147,13 +150,9 @@ class XClip(nn.Module):
         return self.interaction(text, video)
 
 
-def _attend(scores: Float[Tensor, "*rows n"], mix: Float[Tensor, "n n"], temperature: float) -> Float[Tensor, "*rows"]:
-    """Pools the last axis by its own softmax, mixed by a learned matrix: sum((softmax(s / temperature) mix) * s)."""
-    return ((scores / temperature).softmax(-1) @ mix.to(scores.dtype) * scores).sum(-1)
-
-
-def _attend_rows(
-    scores: Float[Tensor, "text n column"], mix: Float[Tensor, "n n"], temperature: float
-) -> Float[Tensor, "text column"]:
-    """`_attend` over the middle axis, without moving it."""
-    return (mix.to(scores.dtype).T @ (scores / temperature).softmax(1) * scores).sum(1)
+def _attend(
+    scores: Float[Tensor, "row n column"], mix: Float[Tensor, "n n"], temperature: float
+) -> Float[Tensor, "row column"]:
+    """Pools the middle axis by its own softmax, mixed by a learned matrix: sum((softmax(s / temperature) mix) * s)."""
+    mix = mix.to(scores.dtype).T.expand(len(scores), -1, -1)
+    return (torch.bmm(mix, (scores / temperature).softmax(1)) * scores).sum(1)

@@ -48,17 +48,16 @@ def test_losses_and_gradients_equal_the_authors(num_teachers):
         for k in range(1, hyper["teachers"] + 1)
     ]
     found = parts(logits, relevance, teachers, hyper["weights"])
+    stored = {"infonce": 1e-9, "coarse": 1e-9, "fine": 1e-7, "total": 1e-7}  # relevance is stored in float32
     for part, value in found.items():
-        assert value.item() == pytest.approx(
-            tensors[f"output.{part}"].item(), abs=1e-7
-        )  # relevance is stored in float32
+        assert value.item() == pytest.approx(tensors[f"output.{part}"].item(), abs=stored[part])
     inputs = {"student_logits": logits, "afa_scores": relevance}
     gradients = [key for key in tensors if key.startswith("output.grad.")]
     assert gradients
     for key in gradients:
         part, given_to = key.removeprefix("output.grad.").split(".")
         (gradient,) = torch.autograd.grad(found[part], inputs[given_to], retain_graph=True)
-        assert (gradient - tensors[key]).abs().max() < 1e-7
+        assert (gradient - tensors[key]).abs().max() < (1e-9 if given_to == "student_logits" else 1e-7)
 
 
 def test_contrastive_golden():

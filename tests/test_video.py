@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from distill.data.video import VideoInfo, decode, probe, write_video
+from distill.data.video import decode, probe, write_video
 from distill.errors import VideoError
 
 
@@ -66,7 +66,9 @@ def test_probe_reads_count_rate_and_length(tmp_path):
 
 def test_a_container_without_a_frame_count_is_counted(tmp_path):
     encode(tmp_path / "a.mkv", coloured(37))
-    assert probe(tmp_path / "a.mkv") == VideoInfo(num_frames=37, fps=25.0, duration=pytest.approx(37 / 25))
+    info = probe(tmp_path / "a.mkv")
+    assert (info.num_frames, info.fps) == (37, 25.0)
+    assert info.duration == pytest.approx(37 / 25)
 
 
 def test_a_phone_video_is_turned_upright(tmp_path):
@@ -162,11 +164,17 @@ def test_no_indices_need_no_file(tmp_path):
     assert decode(tmp_path / "nowhere.mp4", []) == ([], [])
 
 
-def test_writing_twice_gives_the_same_bytes_and_leaves_nothing_else(tmp_path):
-    for name in ("a.mp4", "b.mp4"):
-        write_video(tmp_path / name, textured(20), 4)
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4"]
+def test_writing_again_gives_the_same_bytes_and_leaves_nothing_else(tmp_path):
+    """A moving gradient: with B-frames about a third of such clips came out differently every few times."""
+    ramp = np.add.outer(np.arange(64), np.arange(64))[None, :, :, None] + 3 * np.arange(48)[:, None, None, None]
+    noise = np.random.default_rng(0).integers(0, 6, (48, 64, 64, 1))
+    frames = np.repeat(ramp % 200 + noise, 3, axis=-1).astype(np.uint8)
+    contents = set()
+    for _ in range(10):
+        write_video(tmp_path / "a.mp4", frames, 4)
+        contents.add((tmp_path / "a.mp4").read_bytes())
+    assert len(contents) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_the_index_comes_first_so_a_browser_can_play_while_loading(tmp_path):

@@ -25,7 +25,6 @@ from accelerate import PartialState
 from distill import log
 from distill.data.frames import FrameSet
 from distill.data.labels import DTYPES
-from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, door
 from distill.release.release import load
 from distill.training.teach import Teaching
@@ -47,13 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     frames = FrameSet(args.frames, verify=state.is_main_process)
     teacher = load(args.teacher, device=str(state.device))
     if not hasattr(teacher.model, "interaction"):
-        raise ArtefactError(f"{args.teacher}: a {teacher.config['kind']} is a student, it has no labels to give")
-    text = teacher.config["text"]
+        raise ArtefactError(f"{args.teacher}: a {teacher.config.model['kind']} is a student, it has no labels to give")
     job = Teaching(
         teacher.model,
         teacher_id=teacher.manifest.id,
-        kind=teacher.config["kind"],
-        tokenizer=Tokenizer(text["max_words"], text["vocabulary"]),
+        kind=teacher.config.model["kind"],
+        tokenizer=teacher.tokenizer,
         frames=frames,
         out=args.out,
         tiers=["relevance", *(["features"] if "features" in args.tiers else [])],
@@ -74,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         counts, encoded = manifest.counts, job.encoded
         print(
             f"{args.out}: labels of {counts['captions']} captions ({counts['distinct_captions']} distinct) and "
-            f"{counts['videos']} videos; this process encoded {encoded['captions']} captions, {encoded['videos']} videos"
+            f"{counts['videos']} videos; encoded here: {encoded['captions']} captions, {encoded['videos']} videos"
         )
     if dist.is_initialized():
         state.wait_for_everyone()

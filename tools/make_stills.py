@@ -1,6 +1,7 @@
 """Draws captioned stills of all emoji as a frame set (one frame a video), to pretrain the demo's small CLIP on.
 
     tools/make_stills.py --out demo/stills/train --stills 60000 --seed 0
+    tools/make_stills.py --out demo/stills/val --stills 563 --seed 1 --vocabulary recipes/demo/clip/vocabulary.json
 
 It is how recipes/demo/clip/ was made (recipes/demo/clip.yaml says with what); the demo itself does not need it.
 """
@@ -16,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill import log
-from distill.demo.stills import pack_stills
+from distill.demo.stills import corpus_vocabulary, pack_stills
 from distill.errors import door
+from distill.manifest import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,8 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the frame set")
     parser.add_argument("--stills", type=int, required=True, help="how many pictures")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vocabulary", type=Path, help="also write the token table that spells the corpus here")
     args = parser.parse_args(argv)
     log.setup()
+    if args.vocabulary:
+        write_json(args.vocabulary, corpus_vocabulary())
     manifest = pack_stills(args.out, args.stills, args.seed)
     print(f"{args.out}: {manifest.counts['videos']} stills")
 

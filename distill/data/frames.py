@@ -38,7 +38,7 @@ class PackConfig(Config):
 
     sampler: Sampler
     size: int = 224  # pixels, height = width
-    per_shard: int = 250  # videos
+    per_shard: int = 100  # videos
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def pack(
     if (out / NAME).is_file():
         manifest = open_sealed(out, "frames", VERSION, verify=True)
         if manifest.config != settings:
-            raise ArtefactError(f"{out}: already holds another frame set; choose another folder for tools/pack_frames.py")
+            raise ArtefactError(
+                f"{out}: already holds another frame set; choose another folder for tools/pack_frames.py"
+            )
         return manifest
     claim(out, settings, command="tools/pack_frames.py")
     jobs = [(out, name, [clips[i] for i in rows], videos, config) for name, rows in split(len(clips), config.per_shard)]
@@ -183,7 +185,7 @@ class FrameSet:
         self.size: int = self.manifest.config["size"]
         self.num_frames: int = self.manifest.config["sampler"]["num_frames"]
         self._shards = Shards(self.path, [name for name in self.manifest.files if name.endswith(".tar")])
-        self.videos = [self._video(key) for key in self._shards.keys()]
+        self.videos = [self._video(key) for key in self._shards.keys]
 
     def __len__(self) -> int:
         return len(self.videos)

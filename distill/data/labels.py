@@ -132,4 +132,3 @@ class LabelSet:
             header = json.loads(self._shards.read_at(key, offset + 8, length))
             self._headers[key] = (offset + 8 + length, header)
         return self._headers[key]
-

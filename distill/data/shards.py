@@ -117,6 +117,7 @@ class Shards:
         self._files: dict[str, int] = {}
         self._pid = os.getpid()
 
+    @property
     def keys(self) -> list[str]:
         """Sample keys in the order in which they stand in the shards."""
         return list(self._where)
@@ -190,4 +191,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ArtefactError(f"{path}: not readable as JSON ({error}); make the folder again") from None
-

@@ -1,6 +1,6 @@
 """Captions to token ids: CLIP's byte-pair tokenizer cut to `max_words`, optionally mapped to a smaller table.
 
-As CLIP4Clip does it: start token, at most `max_words - 2` tokens, end token, zeros up to `max_words` (dossier 1.3).
+As CLIP4Clip does it: start token, at most `max_words - 2` tokens, end token, zeros up to `max_words` (its `_get_text`).
 The end token has the largest id of the table, so `ids.argmax` finds it.
 """
 
@@ -36,7 +36,7 @@ class Tokenizer:
         """Ids of each text, padded with 0."""
         ids = np.zeros((len(texts), self.max_words), np.int64)
         for row, text in enumerate(texts):
-            tokens = [self.start, *self._tokens(text)][: self.max_words - 1] + [self.end]
+            tokens = [self.start, *self._tokens(text)[: self.max_words - 2], self.end]
             ids[row, : len(tokens)] = tokens
         return ids
 

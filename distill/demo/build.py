@@ -58,9 +58,8 @@ def _claim_folder(out: Path, wanted: dict[str, int]) -> None:
     except ValueError:
         found = None
     if found != wanted:
-        raise ExpectedError(
-            f"{out}: holds another corpus ({json.dumps(found)}), expected {json.dumps(wanted)}; give --out a new folder"
-        )
+        here, asked = (json.dumps(value, sort_keys=True) for value in (found, wanted))
+        raise ExpectedError(f"{out}: holds another corpus ({here}), expected {asked}; give --out a new folder")
 
 
 def _write_videos(clips: Sequence[ClipSpec], folder: Path, seed: int, workers: int) -> None:

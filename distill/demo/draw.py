@@ -8,6 +8,7 @@ number only.
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -65,13 +66,16 @@ def backdrop(background: str, rng: np.random.Generator) -> Image.Image:
 
 def paste(image: Image.Image, char: str, x: float, y: float, size: float, angle: float) -> None:
     """Puts an emoji on `image`, centred at (x, y), its longer side `size` pixels, turned by `angle` degrees."""
-    picture = sprite(char)
-    scale = size / max(picture.size)
-    if angle:  # turned before it is made smaller, which keeps the edges clean
-        picture = picture.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    picture, scale = _turned(char, angle), size / max(sprite(char).size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     image.paste(picture, (round(x - width / 2), round(y - height / 2)), picture)
+
+
+@lru_cache(maxsize=1)  # all frames of a shot, unless it spins, have the same angle
+def _turned(char: str, angle: float) -> Image.Image:
+    """The picture turned at full size: turning it before it is made smaller keeps the edges clean."""
+    return sprite(char).rotate(angle, Image.Resampling.BICUBIC, expand=True)
 
 
 def _gradient(colour: np.ndarray, rng: np.random.Generator) -> Image.Image:

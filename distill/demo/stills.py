@@ -5,28 +5,38 @@ compressed file. All emoji take part, also those that the videos hold out: "unse
 """
 
 import io
+import multiprocessing
+import os
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from distill.demo.corpus import BACKGROUNDS, describe
-from distill.demo.draw import NOISE, add_noise, backdrop, paste
+from distill.data.captions import Caption, Clip
+from distill.data.frames import frame_sample, seal_frames
+from distill.data.sampler import Clip4ClipSampler
+from distill.data.shards import ShardContent, ShardRecord, build, claim, split
+from distill.data.tokens import prune
+from distill.demo.corpus import BACKGROUNDS, describe, plan
+from distill.demo.draw import NOISE, SIZE, add_noise, backdrop, paste
 from distill.demo.emoji import EMOJI
+from distill.log import progress
+from distill.manifest import Manifest
 
 NAME_ONLY = 0.7  # of the captions
 COMPRESSED = 0.75  # of the pictures
+PER_SHARD = 5000  # stills
 
 
-def render_stills(count: int, seed: int) -> Iterator[tuple[np.ndarray, str]]:
-    """`count` pictures (uint8 [64, 64, 3]) and captions; every emoji occurs once before any occurs twice."""
-    order = np.array([], dtype=int)
-    for number in range(count):
+def render_stills(numbers: range, seed: int) -> Iterator[tuple[np.ndarray, str]]:
+    """Pictures (uint8 [64, 64, 3]) and captions number by number; every emoji occurs once before any occurs twice."""
+    for number in numbers:
+        round_, place = divmod(number, len(EMOJI))
         rng = np.random.default_rng([seed, 2, number])
-        place = number % len(EMOJI)
-        if place == 0:
-            order = rng.permutation(len(EMOJI))
-        emoji, background = EMOJI[order[place]], BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+        emoji = EMOJI[np.random.default_rng([seed, 3, round_]).permutation(len(EMOJI))[place]]
+        background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
         image = backdrop(background, rng)
         size, turned = rng.uniform(18, 50), rng.random() < 0.25  # an eighth of the shots spin, other tilts are slight
         room = max(3.0, (64 - size) / 2)
@@ -36,6 +46,41 @@ def render_stills(count: int, seed: int) -> Iterator[tuple[np.ndarray, str]]:
         if rng.random() < COMPRESSED:
             picture = _compressed(picture, int(rng.integers(60, 90)))
         yield picture, emoji.phrase if rng.random() < NAME_ONLY else describe(emoji, None, background)
+
+
+def pack_stills(out: Path, count: int, seed: int) -> Manifest:
+    """A frame set of stills: one frame a video, every video with one caption."""
+    settings = {
+        "sampler": Clip4ClipSampler(kind="clip4clip", num_frames=1).model_dump(mode="json"),
+        "size": SIZE,
+        "stills": count,
+        "seed": seed,
+    }
+    claim(out, settings, command="tools/make_stills.py")
+    jobs = list(split(count, PER_SHARD))
+    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(_pack_shard, out, name, rows, seed) for name, rows in jobs]
+        records = [future.result() for future in progress(running, "draw stills (shards)")]
+    return seal_frames(out, settings, records)
+
+
+def corpus_vocabulary() -> list[int]:
+    """The token table that spells every caption the corpus can have."""
+    texts = [sentence.text for clip in plan(1000, seed=0) for sentence in clip.sentences]
+    return prune([*texts, *(emoji.phrase for emoji in EMOJI)])
+
+
+def _pack_shard(out: Path, name: str, rows: range, seed: int) -> ShardRecord:
+    return build(out, name, lambda: _shard(name, rows, seed))
+
+
+def _shard(name: str, rows: range, seed: int) -> ShardContent:
+    samples = {}
+    for number, (picture, caption) in enumerate(render_stills(rows, seed)):
+        video = f"{name}-{number}"
+        clip = Clip(video=video, captions=(Caption(video, caption),), source=f"{video}.png")
+        samples[f"{name}{number:05d}"] = frame_sample(clip, [picture], [0.0], 1.0, SIZE)
+    return ShardContent(samples, {"skipped": [], "captions": len(rows), "frames": len(rows)})
 
 
 def _compressed(picture: np.ndarray, quality: int) -> np.ndarray:

@@ -30,10 +30,11 @@ class AttentiveFrameAggregation(nn.Module):
 
     def __init__(self, dim: int, config: AfaConfig):
         super().__init__()
-        self.score = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
+        hidden, last = nn.Linear(dim, dim), nn.Linear(dim, 1)
+        self.score = nn.Sequential(hidden, nn.ReLU(), last)
         self.pool_temperature = config.pool_temperature
         self.mask_padding = config.mask_padding
-        for layer in (self.score[0], self.score[2]):
+        for layer in (hidden, last):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 

@@ -4,7 +4,6 @@ Axes: text (captions or queries), video, word, frame, dim. `real` is True where 
 """
 
 from dataclasses import dataclass, fields
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,15 +21,15 @@ class Features:
     def __len__(self) -> int:
         return len(next(iter(self.tensors().values())))
 
-    def __getitem__(self, rows: slice | Tensor) -> Self:
+    def __getitem__(self, rows: slice | Tensor) -> "Features":
         return type(self)(**{name: value[rows] for name, value in self.tensors().items()})
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Features":
         """The same features on another device."""
         return type(self)(**{name: value.to(device) for name, value in self.tensors().items()})
 
     @classmethod
-    def cat(cls, parts: list[Self]) -> Self:
+    def cat(cls, parts: "list[Features]") -> "Features":
         """Joins batches along their first axis."""
         tables = [part.tensors() for part in parts]
         return cls(**{name: torch.cat([table[name] for table in tables]) for name in tables[0]})

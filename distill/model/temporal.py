@@ -47,8 +47,8 @@ class TemporalBlock(nn.Module):
         self.ln_1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attn = nn.MultiheadAttention(dim, heads, batch_first=True)
         self.ln_2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        layers = [("c_fc", nn.Linear(dim, 4 * dim)), ("gelu", QuickGELU()), ("c_proj", nn.Linear(4 * dim, dim))]
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        c_fc, c_proj = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+        self.mlp = nn.Sequential(OrderedDict[str, nn.Module](c_fc=c_fc, gelu=QuickGELU(), c_proj=c_proj))
 
     def forward(
         self, frames: Float[Tensor, "video frame dim"], padding: Float[Tensor, "video frame"]
@@ -66,7 +66,8 @@ class TemporalTransformer(nn.Module):
     def __init__(self, dim: int, config: TemporalConfig):
         super().__init__()
         self.pos_embed = nn.Embedding(config.positions, dim)
-        self.blocks = nn.ModuleList(TemporalBlock(dim, config.heads_for(dim)) for _ in range(config.layers))
+        self.num_heads = config.heads_for(dim)
+        self.blocks = nn.ModuleList(TemporalBlock(dim, self.num_heads) for _ in range(config.layers))
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
@@ -76,7 +77,7 @@ class TemporalTransformer(nn.Module):
     def init_from_text(self, text: TextTower) -> None:
         """Copies the first positions and blocks of CLIP's text tower; a tower that does not fit is an error."""
         positions, dim = self.pos_embed.weight.shape
-        own = {"width": dim, "heads": self.blocks[0].attn.num_heads, "layers": len(self.blocks), "positions": positions}
+        own = {"width": dim, "heads": self.num_heads, "layers": len(self.blocks), "positions": positions}
         found = {"width": text.width, "heads": text.heads, "layers": text.layers, "positions": text.context}
         same = all(own[key] == found[key] for key in ("width", "heads"))
         if not same or own["layers"] > found["layers"] or own["positions"] > found["positions"]:

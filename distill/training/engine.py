@@ -109,7 +109,9 @@ class Engine:
             return self._optimizer.state[parameter][moment].detach().clone()
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        value = safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
+        value = (
+            safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
+        )
         return value.detach().reshape(parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape).clone()
 
     def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
@@ -134,7 +136,7 @@ class Engine:
             safe_set_full_optimizer_state(parameter, value, moment)
 
     def _clamp_scales(self) -> None:
-        """CLIP keeps its logit scale at 100 or below after every step (dossier 1.5)."""
+        """CLIP keeps its logit scale at 100 or below after every step."""
         from distill.model.clip import LogitScale
 
         for module in self._model.modules():

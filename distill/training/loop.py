@@ -109,9 +109,7 @@ def train(job: Job) -> dict[str, Tensor]:
 def score(job: Job, frames: FrameSet, weights: dict[str, Tensor]) -> Scores:
     """Evaluates given weights on a frame set (the test split, once, at the end)."""
     job.model.load_state_dict(weights)
-    return evaluate(
-        job.model, frames, job.tokenizer, job.data.num_frames, bf16=job.bf16, workers=job.data.workers
-    )
+    return evaluate(job.model, frames, job.tokenizer, job.data.num_frames, bf16=job.bf16, workers=job.data.workers)
 
 
 class _Stems:

@@ -1,4 +1,4 @@
-"""What is minimised: encode a batch, gather it once over all processes, score it, weigh the losses (TeachCLIP, dossier 4.3).
+"""What is minimised: encode a batch, gather it once over all processes, score it, weigh the losses (TeachCLIP).
 
 `total = w_contrastive L_IN + mean over label sets of (w_coarse L_CgT + w_fine L_FgT)`. Without label sets only the
 contrastive term remains, with its weight.
@@ -62,7 +62,9 @@ class Objective(nn.Module):
         parts = {"contrastive": contrastive(logits)}
         total = self._config.contrastive.weight * parts["contrastive"]
         if labels:
-            taught = [self._taught(head, rows, logits, video) for head, rows in zip(self._interactions, labels, strict=True)]
+            taught = [
+                self._taught(head, rows, logits, video) for head, rows in zip(self._interactions, labels, strict=True)
+            ]
             for name, weight in (("coarse", self._config.coarse.weight), ("fine", self._config.fine.weight)):
                 if weight:
                     parts[name] = torch.stack([losses[name] for losses in taught]).mean()

@@ -111,7 +111,9 @@ class Teaching:
             for position, video in enumerate(videos):
                 about = self.frames.videos[video]
                 text = self._texts.features(name, [caption.text for caption in about.captions])
-                samples[about.key] = label_sample(about, self._rows(text, features[slice(position, position + 1)]), self.storage)
+                samples[about.key] = label_sample(
+                    about, self._rows(text, features[slice(position, position + 1)]), self.storage
+                )
         return ShardContent(samples, {"videos": len(rows)})
 
     @torch.inference_mode()
@@ -129,7 +131,9 @@ class Teaching:
         self.encoded["videos"] += len(pixels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             video = self.teacher.encode_video(pixels.to(self.device), real.to(self.device))
-        return VideoFeatures(**{k: v.float() if v.is_floating_point() else v for k, v in video.tensors().items()}).to("cpu")
+        return VideoFeatures(**{k: v.float() if v.is_floating_point() else v for k, v in video.tensors().items()}).to(
+            "cpu"
+        )
 
     @torch.inference_mode()
     def encode_texts(self, texts: list[str]) -> TextFeatures:

@@ -1,0 +1,128 @@
+"""Model cards: the README of a release, with the metadata block that the Hugging Face Hub reads. Offline.
+
+There is no Hub task for text-to-video retrieval, so `pipeline_tag` is feature-extraction and the task stands in the
+tags. Only measured numbers are shown: recall in percent, ranks from 1.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from distill.catalogue import INTERACTIONS, ModelConfig
+
+TAGS = ["text-to-video-retrieval", "video-text-retrieval", "knowledge-distillation", "clip"]
+DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
+METRICS = {"R@1": "recall_at_1", "R@5": "recall_at_5", "R@10": "recall_at_10", "MdR": "median_rank", "MnR": "mean_rank"}
+
+USAGE = """\
+```python
+import distill.release
+
+model = distill.release.load("path/to/this/folder")
+text = model.encode_text(["a dog catches a frisbee"])
+video = model.encode_video("clip.mp4")
+print(model.model.similarity(text, video))  # [text, video]
+```
+"""
+
+SEARCH = """\
+A whole collection, packed by `tools/pack_frames.py` with the frame settings of `config.json`:
+
+```
+python tools/index.py path/to/this/folder FRAMES --out GALLERY --videos VIDEOS
+python tools/search.py GALLERY "a dog catches a frisbee"
+```
+"""
+
+TEACH = """\
+It is a teacher: it scores a text and a video together, so it cannot be indexed. Its labels train a student that can:
+
+```
+python tools/dump_soft_labels.py path/to/this/folder FRAMES --out LABELS
+```
+"""
+
+LIMITS = """\
+Measured numbers hold for the evaluation set named; on other videos and other ways of speaking they will differ.
+A video is seen through a few sampled frames, without sound or on-screen text recognition, and the model inherits the
+biases of the CLIP weights it started from and of the captions it was trained on. Judge it on your own queries first.
+"""
+
+LICENCE = """\
+The toolkit's code is Apache-2.0. The weights are another matter: they derive from CLIP weights, a teacher and videos
+with terms of their own. Check those, then add `license:` to the metadata of this card before you publish it.
+"""
+
+
+def model_card(
+    config: ModelConfig, metrics: Mapping[str, Mapping[str, float]] | None, provenance: Mapping[str, Any]
+) -> str:
+    """The card as text.
+
+    `config` is the model's, `metrics` the summary of ranks by direction (`t2v`, `v2t`); of `provenance` the card shows,
+    where present, `name`, `evaluated_on`, `parents` (name -> manifest id), `steps`, `seconds` and `versions`.
+    """
+    name = provenance.get("name", config.kind)
+    measured = {direction: metrics[direction] for direction in DIRECTIONS if metrics and direction in metrics}
+    evaluated_on = provenance.get("evaluated_on", "a held-out frame set")
+    data = ModelCardData(
+        library_name="retrieval-distill",
+        pipeline_tag="feature-extraction",
+        tags=TAGS,
+        model_name=name if measured else None,
+        metrics=list(METRICS.values()) if measured else None,
+        eval_results=_results(measured, evaluated_on) or None,
+    )
+    sections = {
+        "What it is": (
+            f"A text-to-video retrieval model of the kind `{config.kind}`: it says how well a text and a video match, "
+            "so that the best videos can answer a query. Made with the retrieval-distill toolkit."
+        ),
+        "How to use it": f"{USAGE}\n{TEACH if config.kind in INTERACTIONS else SEARCH}",
+        "Measured": _table(measured, evaluated_on) if measured else "Not evaluated.",
+        "Training": _training(provenance),
+        "Limits": LIMITS,
+        "Licence": LICENCE,
+    }
+    body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items())
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{body}\n"))
+
+
+def _results(measured: Mapping[str, Mapping[str, float]], evaluated_on: str) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="feature-extraction",
+            task_name=f"{DIRECTIONS[direction]} retrieval",
+            dataset_type="custom",
+            dataset_name=evaluated_on,
+            dataset_args={"direction": direction},
+            metric_type=METRICS[metric],
+            metric_name=f"{direction} {metric}",
+            metric_value=round(value, 4),
+        )
+        for direction, summary in measured.items()
+        for metric, value in summary.items()
+        if metric in METRICS
+    ]
+
+
+def _table(measured: Mapping[str, Mapping[str, float]], evaluated_on: str) -> str:
+    columns = [metric for metric in METRICS if any(metric in summary for summary in measured.values())]
+    lines = [f"On {evaluated_on}. R@k in percent; MdR and MnR are the median and the mean rank.", ""]
+    lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for direction, summary in measured.items():
+        cells = [f"{summary[metric]:.1f}" if metric in summary else "" for metric in columns]
+        lines.append(f"| {DIRECTIONS[direction]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _training(provenance: Mapping[str, Any]) -> str:
+    rows = {str(name): f"`{found}`" for name, found in provenance.get("parents", {}).items()}
+    if "steps" in provenance:
+        rows["steps"] = str(provenance["steps"])
+    if "seconds" in provenance:
+        rows["training time"] = f"{provenance['seconds'] / 3600:.2f} h"
+    rows |= {str(name): str(version) for name, version in provenance.get("versions", {}).items()}
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return "\n".join([*(table if rows else []), "", "The resolved recipe is in `provenance.json`."])

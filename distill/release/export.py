@@ -1,0 +1,29 @@
+"""The CLIP towers of a release in open_clip's local-dir layout, for other programs and as a start for other recipes."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from distill.data.tokens import VOCABULARY
+from distill.manifest import published, write_json
+from distill.model.clip import CLIP_MEAN, CLIP_STD, CONFIG_FILE, WEIGHTS_FILE
+from distill.release.release import Release
+
+
+def export_clip(release: Release, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Writes open_clip_config.json, open_clip_model.safetensors and, for a pruned token table, vocabulary.json."""
+    clip = release.model.clip.state_dict()
+    renamed = {_open_clip_name(name): value for name, value in clip.items()}
+    with published(folder / WEIGHTS_FILE) as file:
+        file.write(save({name: value.to("cpu", dtype).contiguous() for name, value in renamed.items()}))
+    if release.tokenizer.vocabulary is not None:
+        with published(folder / VOCABULARY) as file:
+            file.write(json.dumps(release.tokenizer.vocabulary).encode() + b"\n")
+    preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
+    write_json(folder / CONFIG_FILE, {"model_cfg": release.config.architecture, "preprocess_cfg": preprocess})
+
+
+def _open_clip_name(name: str) -> str:
+    return "logit_scale" if name == "logit_scale.log" else name.removeprefix("text.")

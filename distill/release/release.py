@@ -1,0 +1,282 @@
+"""Releases: a trained model as a folder that loads anywhere, without its recipe, its training data or a network.
+
+    model.safetensors   the weights, float32
+    config.json         all that builds the model again: its config, the towers' architecture, text and frame settings
+    provenance.json     where it comes from: recipe, parents' ids, metrics, seconds, versions
+    README.md           the model card
+    manifest.json       the seal; its id is what a gallery records
+
+`write_release` publishes the folder with one rename, so it is whole or absent. `load` verifies every hash and gives a
+`Release`: texts or videos in, features out. Axes: text, video, frame (padded to `num_frames`), dim; pixels are uint8
+RGB, [frame, 3, size, size] or [frame, height, width, 3].
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from distill import __version__
+from distill.catalogue import INTERACTIONS, Model, ModelConfig, build, parse_model_config
+from distill.config import Config
+from distill.data.frames import fit
+from distill.data.loader import pad
+from distill.data.sampler import Sampler
+from distill.data.tokens import Tokenizer
+from distill.data.video import decode, probe
+from distill.errors import ArtefactError, ExpectedError, VideoError
+from distill.manifest import Manifest, canonical_json, open_sealed, published, seal, sealed_file, write_json
+from distill.model.clip import Clip
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.similarity import unit
+
+VERSION = 1
+WEIGHTS, CONFIG, PROVENANCE, CARD = "model.safetensors", "config.json", "provenance.json", "README.md"
+BATCH = 64  # texts or videos encoded at once
+LISTED = 5  # names of tensors in an error
+
+
+class TextConfig(Config):
+    """How captions become ids."""
+
+    max_words: int  # start, end and padding included
+    vocabulary: list[int] | None  # stock ids that a pruned token table kept; None: the stock table
+
+
+class FramesConfig(Config):
+    """How videos become frames."""
+
+    sampler: Sampler
+    size: int  # pixels, height = width
+
+
+class ReleaseConfig(Config):
+    """`config.json`: everything that building the model and feeding it takes."""
+
+    model: dict[str, Any]  # the model's own config, with its `kind`
+    architecture: dict[str, Any]  # of the towers: an open_clip model_cfg
+    text: TextConfig
+    frames: FramesConfig
+    toolkit: str
+    provenance_sha256: str
+
+    def what_it_computes(self) -> dict[str, Any]:
+        """The part that decides what comes out for given weights."""
+        return self.model_dump(exclude={"toolkit", "provenance_sha256"})
+
+
+def write_release(
+    folder: Path,
+    *,
+    model: nn.Module,
+    model_config: ModelConfig,
+    weights: dict[str, Tensor],
+    text: dict[str, Any],
+    frames_config: dict[str, Any],
+    provenance: dict[str, Any],
+    card: str,
+) -> Manifest:
+    """Publishes `folder`. Writing the same model there again keeps the folder; another model is refused.
+
+    `weights` is the full state dict in any precision (`model` itself may be sharded), `text` holds `max_words` and
+    `vocabulary`, `frames_config` is the config of the frame set's manifest. `provenance` is plain JSON; its `parents`
+    (name -> manifest id) are recorded in the manifest.
+    """
+    towers = model.clip
+    assert isinstance(towers, Clip)
+    assert weights.keys() == model.state_dict().keys(), "the weights are not those of the model"
+    config = ReleaseConfig(
+        model=_without_paths(model_config),
+        architecture=towers.architecture,
+        text=TextConfig(**text),
+        frames=FramesConfig.model_validate({key: frames_config[key] for key in FramesConfig.model_fields}),
+        toolkit=__version__,
+        provenance_sha256=hashlib.sha256(canonical_json(provenance)).hexdigest(),
+    )
+    part = folder.with_name(f".{folder.name}.part")
+    if part.exists():  # left by a killed process
+        shutil.rmtree(part)
+    part.mkdir(parents=True)
+    try:
+        manifest = _fill(part, config, weights, provenance, card)
+        if folder.is_dir() and any(folder.iterdir()):
+            return _existing(folder, config, manifest)
+        os.rename(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return manifest
+
+
+def _fill(
+    part: Path, config: ReleaseConfig, weights: dict[str, Tensor], provenance: dict[str, Any], card: str
+) -> Manifest:
+    with published(part / WEIGHTS) as file:
+        # One metadata key only: safetensors writes several in an order that changes from run to run, and so the hash.
+        file.write(save(_fp32(weights), {"format": f"retrieval-distill {__version__}"}))
+    write_json(part / CONFIG, config.model_dump(mode="json"))
+    write_json(part / PROVENANCE, provenance)
+    with published(part / CARD) as file:
+        file.write(card.encode())
+    manifest = Manifest(
+        kind="release",
+        version=VERSION,
+        config={"model": config.model["kind"], "provenance_sha256": config.provenance_sha256},
+        counts={"parameters": sum(tensor.numel() for tensor in weights.values())},
+        parents=provenance.get("parents", {}),
+        files={
+            WEIGHTS: sealed_file(part / WEIGHTS, len(weights)),
+            **{name: sealed_file(part / name) for name in (CONFIG, PROVENANCE, CARD)},
+        },
+    )
+    return seal(part, manifest)
+
+
+def _existing(folder: Path, config: ReleaseConfig, new: Manifest) -> Manifest:
+    """The manifest of a release that stands in the way, if it is the same model."""
+    found = open_sealed(folder, "release", VERSION)
+    same_weights = found.files[WEIGHTS].sha256 == new.files[WEIGHTS].sha256
+    if not same_weights or _read_config(folder).what_it_computes() != config.what_it_computes():
+        raise ArtefactError(f"{folder}: already holds another release; delete it or choose another folder")
+    return found
+
+
+def _fp32(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    plain = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
+    broken = [name for name, tensor in plain.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ExpectedError(f"not released: {_some(broken)} not finite; the training diverged, lower its learning rate")
+    return plain
+
+
+def _without_paths(model_config: ModelConfig) -> dict[str, Any]:
+    """The config with the name of the towers' folder in place of its path, which means nothing elsewhere."""
+    tree = model_config.model_dump(mode="json")
+    tree["clip"]["model"] = Path(tree["clip"]["model"]).resolve().name
+    return tree
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
+    """Opens a release on `device`, ready to encode; a damaged or foreign folder is an `ArtefactError`."""
+    folder = Path(path)
+    manifest = open_sealed(folder, "release", VERSION)
+    config = _read_config(folder)
+    model_config = parse_model_config(config.model, str(folder / CONFIG))
+    freeze = model_config.clip.freeze_vision, model_config.clip.freeze_text
+    with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's random stream stays put
+        model = build(model_config, Clip.from_architecture(config.architecture, *freeze))
+    _load_weights(model, folder / WEIGHTS)
+    # `requires_grad` stays as in training: torch.matmul picks its kernel by it, and the last bits would differ.
+    return Release(folder, manifest, config, model.eval().to(device))
+
+
+def _read_config(folder: Path) -> ReleaseConfig:
+    path = folder / CONFIG
+    try:
+        return ReleaseConfig.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtefactError(
+            f"{path}: {where or 'top'}: {first['msg']}; made by another version, release again"
+        ) from None
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    try:
+        found = load_file(path)
+    except SafetensorError as error:
+        raise ArtefactError(f"{path}: not readable as safetensors ({error}); release again") from None
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
+    shapes = [
+        f"{name} {list(found[name].shape)} for {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    odd = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if missing or unexpected or shapes:
+        problems = "; ".join(f"{what}: {_some(names)}" for what, names in odd.items() if names)
+        raise ArtefactError(f"{path}: does not fit {CONFIG} beside it: {problems}; release again")
+    model.load_state_dict(found)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+class Release:
+    """A loaded release. Features stay on the model's device; `embed_text` gives vectors on the CPU."""
+
+    def __init__(self, path: Path, manifest: Manifest, config: ReleaseConfig, model: Model):
+        self.path, self.manifest, self.config, self.model = path, manifest, config, model
+        self.tokenizer = Tokenizer(config.text.max_words, config.text.vocabulary)
+        self.frames_config = config.frames.model_dump(mode="json")
+        self.num_frames = config.frames.sampler.num_frames
+        self.size = config.frames.size
+        self.dim = model.clip.dim
+        self.by_cosine = config.model["kind"] not in INTERACTIONS  # False: scoring takes both sides at once
+        pools = config.model.get("afa")
+        self.pool_temperature: float | None = None if pools is None else pools["pool_temperature"]
+        self._device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
+        """Features of queries or captions."""
+        if not texts:
+            raise ExpectedError("no texts to encode; give at least one")
+        ids = torch.from_numpy(self.tokenizer(texts)).to(self._device)
+        return TextFeatures.cat([self.model.encode_text(part) for part in ids.split(BATCH)])
+
+    @torch.inference_mode()
+    def encode_frames(
+        self, pixels: UInt8[Tensor, "video frame 3 row column"], real: Bool[Tensor, "video frame"]
+    ) -> VideoFeatures:
+        """Features of videos that are cut to size and padded already."""
+        parts = zip(pixels.split(BATCH), real.split(BATCH), strict=True)
+        return VideoFeatures.cat([self.model.encode_video(p.to(self._device), r.to(self._device)) for p, r in parts])
+
+    def encode_video(self, video: str | Path | np.ndarray) -> VideoFeatures:
+        """Features (one row) of a file, sampled as in training, or of frames that are sampled already."""
+        frames = self._cut(video) if isinstance(video, np.ndarray) else self._decode(Path(video))
+        pixels, real = pad(frames, self.num_frames)
+        return self.encode_frames(torch.from_numpy(pixels)[None], torch.from_numpy(real)[None])
+
+    def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:
+        """Unit vectors: what a gallery is searched with."""
+        return unit(self.encode_text(texts).sentence).cpu()
+
+    def _decode(self, path: Path) -> UInt8[np.ndarray, "frame 3 size size"]:
+        try:
+            info = probe(path)
+            pictures, _ = decode(path, self.config.frames.sampler.indices(info.num_frames, info.fps))
+        except VideoError as reason:
+            raise VideoError(f"{path}: {reason}") from None
+        return self._fit(pictures)
+
+    def _cut(self, frames: np.ndarray) -> UInt8[np.ndarray, "frame 3 size size"]:
+        ready = frames.shape[1:] == (3, self.size, self.size)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or not (ready or frames.shape[-1] == 3) or not len(frames):
+            raise ExpectedError(
+                f"frames: {frames.dtype} {list(frames.shape)}, expected uint8 RGB [frame, height, width, 3] or "
+                f"[frame, 3, {self.size}, {self.size}]"
+            )
+        if len(frames) > self.num_frames:
+            raise ExpectedError(
+                f"frames: {len(frames)}, expected at most {self.num_frames}; sample them first, or give the file's path"
+            )
+        return frames if ready else self._fit(frames)
+
+    def _fit(self, pictures: Sequence[np.ndarray] | np.ndarray) -> UInt8[np.ndarray, "frame 3 size size"]:
+        return np.stack([np.asarray(fit(picture, self.size)).transpose(2, 0, 1) for picture in pictures])

@@ -1,0 +1,42 @@
+"""Exact search: the k best columns of a matrix product that is never held whole.
+
+Unit queries [query, dim] and unit vectors [video, dim] go in; scores (cosines) and video numbers [query, k] come out,
+best first. Among equal scores the lower number wins, so an answer does not depend on the chunk size.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+CHUNK = 131072  # videos scored at once: 512 KiB of float32 scores per query
+
+
+def top_k(
+    queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "video dim"], k: int, chunk: int = CHUNK
+) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    """The `k` highest dot products of every query; fewer where there are fewer videos."""
+    scores = queries.new_empty(len(queries), 0)
+    videos = torch.empty(len(queries), 0, dtype=torch.int64)
+    for start in range(0, len(vectors), chunk):
+        new_scores, new_videos = _best(queries @ vectors[start : start + chunk].T, k)
+        scores, videos = torch.cat([scores, new_scores], 1), torch.cat([videos, new_videos + start], 1)
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]  # earlier chunks first among equals
+        scores, videos = scores.gather(1, order), videos.gather(1, order)
+    return scores, videos
+
+
+def _best(scores: Float[Tensor, "query column"], k: int) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    """`torch.topk` with lower columns first among equals, which torch leaves open."""
+    num_columns = scores.shape[1]
+    k = min(k, num_columns)
+    values, columns = scores.topk(min(k + 1, num_columns))  # one more tells whether torch had to choose among equals
+    choice = (values[:, k:] == values[:, k - 1 : k]).any()
+    values, columns = values[:, :k], columns[:, :k]
+    if choice:  # take the lowest columns of the last score instead
+        last = values[:, -1:]
+        tied = torch.where(scores == last, torch.arange(num_columns), num_columns).topk(k, largest=False).values
+        columns = torch.cat([columns.masked_fill(values <= last, num_columns), tied], 1)
+    columns = columns.sort(dim=1).values  # none twice but `num_columns`, which stands for no column
+    values = scores.gather(1, columns.clamp(max=num_columns - 1)).masked_fill(columns == num_columns, -torch.inf)
+    order = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return values.gather(1, order), columns.gather(1, order)

@@ -1,0 +1,149 @@
+"""Small real things that several tests use: mp4 files, their frame sets, tiny towers, commands as processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURE = {
+    "embed_dim": 64,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def offline():
+    """No test may reach a hub."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    torch.set_num_threads(1)
+
+
+def command(*args: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+    """Runs a command of the project in its own process, as a user would, with a time limit."""
+    result = subprocess.run(
+        [str(arg) for arg in args],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if check and result.returncode:
+        raise AssertionError(f"{args} ended with {result.returncode}:\n{result.stdout}\n{result.stderr[-3000:]}")
+    return result
+
+
+def python(*args: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+    """`python script ...` in its own process."""
+    return command(sys.executable, *args, check=check, **env)
+
+
+def torchrun(processes: int, *args: str | Path, check: bool = True) -> subprocess.CompletedProcess:
+    """`torchrun script ...` on a free port."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
+    return command(*launcher, *args, check=check)
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything a small run needs, made once."""
+
+    folder: Path
+    corpus: Path
+    frames: dict[str, Path]
+    towers: Path
+
+    def recipe(self, name: str, kind: str, path: Path, **sections: dict) -> Path:
+        """Writes a recipe for this corpus and returns its path; `sections` merge into it."""
+        clip = {"model": str(self.towers), "freeze_vision": 2}
+        model: dict = {"kind": kind, "clip": clip, "temporal": {"layers": 1, "init": "normal"}}
+        if kind == "xclip":
+            model |= {"words": 24, "frames": 12}
+        if kind == "clip4clip":
+            model |= {"head": "meanP"}
+        tree: dict = {
+            "name": name,
+            "out": str(path),
+            "seed": 1,
+            "model": model,
+            "data": {
+                "train": str(self.frames["train"]),
+                "val": str(self.frames["val"]),
+                "test": str(self.frames["test"]),
+                "max_words": 24,
+                "batch_size": 8,
+            },
+            "optim": {"lr": 1.0e-3, "clip_lr": 1.0e-4, "head_lr": 1.0e-2},
+            "train": {"epochs": 1, "stem_cache_gb": 1.0, "log_every": 5},
+        }
+        for section, values in sections.items():
+            tree[section] = {**tree.get(section, {}), **values} if isinstance(values, dict) else values
+        path.mkdir(parents=True, exist_ok=True)
+        file = path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(tree))
+        return file
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A corpus of 32 training clips, packed, and random towers."""
+    folder = tmp_path_factory.mktemp("world")
+    corpus = folder / "corpus"
+    python("tools/make_demo.py", "--out", corpus, "--clips", "32", "--seed", "3")
+    frames = {}
+    for split in ("train", "val", "test"):
+        frames[split] = folder / "frames" / split
+        python(
+            *("tools/pack_frames.py", corpus / f"{split}.csv", corpus / "videos", "--layout", "msrvtt"),
+            *("--size", "64", "--out", frames[split]),
+        )
+    return World(folder, corpus, frames, make_towers(folder / "towers"))
+
+
+def make_towers(folder: Path) -> Path:
+    """A tower folder with random weights, in open_clip's layout."""
+    import open_clip
+
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**ARCHITECTURE)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": ARCHITECTURE}))
+    save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def metrics(run: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl without the fields that time the machine."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "data_wait")} for row in rows]
+
+
+def steps(run: Path) -> list[dict]:
+    """The rows of optimisation steps alone."""
+    return [row for row in metrics(run) if "total" in row]
+
+
+def tree_bytes(folder: Path) -> dict[str, bytes]:
+    """Every published file of an artefact folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and ".work" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def one_line_error(result: subprocess.CompletedProcess, *words: str) -> None:
+    """The command refused its input as promised: exit code 2, one line, no traceback, with these words in it."""
+    assert result.returncode == 2, f"exit code {result.returncode}\n{result.stderr}"
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in: {lines[0]}"

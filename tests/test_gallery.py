@@ -1,0 +1,225 @@
+"""Galleries and search: the right video first, with the right seconds, and never through the wrong release."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_release import FRAMES, make, release
+
+from distill.data.frames import FrameSet, PackConfig, pack
+from distill.data.sampler import Clip4ClipSampler
+from distill.data.video import write_video
+from distill.errors import ArtefactError, ExpectedError
+from distill.manifest import Manifest
+from distill.model.features import VideoFeatures
+from distill.release.release import load
+from distill.retrieval.gallery import Encoder, Gallery, best_stretch, build_gallery
+from distill.retrieval.topk import top_k
+from tools import index, search
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+SHOT = {"red": (0, 2), "green": (2, 5), "blue": (4, 6)}  # seconds of each six-second clip that show its colour
+
+
+class ColourEncoder:
+    """Stands in for a release: queries name a colour, frames vote for theirs, and grey ones hardly count."""
+
+    def __init__(self, path, pool_temperature):
+        self.path, self.num_frames, self.pool_temperature, self.by_cosine = path, 8, pool_temperature, True
+        self.frames_config = {"sampler": {**FRAMES["sampler"], **SAMPLER_REST, "num_frames": 8}, "size": 32}
+        self.manifest = Manifest(
+            kind="release", version=1, config={"t": pool_temperature}, counts={}, parents={}, files={}
+        )
+
+    def embed_text(self, texts):
+        rows = [torch.tensor(COLOURS[text.split()[-1]], dtype=torch.float32) for text in texts]
+        return torch.nn.functional.normalize(torch.stack(rows) - torch.stack(rows).mean(-1, keepdim=True), dim=-1)
+
+    def encode_frames(self, pixels, real):
+        colour = pixels.float().mean((3, 4))
+        colour = colour - colour.mean(-1, keepdim=True)  # video frame rgb; grey is zero
+        relevance = colour.norm(dim=-1) / 100
+        weights = torch.ones_like(relevance)
+        if self.pool_temperature is not None:
+            weights = (relevance / self.pool_temperature).exp()
+        weights = weights * real
+        vector = (weights.unsqueeze(-1) * colour).sum(1)
+        return VideoFeatures(vector=vector, relevance=None if self.pool_temperature is None else relevance, real=real)
+
+
+SAMPLER_REST = {
+    key: value for key, value in Clip4ClipSampler(kind="clip4clip").model_dump().items() if key not in FRAMES
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Three clips of six seconds, grey but for one shot, and their frame sets of 8 and of 4 frames."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = ["video,caption"]
+    for name, colour in COLOURS.items():
+        clip = np.full((60, 48, 64, 3), 128, np.uint8)
+        clip[10 * SHOT[name][0] : 10 * SHOT[name][1]] = colour
+        write_video(folder / "videos" / f"{name}.mp4", clip, fps=10)
+        rows += [f"{name},a square of {name}", f"{name},something {name}"]
+    (folder / "all.csv").write_text("\n".join(rows) + "\n")
+    for num_frames in (4, 8):
+        config = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=num_frames), size=32)
+        pack(folder / "all.csv", "csv", folder / "videos", folder / f"frames{num_frames}", config, workers=1)
+    return folder
+
+
+@pytest.mark.parametrize("pool_temperature", [0.1, None])
+def test_the_planted_video_is_found_with_its_seconds(pool_temperature, corpus, tmp_path):
+    encoder = ColourEncoder(tmp_path / "release", pool_temperature)
+    assert isinstance(encoder, Encoder)
+    frames = FrameSet(corpus / "frames8")
+    manifest = build_gallery(encoder, frames, tmp_path / "gallery", batch=2, videos=corpus / "videos")
+    assert manifest.parents == {"release": encoder.manifest.id, "frames": frames.manifest.id}
+    assert manifest.config["frame_weights"] == ("resemblance" if pool_temperature is None else "pooling")
+    gallery = Gallery.open(tmp_path / "gallery", encoder)
+    answers = gallery.search([f"a square of {name}" for name in COLOURS], k=5)
+    for name, hits in zip(COLOURS, answers, strict=True):
+        assert len(hits) == 3, "no more hits than videos"
+        assert hits[0].video == name
+        assert hits[0].score > 0.99 > hits[1].score
+        assert hits[0].seconds == pytest.approx(SHOT[name], abs=0.5), "a frame each second: half a second at each end"
+        assert hits[0].source == str(corpus / "videos" / f"{name}.mp4")
+        assert hits[0].duration == pytest.approx(6, abs=0.1)
+
+
+def test_padding_weighs_nothing_and_rows_describe_their_videos(corpus, tmp_path):
+    encoder = ColourEncoder(tmp_path / "release", 0.1)
+    build_gallery(encoder, FrameSet(corpus / "frames8"), tmp_path / "gallery")
+    gallery = Gallery.open(tmp_path / "gallery", encoder)
+    assert len(gallery) == 3
+    assert [video["id"] for video in gallery.videos] == list(COLOURS)
+    assert [video["captions"] for video in gallery.videos] == [2, 2, 2]
+    assert all(len(video["timestamps"]) == 6 for video in gallery.videos)
+    assert gallery.frame_weights.shape == (3, 8)
+    assert (gallery.frame_weights[:, 6:] == 0).all()
+    assert torch.allclose(gallery.vectors.norm(dim=-1), torch.ones(3))
+    assert Gallery.open(tmp_path / "gallery", encoder).search(["red"], 1)[0][0].source == "red.mp4"
+
+
+def test_a_gallery_is_refused_to_another_release(corpus, tmp_path):
+    frames = FrameSet(corpus / "frames4")
+    for seed in (0, 1):
+        release(tmp_path / f"release{seed}", *make(seed=seed))
+    first, second = load(tmp_path / "release0"), load(tmp_path / "release1")
+    build_gallery(first, frames, tmp_path / "gallery")
+    with pytest.raises(
+        ArtefactError, match=f"made by release {first.manifest.id[:12]}, but .* {second.manifest.id[:12]}"
+    ):
+        Gallery.open(tmp_path / "gallery", second)
+    with pytest.raises(ArtefactError, match="already holds another gallery"):
+        build_gallery(second, frames, tmp_path / "gallery")
+
+
+@pytest.mark.parametrize("kind", ["teachclip", "clip4clip"])
+def test_a_release_and_its_gallery_agree(kind, corpus, tmp_path):
+    release(tmp_path / "release", *make(kind))
+    loaded, frames = load(tmp_path / "release"), FrameSet(corpus / "frames4")
+    manifest = build_gallery(loaded, frames, tmp_path / "gallery")
+    assert build_gallery(loaded, frames, tmp_path / "gallery").id == manifest.id, "made once, then kept"
+    gallery = Gallery.open(tmp_path / "gallery", loaded)
+    query = "a red square moves"
+    video = torch.cat([loaded.encode_video(frames.pixels(number)).vector for number in range(3)])
+    expected = loaded.model.similarity(loaded.encode_text([query]), VideoFeatures(vector=video))[0]
+    found = {hit.video: hit.score for hit in gallery.search([query], 3)[0]}
+    assert [found[video["id"]] for video in gallery.videos] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_teacher_and_frames_of_other_settings_are_refused(corpus, tmp_path):
+    release(tmp_path / "teacher", *make("xclip"))
+    with pytest.raises(ArtefactError, match="a teacher, which scores text and video together"):
+        build_gallery(load(tmp_path / "teacher"), FrameSet(corpus / "frames4"), tmp_path / "gallery")
+    release(tmp_path / "student", *make())
+    with pytest.raises(ArtefactError, match=r'"num_frames": 8.* was trained with .*"num_frames": 4'):
+        build_gallery(load(tmp_path / "student"), FrameSet(corpus / "frames8"), tmp_path / "gallery")
+    assert not (tmp_path / "gallery").exists()
+
+
+def test_an_unfinished_gallery_is_made_again_and_a_strange_folder_is_left_alone(corpus, tmp_path):
+    encoder, frames = ColourEncoder(tmp_path / "release", 0.1), FrameSet(corpus / "frames8")
+    whole = build_gallery(encoder, frames, tmp_path / "gallery")
+    (tmp_path / "gallery" / "manifest.json").unlink()
+    with pytest.raises(ArtefactError, match="not finished"):
+        Gallery.open(tmp_path / "gallery", encoder)
+    assert build_gallery(encoder, frames, tmp_path / "gallery").id == whole.id
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "dog.jpg").write_bytes(b"")
+    with pytest.raises(ArtefactError, match=r"not begun by tools/index\.py"):
+        build_gallery(encoder, frames, tmp_path / "photos")
+
+
+@pytest.mark.parametrize(("queries", "k", "words"), [(["red"], 0, "at least 1"), ([" "], 3, "empty query")])
+def test_questions_without_sense_are_refused(queries, k, words, corpus, tmp_path):
+    encoder = ColourEncoder(tmp_path / "release", 0.1)
+    build_gallery(encoder, FrameSet(corpus / "frames8"), tmp_path / "gallery")
+    gallery = Gallery.open(tmp_path / "gallery", encoder)
+    assert gallery.search([], 3) == []
+    with pytest.raises(ExpectedError, match=words):
+        gallery.search(queries, k)
+
+
+def test_the_commands_index_and_search(corpus, tmp_path, capsys):
+    release(tmp_path / "release", *make())
+    gallery = str(tmp_path / "gallery")
+    index.main(
+        [str(tmp_path / "release"), str(corpus / "frames4"), "--out", gallery, "--videos", str(corpus / "videos")]
+    )
+    assert "3 videos" in capsys.readouterr().out
+    search.main([gallery, "a red square", "--k", "2"])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["rank", "score", "seconds", "file"]
+    assert [line.split()[0] for line in lines] == ["1", "2"]
+    search.main([gallery, "a red square", "--k", "2", "--json"])
+    hits = json.loads(capsys.readouterr().out)
+    assert [hit["source"] for hit in hits] == [line.split()[-1] for line in lines]
+    assert hits[0].keys() == {"video", "source", "score", "seconds", "duration"}
+    (tmp_path / "release").rename(tmp_path / "moved")
+    with pytest.raises(ArtefactError, match="give its place by --release"):
+        search.main([gallery, "a red square"])
+    search.main([gallery, "a red square", "--release", str(tmp_path / "moved"), "--json"])
+    assert json.loads(capsys.readouterr().out)[:2] == hits
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 17), st.integers(0, 99))
+def test_top_k_is_that_of_the_full_matrix_for_any_chunk(videos, k, chunk, seed):
+    generator = torch.Generator().manual_seed(seed)
+    queries, vectors = (
+        torch.randn(3, 8, generator=generator).double(),
+        torch.randn(videos, 8, generator=generator).double(),
+    )
+    scores, indices = top_k(queries, vectors, k, chunk)
+    expected = (queries @ vectors.T).topk(min(k, videos))
+    assert torch.equal(indices, expected.indices)
+    assert torch.allclose(scores, expected.values)
+
+
+@given(st.lists(st.integers(-2, 2), min_size=1, max_size=30), st.integers(1, 12), st.integers(1, 17))
+def test_top_k_puts_the_lower_number_first_among_equals(column, k, chunk):
+    vectors = torch.tensor(column, dtype=torch.float32).unsqueeze(1)
+    scores, indices = top_k(torch.tensor([[1.0], [-1.0]]), vectors, k, chunk)
+    for row, sign in enumerate((1, -1)):
+        expected = sorted(range(len(column)), key=lambda video: (-sign * column[video], video))[:k]
+        assert indices[row].tolist() == expected
+        assert scores[row].tolist() == [sign * column[video] for video in expected]
+
+
+@pytest.mark.parametrize(
+    ("weights", "timestamps", "duration", "expected"),
+    [
+        ([0.1, 0.5, 0.3, 0.1], [0.0, 1.0, 2.0, 3.0], 4.0, (0.5, 2.5)),  # the second neighbour weighs half and more
+        ([0.4, 0.1, 0.5], [0.0, 1.0, 2.0], 2.2, (1.5, 2.2)),  # a gap ends the stretch, the video too
+        ([0.5, 0.5, 0.0], [0.0, 2.0, 6.0], 8.0, (0.0, 4.0)),
+        ([1.0, 0.0], [3.0], 9.0, (2.5, 3.5)),  # one real frame, one of padding
+        ([1.0], [0.0], 0.2, (0.0, 0.2)),
+    ],
+)
+def test_the_best_stretch_surrounds_the_heaviest_frame(weights, timestamps, duration, expected):
+    assert best_stretch(weights, timestamps, duration) == pytest.approx(expected)

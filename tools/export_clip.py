@@ -1,0 +1,32 @@
+"""Writes the CLIP towers of a release as a folder that open_clip and the recipes' `model.clip.model` can read.
+
+tools/export_clip.py runs/clip/release --out recipes/demo/clip
+"""
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.errors import door
+from distill.release.export import export_clip
+from distill.release.release import load
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Exports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("release", type=Path, help="release folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder in open_clip's local-dir layout")
+    args = parser.parse_args(argv)
+    export_clip(load(args.release), args.out)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    door(main)
