@@ -1,7 +1,5 @@
 """The recipe tree: everything one run needs, checked before anything is loaded or launched."""
 
-from typing import Self
-
 from pydantic import Field, model_validator
 
 from distill.catalogue import ModelConfig
@@ -28,7 +26,7 @@ class Recipe(Config):
     train: TrainConfig
 
     @model_validator(mode="after")
-    def _combination(self) -> Self:
+    def _combination(self) -> "Recipe":
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name: {self.name!r} cannot be a folder name under {self.out}")
         if isinstance(self.model, XClipConfig):

@@ -27,28 +27,25 @@ class Tokenizer:
     def __init__(self, max_words: int, vocabulary: Sequence[int] | None = None):
         self.max_words = max_words
         self.vocabulary = None if vocabulary is None else list(vocabulary)
-        self._bpe = _stock()
         self._row = None if vocabulary is None else {stock: row for row, stock in enumerate(vocabulary)}
-        size = len(self._bpe.encoder) if vocabulary is None else len(vocabulary)
+        size = len(_stock().encoder) if vocabulary is None else len(vocabulary)
         self.start, self.end = size - 2, size - 1
 
     def __call__(self, texts: Sequence[str]) -> Int64[np.ndarray, "text word"]:
         """Ids of each text, padded with 0."""
         ids = np.zeros((len(texts), self.max_words), np.int64)
         for row, text in enumerate(texts):
-            tokens = [self.start, *self._tokens(text)[: self.max_words - 2], self.end]
-            ids[row, : len(tokens)] = tokens
+            words = _spell(text)[: self.max_words - 2]
+            if self._row is not None:
+                words = [self._row.get(word, 1) for word in words]
+            ids[row, : len(words) + 2] = [self.start, *words, self.end]
         return ids
-
-    def _tokens(self, text: str) -> list[int]:
-        stock = self._bpe.encode(text)
-        return stock if self._row is None else [self._row.get(token, 1) for token in stock]
 
 
 def prune(texts: Sequence[str]) -> list[int]:
     """The smallest vocabulary that spells `texts`: padding, unknown, the tokens used, start, end."""
     bpe = _stock()
-    used = sorted({token for text in texts for token in bpe.encode(text)})
+    used = sorted({token for text in texts for token in _spell(text)})
     special = len(bpe.encoder)
     # -1 cannot be produced by the stock tokenizer: rows 0 and 1 are reached as padding and as unknown only.
     return [-1, -1, *used, special - 2, special - 1]
@@ -66,6 +63,12 @@ def read_vocabulary(folder: Path) -> list[int] | None:
     if not isinstance(vocabulary, list) or not all(isinstance(token, int) for token in vocabulary):
         raise ArtefactError(f"{path}: expected a list of token ids")
     return vocabulary
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _spell(text: str) -> list[int]:
+    """Stock ids of a text; captions come back every epoch, so they are kept."""
+    return _stock().encode(text)
 
 
 @functools.cache

@@ -4,10 +4,14 @@ Axes: text (captions or queries), video, word, frame, dim. `real` is True where 
 """
 
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+
+F = TypeVar("F", bound="Features")
 
 
 class Features:
@@ -21,15 +25,15 @@ class Features:
     def __len__(self) -> int:
         return len(next(iter(self.tensors().values())))
 
-    def __getitem__(self, rows: slice | Tensor) -> "Features":
+    def __getitem__(self: F, rows: slice | Tensor) -> F:
         return type(self)(**{name: value[rows] for name, value in self.tensors().items()})
 
-    def to(self, device: torch.device | str) -> "Features":
+    def to(self: F, device: torch.device | str) -> F:
         """The same features on another device."""
         return type(self)(**{name: value.to(device) for name, value in self.tensors().items()})
 
     @classmethod
-    def cat(cls, parts: "list[Features]") -> "Features":
+    def cat(cls: type[F], parts: list[F]) -> F:
         """Joins batches along their first axis."""
         tables = [part.tensors() for part in parts]
         return cls(**{name: torch.cat([table[name] for table in tables]) for name in tables[0]})
