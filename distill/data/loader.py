@@ -119,7 +119,6 @@ def load_batches(dataset: Dataset, batches: Iterable[list], workers: int) -> Ite
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_is,
-        multiprocessing_context="spawn" if workers else None,  # fork is unsafe beside threads
         pin_memory=torch.cuda.is_available(),
     )
     with warnings.catch_warnings():
