@@ -7,22 +7,21 @@ each table here.
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.errors import ArtefactError
 from distill.model.clip import Clip
+from distill.model.contract import Interaction, RetrievalModel
 from students.clip4clip import Clip4Clip, Clip4ClipConfig
 from students.teachclip import TeachClip, TeachClipConfig
-from teachers.xclip import Interaction as XClipInteraction
-from teachers.xclip import XClip, XClipConfig
+from teachers.xclip import XClip, XClipConfig, XClipInteraction
 
 ModelConfig = Annotated[Clip4ClipConfig | TeachClipConfig | XClipConfig, Field(discriminator="kind")]
-Model = Clip4Clip | TeachClip | XClip
-MODELS: dict[type, type[Model]] = {Clip4ClipConfig: Clip4Clip, TeachClipConfig: TeachClip, XClipConfig: XClip}
-INTERACTIONS: dict[str, type[XClipInteraction]] = {"xclip": XClipInteraction}  # teachers, by kind
+MODELS: dict[type, type[RetrievalModel]] = {Clip4ClipConfig: Clip4Clip, TeachClipConfig: TeachClip, XClipConfig: XClip}
+INTERACTIONS: dict[str, type[Interaction]] = {"xclip": XClipInteraction}  # teachers, by kind
 
 
-def build(config: Any, clip: Clip) -> Model:
+def build(config: Any, clip: Clip) -> RetrievalModel:
     """The model of a config on given towers; what is not in the towers is freshly initialised."""
     return MODELS[type(config)](config, clip)
 
@@ -35,7 +34,7 @@ def parse_model_config(raw: dict[str, Any], where: str) -> Any:
         raise ArtefactError(f"{where}: not a model this version knows: {error.errors()[0]['msg']}") from None
 
 
-def build_interaction(kind: str, config: dict[str, Any], weights: dict[str, Tensor], where: str) -> nn.Module:
+def build_interaction(kind: str, config: dict[str, Any], weights: dict[str, Tensor], where: str) -> Interaction:
     """A teacher's scoring head from what a label set carries, frozen."""
     if kind not in INTERACTIONS:
         raise ArtefactError(f"{where}: labels of an unknown teacher {kind!r}; known: {', '.join(INTERACTIONS)}")

@@ -7,10 +7,11 @@ one vector, their similarity the cosine.
 from typing import Literal
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.config import Config
 from distill.model.clip import Clip, ClipConfig, Video, VideoTokens
+from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import cosine, mean_pool
 from distill.model.temporal import TemporalConfig, TemporalTransformer
@@ -25,7 +26,7 @@ class Clip4ClipConfig(Config):
     temporal: TemporalConfig = TemporalConfig()  # read by seqTransf only
 
 
-class Clip4Clip(nn.Module):
+class Clip4Clip(RetrievalModel):
     """The mean of a video's unit frames, against the sentence."""
 
     def __init__(self, config: Clip4ClipConfig, clip: Clip):

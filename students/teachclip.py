@@ -8,11 +8,12 @@ and token ids [text, word] go in.
 from typing import Literal
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.config import Config
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.clip import Clip, ClipConfig, Video, VideoTokens
+from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import cosine
 from distill.model.temporal import TemporalConfig, TemporalTransformer
@@ -27,13 +28,14 @@ class TeachClipConfig(Config):
     afa: AfaConfig = AfaConfig()
 
 
-class TeachClip(nn.Module):
+class TeachClip(RetrievalModel):
     """The relevance-weighted mean of a video's unit frames, against the sentence."""
 
     def __init__(self, config: TeachClipConfig, clip: Clip):
         super().__init__()
         self.clip = clip
         self.temporal = TemporalTransformer(clip.dim, config.temporal)
+        self.pool_temperature = config.afa.pool_temperature
         self.afa = AttentiveFrameAggregation(clip.dim, config.afa)
         if config.temporal.init == "clip_text":
             self.temporal.init_from_text(clip.text)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from distill.config import Config
 from distill.errors import RecipeError
 from distill.model.clip import Clip, ClipConfig, LogitScale, Video, VideoTokens
+from distill.model.contract import Interaction, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
@@ -41,7 +42,7 @@ class XClipConfig(Config):
     temperature: float = Field(default=0.01, gt=0)  # of the attention over similarities
 
 
-class Interaction(nn.Module):
+class XClipInteraction(Interaction):
     """X-CLIP's scoring head: stored features to similarity, without the towers.
 
     It owns the logit scale, so that a label set that carries this module rebuilds the teacher's logits exactly.
@@ -114,7 +115,7 @@ class Interaction(nn.Module):
             )
 
 
-class XClip(nn.Module):
+class XClip(Teacher):
     """The heavy towers, and the interaction that scores what they give.
 
     The logit scale is CLIP's, moved into the interaction (`clip` has none afterwards): one parameter, one
@@ -125,7 +126,7 @@ class XClip(nn.Module):
         super().__init__()
         self.clip = clip
         self.temporal = TemporalTransformer(clip.dim, config.temporal)
-        self.interaction = Interaction(clip.dim, config.words, config.frames, config.temperature)
+        self.interaction = XClipInteraction(clip.dim, config.words, config.frames, config.temperature)
         self.interaction.logit_scale = clip.take_logit_scale()
         if config.temporal.init == "clip_text":
             self.temporal.init_from_text(clip.text)

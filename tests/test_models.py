@@ -17,7 +17,7 @@ from distill.model.temporal import TemporalConfig, TemporalTransformer
 from students.clip4clip import Clip4Clip, Clip4ClipConfig
 from students.teachclip import TeachClip, TeachClipConfig
 from teachers import xclip
-from teachers.xclip import Interaction, XClip, XClipConfig
+from teachers.xclip import XClip, XClipConfig, XClipInteraction
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BLOCK = ["attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias", "ln_1.weight"]
@@ -86,7 +86,7 @@ def temporal_from(tensors, hyper):
 
 def interaction_with(matrices, log_scale, temperature=0.01):
     words, frames = len(matrices["word_logit_weight"]), len(matrices["frame_logit_weight"])
-    interaction = Interaction(len(matrices["global_mat_weight"]), words, frames, temperature)
+    interaction = XClipInteraction(len(matrices["global_mat_weight"]), words, frames, temperature)
     state = {AUTHORS[key]: value for key, value in matrices.items()}
     interaction.load_state_dict(state | {"logit_scale.log": torch.tensor([log_scale])})
     return interaction
@@ -348,7 +348,7 @@ def test_an_interaction_is_rebuilt_from_its_config_and_weights():
     model = build("xclip")
     ids, frames, real = batch()
     text, video = model.encode_text(ids), model.encode_video(frames, real)
-    again = Interaction(**model.interaction.config())
+    again = XClipInteraction(**model.interaction.config())
     again.load_state_dict(model.interaction.state_dict())
     assert torch.equal(again.logits(text, video), model.logits(text, video))
     assert torch.equal(again.relevance(text, video), model.interaction.relevance(text, video))

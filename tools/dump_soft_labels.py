@@ -26,6 +26,7 @@ from distill import log
 from distill.data.frames import FrameSet
 from distill.data.labels import DTYPES
 from distill.errors import ArtefactError, door
+from distill.model.contract import Teacher
 from distill.release.release import load
 from distill.training.teach import Teaching
 
@@ -42,10 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     # Without cpu=True every CPU process believes it is the only one, and does all the work.
     state = PartialState(cpu=not torch.cuda.is_available())
+    device = torch.device(state.device or "cpu")
     log.setup(state.process_index)
     frames = FrameSet(args.frames, verify=state.is_main_process)
-    teacher = load(args.teacher, device=str(state.device))
-    if not hasattr(teacher.model, "interaction"):
+    teacher = load(args.teacher, device)
+    if not isinstance(teacher.model, Teacher):
         raise ArtefactError(f"{args.teacher}: a {teacher.config.model['kind']} is a student, it has no labels to give")
     job = Teaching(
         teacher.model,
@@ -57,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         tiers=["relevance", *(["features"] if "features" in args.tiers else [])],
         storage=args.dtype,
         batch=args.batch,
-        bf16=state.device.type == "cuda",
-        device=state.device,
+        bf16=device.type == "cuda",
+        device=device,
     )
     manifest = None
     with state.main_process_first():

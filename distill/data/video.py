@@ -41,9 +41,13 @@ def probe(path: str | Path) -> VideoInfo:
         if num_frames <= 0:
             raise VideoError("truncated: holds no frames")
         fps = float(rate)
-        known = stream.duration is not None and stream.time_base is not None
-        duration = float(stream.duration * stream.time_base) if known else num_frames / fps
+        duration = _seconds(stream.duration, stream.time_base)
+        duration = num_frames / fps if duration is None else duration
         return VideoInfo(num_frames=num_frames, fps=fps, duration=duration)
+
+
+def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
+    return None if ticks is None or base is None else float(ticks * base)
 
 
 def decode(path: str | Path, indices: Sequence[int]) -> tuple[list[np.ndarray], list[float]]:
@@ -60,7 +64,7 @@ def decode(path: str | Path, indices: Sequence[int]) -> tuple[list[np.ndarray], 
     decoded = 0
     with _opened(Path(path)) as (container, stream):
         rate = stream.guessed_rate or stream.average_rate
-        begin = float(stream.start_time * stream.time_base) if stream.start_time else 0.0
+        begin = _seconds(stream.start_time, stream.time_base) or 0.0
         for index, frame in enumerate(container.decode(stream)):
             decoded = index + 1
             if index in wanted:

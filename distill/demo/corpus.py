@@ -189,7 +189,7 @@ class _Split:
         if rng.random() < 0.4:
             cast, lengths = [lead], [int(rng.integers(3, 6))]
         else:
-            partner = partners[rng.integers(len(partners))] if rng.random() < 0.6 else self._pick(1, but=lead)[0]
+            partner = partners[int(rng.integers(len(partners)))] if rng.random() < 0.6 else self._pick(1, but=lead)[0]
             cast = [lead, partner] if rng.random() < 0.5 else [partner, lead]
             lengths = [int(length) for length in rng.integers(3, 5, size=2)]
         gaps = self._gaps(SECONDS - sum(lengths), len(cast))
@@ -252,7 +252,8 @@ class _Split:
 
     def _part(self, shot: Shot) -> Claim:
         """The shot without its motion or without its background."""
-        return replace(_claim(shot), **{("motion", "background")[self.rng.integers(2)]: None})
+        whole = _claim(shot)
+        return replace(whole, motion=None) if self.rng.integers(2) == 0 else replace(whole, background=None)
 
 
 def _claim(shot: Shot) -> Claim:

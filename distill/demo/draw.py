@@ -48,7 +48,7 @@ def draw_clip(clip: ClipSpec, seed: int) -> np.ndarray:
     for part in sorted((*clip.shots, *clip.fillers), key=lambda part: part.start):
         images = _shot(part, rng) if isinstance(part, Shot) else _filler(part, rng)
         for number, image in enumerate(images, part.start * FPS):
-            frames[number] = image
+            frames[number] = np.asarray(image)
     return add_noise(frames, NOISE, rng)
 
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill import comm
 from distill.data.frames import FrameSet
 from distill.data.loader import VideoDataset, load_batches
 from distill.data.tokens import Tokenizer
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
-from distill.model.features import Features, TextFeatures, VideoFeatures
+from distill.model.contract import RetrievalModel
+from distill.model.features import F, TextFeatures, VideoFeatures
 
 VIDEO_BATCH = 64
 TEXT_BATCH = 256
@@ -29,7 +30,7 @@ class Scores:
 
 
 def evaluate(
-    model: nn.Module,
+    model: RetrievalModel,
     frames: FrameSet,
     tokenizer: Tokenizer,
     num_frames: int,
@@ -53,7 +54,7 @@ def evaluate(
     return Scores(t2v, v2t, video_of_text, {"t2v": summarise(t2v), "v2t": summarise(v2t)})
 
 
-def encode_texts(model: nn.Module, texts: list[str], tokenizer: Tokenizer) -> TextFeatures:
+def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: Tokenizer) -> TextFeatures:
     """Features of all texts, on this process's device; each process encodes its share."""
     device, parts = comm.device(), []
     for rows in _chunks(comm.share(len(texts)), TEXT_BATCH):
@@ -63,7 +64,7 @@ def encode_texts(model: nn.Module, texts: list[str], tokenizer: Tokenizer) -> Te
 
 
 def encode_videos(
-    model: nn.Module, frames: FrameSet, num_frames: int, *, stems: Tensor | None = None, workers: int = 0
+    model: RetrievalModel, frames: FrameSet, num_frames: int, *, stems: Tensor | None = None, workers: int = 0
 ) -> VideoFeatures:
     """Features of all videos, on this process's device; `stems` are the frozen stem's outputs, if cached."""
     device, parts = comm.device(), []
@@ -79,7 +80,7 @@ def encode_videos(
     return _gather(VideoFeatures.cat(parts), len(frames))
 
 
-def score(model: nn.Module, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+def score(model: RetrievalModel, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
     """The model's similarity of every text with every video, fp32; each process scores its share of the rows."""
     rows = comm.share(len(text))
     with torch.no_grad():
@@ -87,7 +88,7 @@ def score(model: nn.Module, text: TextFeatures, video: VideoFeatures) -> Float[T
     return comm.gather_rows(mine.float(), len(text)).cpu()
 
 
-def _gather(features: Features, total: int):
+def _gather(features: F, total: int) -> F:
     tables = {name: comm.gather_rows(_plain(value), total) for name, value in features.tensors().items()}
     if "real" in tables:
         tables["real"] = tables["real"].bool()

@@ -24,10 +24,10 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill import __version__
-from distill.catalogue import INTERACTIONS, Model, ModelConfig, build, parse_model_config
+from distill.catalogue import INTERACTIONS, ModelConfig, build, parse_model_config
 from distill.config import Config
 from distill.data.frames import fit
 from distill.data.loader import pad
@@ -37,6 +37,7 @@ from distill.data.video import decode, probe
 from distill.errors import ArtefactError, ExpectedError, VideoError
 from distill.manifest import Manifest, canonical_json, open_sealed, published, seal, sealed_file, write_json
 from distill.model.clip import Clip
+from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 
@@ -78,7 +79,7 @@ class ReleaseConfig(Config):
 def write_release(
     folder: Path,
     *,
-    model: nn.Module,
+    model: RetrievalModel,
     model_config: ModelConfig,
     weights: dict[str, Tensor],
     text: dict[str, Any],
@@ -191,7 +192,7 @@ def _read_config(folder: Path) -> ReleaseConfig:
         ) from None
 
 
-def _load_weights(model: nn.Module, path: Path) -> None:
+def _load_weights(model: RetrievalModel, path: Path) -> None:
     try:
         found = load_file(path)
     except SafetensorError as error:
@@ -219,7 +220,7 @@ def _some(names: list[str]) -> str:
 class Release:
     """A loaded release. Features stay on the model's device; `embed_text` gives vectors on the CPU."""
 
-    def __init__(self, path: Path, manifest: Manifest, config: ReleaseConfig, model: Model):
+    def __init__(self, path: Path, manifest: Manifest, config: ReleaseConfig, model: RetrievalModel):
         self.path, self.manifest, self.config, self.model = path, manifest, config, model
         self.tokenizer = Tokenizer(config.text.max_words, config.text.vocabulary)
         self.frames_config = config.frames.model_dump(mode="json")
@@ -227,8 +228,7 @@ class Release:
         self.size = config.frames.size
         self.dim = model.clip.dim
         self.by_cosine = config.model["kind"] not in INTERACTIONS  # False: scoring takes both sides at once
-        pools = config.model.get("afa")
-        self.pool_temperature: float | None = None if pools is None else pools["pool_temperature"]
+        self.pool_temperature = model.pool_temperature
         self._device = next(model.parameters()).device
 
     @torch.inference_mode()

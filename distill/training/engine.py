@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distill import comm
+from distill.data.loader import Batch
 from distill.errors import ExpectedError
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 
@@ -48,11 +49,13 @@ class Engine:
         self._config = config
         self._zero = zero
         optimizer = build_optimizer(model, config, fused=torch.cuda.is_available())
+        self._engine: Any
+        self._optimizer: Any  # torch's under ZeRO 0, DeepSpeed's wrapper around it otherwise
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=_deepspeed_config(config, zero, batch_size)
         )
 
-    def step(self, batch: dict[str, Any], step: int, total: int) -> dict[str, float]:
+    def step(self, batch: Batch, step: int, total: int) -> dict[str, float]:
         """One optimisation step; returns the loss parts, the gradient norm before clipping, and the learning rate.
 
         Raises `ExpectedError` naming the part if a loss is not finite, before any weight has changed.
@@ -112,6 +115,7 @@ class Engine:
         value = (
             safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
         )
+        assert value is not None, "DeepSpeed knows every trainable parameter"
         return value.detach().reshape(parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape).clone()
 
     def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:

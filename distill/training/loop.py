@@ -24,6 +24,7 @@ from distill.data.plan import Plan
 from distill.data.tokens import Tokenizer
 from distill.evaluation.evaluate import Scores, evaluate
 from distill.manifest import published
+from distill.model.contract import Interaction, RetrievalModel
 from distill.training import checkpoint
 from distill.training.checkpoint import Progress
 from distill.training.engine import Engine
@@ -53,8 +54,8 @@ class Job:
 
     folder: Path
     seed: int
-    model: torch.nn.Module
-    interactions: list[torch.nn.Module]
+    model: RetrievalModel
+    interactions: list[Interaction]
     tokenizer: Tokenizer
     train: FrameSet
     val: FrameSet

@@ -13,6 +13,7 @@ from distill.data.loader import Batch
 from distill.losses.contrastive import contrastive
 from distill.losses.pearson import coarse
 from distill.losses.relevance import fine
+from distill.model.contract import Interaction, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 
 
@@ -46,7 +47,7 @@ class LossConfig(Config):
 class Objective(nn.Module):
     """Named losses of one local batch; every rank returns the same values, those of the global batch."""
 
-    def __init__(self, model: nn.Module, interactions: list[nn.Module], config: LossConfig, *, bf16: bool):
+    def __init__(self, model: RetrievalModel, interactions: list[Interaction], config: LossConfig, *, bf16: bool):
         super().__init__()
         self.model = model
         self._interactions = tuple(interactions)  # a tuple hides them from the optimizer and the checkpoint
@@ -54,6 +55,7 @@ class Objective(nn.Module):
         self._bf16 = bf16
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        assert batch.frames is not None, "pixels or stem outputs"
         with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self._bf16):
             text = self.model.encode_text(batch.ids)
             video = self.model.encode_video(batch.frames, batch.real)
@@ -72,7 +74,7 @@ class Objective(nn.Module):
         return {"total": total, **parts}
 
     def _taught(
-        self, interaction: nn.Module, rows: dict[str, Tensor], logits: Tensor, video: VideoFeatures
+        self, interaction: Interaction, rows: dict[str, Tensor], logits: Tensor, video: VideoFeatures
     ) -> dict[str, Tensor]:
         losses = {}
         if self._config.coarse.weight:
@@ -101,7 +103,7 @@ def gather(
     return TextFeatures(**part("text.")), VideoFeatures(**part("video.")), tables
 
 
-def teacher_logits(interaction: nn.Module, rows: dict[str, Tensor]) -> Tensor:
+def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:
     """The teacher's text x video logits of a batch, rebuilt from stored features by its own scoring head."""
     text = TextFeatures(sentence=rows["sentence"], words=rows.get("words"))
     return interaction(text, VideoFeatures(vector=rows["vector"], frames=rows.get("frames")))

@@ -9,7 +9,7 @@ from distill.config import Config
 
 
 class OptimConfig(Config):
-    """Learning rates per part of the model (CLIP4Clip, TeachCLIP). Norms, biases and other vectors are never decayed."""
+    """Learning rates per part of the model (CLIP4Clip, TeachCLIP). Vectors (norms, biases) are never decayed."""
 
     lr: float  # of modules added to CLIP (temporal head, interaction)
     clip_lr: float  # of the pretrained towers

@@ -5,19 +5,20 @@ tokens equals training on pixels.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill import comm
 from distill.data.frames import FrameSet
 from distill.data.loader import VideoDataset, load_batches
 from distill.errors import RecipeError
 from distill.log import progress
+from distill.model.contract import RetrievalModel
 
 BATCH = 16  # videos; fixed, so that a resumed run computes the same bits
 
 
 def stem_table(
-    model: nn.Module, frames: FrameSet, num_frames: int, *, bf16: bool, workers: int, limit_gb: float, quiet: bool
+    model: RetrievalModel, frames: FrameSet, num_frames: int, *, bf16: bool, workers: int, limit_gb: float, quiet: bool
 ) -> Tensor:
     """Stem tokens [video, frame, patch + 1, width] of a whole frame set on the CPU, fp32. A collective."""
     tower = model.clip.visual

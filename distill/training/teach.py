@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.data.frames import FrameSet
 from distill.data.labels import INTERACTION, VERSION, Storage, Tier, label_sample
@@ -23,6 +23,7 @@ from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError
 from distill.log import progress
 from distill.manifest import NAME, Manifest, open_sealed, published, seal, sealed_file
+from distill.model.contract import Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Teaching:
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teacher: Teacher,
         teacher_id: str,
         kind: str,
         tokenizer: Tokenizer,
