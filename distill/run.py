@@ -20,6 +20,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,14 +34,15 @@ from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
 from distill.data.tokens import Tokenizer, read_vocabulary
 from distill.errors import RecipeError, door
-from distill.evaluation.evaluate import Scores
+from distill.evaluation.evaluate import Scores, evaluate
 from distill.manifest import published, write_json
 from distill.model.clip import Clip
+from distill.model.contract import RetrievalModel
 from distill.recipe import Recipe
 from distill.release.card import model_card
 from distill.release.release import write_release
 from distill.training import engine
-from distill.training.loop import Job, score, train
+from distill.training.loop import Job, train
 
 RECIPE = "recipe.yaml"
 logger = logging.getLogger("distill.run")
@@ -62,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = job_for(folder)
     logger.info(f"{recipe.model.kind} into {folder} on {comm.world_size()} process(es), {comm.device().type}")
     weights = train(job)
-    scores = score(job, test, weights) if test is not None else None
+    job = replace(job, model=_restored(recipe, weights))
+    scores = _test(job, test) if test is not None else None
     if comm.rank() == 0:
         _release(recipe, job, weights, scores, time.time() - started)
     comm.close()
@@ -113,6 +116,19 @@ def prepare(recipe: Recipe):
         )
 
     return job_for, test_set
+
+
+def _restored(recipe: Recipe, weights: dict[str, torch.Tensor]) -> RetrievalModel:
+    """The best weights in a model of their own: what training leaves behind may be partitioned (ZeRO 3)."""
+    model = catalogue.build(recipe.model, Clip.from_config(recipe.model.clip))
+    model.load_state_dict(weights)
+    return model.eval().to(comm.device())
+
+
+def _test(job: Job, frames: FrameSet) -> Scores:
+    logger.info(f"testing on {frames.path}: {len(frames)} videos")
+    model, data = job.model, job.data
+    return evaluate(model, frames, job.tokenizer, data.num_frames, bf16=job.bf16, workers=data.workers)
 
 
 def _run_folder(recipe: Recipe) -> Path:

@@ -54,6 +54,7 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=_deepspeed_config(config, zero, batch_size)
         )
+        self._begin_moments()
 
     def step(self, batch: Batch, step: int, total: int) -> dict[str, float]:
         """One optimisation step; returns the loss parts, the gradient norm before clipping, and the learning rate.
@@ -96,10 +97,29 @@ class Engine:
             if parameter.requires_grad:
                 for moment in MOMENTS:
                     self._set(parameter, state[f"{moment}/{name}"], moment)
-        inner = self._optimizer if self._zero == 0 else self._optimizer.optimizer
-        for entry in inner.state.values():
-            if "step" in entry:
-                entry["step"] = torch.full_like(torch.as_tensor(entry["step"], dtype=torch.float32), steps)
+        for entry in self._adam().state.values():
+            entry["step"].fill_(steps)
+
+    def _adam(self) -> torch.optim.Optimizer:
+        return self._optimizer if self._zero == 0 else self._optimizer.optimizer
+
+    def _begin_moments(self) -> None:
+        """Gives every (flat) parameter its empty Adam state at once.
+
+        DeepSpeed links parameters to their optimizer state after the first *group's* first step, when the other groups
+        have none yet, and never again; and a resumed run needs somewhere to put its moments before any step.
+        """
+        flat = {0: "", 1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_groups"}
+        name = flat.get(self._zero, "fp32_partitioned_groups_flat")
+        held = getattr(self._optimizer, name) if name else [p for p in self._model.parameters() if p.requires_grad]
+        for parameter in held:
+            state = self._adam().state[parameter]
+            if not state:
+                on = parameter.device if torch.cuda.is_available() else "cpu"  # fused AdamW counts on the device
+                state["step"] = torch.zeros((), dtype=torch.float32, device=on)
+                state.update({moment: torch.zeros_like(parameter) for moment in MOMENTS})
+        if self._zero in (1, 2):
+            self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _gradient_norm(self) -> float:
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
@@ -126,9 +146,7 @@ class Engine:
             if moment is None:
                 parameter.data.copy_(value)
             else:
-                state = self._optimizer.state[parameter]
-                state.setdefault("step", torch.zeros((), device=value.device if torch.cuda.is_available() else "cpu"))
-                state[moment] = value.clone()
+                self._optimizer.state[parameter][moment].copy_(value)
             return
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 

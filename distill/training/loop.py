@@ -22,7 +22,7 @@ from distill.data.labels import LabelSet
 from distill.data.loader import Batch, DataConfig, PairDataset, load_batches
 from distill.data.plan import Plan
 from distill.data.tokens import Tokenizer
-from distill.evaluation.evaluate import Scores, evaluate
+from distill.evaluation.evaluate import evaluate
 from distill.manifest import published
 from distill.model.contract import Interaction, RetrievalModel
 from distill.training import checkpoint
@@ -105,12 +105,6 @@ def train(job: Job) -> dict[str, Tensor]:
         monitor.close()
     comm.barrier()
     return load_file(job.folder / BEST)
-
-
-def score(job: Job, frames: FrameSet, weights: dict[str, Tensor]) -> Scores:
-    """Evaluates given weights on a frame set (the test split, once, at the end)."""
-    job.model.load_state_dict(weights)
-    return evaluate(job.model, frames, job.tokenizer, job.data.num_frames, bf16=job.bf16, workers=job.data.workers)
 
 
 class _Stems:
