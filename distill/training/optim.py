@@ -1,8 +1,10 @@
 """AdamW with fp32 master weights, the lineage's parameter groups, and a warm-up cosine schedule as a pure function."""
 
 import math
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from distill.config import Config
@@ -15,7 +17,7 @@ class OptimConfig(Config):
     clip_lr: float  # of the pretrained towers
     head_lr: float  # of the frame aggregation (10 x lr in TeachCLIP)
     weight_decay: float = 0.2
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)  # YAML has lists, not tuples
     eps: float = 1e-6
     warmup: float = 0.1  # fraction of all steps
     grad_clip: float = 1.0  # largest global norm of the gradient

@@ -1,0 +1,206 @@
+"""The demo: every command of the arrow, run as a user would run it, two at a time, and one table at the end.
+
+Nothing is computed here: the commands train, label, index and search; what they leave behind is read, measured and
+printed. A step whose result is there already is not run again.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from distill.data.frames import FrameSet
+from distill.demo.measure import measure
+from distill.errors import ExpectedError
+from distill.evaluation.metrics import paired_bootstrap
+from distill.release.release import load
+
+CORPUS, FRAMES, LABELS = Path("demo/corpus"), Path("demo/frames"), Path("demo/labels")
+SIZE = 64  # pixels
+SPLITS = ("train", "val", "test")
+METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a recipe and what is changed in it."""
+
+    key: str
+    title: str
+    recipe: str
+    changes: tuple[str, ...] = ()
+
+
+MEAN = Row("mean", "CLIP4Clip, mean pooling", "recipes/clip4clip.yaml")
+SEQ = Row("seqtransf", "CLIP4Clip, temporal transformer", "recipes/clip4clip.yaml", ("model.head=seqTransf",))
+PLAIN = Row("afa", "TeachCLIP without labels", "recipes/teachclip.yaml", ("labels=[]",))
+LONG = Row("afa3x", "TeachCLIP without labels, 3 x steps", "recipes/teachclip.yaml", ("labels=[]", "train.epochs=15"))
+TAUGHT = Row("teachclip", "TeachCLIP with X-CLIP's labels", "recipes/teachclip.yaml")
+TEACHER = Row("xclip", "X-CLIP (the teacher)", "recipes/xclip.yaml")
+
+
+class Commands:
+    """Runs the project's commands, two at a time at most, each on its share of the cores, logs kept in a folder."""
+
+    def __init__(self, logs: Path):
+        self._logs = logs
+        logs.mkdir(parents=True, exist_ok=True)
+        self._cores = len(os.sched_getaffinity(0))
+        self._began = time.monotonic()
+
+    def run(self, title: str, arguments: Sequence[str | Path], done: Path, threads: int | None = None) -> float:
+        """Runs one command unless `done` is there; returns its seconds. A failure shows the end of its log."""
+        if done.exists():
+            self._say(f"{title}: there already")
+            return 0.0
+        log, start = self._logs / f"{_slug(title)}.log", time.monotonic()
+        self._say(f"{title} ...")
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads or self._cores)}
+        with log.open("w") as file:
+            code = subprocess.run([str(a) for a in arguments], stdout=file, stderr=file, env=environment).returncode
+        if code:
+            tail = " | ".join(log.read_text().strip().splitlines()[-3:])
+            raise ExpectedError(f"{title} failed with exit code {code}; {log} says: {tail}")
+        seconds = time.monotonic() - start
+        self._say(f"{title}: {seconds:.0f} s")
+        return seconds
+
+    def side_by_side(self, *tracks: Sequence[tuple[str, Sequence[str | Path], Path]]) -> None:
+        """Runs tracks of commands beside one another, each command on its share of the cores."""
+        threads = max(1, self._cores // len(tracks))
+
+        def follow(track: Sequence[tuple[str, Sequence[str | Path], Path]]) -> None:
+            for title, arguments, done in track:
+                self.run(title, arguments, done, threads)
+
+        with ThreadPoolExecutor(len(tracks)) as pool:
+            for finished in [pool.submit(follow, track) for track in tracks]:
+                finished.result()
+
+    def _say(self, text: str) -> None:
+        minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
+        print(f"[{minutes:2d}:{seconds:02d}] {text}", flush=True)
+
+
+def corpus(commands: Commands, clips: int) -> None:
+    """Draws the corpus and packs its splits."""
+    make = (sys.executable, "tools/make_demo.py", "--out", CORPUS, "--clips", str(clips), "--seed", "0")
+    commands.run(f"draw {clips} training clips and the galleries as mp4 files", make, CORPUS / "train.csv")
+    for split in SPLITS:
+        pack = (sys.executable, "tools/pack_frames.py", CORPUS / f"{split}.csv", CORPUS / "videos")
+        options = ("--layout", "msrvtt", "--size", str(SIZE), "--out", FRAMES / split)
+        commands.run(f"pack {split} frames", (*pack, *options), FRAMES / split / "manifest.json")
+
+
+def training(row: Row, runs: Path, seed: int, launcher: Sequence[str], *extra: str) -> tuple[str, list[str], Path]:
+    """The command that trains a row into RUNS/KEY."""
+    changes = (f"name={row.key}", f"out={runs}", f"seed={seed}", *row.changes, *extra)
+    return f"train {row.title}", [*launcher, "distill/run.py", row.recipe, *changes], runs / row.key / "release"
+
+
+def labelling(runs: Path, labels: Path) -> tuple[str, list[str | Path], Path]:
+    """The command with which the teacher of `runs` labels the training frames."""
+    command = [sys.executable, "tools/dump_soft_labels.py", runs / TEACHER.key / "release", FRAMES / "train"]
+    return "write the teacher's soft labels", [*command, "--out", labels], labels / "manifest.json"
+
+
+def results(rows: Sequence[Row], runs: Path) -> dict[str, dict]:
+    """What the table shows of every row: test metrics, mass, milliseconds, seconds of training."""
+    frames, found = FrameSet(FRAMES / "test", verify=False), {}
+    for row in rows:
+        folder = runs / row.key
+        release = load(folder / "release")
+        provenance = json.loads((folder / "release" / "provenance.json").read_text())
+        found[row.key] = {
+            "title": row.title,
+            **json.loads((folder / "test.json").read_text()),
+            **measure(release, frames, CORPUS / "relevance.json"),
+            "train_seconds": provenance["seconds"],
+        }
+    return found
+
+
+def intervals(pairs: Sequence[tuple[str, str]], runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
+    """R@1 of the first minus that of the second of every pair, in points: [difference, low, high].
+
+    A paired bootstrap over videos; with several runs (seeds), every draw takes a video with its queries in all of them.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for better, worse in pairs:
+        a, b = ([load_file(run / key / "test_ranks.safetensors") for run in runs] for key in (better, worse))
+        text = torch.cat([ranks["video_of_text"] for ranks in a])
+        video = torch.cat([torch.arange(len(ranks["v2t"])) for ranks in a])
+        found[f"{better} - {worse}"] = {
+            name: list(paired_bootstrap(_joined(a, name), _joined(b, name), groups, seed=0))
+            for name, groups in (("t2v", text), ("v2t", video))
+        }
+    return found
+
+
+def _joined(ranks: Sequence[dict[str, torch.Tensor]], name: str) -> torch.Tensor:
+    return torch.cat([table[name] for table in ranks])
+
+
+COLUMNS: dict[str, Callable[[dict], float]] = {
+    **{f"T2V {name}": lambda row, name=name: row["t2v"][name] for name in METRICS},
+    **{f"V2T {name}": lambda row, name=name: row["v2t"][name] for name in ("R@1", "R@10", "MnR")},
+    "mass %": lambda row: row["mass"],
+    "ms/query": lambda row: row["ms"],
+    "train s": lambda row: row["train_seconds"],
+}
+DIGITS = {"ms/query": 3, "train s": 0}
+
+
+def table(seeds: Sequence[dict[str, dict]]) -> str:
+    """The results of one seed, or mean and standard deviation over several, as aligned text."""
+    lines = [["", *COLUMNS]]
+    for key in seeds[0]:
+        cells = []
+        for name, value in COLUMNS.items():
+            values, digits = [value(found[key]) for found in seeds], DIGITS.get(name, 1)
+            spread = f" ±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.{digits}f}{spread}")
+        lines.append([seeds[0][key]["title"], *cells])
+    return _aligned(lines)
+
+
+def markdown(text: str) -> str:
+    """An aligned table as Markdown."""
+    rows = [[cell.strip() for cell in re.split(r"  +", line)] for line in text.splitlines()]
+    rows[0] = ["", *rows[0][-len(COLUMNS) :]]
+    bars = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([bars[0], "|---" * len(rows[0]) + "|", *bars[1:]])
+
+
+def gains_text(gains: dict[str, dict[str, list[float]]]) -> str:
+    """The differences with their intervals, a line each."""
+    return "\n".join(
+        f"R@1 {pair}: "
+        + ", ".join(f"{name.upper()} {d:+.1f} [{low:+.1f}, {high:+.1f}]" for name, (d, low, high) in sides.items())
+        for pair, sides in gains.items()
+    )
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _slug(title: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")

@@ -1,0 +1,200 @@
+"""Real crashes and wrong inputs: killed jobs finish with the same bytes, bad input is one line and exit code 2."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, World, one_line_error, python, tree_bytes
+
+
+@pytest.fixture(scope="module")
+def teacher(world: World, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("teacher")
+    python("distill/run.py", world.recipe("xclip", "xclip", out))
+    return out / "xclip" / "release"
+
+
+def kill_when(arguments: list[str], ready: Callable[[], bool]) -> None:
+    """Starts a command in a group of its own and kills the whole group without warning as soon as `ready`."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, "the job ended before it could be killed"
+        assert time.monotonic() < deadline, "the job never got there"
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def many_shards(world: World, tmp_path_factory) -> Path:
+    """The corpus' annotations repeated until packing takes several shards."""
+    folder = tmp_path_factory.mktemp("many")
+    source = json.loads((world.corpus / "MSRVTT_data.json").read_text())
+    videos = folder / "videos"
+    videos.mkdir()
+    with (folder / "all.csv").open("w") as file:
+        file.write("video,caption\n")
+        for take in range(4):
+            for row in source["sentences"]:
+                file.write(f'{row["video_id"]}-{take},"{row["caption"]}"\n')
+    for path in (world.corpus / "videos").glob("*.mp4"):
+        for take in range(4):
+            shutil.copy(path, videos / f"{path.stem}-{take}.mp4")
+    return folder
+
+
+def test_a_killed_pack_ends_with_the_same_bytes(many_shards: Path, tmp_path: Path):
+    def pack(out: Path) -> list[str]:
+        return ["tools/pack_frames.py", str(many_shards / "all.csv"), str(many_shards / "videos"), "--out", str(out)]
+
+    python(*pack(tmp_path / "whole"), "--size", "64")
+    killed = tmp_path / "killed"
+    kill_when([*pack(killed), "--size", "64"], lambda: any(killed.glob("*.tar")))
+    assert not (killed / "manifest.json").exists()
+    python(*pack(killed), "--size", "64")
+    assert tree_bytes(killed) == tree_bytes(tmp_path / "whole")
+
+
+def test_a_killed_label_job_ends_with_the_same_bytes(many_shards: Path, teacher: Path, tmp_path: Path):
+    frames = tmp_path / "frames"
+    pack = ("tools/pack_frames.py", many_shards / "all.csv", many_shards / "videos", "--size", "64", "--out", frames)
+    python(*pack)
+
+    def dump(out: Path) -> list[str]:
+        return ["tools/dump_soft_labels.py", str(teacher), str(frames), "--out", str(out), "--batch", "16"]
+
+    python(*dump(tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    kill_when(dump(killed), lambda: any(killed.glob("*.tar")))
+    assert not (killed / "manifest.json").exists()
+    python(*dump(killed))
+    assert tree_bytes(killed) == tree_bytes(tmp_path / "whole")
+
+
+def test_unusable_videos_are_reported_and_never_become_samples(world: World, tmp_path: Path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    good = sorted((world.corpus / "videos").glob("*.mp4"))[:3]
+    for path in good:
+        shutil.copy(path, videos / path.name)
+    whole = good[0].read_bytes()
+    (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (videos / "empty.mp4").write_bytes(b"")
+    (videos / "text.mp4").write_text("not a video")
+    names = [*(path.stem for path in good), "cut", "empty", "text", "gone"]
+    (tmp_path / "a.csv").write_text("video,caption\n" + "".join(f"{name},something\n" for name in names))
+    printed = python("tools/pack_frames.py", tmp_path / "a.csv", videos, "--size", "64", "--out", tmp_path / "f").stdout
+    assert "3 videos" in printed
+    manifest = json.loads((tmp_path / "f" / "manifest.json").read_text())
+    assert manifest["counts"]["videos"] == 3 and manifest["counts"]["skipped"] == 4
+    reasons = {note["video"]: note["reason"] for note in manifest["notes"]}
+    assert reasons["gone"] == "missing" and "empty" in reasons["empty"]
+    assert "truncated" in reasons["cut"] and "not a video" in reasons["text"]
+
+
+def damaged(folder: Path, out: Path, change: Callable[[Path], None]) -> Path:
+    """A copy of an artefact folder, changed."""
+    shutil.copytree(folder, out)
+    change(out)
+    return out
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+class TestTenWrongInputs:
+    """Each gives one clear line and exit code 2."""
+
+    def test_unknown_recipe_key(self, world: World, tmp_path: Path):
+        result = python("distill/run.py", world.recipe("x", "xclip", tmp_path), "optim.leraning_rate=0.1", check=False)
+        one_line_error(result, "optim.leraning_rate", "unknown key")
+
+    def test_no_such_recipe(self):
+        one_line_error(python("distill/run.py", "recipes/nothing.yaml", check=False), "recipes/nothing.yaml")
+
+    def test_labels_of_other_frames(self, world: World, teacher: Path, tmp_path: Path):
+        labels = tmp_path / "labels"
+        python("tools/dump_soft_labels.py", teacher, world.frames["val"], "--out", labels)
+        recipe = world.recipe("s", "teachclip", tmp_path, labels=[str(labels)])
+        one_line_error(python("distill/run.py", recipe, check=False), "labels were made from frames", "rerun")
+
+    def test_missing_teacher(self, world: World, tmp_path: Path):
+        result = python(
+            *("tools/dump_soft_labels.py", tmp_path / "nobody", world.frames["val"], "--out", tmp_path / "l"),
+            check=False,
+        )
+        one_line_error(result, "nobody", "no such folder")
+
+    def test_a_student_is_no_teacher(self, world: World, tmp_path: Path):
+        python("distill/run.py", world.recipe("plain", "clip4clip", tmp_path))
+        release = tmp_path / "plain" / "release"
+        command = ("tools/dump_soft_labels.py", release, world.frames["val"], "--out", tmp_path / "l")
+        one_line_error(python(*command, check=False), "student", "no labels to give")
+
+    def test_truncated_shard(self, world: World, tmp_path: Path):
+        frames = damaged(world.frames["train"], tmp_path / "f", lambda f: cut(f / "00000.tar"))
+        recipe = world.recipe("x", "xclip", tmp_path, data={"train": str(frames)})
+        one_line_error(python("distill/run.py", recipe, check=False), "00000.tar", "truncated")
+
+    def test_one_flipped_byte_in_a_shard(self, world: World, tmp_path: Path):
+        frames = damaged(world.frames["train"], tmp_path / "f", lambda f: flip(f / "00000.tar"))
+        recipe = world.recipe("x", "xclip", tmp_path, data={"train": str(frames)})
+        one_line_error(python("distill/run.py", recipe, check=False), "00000.tar", "sha256")
+
+    def test_one_flipped_byte_in_a_teacher(self, world: World, teacher: Path, tmp_path: Path):
+        release = damaged(teacher, tmp_path / "t", lambda f: flip(f / "model.safetensors"))
+        command = ("tools/dump_soft_labels.py", release, world.frames["val"], "--out", tmp_path / "l")
+        one_line_error(python(*command, check=False), "model.safetensors", "sha256")
+
+    def test_empty_captions_file(self, world: World, tmp_path: Path):
+        (tmp_path / "a.csv").write_text("")
+        command = ("tools/pack_frames.py", tmp_path / "a.csv", world.corpus / "videos", "--out", tmp_path / "f")
+        one_line_error(python(*command, check=False), "a.csv", "empty")
+
+    def test_no_such_video_folder(self, world: World, tmp_path: Path):
+        command = ("tools/pack_frames.py", world.corpus / "train.csv", tmp_path / "none", "--out", tmp_path / "f")
+        one_line_error(python(*command, "--layout", "msrvtt", check=False), "none", "no such folder")
+
+    def test_a_damaged_checkpoint(self, world: World, tmp_path: Path):
+        recipe = world.recipe("x", "xclip", tmp_path)
+        python("distill/run.py", recipe)
+        shutil.rmtree(tmp_path / "x" / "release")
+        cut(next((tmp_path / "x" / "checkpoints").glob("step*/model.safetensors")))
+        one_line_error(python("distill/run.py", recipe, check=False), "checkpoint", "damaged")
+
+    def test_a_gallery_of_another_release(self, world: World, tmp_path: Path):
+        for name, seed in (("a", "1"), ("b", "2")):
+            python("distill/run.py", world.recipe(name, "teachclip", tmp_path), f"seed={seed}")
+        gallery = tmp_path / "gallery"
+        python("tools/index.py", tmp_path / "a" / "release", world.frames["test"], "--out", gallery)
+        search = ("tools/search.py", gallery, "a dog", "--release", tmp_path / "b" / "release")
+        one_line_error(python(*search, check=False), "made by release")
+
+    def test_a_batch_that_processes_cannot_share(self, world: World, tmp_path: Path):
+        recipe = world.recipe("x", "xclip", tmp_path, data={"batch_size": 7})
+        one_line_error(
+            python("distill/run.py", recipe, check=False, WORLD_SIZE="2", RANK="0"), "batch_size", "2 processes"
+        )

@@ -1,0 +1,93 @@
+"""The house stands: imports go down only, and each heavy library is imported in the one file that may."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# A file may import from its own room and from floors with a smaller number.
+FLOORS = {
+    "distill.errors": 0,
+    "distill.config": 1,
+    "distill.log": 1,
+    "distill.comm": 1,
+    "distill.manifest": 2,
+    "distill.data": 3,
+    "distill.model": 4,
+    "distill.losses": 4,
+    "students": 5,
+    "teachers": 5,
+    "distill.catalogue": 6,
+    "distill.evaluation": 6,
+    "distill.training": 7,
+    "distill.retrieval": 7,
+    "distill.release": 8,
+    "distill.demo": 9,
+    "distill.recipe": 9,
+    "distill.run": 10,
+    "tools": 10,
+}
+ONLY_IN = {
+    "deepspeed": {"distill/training/engine.py"},
+    "av": {"distill/data/video.py"},
+    "accelerate": {"tools/dump_soft_labels.py"},
+    "webdataset": {"distill/data/shards.py"},
+    "students": {"distill/catalogue.py", "distill/recipe.py"},
+    "teachers": {"distill/catalogue.py", "distill/recipe.py"},
+    "pickle": set(),
+}
+FILES = [
+    path for folder in ("distill", "teachers", "students", "tools") for path in sorted((ROOT / folder).rglob("*.py"))
+]
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(dotted: str) -> str | None:
+    """The room a dotted name belongs to, or None outside the house."""
+    parts = dotted.split(".")
+    for length in (2, 1):
+        if ".".join(parts[:length]) in FLOORS:
+            return ".".join(parts[:length])
+    return None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down_only(path: Path):
+    own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if own is None:
+        assert path.name == "__init__.py"
+        return
+    for name in imported(path):
+        other = room(name)
+        if other is not None and other != own:
+            assert FLOORS[other] < FLOORS[own], f"{path.relative_to(ROOT)} is on floor {own} and imports {name}"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_is_imported_where_it_belongs(library: str):
+    users = {
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if any(name.split(".")[0] == library for name in imported(path)) and path.parent.name != library
+    }
+    assert users == ONLY_IN[library]
+
+
+def test_no_file_is_named_after_a_module_that_scripts_would_shadow():
+    import sys
+
+    for path in FILES:
+        if path.parent in (ROOT / "distill", ROOT / "tools") and path.stem != "__init__":
+            assert path.stem not in sys.stdlib_module_names, path

@@ -1,0 +1,153 @@
+"""Labels from shards equal the live teacher, whatever wrote them, and foreign or damaged labels are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import World, one_line_error, python, torchrun, tree_bytes
+from safetensors.torch import load as load_tensors
+
+import distill.release
+from distill import catalogue
+from distill.data.frames import FrameSet
+from distill.data.labels import LabelSet
+from distill.data.loader import Batch, PairDataset
+from distill.errors import ArtefactError
+from distill.model.clip import Clip
+from distill.model.features import TextFeatures
+from distill.release.release import Release
+from distill.training.objective import LossConfig, Objective
+from students.teachclip import TeachClip
+
+PAIRS = [(0, 0), (3, 1), (5, 0), (8, 2), (11, 0), (14, 1), (19, 0), (25, 0)]
+
+
+@pytest.fixture(scope="module")
+def teacher(world: World, tmp_path_factory) -> Path:
+    """A teacher that was trained for an epoch, so that its matrices are not identities any more."""
+    out = tmp_path_factory.mktemp("teacher")
+    python("distill/run.py", world.recipe("xclip", "xclip", out))
+    return out / "xclip" / "release"
+
+
+@pytest.fixture(scope="module")
+def labels(world: World, teacher: Path, tmp_path_factory) -> dict[str, Path]:
+    """Label sets of the training frames, by storage."""
+    out = tmp_path_factory.mktemp("labels")
+    for storage in ("float32", "float16"):
+        dump(teacher, world.frames["train"], out / storage, "--dtype", storage)
+    return {storage: out / storage for storage in ("float32", "float16")}
+
+
+def dump(teacher: Path, frames: Path, out: Path, *options: str):
+    return python("tools/dump_soft_labels.py", teacher, frames, "--out", out, "--batch", "8", *options)
+
+
+def student(release: Release) -> TeachClip:
+    torch.manual_seed(7)
+    clip = Clip.from_architecture(release.config.architecture, freeze_vision=2)
+    config = catalogue.parse_model_config(
+        {
+            "kind": "teachclip",
+            "clip": {"model": "towers", "freeze_vision": 2},
+            "temporal": {"layers": 1, "init": "normal"},
+        },
+        "test",
+    )
+    model = catalogue.build(config, clip)
+    assert isinstance(model, TeachClip)
+    return model
+
+
+def loss_and_gradient(objective: Objective, batch: Batch) -> tuple[dict[str, float], torch.Tensor]:
+    objective.zero_grad()
+    parts = objective(batch)
+    parts["total"].backward()
+    gradient = torch.cat([p.grad.flatten() for p in objective.parameters() if p.grad is not None])
+    return {name: value.item() for name, value in parts.items()}, gradient
+
+
+@torch.no_grad()
+def live_rows(release: Release, frames: FrameSet, batch: Batch) -> dict[str, torch.Tensor]:
+    """What the teacher says of this very batch, straight from its towers."""
+    text = release.model.encode_text(batch.ids)
+    video = release.model.encode_video(batch.frames, batch.real)
+    frame_features = video.frames
+    assert frame_features is not None and text.words is not None
+    sentence = torch.nn.functional.normalize(text.sentence, dim=-1)
+    unit_frames = torch.nn.functional.normalize(frame_features, dim=-1)
+    relevance = torch.einsum("pd,pfd->pf", sentence, unit_frames)  # the paper's formula again, not the project's code
+    return {
+        "relevance": relevance,
+        "sentence": text.sentence,
+        "words": text.words,
+        "frames": frame_features,
+        "vector": video.vector,
+    }
+
+
+@pytest.mark.parametrize(("storage", "tolerance"), [("float32", 1e-6), ("float16", 2e-3)])
+def test_loss_and_gradient_from_labels_equal_the_live_teachers(
+    world: World, teacher: Path, labels: dict[str, Path], storage: str, tolerance: float
+):
+    frames, release = FrameSet(world.frames["train"]), distill.release.load(teacher)
+    label_set = LabelSet(labels[storage], frames)
+    stored = PairDataset(frames, [label_set], release.tokenizer, 12, pixels=True).__getitems__(PAIRS)
+    live = Batch(stored.videos, stored.ids, stored.frames, stored.real, [live_rows(release, frames, stored)])
+    interaction = catalogue.build_interaction(
+        **label_set.interaction, weights=label_set.interaction_weights(), where="test"
+    )
+    model = student(release)
+    from_labels, gradient = loss_and_gradient(Objective(model, [interaction], LossConfig(), bf16=False), stored)
+    from_teacher, wanted = loss_and_gradient(
+        Objective(model, [release.model.interaction], LossConfig(), bf16=False), live
+    )
+    assert from_labels.keys() == from_teacher.keys() == {"total", "contrastive", "coarse", "fine"}
+    for name, value in from_teacher.items():
+        assert abs(from_labels[name] - value) <= tolerance * abs(value), name
+    assert (gradient - wanted).norm() <= tolerance * wanted.norm()
+
+
+def test_labels_are_keyed_by_caption_and_frames(world: World, labels: dict[str, Path], teacher: Path):
+    frames, release = FrameSet(world.frames["train"]), distill.release.load(teacher)
+    label_set = LabelSet(labels["float32"], frames)
+    video, caption = 4, 1
+    ids = torch.from_numpy(release.tokenizer([frames.videos[video].captions[caption].text]))
+    alone: TextFeatures = release.model.encode_text(ids)
+    rows = label_set.batch([(video, caption)])
+    torch.testing.assert_close(rows["sentence"], alone.sentence, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(label_set.relevance(video, caption), rows["relevance"][0])
+
+
+def test_every_caption_and_video_is_encoded_once(world: World, teacher: Path, tmp_path: Path):
+    printed = dump(teacher, world.frames["train"], tmp_path / "labels").stdout
+    frames = FrameSet(world.frames["train"])
+    texts = {caption.text for video in frames.videos for caption in video.captions}
+    assert f"({len(texts)} distinct)" in printed
+    assert f"encoded here: {len(texts)} captions, {len(frames)} videos" in printed
+
+
+def test_two_processes_write_the_same_bytes(world: World, teacher: Path, labels: dict[str, Path], tmp_path: Path):
+    command = ("tools/dump_soft_labels.py", teacher, world.frames["train"], "--out", tmp_path / "two", "--batch", "8")
+    torchrun(2, *command, "--dtype", "float32")
+    assert tree_bytes(tmp_path / "two") == tree_bytes(labels["float32"])
+
+
+def test_labels_of_other_frames_are_refused(world: World, labels: dict[str, Path]):
+    with pytest.raises(ArtefactError, match="labels were made from frames"):
+        LabelSet(labels["float16"], FrameSet(world.frames["val"]))
+
+
+def test_a_set_without_features_cannot_teach_the_coarse_loss(world: World, teacher: Path, tmp_path: Path):
+    dump(teacher, world.frames["train"], tmp_path / "thin", "--tiers", "relevance")
+    tensors = tree_bytes(tmp_path / "thin")
+    assert any(name.endswith(".tar") for name in tensors)
+    recipe = world.recipe("student", "teachclip", tmp_path, labels=[str(tmp_path / "thin")])
+    one_line_error(python("distill/run.py", recipe, check=False), "features", "--tiers relevance features")
+    python("distill/run.py", recipe, "losses.coarse.weight=0.0")
+
+
+def test_the_interaction_travels_with_the_labels(labels: dict[str, Path], teacher: Path):
+    model = load_tensors((teacher / "model.safetensors").read_bytes())
+    for name, value in load_tensors((labels["float16"] / "interaction.safetensors").read_bytes()).items():
+        torch.testing.assert_close(value, model[f"interaction.{name}"], rtol=0, atol=0)

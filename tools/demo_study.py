@@ -1,0 +1,56 @@
+"""The demo's comparison over several seeds: means, standard deviations and paired bootstrap intervals.
+
+    make study           or: python tools/demo_study.py --seeds 3
+
+Every seed has its own teacher, labels and students (initialisation and batch order) on the demo's corpus; the rows are
+trained for the same number of steps, but for the one that is given the compute of teacher, labels and student together.
+Writes runs/study/summary.json and prints the table as text and as Markdown. A step that is finished is not repeated.
+"""
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.demo import story
+from distill.errors import door
+from distill.manifest import write_json
+
+RUNS = Path("runs/study")
+BASELINES = (story.MEAN, story.SEQ)
+ROWS = (*BASELINES, story.PLAIN, story.LONG, story.TAUGHT, story.TEACHER)
+PAIRS = (("xclip", "teachclip"), ("teachclip", "afa"), ("teachclip", "afa3x"), ("afa", "seqtransf"), ("afa", "mean"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains what is missing and prints the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="how many (0, 1, ...)")
+    parser.add_argument("--clips", type=int, default=2000, help="training clips of the corpus in demo/")
+    args = parser.parse_args(argv)
+    commands = story.Commands(RUNS / "logs")
+    story.corpus(commands, args.clips)
+    folders = [RUNS / f"seed{seed}" for seed in range(args.seeds)]
+    python = (sys.executable,)
+    for seed, runs in enumerate(folders):
+        labels = story.LABELS / f"study-seed{seed}"
+        changes = {story.TAUGHT: (f"labels=[{labels}]",)}
+        train = {row: story.training(row, runs, seed, python, *changes.get(row, ())) for row in ROWS}
+        commands.side_by_side(  # two tracks of about the same length
+            [train[story.TEACHER], story.labelling(runs, labels), *(train[r] for r in (story.TAUGHT, *BASELINES))],
+            [train[story.LONG], train[story.PLAIN]],
+        )
+    found = [story.results(ROWS, runs) for runs in folders]
+    gains = story.intervals(PAIRS, folders)
+    text = story.table(found)
+    print(f"\n{args.seeds} seeds, test split:\n\n{text}\n\n{story.gains_text(gains)}\n\n{story.markdown(text)}")
+    write_json(RUNS / "summary.json", {"seeds": found, "gains": gains})
+
+
+if __name__ == "__main__":
+    door(main)
