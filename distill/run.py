@@ -93,7 +93,6 @@ def prepare(recipe: Recipe):
     interactions = [
         catalogue.build_interaction(**label_set.interaction, weights=label_set.interaction_weights(), where=path)
         for label_set, path in zip(labels, recipe.labels, strict=True)
-        if "features" in label_set.tiers
     ]
     torch.manual_seed(recipe.seed)
     model = catalogue.build(recipe.model, Clip.from_config(recipe.model.clip))

@@ -110,6 +110,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(folder, corpus, frames, make_towers(folder / "towers"))
 
 
+@pytest.fixture(scope="session")
+def teacher_run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An X-CLIP run of one epoch on one process: its matrices are not identities any more."""
+    out = tmp_path_factory.mktemp("teacher")
+    python("distill/run.py", world.recipe("xclip", "xclip", out))
+    return out / "xclip"
+
+
+@pytest.fixture(scope="session")
+def teacher(teacher_run: Path) -> Path:
+    """The release of that run."""
+    return teacher_run / "release"
+
+
 def make_towers(folder: Path) -> Path:
     """A tower folder with random weights, in open_clip's layout."""
     import open_clip

@@ -14,13 +14,6 @@ import pytest
 from conftest import ROOT, World, one_line_error, python, tree_bytes
 
 
-@pytest.fixture(scope="module")
-def teacher(world: World, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("teacher")
-    python("distill/run.py", world.recipe("xclip", "xclip", out))
-    return out / "xclip" / "release"
-
-
 def kill_when(arguments: list[str], ready: Callable[[], bool]) -> None:
     """Starts a command in a group of its own and kills the whole group without warning as soon as `ready`."""
     process = subprocess.Popen(

@@ -23,14 +23,6 @@ PAIRS = [(0, 0), (3, 1), (5, 0), (8, 2), (11, 0), (14, 1), (19, 0), (25, 0)]
 
 
 @pytest.fixture(scope="module")
-def teacher(world: World, tmp_path_factory) -> Path:
-    """A teacher that was trained for an epoch, so that its matrices are not identities any more."""
-    out = tmp_path_factory.mktemp("teacher")
-    python("distill/run.py", world.recipe("xclip", "xclip", out))
-    return out / "xclip" / "release"
-
-
-@pytest.fixture(scope="module")
 def labels(world: World, teacher: Path, tmp_path_factory) -> dict[str, Path]:
     """Label sets of the training frames, by storage."""
     out = tmp_path_factory.mktemp("labels")

@@ -12,12 +12,10 @@ import pytest
 from conftest import ROOT, World, metrics, python, steps, torchrun
 
 
-@pytest.fixture(scope="module")
-def single(world: World, tmp_path_factory) -> Path:
-    """An X-CLIP run on one process."""
-    out = tmp_path_factory.mktemp("single")
-    python("distill/run.py", world.recipe("xclip", "xclip", out))
-    return out / "xclip"
+@pytest.fixture
+def single(teacher_run: Path) -> Path:
+    """An uninterrupted run on one process."""
+    return teacher_run
 
 
 def test_a_run_leaves_its_recipe_metrics_and_release(single: Path):
@@ -70,7 +68,7 @@ def test_a_run_continues_on_another_number_of_processes(world: World, single: Pa
 
 def test_a_finished_run_is_left_alone(world: World, single: Path):
     before = (single / "metrics.jsonl").read_bytes()
-    python("distill/run.py", single.parent / "xclip.yaml")
+    python("distill/run.py", single.parent / "xclip.yaml")  # the same command again
     assert (single / "metrics.jsonl").read_bytes() == before
     assert metrics(single.parent / "xclip-2") == metrics(single)
 
