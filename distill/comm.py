@@ -87,11 +87,11 @@ def share(total: int) -> list[int]:
 def barrier() -> None:
     """Waits for all ranks."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(device_ids=[device().index] if torch.cuda.is_available() else None)
 
 
 def close() -> None:
     """Ends the group in order: leaving without it aborts now and then."""
     if dist.is_initialized():
-        dist.barrier()
+        barrier()
         dist.destroy_process_group()

@@ -21,7 +21,7 @@ import webdataset
 from distill.errors import ArtefactError
 from distill.manifest import SealedFile, file_sha256, published, sealed_file, write_json
 
-Sample = dict[str, bytes]  # extension -> content; insertion order is the order in the tar
+Sample = dict[str, bytes]  # extension -> content; members stand in the tar sorted by extension
 WORK = ".work"
 
 
@@ -88,7 +88,7 @@ def finished(folder: Path, name: str) -> ShardRecord | None:
         record = ShardRecord(
             name, SealedFile.model_validate(raw["tar"]), SealedFile.model_validate(raw["index"]), raw["report"]
         )
-    except (KeyError, TypeError, ValueError):
+    except (ArtefactError, KeyError, TypeError, ValueError):
         return None  # a torn record is no record: the shard is made again
     for file, sealed in ((f"{name}.tar", record.tar), (f"{name}.index.json", record.index)):
         if not (folder / file).is_file() or file_sha256(folder / file) != sealed.sha256:

@@ -21,11 +21,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def start() -> None:
     """Joins the process group that `deepspeed` or `torchrun` announced; a plain `python` is a group of one."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     import deepspeed.ops
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # Compiled at start-up otherwise, which needs a compiler and half a minute; gloo does the same work.
         getattr(deepspeed.ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
     else:

@@ -27,6 +27,7 @@ class CoarseConfig(Config):
     """Pearson distance between softmaxed rows and columns of student's and teacher's logits (paper: l_CgT)."""
 
     weight: float = 1.0
+    temperature: float = 1.0  # divides both sides' logits before the softmax (the authors' beta; the paper's is 1)
 
 
 class FineConfig(Config):
@@ -80,7 +81,7 @@ class Objective(nn.Module):
         if self._config.coarse.weight:
             with torch.no_grad():
                 target = teacher_logits(interaction, rows)
-            losses["coarse"] = coarse(logits, target)
+            losses["coarse"] = coarse(logits, target, self._config.coarse.temperature)
         if self._config.fine.weight:
             assert video.relevance is not None, "the recipe refuses a fine loss on a student without frame scores"
             losses["fine"] = fine(video.relevance, rows["relevance"], self._config.fine.temperature)
