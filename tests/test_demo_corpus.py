@@ -13,7 +13,7 @@ from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import decode, probe
 from distill.demo import build
 from distill.demo.build import make_corpus
-from distill.demo.corpus import BACKGROUNDS, MOTIONS, SECONDS, SPLITS, plan
+from distill.demo.corpus import BACKGROUNDS, MOTIONS, SECONDS, SPLITS, STARS, plan
 from distill.demo.draw import COLOURS, FPS, SIZE
 from distill.demo.emoji import CHOSEN, EMOJI, sprite
 from distill.demo.stills import render_stills
@@ -57,8 +57,8 @@ def test_phrases_take_the_right_article():
 
 
 def test_split_sizes_follow_the_training_clips():
-    assert Counter(clip.split for clip in CORPUS) == {"train": 200, "val": 30, "test": 100, "unseen": 20}
-    assert [clip.number for clip in CORPUS] == list(range(350))
+    assert Counter(clip.split for clip in CORPUS) == {"train": 200, "val": 80, "test": 280, "unseen": 40}
+    assert [clip.number for clip in CORPUS] == list(range(600))
 
 
 def test_every_second_belongs_to_one_shot_or_one_filler():
@@ -109,7 +109,14 @@ def test_unseen_emoji_occur_nowhere_else():
     others = {shot.emoji for clip in CORPUS if clip.split != "unseen" for shot in clip.shots}
     assert not unseen & others
     large = {shot.emoji for clip in plan(1000, 3) if clip.split == "unseen" for shot in clip.shots}
-    assert 0.07 * len(EMOJI) < len(large) <= round(0.1 * len(EMOJI))
+    assert 20 <= len(large) <= 25  # a tenth of the 250 emoji that 1,000 training clips get
+
+
+def test_training_shows_every_emoji_that_the_galleries_ask_for():
+    clips = plan(300, 1)
+    shown = {split: {shot.emoji for clip in clips if clip.split == split for shot in clip.shots} for split in SPLITS}
+    assert shown["val"] | shown["test"] <= shown["train"]
+    assert {emoji.name for emoji in shown["test"]} >= set(STARS)
 
 
 @pytest.mark.parametrize("split", GALLERIES)
@@ -258,5 +265,5 @@ def test_stills_show_every_emoji_and_repeat_by_seed():
 
 def test_the_tool_prints_one_line(made, capsys):
     make_demo.main(["--out", str(made), "--clips", "12", "--seed", "3"])
-    assert capsys.readouterr().out == f"{made}: 21 clips (12 train, 2 val, 6 test, 1 unseen)\n"
+    assert capsys.readouterr().out == f"{made}: 36 clips (12 train, 5 val, 17 test, 2 unseen)\n"
     assert json.loads((made / "corpus.json").read_text())["version"] == build.VERSION

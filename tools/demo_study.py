@@ -22,31 +22,21 @@ from distill.errors import door
 from distill.manifest import write_json
 
 RUNS = Path("runs/study")
-BASELINES = (story.MEAN, story.SEQ)
-ROWS = (*BASELINES, story.PLAIN, story.LONG, story.TAUGHT, story.TEACHER)
-PAIRS = (("xclip", "teachclip"), ("teachclip", "afa"), ("teachclip", "afa3x"), ("afa", "seqtransf"), ("afa", "mean"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is missing and prints the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="how many (0, 1, ...)")
-    parser.add_argument("--clips", type=int, default=2000, help="training clips of the corpus in demo/")
+    parser.add_argument("--clips", type=int, default=700, help="training clips of the corpus in demo/")
     args = parser.parse_args(argv)
     commands = story.Commands(RUNS / "logs")
     story.corpus(commands, args.clips)
     folders = [RUNS / f"seed{seed}" for seed in range(args.seeds)]
-    python = (sys.executable,)
     for seed, runs in enumerate(folders):
-        labels = story.LABELS / f"study-seed{seed}"
-        changes = {story.TAUGHT: (f"labels=[{labels}]",)}
-        train = {row: story.training(row, runs, seed, python, *changes.get(row, ())) for row in ROWS}
-        commands.side_by_side(  # two tracks of about the same length
-            [train[story.TEACHER], story.labelling(runs, labels), *(train[r] for r in (story.TAUGHT, *BASELINES))],
-            [train[story.LONG], train[story.PLAIN]],
-        )
-    found = [story.results(ROWS, runs) for runs in folders]
-    gains = story.intervals(PAIRS, folders)
+        story.train_all(commands, runs, story.LABELS / f"study-seed{seed}", seed)
+    found = [story.results(runs) for runs in folders]
+    gains = story.intervals(folders)
     text = story.table(found)
     print(f"\n{args.seeds} seeds, test split:\n\n{text}\n\n{story.gains_text(gains)}\n\n{story.markdown(text)}")
     write_json(RUNS / "summary.json", {"seeds": found, "gains": gains})

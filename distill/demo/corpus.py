@@ -32,9 +32,11 @@ MOTIONS = {  # singular -> plural
     "bounces": "bounce",
 }
 FILLERS = ("title card", "camera noise", "empty background", "fade", "logo")
-SPLITS = {"train": 1.0, "val": 0.15, "test": 0.5, "unseen": 0.1}  # clips, as a share of the training clips
+SPLITS = {"train": 1.0, "val": 0.4, "test": 1.4, "unseen": 0.2}  # clips, as a share of the training clips
 DEALT = {"train": 38, "val": 7, "test": 19}  # of an emoji's 64 combinations
 HELD_OUT = 0.1  # of the emoji
+EMOJI_PER_CLIP = 0.25  # emoji for every training clip, while there are as many
+STARS = ("hatching chick", "red apple", "fire engine", "octopus")  # in every corpus, whatever its size
 FAMILY = 4
 ROUNDS = 200  # of redrawing gallery clips whose captions are all ambiguous
 
@@ -122,9 +124,7 @@ class ClipSpec:
 def plan(num_clips: int, seed: int) -> list[ClipSpec]:
     """The whole corpus for `num_clips` training clips: train, val, test, unseen, numbered in this order."""
     rng = np.random.default_rng([seed, 0])
-    shuffled = [EMOJI[place] for place in rng.permutation(len(EMOJI))]
-    num_held = round(HELD_OUT * len(EMOJI))
-    held, seen = shuffled[:num_held], shuffled[num_held:]
+    held, seen = _actors(num_clips, rng)
     hands = {emoji: _deal(rng) for emoji in seen}
     every = [(motion, background) for motion in MOTIONS for background in BACKGROUNDS]
     corpus: list[ClipSpec] = []
@@ -133,6 +133,16 @@ def plan(num_clips: int, seed: int) -> list[ClipSpec]:
         gallery = _Split(split, actors, rng).draw(max(1, round(share * num_clips)))
         corpus += [replace(clip, number=len(corpus) + place) for place, clip in enumerate(gallery)]
     return corpus
+
+
+def _actors(num_clips: int, rng: np.random.Generator) -> tuple[list[Emoji], list[Emoji]]:
+    """The emoji of `unseen` and those of all other splits: so few that training has a family of each."""
+    stars = [emoji for emoji in EMOJI if emoji.name in STARS]
+    extras = [emoji for emoji in EMOJI if emoji.name not in STARS]
+    shuffled = [extras[place] for place in rng.permutation(len(extras))]
+    count = min(len(shuffled), max(24, round(EMOJI_PER_CLIP * num_clips)))
+    num_held = max(6, round(HELD_OUT * count))
+    return shuffled[:num_held], [*stars, *shuffled[num_held:count]]
 
 
 def describe(emoji: Emoji, motion: str | None, background: str | None) -> str:
@@ -165,8 +175,10 @@ class _Split:
     def draw(self, count: int) -> list[ClipSpec]:
         """`count` clips; those of a gallery without their ambiguous captions."""
         clips: list[ClipSpec] = []
+        leads = itertools.cycle([self.names[place] for place in self.rng.permutation(len(self.names))])
         while len(clips) < count:
-            lead, *partners = self._pick(3)
+            lead = next(leads)
+            partners = self._pick(2, but=lead)
             clips += [self._clip(lead, partners) for _ in range(min(FAMILY, count - len(clips)))]
         return clips if self.name == "train" else self._unambiguous(clips)
 

@@ -44,9 +44,25 @@ class Row:
 MEAN = Row("mean", "CLIP4Clip, mean pooling", "recipes/clip4clip.yaml")
 SEQ = Row("seqtransf", "CLIP4Clip, temporal transformer", "recipes/clip4clip.yaml", ("model.head=seqTransf",))
 PLAIN = Row("afa", "TeachCLIP without labels", "recipes/teachclip.yaml", ("labels=[]",))
-LONG = Row("afa3x", "TeachCLIP without labels, 3 x steps", "recipes/teachclip.yaml", ("labels=[]", "train.epochs=15"))
+LONG = Row("afa3x", "TeachCLIP without labels, 3 x steps", "recipes/teachclip.yaml", ("labels=[]", "train.epochs=36"))
 TAUGHT = Row("teachclip", "TeachCLIP with X-CLIP's labels", "recipes/teachclip.yaml")
+PUBLISHED = Row(
+    "teachclip-t1",
+    "TeachCLIP with labels, temperatures 1",
+    "recipes/teachclip.yaml",
+    ("losses.coarse.temperature=1.0", "losses.fine.temperature=1.0"),
+)
 TEACHER = Row("xclip", "X-CLIP (the teacher)", "recipes/xclip.yaml")
+ROWS = (MEAN, SEQ, PLAIN, LONG, PUBLISHED, TAUGHT, TEACHER)
+PAIRS = (
+    (TEACHER.key, TAUGHT.key),
+    (TAUGHT.key, PLAIN.key),
+    (TAUGHT.key, LONG.key),
+    (TAUGHT.key, PUBLISHED.key),
+    (PLAIN.key, SEQ.key),
+    (PLAIN.key, MEAN.key),
+)
+Command = tuple[str, Sequence[str | Path], Path]  # title, arguments, and what is there when it is done
 
 
 class Commands:
@@ -75,11 +91,11 @@ class Commands:
         self._say(f"{title}: {seconds:.0f} s")
         return seconds
 
-    def side_by_side(self, *tracks: Sequence[tuple[str, Sequence[str | Path], Path]]) -> None:
+    def side_by_side(self, *tracks: Sequence[Command]) -> None:
         """Runs tracks of commands beside one another, each command on its share of the cores."""
         threads = max(1, self._cores // len(tracks))
 
-        def follow(track: Sequence[tuple[str, Sequence[str | Path], Path]]) -> None:
+        def follow(track: Sequence[Command]) -> None:
             for title, arguments, done in track:
                 self.run(title, arguments, done, threads)
 
@@ -102,22 +118,30 @@ def corpus(commands: Commands, clips: int) -> None:
         commands.run(f"pack {split} frames", (*pack, *options), FRAMES / split / "manifest.json")
 
 
-def training(row: Row, runs: Path, seed: int, launcher: Sequence[str], *extra: str) -> tuple[str, list[str], Path]:
-    """The command that trains a row into RUNS/KEY."""
+def train_all(commands: Commands, runs: Path, labels: Path, seed: int) -> None:
+    """Trains every row into RUNS/KEY, in two tracks of about the same length."""
+    launcher = (sys.executable, "-m", "deepspeed.launcher.runner", "--master_port", "0", "--num_accelerators", "1")
+    train = {row: _training(row, runs, seed, (sys.executable,)) for row in ROWS}
+    train[TAUGHT] = _training(TAUGHT, runs, seed, launcher, f"labels=[{labels}]")
+    train[PUBLISHED] = _training(PUBLISHED, runs, seed, (sys.executable,), f"labels=[{labels}]")
+    teacher = runs / TEACHER.key / "release"
+    label = (sys.executable, "tools/dump_soft_labels.py", teacher, FRAMES / "train", "--out", labels)
+    labelling = ("write the teacher's soft labels", label, labels / "manifest.json")
+    commands.side_by_side(
+        [train[TEACHER], labelling, train[TAUGHT], train[PUBLISHED]],
+        [train[LONG], train[PLAIN], train[SEQ], train[MEAN]],
+    )
+
+
+def _training(row: Row, runs: Path, seed: int, launcher: Sequence[str], *extra: str) -> Command:
     changes = (f"name={row.key}", f"out={runs}", f"seed={seed}", *row.changes, *extra)
-    return f"train {row.title}", [*launcher, "distill/run.py", row.recipe, *changes], runs / row.key / "release"
+    return f"train {row.title}", (*launcher, "distill/run.py", row.recipe, *changes), runs / row.key / "release"
 
 
-def labelling(runs: Path, labels: Path) -> tuple[str, list[str | Path], Path]:
-    """The command with which the teacher of `runs` labels the training frames."""
-    command = [sys.executable, "tools/dump_soft_labels.py", runs / TEACHER.key / "release", FRAMES / "train"]
-    return "write the teacher's soft labels", [*command, "--out", labels], labels / "manifest.json"
-
-
-def results(rows: Sequence[Row], runs: Path) -> dict[str, dict]:
+def results(runs: Path) -> dict[str, dict]:
     """What the table shows of every row: test metrics, mass, milliseconds, seconds of training."""
     frames, found = FrameSet(FRAMES / "test", verify=False), {}
-    for row in rows:
+    for row in ROWS:
         folder = runs / row.key
         release = load(folder / "release")
         provenance = json.loads((folder / "release" / "provenance.json").read_text())
@@ -130,13 +154,13 @@ def results(rows: Sequence[Row], runs: Path) -> dict[str, dict]:
     return found
 
 
-def intervals(pairs: Sequence[tuple[str, str]], runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
-    """R@1 of the first minus that of the second of every pair, in points: [difference, low, high].
+def intervals(runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
+    """R@1 of the first minus that of the second of every pair of PAIRS, in points: [difference, low, high].
 
     A paired bootstrap over videos; with several runs (seeds), every draw takes a video with its queries in all of them.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    for better, worse in pairs:
+    for better, worse in PAIRS:
         a, b = ([load_file(run / key / "test_ranks.safetensors") for run in runs] for key in (better, worse))
         text = torch.cat([ranks["video_of_text"] for ranks in a])
         video = torch.cat([torch.arange(len(ranks["v2t"])) for ranks in a])
