@@ -97,6 +97,7 @@ def prepare(recipe: Recipe):
     torch.manual_seed(recipe.seed)
     model = catalogue.build(recipe.model, Clip.from_config(recipe.model.clip))
     tokenizer = Tokenizer(recipe.data.max_words, read_vocabulary(Path(recipe.model.clip.model)))
+    _check_towers(recipe, model, train_set)
 
     def job_for(folder: Path) -> Job:
         return Job(
@@ -115,6 +116,22 @@ def prepare(recipe: Recipe):
         )
 
     return job_for, test_set
+
+
+def _check_towers(recipe: Recipe, model: RetrievalModel, frames: FrameSet) -> None:
+    """Refuses frames and captions of a size that the towers cannot take."""
+    size = model.clip.architecture["vision_cfg"]["image_size"]
+    if frames.size != size:
+        raise RecipeError(
+            f"data.train: {frames.path} was packed with {frames.size} pixels, but {recipe.model.clip.model} takes "
+            f"{size}; pack again with --size {size}"
+        )
+    context = model.clip.text.context
+    if recipe.data.max_words > context:
+        raise RecipeError(
+            f"data.max_words: {recipe.data.max_words} tokens, but the text tower of {recipe.model.clip.model} takes at "
+            f"most {context}"
+        )
 
 
 def _restored(recipe: Recipe, weights: dict[str, torch.Tensor]) -> RetrievalModel:

@@ -186,6 +186,13 @@ class TestTenWrongInputs:
         search = ("tools/search.py", gallery, "a dog", "--release", tmp_path / "b" / "release")
         one_line_error(python(*search, check=False), "made by release")
 
+    def test_frames_of_another_size(self, world: World, tmp_path: Path):
+        frames = tmp_path / "small"
+        pack = ("tools/pack_frames.py", world.corpus / "val.csv", world.corpus / "videos", "--layout", "msrvtt")
+        python(*pack, "--size", "32", "--out", frames)
+        recipe = world.recipe("x", "xclip", tmp_path, data={"train": str(frames), "batch_size": 4})
+        one_line_error(python("distill/run.py", recipe, check=False), "32 pixels", "64")
+
     def test_a_batch_that_processes_cannot_share(self, world: World, tmp_path: Path):
         recipe = world.recipe("x", "xclip", tmp_path, data={"batch_size": 7})
         one_line_error(

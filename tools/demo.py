@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=700, help="training clips; the galleries scale along")
     args = parser.parse_args(argv)
-    began, commands = time.monotonic(), story.Commands(RUNS / "logs")
+    began, commands = time.monotonic(), story.Commands(RUNS / "logs", total=len(story.SPLITS) + len(story.ROWS) + 3)
     story.corpus(commands, args.clips)
     story.train_all(commands, RUNS, story.LABELS / "xclip", seed=0)
     release, gallery = RUNS / story.TAUGHT.key / "release", Path("demo/gallery")

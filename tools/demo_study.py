@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many (0, 1, ...)")
     parser.add_argument("--clips", type=int, default=700, help="training clips of the corpus in demo/")
     args = parser.parse_args(argv)
-    commands = story.Commands(RUNS / "logs")
+    total = 1 + len(story.SPLITS) + args.seeds * (len(story.ROWS) + 1)
+    commands = story.Commands(RUNS / "logs", total)
     story.corpus(commands, args.clips)
     folders = [RUNS / f"seed{seed}" for seed in range(args.seeds)]
     for seed, runs in enumerate(folders):

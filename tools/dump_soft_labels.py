@@ -15,6 +15,7 @@ if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiers", nargs="+", choices=["relevance", "features"], default=["relevance", "features"])
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float16", help="of stored features")
     parser.add_argument("--batch", type=int, default=32, help="videos per forward pass")
+    parser.add_argument("--workers", type=int, default=0, help="decoding processes beside each of these")
     args = parser.parse_args(argv)
     # Without cpu=True every CPU process believes it is the only one, and does all the work.
     state = PartialState(cpu=not torch.cuda.is_available())
@@ -49,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     teacher = load(args.teacher, device)
     if not isinstance(teacher.model, Teacher):
         raise ArtefactError(f"{args.teacher}: a {teacher.config.model['kind']} is a student, it has no labels to give")
+    packed = {key: frames.manifest.config[key] for key in teacher.frames_config}
+    if packed != teacher.frames_config:
+        raise ArtefactError(
+            f"{args.frames}: packed with {json.dumps(packed)}, but {args.teacher} was trained with "
+            f"{json.dumps(teacher.frames_config)}; pack the videos again with those settings"
+        )
     job = Teaching(
         teacher.model,
         teacher_id=teacher.manifest.id,
@@ -59,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tiers=["relevance", *(["features"] if "features" in args.tiers else [])],
         storage=args.dtype,
         batch=args.batch,
+        workers=args.workers,
         bf16=device.type == "cuda",
         device=device,
     )

@@ -27,6 +27,7 @@ from distill.release.release import load
 
 CORPUS, FRAMES, LABELS = Path("demo/corpus"), Path("demo/frames"), Path("demo/labels")
 SIZE = 64  # pixels
+TICK = 20  # seconds between two words of a running command
 SPLITS = ("train", "val", "test")
 METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
@@ -66,30 +67,36 @@ Command = tuple[str, Sequence[str | Path], Path]  # title, arguments, and what i
 
 
 class Commands:
-    """Runs the project's commands, two at a time at most, each on its share of the cores, logs kept in a folder."""
+    """Runs the project's commands, counts them, says how far each is, and keeps their logs in a folder."""
 
-    def __init__(self, logs: Path):
-        self._logs = logs
+    def __init__(self, logs: Path, total: int):
+        self._logs, self._total, self._finished = logs, total, 0
         logs.mkdir(parents=True, exist_ok=True)
         self._cores = len(os.sched_getaffinity(0))
         self._began = time.monotonic()
 
-    def run(self, title: str, arguments: Sequence[str | Path], done: Path, threads: int | None = None) -> float:
-        """Runs one command unless `done` is there; returns its seconds. A failure shows the end of its log."""
-        if done.exists():
-            self._say(f"{title}: there already")
-            return 0.0
-        log, start = self._logs / f"{_slug(title)}.log", time.monotonic()
-        self._say(f"{title} ...")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads or self._cores)}
+    def run(self, title: str, arguments: Sequence[str | Path], done: Path, threads: int | None = None) -> None:
+        """Runs one command unless `done` is there. A failure shows the end of its log."""
+        if not done.exists():
+            self._say(f"{title} ...")
+            self._follow(title, arguments, threads or self._cores)
+        self._finished += 1
+        self._say(f"{title}: done ({self._finished} of {self._total})")
+
+    def _follow(self, title: str, arguments: Sequence[str | Path], threads: int) -> None:
+        log = self._logs / f"{_slug(title)}.log"
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with log.open("w") as file:
-            code = subprocess.run([str(a) for a in arguments], stdout=file, stderr=file, env=environment).returncode
+            process = subprocess.Popen([str(a) for a in arguments], stdout=file, stderr=file, env=environment)
+            while True:
+                try:
+                    code = process.wait(TICK)
+                    break
+                except subprocess.TimeoutExpired:
+                    self._say(f"  {title}: {_last_line(log)}")
         if code:
             tail = " | ".join(log.read_text().strip().splitlines()[-3:])
             raise ExpectedError(f"{title} failed with exit code {code}; {log} says: {tail}")
-        seconds = time.monotonic() - start
-        self._say(f"{title}: {seconds:.0f} s")
-        return seconds
 
     def side_by_side(self, *tracks: Sequence[Command]) -> None:
         """Runs tracks of commands beside one another, each command on its share of the cores."""
@@ -224,6 +231,13 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
         )
         for line in lines
     )
+
+
+def _last_line(log: Path) -> str:
+    """What a command said last: its step and remaining time, without the clock and the single losses."""
+    words = re.split(r"[\r\n]", log.read_text().strip())[-1].split("  ")
+    line = "  ".join(word for word in words if re.search(r"step|left|loss |it/s|%|validation|R@1", word))
+    return line.strip()[-90:]
 
 
 def _slug(title: str) -> str:

@@ -5,8 +5,6 @@ through once too, in the batch of the shard where it first occurs, and its featu
 needs them. So labels do not depend on which process wrote them or on how often the job was interrupted.
 """
 
-import hashlib
-import logging
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,9 @@ from distill.manifest import NAME, Manifest, open_sealed, published, seal, seale
 from distill.model.contract import Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 
-log = logging.getLogger(__name__)
-
 
 class Teaching:
-    """One label job: `label_shard` for any shard in any process, then `finish` once all are there."""
+    """One label job: `label_shards` for any shards in any process, then `finish` once all are there."""
 
     def __init__(
         self,
@@ -44,12 +40,14 @@ class Teaching:
         tiers: list[Tier],
         storage: Storage,
         batch: int,
+        workers: int,
         bf16: bool,
         device: torch.device,
     ):
         self.teacher, self.tokenizer, self.frames, self.out = teacher.eval().to(device), tokenizer, frames, out
         self.interaction, self.device = teacher.interaction, device
         self.tiers, self.storage, self.batch, self.bf16 = tiers, storage, batch, bf16
+        self._workers = workers
         self.config: dict[str, Any] = {
             "teacher": teacher_id,
             "interaction": {"kind": kind, "config": self.interaction.config()},
@@ -105,9 +103,8 @@ class Teaching:
         batches = [rows[start : start + self.batch] for start in range(0, len(rows), self.batch)]
         samples: dict[str, Sample] = {}
         num_frames = self.frames.num_frames
-        for videos, (pixels, real) in zip(
-            batches, load_batches(VideoDataset(self.frames, num_frames), batches, 0), strict=True
-        ):
+        loaded = load_batches(VideoDataset(self.frames, num_frames), batches, self._workers)
+        for videos, (pixels, real) in zip(batches, loaded, strict=True):
             features = self._encode_videos(pixels, real)
             for position, video in enumerate(videos):
                 about = self.frames.videos[video]
@@ -185,8 +182,3 @@ class _Texts:
             self._open[text] = one
             if text in self._shared:
                 self._kept[text] = one
-
-
-def weights_id(weights: bytes) -> str:
-    """sha256 of a teacher's weights file, as recorded with its labels."""
-    return hashlib.sha256(weights).hexdigest()
