@@ -36,7 +36,7 @@ def command(*args: str | Path, check: bool = True, **env: str) -> subprocess.Com
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     if check and result.returncode:
         raise AssertionError(f"{args} ended with {result.returncode}:\n{result.stdout}\n{result.stderr[-3000:]}")

@@ -24,7 +24,7 @@ def kill_when(arguments: list[str], ready: Callable[[], bool]) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not ready():
         assert process.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < deadline, "the job never got there"

@@ -96,7 +96,7 @@ def test_deepspeed_launches_the_same_run(world: World, single: Path, tmp_path: P
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert steps(tmp_path / "xclip") == steps(single)
@@ -111,7 +111,7 @@ def _kill_after(recipe: Path, run: Path, step: int) -> int:
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    path, deadline = run / "metrics.jsonl", time.monotonic() + 120
+    path, deadline = run / "metrics.jsonl", time.monotonic() + 300
     while not path.is_file() or path.read_bytes().count(b"\n") < step:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "the run never got there"
@@ -119,3 +119,11 @@ def _kill_after(recipe: Path, run: Path, step: int) -> int:
     process.send_signal(signal.SIGKILL)
     process.wait()
     return path.read_bytes().count(b"\n")
+
+
+@pytest.mark.parametrize("head", ["meanP", "seqTransf"])
+def test_the_plain_baselines_train_in_bf16(world: World, tmp_path: Path, head: str):
+    recipe = world.recipe("plain", "clip4clip", tmp_path, losses={"contrastive": {"weight": 1.0}})
+    python("distill/run.py", recipe, f"model.head={head}", "train.precision=bf16", "train.epochs=2")
+    losses = [row["total"] for row in steps(tmp_path / "plain")]
+    assert sum(losses[-3:]) < sum(losses[:3])

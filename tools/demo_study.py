@@ -30,14 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many (0, 1, ...)")
     parser.add_argument("--clips", type=int, default=700, help="training clips of the corpus in demo/")
     args = parser.parse_args(argv)
-    total = 1 + len(story.SPLITS) + args.seeds * (len(story.ROWS) + 1)
+    total = 1 + len(story.SPLITS) + args.seeds * (len(story.STUDY) + 1)
     commands = story.Commands(RUNS / "logs", total)
     story.corpus(commands, args.clips)
     folders = [RUNS / f"seed{seed}" for seed in range(args.seeds)]
     for seed, runs in enumerate(folders):
-        story.train_all(commands, runs, story.LABELS / f"study-seed{seed}", seed)
-    found = [story.results(runs) for runs in folders]
-    gains = story.intervals(folders)
+        story.train_all(commands, story.STUDY, runs, story.LABELS / f"study-seed{seed}", seed)
+    found = [story.results(story.STUDY, runs) for runs in folders]
+    gains = story.intervals(story.STUDY, folders)
     text = story.table(found)
     print(f"\n{args.seeds} seeds, test split:\n\n{text}\n\n{story.gains_text(gains)}\n\n{story.markdown(text)}")
     write_json(RUNS / "summary.json", {"seeds": found, "gains": gains})

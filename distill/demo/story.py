@@ -10,6 +10,7 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,8 @@ PUBLISHED = Row(
     ("losses.coarse.temperature=1.0", "losses.fine.temperature=1.0"),
 )
 TEACHER = Row("xclip", "X-CLIP (the teacher)", "recipes/xclip.yaml")
-ROWS = (MEAN, SEQ, PLAIN, LONG, PUBLISHED, TAUGHT, TEACHER)
+DEMO = (MEAN, PLAIN, LONG, TAUGHT, TEACHER)
+STUDY = (MEAN, SEQ, PLAIN, LONG, PUBLISHED, TAUGHT, TEACHER)
 PAIRS = (
     (TEACHER.key, TAUGHT.key),
     (TAUGHT.key, PLAIN.key),
@@ -63,7 +65,20 @@ PAIRS = (
     (PLAIN.key, SEQ.key),
     (PLAIN.key, MEAN.key),
 )
-Command = tuple[str, Sequence[str | Path], Path]  # title, arguments, and what is there when it is done
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line, what is there when it is done, and what must be there before it can start."""
+
+    title: str
+    arguments: Sequence[str | Path]
+    done: Path
+    needs: Path | None = None
+
+    def ready(self) -> bool:
+        """Whether it can start."""
+        return self.needs is None or self.needs.exists()
 
 
 class Commands:
@@ -80,6 +95,8 @@ class Commands:
         if not done.exists():
             self._say(f"{title} ...")
             self._follow(title, arguments, threads or self._cores)
+            if not done.exists():
+                raise ExpectedError(f"{title} ended without making {done}; its log is in {self._logs}")
         self._finished += 1
         self._say(f"{title}: done ({self._finished} of {self._total})")
 
@@ -98,17 +115,32 @@ class Commands:
             tail = " | ".join(log.read_text().strip().splitlines()[-3:])
             raise ExpectedError(f"{title} failed with exit code {code}; {log} says: {tail}")
 
-    def side_by_side(self, *tracks: Sequence[Command]) -> None:
-        """Runs tracks of commands beside one another, each command on its share of the cores."""
-        threads = max(1, self._cores // len(tracks))
+    def side_by_side(self, commands: Sequence[Command]) -> None:
+        """Runs commands two at a time on half of the cores each: always the first whose `needs` is there."""
+        waiting, changed = list(commands), threading.Condition()
+        threads = max(1, self._cores // 2)
 
-        def follow(track: Sequence[Command]) -> None:
-            for title, arguments, done in track:
-                self.run(title, arguments, done, threads)
+        def work() -> None:
+            while True:
+                with changed:
+                    while waiting and not any(command.ready() for command in waiting):
+                        changed.wait()
+                    if not waiting:
+                        return
+                    command = next(command for command in waiting if command.ready())
+                    waiting.remove(command)
+                try:
+                    self.run(command.title, command.arguments, command.done, threads)
+                except ExpectedError:
+                    waiting.clear()  # the other worker stops after its command
+                    raise
+                finally:
+                    with changed:
+                        changed.notify_all()
 
-        with ThreadPoolExecutor(len(tracks)) as pool:
-            for finished in [pool.submit(follow, track) for track in tracks]:
-                finished.result()
+        with ThreadPoolExecutor(2) as pool:
+            for worker in [pool.submit(work) for _ in range(2)]:
+                worker.result()
 
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
@@ -125,30 +157,31 @@ def corpus(commands: Commands, clips: int) -> None:
         commands.run(f"pack {split} frames", (*pack, *options), FRAMES / split / "manifest.json")
 
 
-def train_all(commands: Commands, runs: Path, labels: Path, seed: int) -> None:
-    """Trains every row into RUNS/KEY, in two tracks of about the same length."""
-    launcher = (sys.executable, "-m", "deepspeed.launcher.runner", "--master_port", "0", "--num_accelerators", "1")
-    train = {row: _training(row, runs, seed, (sys.executable,)) for row in ROWS}
-    train[TAUGHT] = _training(TAUGHT, runs, seed, launcher, f"labels=[{labels}]")
-    train[PUBLISHED] = _training(PUBLISHED, runs, seed, (sys.executable,), f"labels=[{labels}]")
-    teacher = runs / TEACHER.key / "release"
-    label = (sys.executable, "tools/dump_soft_labels.py", teacher, FRAMES / "train", "--out", labels)
-    labelling = ("write the teacher's soft labels", label, labels / "manifest.json")
-    commands.side_by_side(
-        [train[TEACHER], labelling, train[TAUGHT], train[PUBLISHED]],
-        [train[LONG], train[PLAIN], train[SEQ], train[MEAN]],
-    )
+def train_all(commands: Commands, rows: Sequence[Row], runs: Path, labels: Path, seed: int) -> None:
+    """Trains every row into RUNS/KEY, the teacher and the longest row first; what is taught waits for the labels."""
+    teacher, frames = runs / TEACHER.key / "release", FRAMES / "train"
+    dump = (sys.executable, "tools/dump_soft_labels.py", teacher, frames, "--out", labels)
+    label = Command("write the teacher's soft labels", dump, labels / "manifest.json", needs=teacher)
+    order = [row for row in (TEACHER, LONG, TAUGHT, PUBLISHED, PLAIN, SEQ, MEAN) if row in rows]
+    jobs = [_training(row, runs, labels, seed) for row in order]
+    commands.side_by_side([jobs[0], label, *jobs[1:]])
 
 
-def _training(row: Row, runs: Path, seed: int, launcher: Sequence[str], *extra: str) -> Command:
-    changes = (f"name={row.key}", f"out={runs}", f"seed={seed}", *row.changes, *extra)
-    return f"train {row.title}", (*launcher, "distill/run.py", row.recipe, *changes), runs / row.key / "release"
+def _training(row: Row, runs: Path, labels: Path, seed: int) -> Command:
+    changes = [f"name={row.key}", f"out={runs}", f"seed={seed}", *row.changes]
+    launcher, needs = [sys.executable], None
+    if row in (TAUGHT, PUBLISHED):
+        changes, needs = [*changes, f"labels=[{labels}]"], labels / "manifest.json"
+    if row is TAUGHT:  # the demo's main run goes through DeepSpeed's launcher
+        launcher += ["-m", "deepspeed.launcher.runner", "--master_port", "0", "--num_accelerators", "1"]
+    arguments = [*launcher, "distill/run.py", row.recipe, *changes]
+    return Command(f"train {row.title}", arguments, runs / row.key / "release", needs)
 
 
-def results(runs: Path) -> dict[str, dict]:
+def results(rows: Sequence[Row], runs: Path) -> dict[str, dict]:
     """What the table shows of every row: test metrics, mass, milliseconds, seconds of training."""
     frames, found = FrameSet(FRAMES / "test", verify=False), {}
-    for row in ROWS:
+    for row in rows:
         folder = runs / row.key
         release = load(folder / "release")
         provenance = json.loads((folder / "release" / "provenance.json").read_text())
@@ -161,13 +194,14 @@ def results(runs: Path) -> dict[str, dict]:
     return found
 
 
-def intervals(runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
-    """R@1 of the first minus that of the second of every pair of PAIRS, in points: [difference, low, high].
+def intervals(rows: Sequence[Row], runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
+    """R@1 of the first minus that of the second of each pair that was run, in points: [difference, low, high].
 
     A paired bootstrap over videos; with several runs (seeds), every draw takes a video with its queries in all of them.
     """
     found: dict[str, dict[str, list[float]]] = {}
-    for better, worse in PAIRS:
+    keys = {row.key for row in rows}
+    for better, worse in (pair for pair in PAIRS if keys.issuperset(pair)):
         a, b = ([load_file(run / key / "test_ranks.safetensors") for run in runs] for key in (better, worse))
         text = torch.cat([ranks["video_of_text"] for ranks in a])
         video = torch.cat([torch.arange(len(ranks["v2t"])) for ranks in a])

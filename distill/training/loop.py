@@ -44,6 +44,7 @@ class TrainConfig(Config):
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: the towers run under autocast; weights and losses stay fp32
     zero: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO stage
     stem_cache_gb: float = 0.0  # memory for the frozen vision layers' outputs; 0 computes them every time
+    validate_every: int = 1  # epochs between validations; the last epoch's end always has one
     checkpoint_every: int = 0  # steps between checkpoints, besides the one at each epoch's end
     log_every: int = 20  # steps between console lines
 
@@ -83,24 +84,25 @@ def train(job: Job) -> dict[str, Tensor]:
     progress = _resume(job, engine)
     monitor = Monitor(job.folder, plan.total_steps, progress.metrics_bytes) if comm.rank() == 0 else None
     job.model.train()
-    last = clock = time.perf_counter()
+    before = clock = time.perf_counter()
     for step, batch in zip(range(progress.step, plan.total_steps), _batches(job, plan, progress.step), strict=False):
         waited = time.perf_counter() - clock
         torch.manual_seed(hash((job.seed, step, comm.rank())) % (1 << 63))  # dropout too is a function of the step
         values = engine.step(stems.fill(batch.to(comm.device())), step, plan.total_steps)
         clock = time.perf_counter()
-        seconds, last = clock - last, clock
+        seconds, before = clock - before, clock
         if monitor:
             timing = {"seconds": round(seconds, 4), "data_wait": round(waited, 4)}
             monitor.row(step + 1, {"epoch": plan.epoch_of(step), **values, **timing})
             if (step + 1) % job.config.log_every == 0 or step == progress.step:
                 monitor.show(step + 1, values, job.data.batch_size, seconds)
-        ended = step + 1 == plan.total_steps or plan.epoch_of(step + 1) != plan.epoch_of(step)
-        if ended:
+        last = step + 1 == plan.total_steps
+        ended = last or plan.epoch_of(step + 1) != plan.epoch_of(step)
+        if last or (ended and (plan.epoch_of(step) + 1) % job.config.validate_every == 0):
             progress = _validate(job, engine, stems, monitor, progress, step + 1)
         if ended or (job.config.checkpoint_every and (step + 1) % job.config.checkpoint_every == 0):
             progress = _save(job, engine, monitor, progress, step + 1)
-        last = clock = time.perf_counter() if ended else clock
+        before = clock = time.perf_counter() if ended else clock
     if monitor:
         monitor.close()
     comm.barrier()
