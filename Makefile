@@ -14,7 +14,7 @@ study: install  ## the demo's comparison over several seeds, with intervals (tak
 	$(BIN)/python tools/demo_study.py
 
 test: install lint  ## everything that CI checks
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: install
 	$(BIN)/ruff format --check .
