@@ -268,10 +268,11 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _last_line(log: Path) -> str:
-    """What a command said last: its step and remaining time, without the clock and the single losses."""
-    words = re.split(r"[\r\n]", log.read_text().strip())[-1].split("  ")
-    line = "  ".join(word for word in words if re.search(r"step|left|loss |it/s|%|validation|R@1", word))
-    return line.strip()[-90:]
+    """What a command said last of its progress: step, loss, remaining time; or what it has begun."""
+    lines = re.split(r"[\r\n]", log.read_text())
+    telling = [line for line in lines if re.search(r"step \d+/|\d%\||testing on|validation after", line)]
+    words = telling[-1].split("  ") if telling else ["starting"]
+    return "  ".join(word for word in words if not re.match(r"contrastive|coarse|fine|grad_norm|lr", word))[-90:]
 
 
 def _slug(title: str) -> str:
