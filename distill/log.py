@@ -16,9 +16,8 @@ def setup(rank: int = 0) -> None:
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
     )
-    for noisy in ("DeepSpeed", "torch.distributed", "open_clip", "root"):
+    for noisy in ("DeepSpeed", "torch.distributed", "open_clip"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    logging.root.setLevel(level)
 
 
 def progress(items: Iterable[Item], what: str, total: int | None = None, *, quiet: bool = False) -> Iterable[Item]:

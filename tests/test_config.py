@@ -90,6 +90,7 @@ def test_a_bad_recipe_says_where_and_what(
         (["model.clip.freze_vision=2"], ("freze_vision", "freeze_vision")),
         (["name=../x"], ("name", "folder")),
         (["train.zero=4"], ("train.zero", "4")),
+        (["train.validate_every=0"], ("train.validate_every", "greater than or equal to 1")),
     ],
 )
 def test_an_impossible_combination_is_refused(overrides: list[str], words: tuple[str, ...]):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -40,13 +41,13 @@ BEST = "best.safetensors"
 class TrainConfig(Config):
     """How long, how precisely and how safely to train."""
 
-    epochs: int
+    epochs: int = Field(ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: the towers run under autocast; weights and losses stay fp32
     zero: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO stage
     stem_cache_gb: float = 0.0  # memory for the frozen vision layers' outputs; 0 computes them every time
-    validate_every: int = 1  # epochs between validations; the last epoch's end always has one
-    checkpoint_every: int = 0  # steps between checkpoints, besides the one at each epoch's end
-    log_every: int = 20  # steps between console lines
+    validate_every: int = Field(default=1, ge=1)  # epochs between validations; the last epoch's end always has one
+    checkpoint_every: int = Field(default=0, ge=0)  # steps between checkpoints, besides the one at each epoch's end
+    log_every: int = Field(default=20, ge=1)  # steps between console lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,8 @@ def train(job: Job) -> dict[str, Tensor]:
     monitor = Monitor(job.folder, plan.total_steps, progress.metrics_bytes) if comm.rank() == 0 else None
     job.model.train()
     before = clock = time.perf_counter()
-    for step, batch in zip(range(progress.step, plan.total_steps), _batches(job, plan, progress.step), strict=False):
+    batches = _batches(job, plan, progress.step, pixels=stems.train is None)
+    for step, batch in zip(range(progress.step, plan.total_steps), batches, strict=False):
         waited = time.perf_counter() - clock
         torch.manual_seed(hash((job.seed, step, comm.rank())) % (1 << 63))  # dropout too is a function of the step
         values = engine.step(stems.fill(batch.to(comm.device())), step, plan.total_steps)
@@ -127,13 +129,12 @@ class _Stems:
         return replace(batch, frames=self.train[batch.videos].to(batch.ids.device))
 
 
-def _batches(job: Job, plan: Plan, first: int) -> Iterator[Batch]:
-    """This process's share of every batch from step `first` on."""
+def _batches(job: Job, plan: Plan, first: int, *, pixels: bool) -> Iterator[Batch]:
+    """This process's share of every batch from step `first` on, with pixels unless the stems are cached."""
     each = job.data.batch_size // comm.world_size()
     rows = slice(comm.rank() * each, (comm.rank() + 1) * each)
     shares = [[(int(v), int(c)) for v, c in plan.batch(step)[rows]] for step in range(first, plan.total_steps)]
-    cached = bool(job.config.stem_cache_gb and job.model.clip.visual.num_frozen is not None)
-    dataset = PairDataset(job.train, job.labels, job.tokenizer, job.data.num_frames, pixels=not cached)
+    dataset = PairDataset(job.train, job.labels, job.tokenizer, job.data.num_frames, pixels=pixels)
     return load_batches(dataset, shares, job.data.workers)
 
 
