@@ -14,11 +14,25 @@ from distill.model.clip import Clip
 from distill.model.contract import Interaction, RetrievalModel
 from students.clip4clip import Clip4Clip, Clip4ClipConfig
 from students.teachclip import TeachClip, TeachClipConfig
+from teachers.ts2net import Ts2Net, Ts2NetConfig, Ts2NetInteraction
 from teachers.xclip import XClip, XClipConfig, XClipInteraction
+from teachers.xpool import XPool, XPoolConfig, XPoolInteraction
 
-ModelConfig = Annotated[Clip4ClipConfig | TeachClipConfig | XClipConfig, Field(discriminator="kind")]
-MODELS: dict[type, type[RetrievalModel]] = {Clip4ClipConfig: Clip4Clip, TeachClipConfig: TeachClip, XClipConfig: XClip}
-INTERACTIONS: dict[str, type[Interaction]] = {"xclip": XClipInteraction}  # teachers, by kind
+ModelConfig = Annotated[
+    Clip4ClipConfig | TeachClipConfig | XClipConfig | Ts2NetConfig | XPoolConfig, Field(discriminator="kind")
+]
+MODELS: dict[type, type[RetrievalModel]] = {
+    Clip4ClipConfig: Clip4Clip,
+    TeachClipConfig: TeachClip,
+    XClipConfig: XClip,
+    Ts2NetConfig: Ts2Net,
+    XPoolConfig: XPool,
+}
+INTERACTIONS: dict[str, type[Interaction]] = {  # teachers, by kind
+    "xclip": XClipInteraction,
+    "ts2net": Ts2NetInteraction,
+    "xpool": XPoolInteraction,
+}
 
 
 def build(config: Any, clip: Clip) -> RetrievalModel:

@@ -5,8 +5,9 @@ Shards have the names and keys of the frame shards they annotate. Per sample:
 * `<key>.labels.json`: video id, caption ids with the sha256 of their texts, frame timestamps, frames sha256;
 * `<key>.labels.safetensors`: `relevance` [caption, frame], the teacher's raw frame-text score (never softmaxed), fp32;
   in the tier `features` also what rebuilds the text x video matrix of any batch: `sentence` [caption, dim], `words`
-  [caption, word, dim], `frames` [frame, dim], `vector` [dim], in the set's dtype. The frame axis is the sampler's
-  `num_frames`, padding included, because the published teachers do not mask it.
+  [caption, word, dim], `frames` [frame, dim], `vector` [dim], `real` [frame] (1 where a frame counts), each where the
+  teacher has or needs it, in the set's dtype. The frame axis is the sampler's `num_frames`, padding included, because
+  the published teachers do not mask it.
 
 `interaction.safetensors` is the teacher's light scoring head; `manifest.json` says which class it belongs to.
 """
@@ -33,7 +34,7 @@ INTERACTION = "interaction.safetensors"
 Tier = Literal["relevance", "features"]
 Storage = Literal["float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PER_VIDEO = ("vector", "frames")  # every other stored tensor has one row per caption
+PER_VIDEO = ("vector", "frames", "real")  # every other stored tensor has one row per caption
 _NAMES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

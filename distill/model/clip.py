@@ -7,7 +7,8 @@ normalised. Decisions:
   entrance (`stem`) go through the call. (Under ZeRO-3 a parameter exists only there.)
 * What is frozen and comes before the first trained block is the *stem*. It never changes, so callers may compute its
   tokens once, store them, and pass those in place of pixels.
-* The projected class token is all that is used, so the last trained block computes only that one query.
+* The projected class token is all that most models use, so the last trained block computes only that one query;
+  `VisionTower.give_tokens` makes the tower return every token.
 * Padded frames are images of zeros *after* normalisation (mid-grey), as CLIP4Clip's loaders produce them.
 """
 
@@ -20,7 +21,6 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.pretrained import get_pretrained_cfg
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from distill.config import Config
 from distill.errors import RecipeError
+from distill.model.attention import ClassTokenAttention, TokenAttention
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -64,36 +65,8 @@ def normalise(frames: UInt8[Tensor, "*image 3 row column"]) -> Float[Tensor, "*i
     return (frames.float() / 255 - mean) / std
 
 
-class ClassTokenAttention(nn.Module):
-    """What a trained `nn.MultiheadAttention` gives the class token, under the same parameter names.
-
-    With one query, projecting all tokens to keys and values is waste: q (W h) = (q W) h, and the values may be pooled
-    before they are projected. The same numbers to rounding, for a tenth of the work. The key bias adds the same to
-    every score and so drops out.
-    """
-
-    def __init__(self, attention: nn.MultiheadAttention):
-        super().__init__()
-        self.in_proj_weight = attention.in_proj_weight
-        self.in_proj_bias = attention.in_proj_bias
-        self.out_proj = attention.out_proj
-        self.num_heads = attention.num_heads
-
-    def forward(self, tokens: Float[Tensor, "image token width"]) -> Float[Tensor, "image width"]:
-        """Attention of the first token to all tokens."""
-        per_head = (self.num_heads, -1, tokens.shape[-1])
-        w_query, w_key, w_value = self.in_proj_weight.chunk(3)
-        b_query, _, b_value = self.in_proj_bias.chunk(3)
-        query = F.linear(tokens[:, 0], w_query, b_query).unflatten(-1, (self.num_heads, -1))  # image head channel
-        query = torch.einsum("ihc,hcw->ihw", query * query.shape[-1] ** -0.5, w_key.view(per_head))
-        weights = torch.einsum("ihw,itw->iht", query, tokens).softmax(-1).to(tokens.dtype)
-        pooled = torch.einsum("iht,itw->ihw", weights, tokens)
-        values = torch.einsum("ihw,hcw->ihc", pooled, w_value.view(per_head)).flatten(1)
-        return self.out_proj(values + b_value)
-
-
 class VisionTower(nn.Module):
-    """A plain ViT: images to the projected class token."""
+    """A plain ViT: images to the projected class token, or to all projected tokens after `give_tokens`."""
 
     def __init__(self, vit: VisionTransformer, freeze: int | None):
         super().__init__()
@@ -105,12 +78,26 @@ class VisionTower(nn.Module):
         self.ln_post = vit.ln_post
         self.proj = vit.proj
         self.num_frozen = freeze
+        self.all_tokens = False
         if freeze != len(self.transformer.resblocks):
             last = self.transformer.resblocks[-1]
             assert isinstance(last, ResidualAttentionBlock)
             last.register_module("attn", ClassTokenAttention(last.attn))
         if freeze is not None:
             _freeze(self, freeze, head=("ln_post.", "proj"), where="clip.freeze_vision")
+
+    def give_tokens(self, num_frames: int, shift_layers: int) -> None:
+        """From now on: features of every token, of which some are shifted between the `num_frames` frames of a video
+        before the attention of the last `shift_layers` blocks (TS2-Net). Images must then be those of whole videos."""
+        blocks = list(self.transformer.resblocks)
+        if shift_layers > len(blocks):
+            raise RecipeError(f"model.shift_layers: {shift_layers} is more than the tower's {len(blocks)} layers")
+        for layer, block in enumerate(blocks):
+            shifted = layer >= len(blocks) - shift_layers
+            if shifted or layer == len(blocks) - 1:
+                assert isinstance(block, ResidualAttentionBlock)
+                block.register_module("attn", TokenAttention(block.attn, num_frames if shifted else None))
+        self.all_tokens = True
 
     def forward(
         self, frames: Images | Float[Tensor, "image token width"], stem_only: bool = False
@@ -129,8 +116,10 @@ class VisionTower(nn.Module):
         tokens = tokens.to(dtype)
         if stem_only:
             return tokens
-        for block in blocks[frozen or 0 : -1]:
+        for block in blocks[frozen or 0 : None if self.all_tokens else -1]:
             tokens = block(tokens)
+        if self.all_tokens:
+            return self.ln_post(tokens) @ self.proj
         classes = tokens[:, 0]
         if frozen != len(blocks):
             last = blocks[-1]
@@ -241,8 +230,9 @@ class Clip(nn.Module):
 
     def encode_frames(
         self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]
-    ) -> Float[Tensor, "video frame dim"]:
-        """Features of every frame, of pixels or stem tokens; padded frames are encoded as images of zeros."""
+    ) -> Float[Tensor, "video frame *token dim"]:
+        """Features of every frame, of pixels or stem tokens; padded frames are encoded as images of zeros. The token
+        axis is there if the tower gives all tokens."""
         if frames.ndim == 5:
             frames = _blank_padding(frames, real)
         return self.visual(frames.flatten(0, 1)).unflatten(0, real.shape)

@@ -39,6 +39,8 @@ class RetrievalModel(nn.Module, ABC):
 class Interaction(nn.Module, ABC):
     """A teacher's light scoring head: stored features to scores of any batch, without the towers."""
 
+    video_fields: tuple[str, ...] = ("vector", "frames")  # of `VideoFeatures`: what a label set stores of a video
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, to build this module again."""

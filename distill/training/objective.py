@@ -107,7 +107,8 @@ def gather(
 def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:
     """The teacher's text x video logits of a batch, rebuilt from stored features by its own scoring head."""
     text = TextFeatures(sentence=rows["sentence"], words=rows.get("words"))
-    return interaction(text, VideoFeatures(vector=rows["vector"], frames=rows.get("frames")))
+    real = rows["real"].bool() if "real" in rows else None
+    return interaction(text, VideoFeatures(vector=rows["vector"], frames=rows.get("frames"), real=real))
 
 
 def _fp32(value: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class Teaching:
         rows = {"relevance": self.interaction.relevance(text.to(self.device), same.to(self.device)).cpu()}
         if "features" in self.tiers:
             rows |= text.tensors()
-            rows |= {name: value[0] for name, value in video.tensors().items() if name in ("vector", "frames")}
+            rows |= {name: value[0] for name, value in video.tensors().items() if name in self.interaction.video_fields}
         return rows
 
     @torch.inference_mode()

@@ -1,0 +1,124 @@
+"""X-Pool (Gorti et al., CVPR 2022): the caption chooses what it reads of a video, by one layer of cross-attention.
+
+Frames [video, frame, 3, row, column] or stem tokens and token ids [text, word] go in. For every caption the frames of
+every video are pooled by attention, so a video has another vector for each caption: exact, and slow to search.
+
+    here                                  the authors' checkpoint
+    interaction.{q,k,v,out}_proj          pool_frames.cross_attn.{q,k,v,out}_proj
+    interaction.linear_proj               pool_frames.linear_proj
+    interaction.norm{1,2,3}               pool_frames.layer_norm{1,2,3}
+
+Padded frames are not masked.
+"""
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.config import Config
+from distill.model.clip import Clip, ClipConfig, LogitScale, Video, VideoTokens
+from distill.model.contract import Interaction, Teacher
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.similarity import mean_pool, unit
+
+MAX_CELLS = 2**24  # numbers in the pooled videos [video, text, dim] held at once; a few copies of it are
+
+
+class XPoolConfig(Config):
+    """The towers and the dropout of the pooling head."""
+
+    kind: Literal["xpool"]
+    clip: ClipConfig
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+
+
+class XPoolInteraction(Interaction):
+    """X-Pool's scoring head: stored sentences and frames (neither normalised) to similarity, without the towers."""
+
+    def __init__(self, dim: int, dropout: float):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
+        self.linear_proj = nn.Linear(dim, dim)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+        self.logit_scale = LogitScale()
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.linear_proj):
+            nn.init.eye_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, to build this module again."""
+        return {"dim": self.q_proj.in_features, "dropout": self.dropout.p}
+
+    def forward(self, text: TextFeatures, video: VideoFeatures, scaled: bool = True) -> Float[Tensor, "text video"]:
+        """Logits, or with `scaled=False` the cosine of caption and pooled video. Float32 or better."""
+        sentence, frames = _precise(text.sentence), _frames(video)
+        size = max(1, MAX_CELLS // sentence.numel())
+        with torch.autocast(sentence.device.type, enabled=False):
+            similarity = torch.cat(
+                [
+                    torch.einsum("td,vtd->tv", unit(sentence), unit(self.pool(sentence, part)))
+                    for part in frames.split(size)
+                ],
+                dim=1,
+            )
+        return self.logit_scale(similarity) if scaled else similarity
+
+    def pool(
+        self, sentence: Float[Tensor, "text dim"], frames: Float[Tensor, "video frame dim"]
+    ) -> Float[Tensor, "video text dim"]:
+        """Every video as every caption sees it (equations 3 to 6)."""
+        normed = self.norm1(frames)
+        scores = torch.einsum("td,vfd->vtf", self.q_proj(self.norm1(sentence)), self.k_proj(normed))
+        weights = (scores * frames.shape[-1] ** -0.5).softmax(-1)
+        attended = self.norm2(self.out_proj(weights @ self.v_proj(normed)))
+        return self.norm3(attended + self.dropout(self.linear_proj(attended)))
+
+    def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
+        """The attention logit of every frame of video i for caption i: TeachCLIP's fine label before its softmax."""
+        query = self.q_proj(self.norm1(_precise(text.sentence)))
+        keys = self.k_proj(self.norm1(_frames(video)))
+        return torch.einsum("pd,pfd->pf", query, keys) * keys.shape[-1] ** -0.5
+
+
+class XPool(Teacher):
+    """The heavy towers, and the interaction that scores what they give.
+
+    The logit scale is CLIP's, moved into the interaction (`clip` has none afterwards).
+    """
+
+    def __init__(self, config: XPoolConfig, clip: Clip):
+        super().__init__()
+        self.clip = clip
+        self.interaction = XPoolInteraction(clip.dim, config.dropout)
+        self.interaction.logit_scale = clip.take_logit_scale()
+
+    def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
+        """The end-of-text feature."""
+        sentence, _ = self.clip.text(ids)
+        return TextFeatures(sentence=sentence)
+
+    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+        """CLIP's frames as they are."""
+        features = self.clip.encode_frames(frames, real)
+        return VideoFeatures(vector=mean_pool(features, real), frames=features, real=real)
+
+    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Cosine of caption and pooled video, without the logit scale."""
+        return self.interaction(text, video, scaled=False)
+
+    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Similarity times the logit scale."""
+        return self.interaction(text, video)
+
+
+def _precise(features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def _frames(video: VideoFeatures) -> Float[Tensor, "video frame dim"]:
+    assert video.frames is not None, "X-Pool pools frames"
+    return _precise(video.frames)
