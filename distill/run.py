@@ -84,15 +84,17 @@ def prepare(recipe: Recipe):
     test_set = FrameSet(recipe.data.test, verify=verify) if recipe.data.test else None
     for frames in filter(None, (train_set, val_set, test_set)):
         recipe.data.check(frames, str(frames.path))
-    labels = [LabelSet(path, train_set, verify=verify) for path in recipe.labels]
+    labels = [LabelSet(label.path, train_set, verify=verify) for label in recipe.labels]
     for label_set in labels:
         if recipe.losses.coarse.weight:
             label_set.require("features", "losses.coarse")
         if recipe.losses.fine.weight:
             label_set.require("relevance", "losses.fine")
     interactions = [
-        catalogue.build_interaction(**label_set.interaction, weights=label_set.interaction_weights(), where=path)
-        for label_set, path in zip(labels, recipe.labels, strict=True)
+        catalogue.build_interaction(
+            **label_set.interaction, weights=label_set.interaction_weights(), where=str(label_set.path)
+        )
+        for label_set in labels
     ]
     torch.manual_seed(recipe.seed)
     model = catalogue.build(recipe.model, Clip.from_config(recipe.model.clip))
@@ -109,6 +111,7 @@ def prepare(recipe: Recipe):
             train=train_set,
             val=val_set,
             labels=labels,
+            label_weights=[label.weight for label in recipe.labels],
             data=recipe.data,
             losses=recipe.losses,
             optim=recipe.optim,

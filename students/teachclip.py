@@ -36,6 +36,7 @@ class TeachClip(RetrievalModel):
         self.clip = clip
         self.temporal = TemporalTransformer(clip.dim, config.temporal)
         self.pool_temperature = config.afa.pool_temperature
+        self.mask_padding = config.afa.mask_padding
         self.afa = AttentiveFrameAggregation(clip.dim, config.afa)
         if config.temporal.init == "clip_text":
             self.temporal.init_from_text(clip.text)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from distill.losses.contrastive import contrastive
-from distill.losses.pearson import coarse, pearson_distance
-from distill.losses.relevance import fine
+from distill.losses.coarse import coarse
+from distill.losses.fine import fine
+from distill.losses.pearson import pearson_distance
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,12 @@ from distill.errors import RecipeError
 
 
 class DataConfig(Config):
-    """Where the frames are and how they are batched. `batch_size` is the global one, over all processes."""
+    """Where the frames are and how they are batched. `batch_size` is the global one, over all processes.
+
+    `same_video`: the lineage's code shuffles captions and lets those of one video meet in a batch as each other's
+    negatives ("negatives"); "mask" lets them meet and leaves those pairs out of the contrastive loss; "apart" never
+    puts two captions of one video into a batch.
+    """
 
     train: str  # frame sets (folders)
     val: str
@@ -26,6 +32,7 @@ class DataConfig(Config):
     max_words: int = 32
     num_frames: int = 12
     batch_size: int = 128
+    same_video: Literal["apart", "mask", "negatives"] = "apart"
     workers: int = 0  # decoding processes per training process
 
     def check(self, frames: FrameSet, path: str) -> None:

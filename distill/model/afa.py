@@ -19,7 +19,8 @@ PADDED_RELEVANCE = -1e4
 
 class AfaConfig(Config):
     """How frames are pooled. `mask_padding: false` is what the authors' code does: padded frames take part in both
-    softmaxes (a 3-frame video padded to 12 starts with three quarters of its weight on padding)."""
+    softmaxes (a 3-frame video padded to 12 starts with three quarters of its weight on padding). With true they have no
+    weight, and the fine loss leaves them out as well."""
 
     pool_temperature: float = Field(default=0.1, gt=0)
     mask_padding: bool = False
@@ -41,11 +42,7 @@ class AttentiveFrameAggregation(nn.Module):
     def forward(
         self, frames: Float[Tensor, "video frame dim"], real: Bool[Tensor, "video frame"]
     ) -> tuple[Float[Tensor, "video dim"], Float[Tensor, "video frame"]]:
-        """Pooled vectors (unit frames, weighted; not normalised again) and raw relevance, in float32 or better.
-
-        With `mask_padding` the fine loss must be given `real` as well, or the teacher's weight on a padded frame
-        would be multiplied by a log-probability of -1e4.
-        """
+        """Pooled vectors (unit frames, weighted; not normalised again) and raw relevance, in float32 or better."""
         relevance = self.score(frames).squeeze(-1)
         relevance = relevance.to(torch.promote_types(relevance.dtype, torch.float32))
         if self.mask_padding:

@@ -17,6 +17,7 @@ class RetrievalModel(nn.Module, ABC):
     """What training, evaluation, releases and galleries need of any model."""
 
     clip: Clip
+    mask_padding: bool = False  # padded frames have no weight in its pooling, nor in the fine loss
     pool_temperature: float | None = None  # softmax(relevance / this) are the weights with which frames are pooled
 
     @abstractmethod

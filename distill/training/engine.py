@@ -62,7 +62,7 @@ class Engine:
 
         Raises `ExpectedError` naming the part if a loss is not finite, before any weight has changed.
         """
-        factor = schedule(step, total, self._config.warmup)
+        factor = schedule(step, total, self._config)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         parts = self._engine(batch)
@@ -116,6 +116,7 @@ class Engine:
         for parameter in held:
             state = self._adam().state[parameter]
             if not state:
+                # BertAdam counts no steps; what it does not read does no harm.
                 on = parameter.device if torch.cuda.is_available() else "cpu"  # fused AdamW counts on the device
                 state["step"] = torch.zeros((), dtype=torch.float32, device=on)
                 state.update({moment: torch.zeros_like(parameter) for moment in MOMENTS})

@@ -62,6 +62,7 @@ class Job:
     train: FrameSet
     val: FrameSet
     labels: list[LabelSet]
+    label_weights: list[float]
     data: DataConfig
     losses: LossConfig
     optim: OptimConfig
@@ -78,9 +79,12 @@ def train(job: Job) -> dict[str, Tensor]:
     job.model.to(comm.device())
     for interaction in job.interactions:
         interaction.to(comm.device())
-    plan = Plan([len(v.captions) for v in job.train.videos], job.data.batch_size, job.config.epochs, job.seed)
+    counts = [len(video.captions) for video in job.train.videos]
+    apart = job.data.same_video == "apart"
+    plan = Plan(counts, job.data.batch_size, job.config.epochs, job.seed, same_video_apart=apart)
     stems = _Stems(job)
-    objective = Objective(job.model, job.interactions, job.losses, bf16=job.bf16)
+    weights, masked = job.label_weights, job.data.same_video == "mask"
+    objective = Objective(job.model, job.interactions, weights, job.losses, bf16=job.bf16, mask_same_video=masked)
     engine = Engine(objective, job.model, job.optim, job.config.zero, job.data.batch_size)
     progress = _resume(job, engine)
     monitor = Monitor(job.folder, plan.total_steps, progress.metrics_bytes) if comm.rank() == 0 else None
@@ -89,7 +93,8 @@ def train(job: Job) -> dict[str, Tensor]:
     batches = _batches(job, plan, progress.step, pixels=stems.train is None)
     for step, batch in zip(range(progress.step, plan.total_steps), batches, strict=False):
         waited = time.perf_counter() - clock
-        torch.manual_seed(hash((job.seed, step, comm.rank())) % (1 << 63))  # dropout too is a function of the step
+        # Noise and dropout are functions of the step, and alike on every rank: they fall where all see the whole batch.
+        torch.manual_seed(hash((job.seed, step)) % (1 << 63))
         values = engine.step(stems.fill(batch.to(comm.device())), step, plan.total_steps)
         clock = time.perf_counter()
         seconds, before = clock - before, clock

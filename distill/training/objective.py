@@ -1,18 +1,22 @@
 """What is minimised: encode a batch, gather it once over all processes, score it, weigh the losses (TeachCLIP).
 
-`total = w_contrastive L_IN + mean over label sets of (w_coarse L_CgT + w_fine L_FgT)`. Without label sets only the
-contrastive term remains, with its weight.
+`total = w_contrastive L_IN + weighted mean over label sets of (w_coarse L_CgT + w_fine L_FgT)`. Without label sets only
+the contrastive term remains, with its weight.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from distill import comm
 from distill.config import Config
 from distill.data.loader import Batch
+from distill.losses import coarse, fine
 from distill.losses.contrastive import contrastive
-from distill.losses.pearson import coarse
-from distill.losses.relevance import fine
 from distill.model.contract import Interaction, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 
@@ -24,17 +28,30 @@ class ContrastiveConfig(Config):
 
 
 class CoarseConfig(Config):
-    """Pearson distance between softmaxed rows and columns of student's and teacher's logits (paper: l_CgT)."""
+    """How the student's batch similarities follow the teacher's (paper: l_CgT).
+
+    The paper: Pearson distance of softmaxed rows and columns at temperature 1. `temperature` (the authors' beta)
+    divides both sides' logits before the softmax; `cross_entropy` and `l1` are the distances it is compared with.
+    """
 
     weight: float = 1.0
-    temperature: float = 1.0  # divides both sides' logits before the softmax (the authors' beta; the paper's is 1)
+    temperature: float = Field(default=1.0, gt=0)
+    distance: coarse.Distance = "pearson"
 
 
 class FineConfig(Config):
-    """Cross-entropy between the teacher's and the student's frame weights (paper: l_FgT)."""
+    """How the student's frame weights follow the teacher's frame relevance (paper: l_FgT).
+
+    The paper: cross-entropy at temperature 1, averaged over pairs and frames (`reduction: frame`), so that it fades as
+    1/frames; `pair` is the usual cross-entropy, whatever the number of frames. `temperature` divides the teacher's raw
+    relevance alone: the published teachers are flat at 1, X-CLIP's own attention uses 0.01. Padded frames take part as
+    in the paper, unless the student masks them in its own pooling (`model.afa.mask_padding`).
+    """
 
     weight: float = 2.0
-    temperature: float = 1.0  # of the teacher's raw relevance; the paper's is 1
+    temperature: float = Field(default=1.0, gt=0)
+    distance: fine.Distance = "cross_entropy"
+    reduction: fine.Reduction = "frame"
 
 
 class LossConfig(Config):
@@ -45,63 +62,105 @@ class LossConfig(Config):
     fine: FineConfig = FineConfig()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What one teacher says of a global batch: its logits, and the raw relevance of the frames of the matched pairs."""
+
+    logits: Float[Tensor, "text video"] | None  # None where the coarse loss has no weight
+    relevance: Float[Tensor, "pair frame"]
+    weight: float = 1.0  # beside the other teachers
+
+
+def weigh(
+    logits: Float[Tensor, "text video"],
+    relevance: Float[Tensor, "pair frame"] | None,
+    targets: Sequence[Target],
+    config: LossConfig,
+    *,
+    real: Bool[Tensor, "pair frame"] | None = None,
+    videos: Int[Tensor, " pair"] | None = None,
+) -> dict[str, Tensor]:
+    """The named losses of a global batch and their weighted `total`; several teachers' losses are averaged.
+
+    `logits` and `relevance` are the student's. `real` leaves padded frames out of the fine loss, `videos` leaves other
+    captions of the same video out of the contrastive one.
+    """
+    parts = {"contrastive": contrastive(logits, videos)}
+    total = config.contrastive.weight * parts["contrastive"]
+    share = [target.weight / sum(target.weight for target in targets) for target in targets]
+    if targets and config.coarse.weight:
+        options = config.coarse.temperature, config.coarse.distance
+        found = [coarse.coarse(logits, target.logits, *options) for target in targets if target.logits is not None]
+        parts["coarse"] = _mean(found, share)
+        total = total + config.coarse.weight * parts["coarse"]
+    if targets and config.fine.weight:
+        assert relevance is not None, "the recipe refuses a fine loss on a student without frame scores"
+        options = config.fine.temperature, real, config.fine.distance, config.fine.reduction
+        parts["fine"] = _mean([fine.fine(relevance, target.relevance, *options) for target in targets], share)
+        total = total + config.fine.weight * parts["fine"]
+    return {"total": total, **parts}
+
+
 class Objective(nn.Module):
     """Named losses of one local batch; every rank returns the same values, those of the global batch."""
 
-    def __init__(self, model: RetrievalModel, interactions: list[Interaction], config: LossConfig, *, bf16: bool):
+    def __init__(
+        self,
+        model: RetrievalModel,
+        interactions: Sequence[Interaction],
+        weights: Sequence[float],
+        config: LossConfig,
+        *,
+        bf16: bool,
+        mask_same_video: bool = False,
+    ):
         super().__init__()
         self.model = model
-        self._interactions = tuple(interactions)  # a tuple hides them from the optimizer and the checkpoint
+        self._teachers = tuple(zip(interactions, weights, strict=True))  # a tuple hides them from optimizer, checkpoint
         self._config = config
         self._bf16 = bf16
+        self._mask_same_video = mask_same_video
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.frames is not None, "pixels or stem outputs"
         with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self._bf16):
             text = self.model.encode_text(batch.ids)
             video = self.model.encode_video(batch.frames, batch.real)
-        text, video, labels = gather(text, video, batch.labels)
-        logits = self.model.logits(text, video)
-        parts = {"contrastive": contrastive(logits)}
-        total = self._config.contrastive.weight * parts["contrastive"]
-        if labels:
-            taught = [
-                self._taught(head, rows, logits, video) for head, rows in zip(self._interactions, labels, strict=True)
+        videos = torch.tensor(batch.videos, device=batch.ids.device)
+        text, video, labels, videos = gather(text, video, batch.labels, videos)
+        with torch.no_grad():
+            targets = [
+                self._target(interaction, weight, rows)
+                for (interaction, weight), rows in zip(self._teachers, labels, strict=bool(labels))
             ]
-            for name, weight in (("coarse", self._config.coarse.weight), ("fine", self._config.fine.weight)):
-                if weight:
-                    parts[name] = torch.stack([losses[name] for losses in taught]).mean()
-                    total = total + weight * parts[name]
-        return {"total": total, **parts}
+        return weigh(
+            self.model.logits(text, video),
+            video.relevance,
+            targets,
+            self._config,
+            real=video.real if self.model.mask_padding else None,
+            videos=videos if self._mask_same_video else None,
+        )
 
-    def _taught(
-        self, interaction: Interaction, rows: dict[str, Tensor], logits: Tensor, video: VideoFeatures
-    ) -> dict[str, Tensor]:
-        losses = {}
-        if self._config.coarse.weight:
-            with torch.no_grad():
-                target = teacher_logits(interaction, rows)
-            losses["coarse"] = coarse(logits, target, self._config.coarse.temperature)
-        if self._config.fine.weight:
-            assert video.relevance is not None, "the recipe refuses a fine loss on a student without frame scores"
-            losses["fine"] = fine(video.relevance, rows["relevance"], self._config.fine.temperature)
-        return losses
+    def _target(self, interaction: Interaction, weight: float, rows: dict[str, Tensor]) -> Target:
+        logits = teacher_logits(interaction, rows) if self._config.coarse.weight else None
+        return Target(logits=logits, relevance=rows["relevance"], weight=weight)
 
 
 def gather(
-    text: TextFeatures, video: VideoFeatures, labels: list[dict[str, Tensor]]
-) -> tuple[TextFeatures, VideoFeatures, list[dict[str, Tensor]]]:
+    text: TextFeatures, video: VideoFeatures, labels: list[dict[str, Tensor]], videos: Int[Tensor, " pair"]
+) -> tuple[TextFeatures, VideoFeatures, list[dict[str, Tensor]], Int[Tensor, " pair"]]:
     """The global batch from all ranks' shares in one collective, with a true gradient."""
     flat = {f"text.{name}": value for name, value in text.tensors().items()}
     flat |= {f"video.{name}": value for name, value in video.tensors().items()}
     flat |= {f"{number}.{name}": value for number, rows in enumerate(labels) for name, value in rows.items()}
-    whole = comm.gather(flat)
+    whole = comm.gather({**flat, "videos": videos})
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): _fp32(value) for name, value in whole.items() if name.startswith(prefix)}
 
     tables = [part(f"{number}.") for number in range(len(labels))]
-    return TextFeatures(**part("text.")), VideoFeatures(**part("video.")), tables
+    return TextFeatures(**part("text.")), VideoFeatures(**part("video.")), tables, whole["videos"]
 
 
 def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:
@@ -109,6 +168,10 @@ def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:
     text = TextFeatures(sentence=rows["sentence"], words=rows.get("words"))
     real = rows["real"].bool() if "real" in rows else None
     return interaction(text, VideoFeatures(vector=rows["vector"], frames=rows.get("frames"), real=real))
+
+
+def _mean(losses: list[Tensor], shares: list[float]) -> Tensor:
+    return sum((share * loss for share, loss in zip(shares, losses, strict=True)), torch.zeros_like(losses[0]))
 
 
 def _fp32(value: Tensor) -> Tensor:

@@ -1,0 +1,45 @@
+"""Coarse-grained teaching: the student's ranking of a batch must follow the teacher's (TeachCLIP, CgT)."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from distill.losses.pearson import pearson_distance
+
+Distance = Literal["pearson", "cross_entropy", "l1"]
+
+
+def coarse(
+    student: Float[Tensor, "text video"],
+    teacher: Float[Tensor, "text video"],
+    temperature: float = 1.0,
+    distance: Distance = "pearson",
+) -> Float[Tensor, ""]:
+    """Distance of the rows plus distance of the columns; both sides are logits.
+
+    `temperature` (beta in the authors' configs) divides both sides first. `pearson` compares softmaxed rows and columns
+    (the paper's choice), `cross_entropy` their cross-entropy averaged over all entries, `l1` the logits themselves
+    (smooth L1, once).
+    """
+    assert min(student.dtype.itemsize, teacher.dtype.itemsize) >= 4, "losses are computed in float32 or better"
+    return DISTANCES[distance](student / temperature, teacher / temperature)
+
+
+def _pearson(student: Tensor, teacher: Tensor) -> Tensor:
+    by_text = pearson_distance(student.softmax(-1), teacher.softmax(-1))
+    return by_text + pearson_distance(student.T.softmax(-1), teacher.T.softmax(-1))
+
+
+def _cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    by_text = -(teacher.softmax(-1) * student.log_softmax(-1)).mean()
+    return by_text - (teacher.softmax(0) * student.log_softmax(0)).mean()
+
+
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "pearson": _pearson,
+    "cross_entropy": _cross_entropy,
+    "l1": F.smooth_l1_loss,
+}
