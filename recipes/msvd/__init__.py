@@ -1,0 +1,1 @@
+"""Recipes: one YAML each, data only."""

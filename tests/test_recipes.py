@@ -1,0 +1,119 @@
+"""Every recipe that comes with the project builds its model, and trains: tiny towers, small frames, two steps."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, World
+
+from distill import catalogue
+from distill.config import read_recipe
+from distill.data.frames import FrameSet
+from distill.data.loader import PairDataset
+from distill.data.plan import Plan
+from distill.data.tokens import Tokenizer
+from distill.model.clip import Clip, ClipConfig
+from distill.model.contract import Teacher
+from distill.recipe import Recipe
+from distill.run import prepare
+from distill.training.objective import Objective
+from distill.training.optim import build_optimizer, schedule
+from distill.training.teach import Teaching
+
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+PAPER = [path for path in RECIPES if path.parent.name not in ("recipes", "demo")]
+TEACHERS = {
+    "xclip": {"kind": "xclip", "temporal": {"layers": 1, "init": "normal"}, "words": 24, "frames": 12},
+    "ts2net": {"kind": "ts2net", "temporal": {"layers": 1, "init": "normal"}, "frames": 12},
+}
+
+
+@pytest.fixture(scope="module")
+def labels(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Label sets of two teachers with random weights."""
+    folders = []
+    for kind, tree in TEACHERS.items():
+        torch.manual_seed(3)
+        clip = ClipConfig(model=str(world.towers))
+        config = catalogue.parse_model_config({**tree, "clip": clip.model_dump()}, kind)
+        teacher = catalogue.build(config, Clip.from_config(clip))
+        assert isinstance(teacher, Teacher)
+        folder = tmp_path_factory.mktemp("labels") / kind
+        job = Teaching(
+            teacher,
+            teacher_id=kind,
+            kind=kind,
+            tokenizer=Tokenizer(24),
+            frames=FrameSet(world.frames["train"]),
+            out=folder,
+            tiers=["relevance", "features"],
+            storage="float32",
+            batch=16,
+            workers=0,
+            bf16=False,
+            device=torch.device("cpu"),
+        )
+        assert job.already_sealed() is None
+        job.label_shards(list(job.shards), quiet=True)
+        job.finish()
+        folders.append(folder)
+    return folders
+
+
+def small(path: Path, world: World, labels: list[Path]) -> Recipe:
+    """The recipe on tiny towers and the small corpus; everything else as it stands in the file."""
+    recipe = read_recipe(path, [], Recipe)
+    changes = {f"data.{split}": world.frames[split] for split in ("train", "val", "test")}
+    changes |= {"data.max_words": 24, "data.num_frames": 12, "data.batch_size": 16, "data.workers": 0}
+    changes |= {"model.clip.model": world.towers, "model.clip.weights": "folder", "train.precision": "fp32"}
+    changes |= {f"model.{key}": size for key, size in (("words", 24), ("frames", 12)) if hasattr(recipe.model, key)}
+    if recipe.model.clip.freeze_vision:  # the demo freezes all but the last block
+        changes["model.clip.freeze_vision"] = 2
+    if hasattr(recipe.model, "temporal"):
+        changes["model.temporal.init"] = "normal"
+    if recipe.labels:
+        changes["labels"] = f"[{', '.join(map(str, labels[: len(recipe.labels)]))}]"
+    return read_recipe(path, [f"{key}={value}" for key, value in changes.items()], Recipe)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+def test_a_recipe_trains_two_steps(path: Path, world: World, labels: list[Path]):
+    recipe = small(path, world, labels)
+    job_for, _ = prepare(recipe)
+    job = job_for(Path("unused"))
+    masked = recipe.data.same_video == "mask"
+    objective = Objective(
+        job.model, job.interactions, job.label_weights, job.losses, bf16=False, mask_same_video=masked
+    )
+    optimizer = build_optimizer(job.model, job.optim, fused=False)
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    counts = [len(video.captions) for video in job.train.videos]
+    plan = Plan(counts, 16, epochs=1, seed=0, same_video_apart=recipe.data.same_video == "apart")
+    dataset = PairDataset(job.train, job.labels, job.tokenizer, 12, pixels=True)
+    for step in range(2):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * schedule(step + 1, 3, job.optim)
+        parts = objective(dataset.__getitems__([(int(v), int(c)) for v, c in plan.batch(step)]))
+        assert all(value.isfinite() for value in parts.values())
+        wanted = {"contrastive", "coarse", "fine"} if recipe.labels else {"contrastive"}
+        assert parts.keys() == wanted | {"total"}
+        optimizer.zero_grad()
+        parts["total"].backward()
+        optimizer.step()
+    moved = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
+    frozen = {name for name, parameter in job.model.named_parameters() if not parameter.requires_grad}
+    assert moved and not moved & frozen
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+def test_a_paper_recipe_says_what_was_published_on_which_hardware(path: Path):
+    header = path.read_text().split("\nname:")[0]
+    for words in ("# Published: ", "Not reproduced here", "Batch ", " epochs", "ViT-B/32"):
+        assert words in header, words
+
+
+def test_recipe_folders_are_packaged():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in RECIPES}
+    assert folders <= set(packages)
