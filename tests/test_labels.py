@@ -5,18 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import World, one_line_error, python, torchrun, tree_bytes
+from labelling import random_teacher, write_labels
 from safetensors.torch import load as load_tensors
 
 import distill.release
 from distill import catalogue
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet
+from distill.data.labels import LabelSet, Storage
 from distill.data.loader import Batch, PairDataset
 from distill.errors import ArtefactError
 from distill.model.clip import Clip
 from distill.model.features import TextFeatures
 from distill.release.release import Release
-from distill.training.objective import LossConfig, Objective
+from distill.training.objective import LossConfig, Objective, teacher_logits
 from students.teachclip import TeachClip
 
 PAIRS = [(0, 0), (3, 1), (5, 0), (8, 2), (11, 0), (14, 1), (19, 0), (25, 0)]
@@ -98,6 +99,35 @@ def test_loss_and_gradient_from_labels_equal_the_live_teachers(
     for name, value in from_teacher.items():
         assert abs(from_labels[name] - value) <= tolerance * abs(value), name
     assert (gradient - wanted).norm() <= tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize("kind", ["ts2net", "xpool"])
+@pytest.mark.parametrize(("storage", "tolerance"), [("float32", 1e-6), ("float16", 2e-3)])
+def test_labels_of_every_teacher_equal_the_live_one(
+    world: World, teacher: Path, tmp_path: Path, kind: str, storage: Storage, tolerance: float
+):
+    """Against the teacher itself, asked for this very batch, and a formula of the relevance written here."""
+    frames, live = FrameSet(world.frames["train"]), random_teacher(world, kind)
+    label_set = LabelSet(write_labels(world, kind, tmp_path / kind, storage), frames)
+    tokenizer = distill.release.load(teacher).tokenizer
+    batch = PairDataset(frames, [label_set], tokenizer, 12, pixels=True).__getitems__(PAIRS)
+    interaction = catalogue.build_interaction(
+        **label_set.interaction, weights=label_set.interaction_weights(), where="test"
+    )
+    assert batch.frames is not None
+    with torch.no_grad():
+        text, video = live.encode_text(batch.ids), live.encode_video(batch.frames, batch.real)
+        found = teacher_logits(interaction, batch.labels[0])
+        wanted = live.logits(text, video)
+    assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+    assert video.frames is not None
+    if kind == "xpool":
+        head = live.interaction
+        query = head.q_proj(head.norm1(text.sentence))
+        raw = torch.einsum("pd,pfd->pf", query, head.k_proj(head.norm1(video.frames))) / query.shape[-1] ** 0.5
+    else:
+        raw = torch.cosine_similarity(text.sentence[:, None], video.frames, dim=-1)
+    assert (batch.labels[0]["relevance"] - raw).abs().max() <= 1e-5  # relevance is fp32 in any storage
 
 
 def test_labels_are_keyed_by_caption_and_frames(world: World, labels: dict[str, Path], teacher: Path):

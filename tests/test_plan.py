@@ -55,3 +55,21 @@ def test_epochs_and_seeds_differ():
 def test_a_batch_larger_than_the_videos_is_refused():
     with pytest.raises(RecipeError, match=r"data.batch_size: 9 is more than the 8"):
         Plan([5] * 8, 9, 1, seed=0)
+
+
+@given(COUNTS, st.integers(1, 30), st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_together_every_caption_comes_at_most_once_in_shuffled_order(captions: list[int], batch_size: int, seed: int):
+    batch_size = min(batch_size, sum(captions))
+    plan = Plan(captions, batch_size, epochs=2, seed=seed, same_video_apart=False)
+    pairs = [tuple(pair) for step in range(plan.steps_in_epoch[0]) for pair in plan.batch(step)]
+    assert len(pairs) == len(set(pairs)) == sum(captions) // batch_size * batch_size
+    assert all(caption < captions[video] for video, caption in pairs)
+    assert np.array_equal(plan.batch(0), Plan(captions, batch_size, 1, seed, same_video_apart=False).batch(0))
+
+
+def test_together_captions_of_a_video_may_meet_and_more_than_there_are_cannot():
+    plan = Plan([5] * 4, 8, 1, seed=0, same_video_apart=False)  # 8 pairs of 4 videos: some must meet
+    assert len({int(video) for video, _ in plan.batch(0)}) <= 4
+    with pytest.raises(RecipeError, match="21 is more than the 20 training captions"):
+        Plan([5] * 4, 21, 1, seed=0, same_video_apart=False)

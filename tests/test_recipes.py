@@ -6,59 +6,25 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, World
+from labelling import write_labels
 
-from distill import catalogue
 from distill.config import read_recipe
-from distill.data.frames import FrameSet
 from distill.data.loader import PairDataset
 from distill.data.plan import Plan
-from distill.data.tokens import Tokenizer
-from distill.model.clip import Clip, ClipConfig
-from distill.model.contract import Teacher
 from distill.recipe import Recipe
 from distill.run import prepare
 from distill.training.objective import Objective
 from distill.training.optim import build_optimizer, schedule
-from distill.training.teach import Teaching
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 PAPER = [path for path in RECIPES if path.parent.name not in ("recipes", "demo")]
-TEACHERS = {
-    "xclip": {"kind": "xclip", "temporal": {"layers": 1, "init": "normal"}, "words": 24, "frames": 12},
-    "ts2net": {"kind": "ts2net", "temporal": {"layers": 1, "init": "normal"}, "frames": 12},
-}
 
 
 @pytest.fixture(scope="module")
 def labels(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Label sets of two teachers with random weights."""
-    folders = []
-    for kind, tree in TEACHERS.items():
-        torch.manual_seed(3)
-        clip = ClipConfig(model=str(world.towers))
-        config = catalogue.parse_model_config({**tree, "clip": clip.model_dump()}, kind)
-        teacher = catalogue.build(config, Clip.from_config(clip))
-        assert isinstance(teacher, Teacher)
-        folder = tmp_path_factory.mktemp("labels") / kind
-        job = Teaching(
-            teacher,
-            teacher_id=kind,
-            kind=kind,
-            tokenizer=Tokenizer(24),
-            frames=FrameSet(world.frames["train"]),
-            out=folder,
-            tiers=["relevance", "features"],
-            storage="float32",
-            batch=16,
-            workers=0,
-            bf16=False,
-            device=torch.device("cpu"),
-        )
-        assert job.already_sealed() is None
-        job.label_shards(list(job.shards), quiet=True)
-        job.finish()
-        folders.append(folder)
-    return folders
+    folder = tmp_path_factory.mktemp("labels")
+    return [write_labels(world, kind, folder / kind) for kind in ("xclip", "ts2net")]
 
 
 def small(path: Path, world: World, labels: list[Path]) -> Recipe:

@@ -44,6 +44,27 @@ def test_zero_stages_give_the_same_losses(world: World, single: Path, tmp_path: 
         assert math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=1e-3), f"step {a['step']}"
 
 
+@pytest.mark.parametrize(("kind", "zero"), [("ts2net", 0), ("xpool", 3)])
+def test_two_processes_equal_one_where_models_draw(world: World, tmp_path: Path, kind: str, zero: int):
+    """TS2-Net's selection draws noise, X-Pool's head dropout; captions of one video meet, and are masked."""
+    recipe = world.recipe("one", kind, tmp_path, data={"same_video": "mask", "batch_size": 16})
+    python("distill/run.py", recipe)
+    torchrun(2, "distill/run.py", recipe, "name=two", f"train.zero={zero}")
+    for a, b in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
+        assert math.isclose(a["total"], b["total"], rel_tol=1e-4), f"step {a['step']}"
+        assert math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=1e-3), f"step {a['step']}"
+
+
+def test_bertadam_gives_the_same_losses_in_shards(world: World, tmp_path: Path):
+    recipe = world.recipe("one", "clip4clip", tmp_path, optim={"kind": "bertadam"})
+    python("distill/run.py", recipe)
+    torchrun(2, "distill/run.py", recipe, "name=two", "train.zero=2")
+    one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
+    assert one[0]["lr"] == 0 and one[-1]["total"] < one[0]["total"]
+    for a, b in zip(one, two, strict=True):
+        assert math.isclose(a["total"], b["total"], rel_tol=1e-4), f"step {a['step']}"
+
+
 @pytest.mark.parametrize("zero", [0, 2])
 def test_a_killed_run_continues_to_the_same_losses(world: World, single: Path, tmp_path: Path, zero: int):
     recipe = world.recipe("xclip", "xclip", tmp_path, train={"zero": zero, "checkpoint_every": 3})

@@ -31,9 +31,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=700, help="training clips; the galleries scale along")
     args = parser.parse_args(argv)
-    began, commands = time.monotonic(), story.Commands(RUNS / "logs", total=len(story.SPLITS) + len(story.DEMO) + 3)
+    began, commands = (
+        time.monotonic(),
+        story.Commands(RUNS / "logs", total=len(story.SPLITS) + story.num_commands(story.DEMO) + 2),
+    )
     story.corpus(commands, args.clips)
-    story.train_all(commands, story.DEMO, RUNS, story.LABELS / "xclip", seed=0)
+    story.train_all(commands, story.DEMO, RUNS, story.LABELS, seed=0)
     release, gallery = RUNS / story.TAUGHT.key / "release", Path("demo/gallery")
     index = (sys.executable, "tools/index.py", release, story.FRAMES / "test", "--out", gallery)
     videos = ("--videos", story.CORPUS / "videos")

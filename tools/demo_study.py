@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many (0, 1, ...)")
     parser.add_argument("--clips", type=int, default=700, help="training clips of the corpus in demo/")
     args = parser.parse_args(argv)
-    total = 1 + len(story.SPLITS) + args.seeds * (len(story.STUDY) + 1)
+    total = 1 + len(story.SPLITS) + args.seeds * story.num_commands(story.STUDY)
     commands = story.Commands(RUNS / "logs", total)
     story.corpus(commands, args.clips)
     folders = [RUNS / f"seed{seed}" for seed in range(args.seeds)]

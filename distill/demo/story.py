@@ -41,25 +41,39 @@ class Row:
     title: str
     recipe: str
     changes: tuple[str, ...] = ()
+    taught_by: tuple[str, ...] = ()  # keys of the teachers whose labels it is trained on
+    teaches: bool = False
 
 
 MEAN = Row("mean", "CLIP4Clip, mean pooling", "recipes/clip4clip.yaml")
 SEQ = Row("seqtransf", "CLIP4Clip, temporal transformer", "recipes/clip4clip.yaml", ("model.head=seqTransf",))
 PLAIN = Row("afa", "TeachCLIP without labels", "recipes/teachclip.yaml", ("labels=[]",))
 LONG = Row("afa3x", "TeachCLIP without labels, 3 x steps", "recipes/teachclip.yaml", ("labels=[]", "train.epochs=36"))
-TAUGHT = Row("teachclip", "TeachCLIP with X-CLIP's labels", "recipes/teachclip.yaml")
+TAUGHT = Row("teachclip", "TeachCLIP with X-CLIP's labels", "recipes/teachclip.yaml", taught_by=("xclip",))
+BY_TS2NET = Row("teachclip-ts2net", "TeachCLIP with TS2-Net's labels", "recipes/teachclip.yaml", taught_by=("ts2net",))
+BY_XPOOL = Row("teachclip-xpool", "TeachCLIP with X-Pool's labels", "recipes/teachclip.yaml", taught_by=("xpool",))
+BY_TWO = Row(
+    "teachclip-two", "TeachCLIP with X-CLIP's and TS2-Net's", "recipes/teachclip.yaml", taught_by=("xclip", "ts2net")
+)
 PUBLISHED = Row(
     "teachclip-t1",
     "TeachCLIP with labels, temperatures 1",
     "recipes/teachclip.yaml",
     ("losses.coarse.temperature=1.0", "losses.fine.temperature=1.0"),
+    taught_by=("xclip",),
 )
-TEACHER = Row("xclip", "X-CLIP (the teacher)", "recipes/xclip.yaml")
+TEACHER = Row("xclip", "X-CLIP (teacher)", "recipes/xclip.yaml", teaches=True)
+TS2NET = Row("ts2net", "TS2-Net (teacher)", "recipes/ts2net.yaml", teaches=True)
+XPOOL = Row("xpool", "X-Pool (teacher)", "recipes/xpool.yaml", teaches=True)
 DEMO = (MEAN, PLAIN, LONG, TAUGHT, TEACHER)
-STUDY = (MEAN, SEQ, PLAIN, LONG, PUBLISHED, TAUGHT, TEACHER)
+STUDY = (MEAN, SEQ, PLAIN, LONG, PUBLISHED, TAUGHT, BY_TS2NET, BY_XPOOL, BY_TWO, TEACHER, TS2NET, XPOOL)
 PAIRS = (
     (TEACHER.key, TAUGHT.key),
     (TAUGHT.key, PLAIN.key),
+    (BY_TS2NET.key, PLAIN.key),
+    (BY_XPOOL.key, PLAIN.key),
+    (BY_TWO.key, PLAIN.key),
+    (BY_TWO.key, TAUGHT.key),
     (TAUGHT.key, LONG.key),
     (TAUGHT.key, PUBLISHED.key),
     (PLAIN.key, SEQ.key),
@@ -74,11 +88,11 @@ class Command:
     title: str
     arguments: Sequence[str | Path]
     done: Path
-    needs: Path | None = None
+    needs: tuple[Path, ...] = ()
 
     def ready(self) -> bool:
         """Whether it can start."""
-        return self.needs is None or self.needs.exists()
+        return all(path.exists() for path in self.needs)
 
 
 class Commands:
@@ -157,24 +171,34 @@ def corpus(commands: Commands, clips: int) -> None:
         commands.run(f"pack {split} frames", (*pack, *options), FRAMES / split / "manifest.json")
 
 
+def num_commands(rows: Sequence[Row]) -> int:
+    """How many commands `train_all` runs: one for every row, and one for every teacher's labels."""
+    return len(rows) + sum(row.teaches for row in rows)
+
+
 def train_all(commands: Commands, rows: Sequence[Row], runs: Path, labels: Path, seed: int) -> None:
-    """Trains every row into RUNS/KEY, the teacher and the longest row first; what is taught waits for the labels."""
-    teacher, frames = runs / TEACHER.key / "release", FRAMES / "train"
-    dump = (sys.executable, "tools/dump_soft_labels.py", teacher, frames, "--out", labels)
-    label = Command("write the teacher's soft labels", dump, labels / "manifest.json", needs=teacher)
-    order = [row for row in (TEACHER, LONG, TAUGHT, PUBLISHED, PLAIN, SEQ, MEAN) if row in rows]
-    jobs = [_training(row, runs, labels, seed) for row in order]
-    commands.side_by_side([jobs[0], label, *jobs[1:]])
+    """Trains every row into RUNS/KEY, teachers first, and writes their labels into LABELS/KEY as students need them."""
+    jobs = []
+    for teacher in (row for row in rows if row.teaches):
+        release, out = runs / teacher.key / "release", labels / teacher.key
+        dump = (sys.executable, "tools/dump_soft_labels.py", release, FRAMES / "train", "--out", out)
+        jobs.append(_training(teacher, runs, labels, seed))
+        jobs.append(Command(f"write the labels of {teacher.title}", dump, out / "manifest.json", needs=(release,)))
+    students = [row for row in rows if not row.teaches]
+    students.sort(key=lambda row: row is not LONG)  # the longest is not left to the end
+    commands.side_by_side([*jobs, *(_training(row, runs, labels, seed) for row in students)])
 
 
 def _training(row: Row, runs: Path, labels: Path, seed: int) -> Command:
     changes = [f"name={row.key}", f"out={runs}", f"seed={seed}", *row.changes]
-    launcher, needs = [sys.executable], None
-    if row in (TAUGHT, PUBLISHED):
-        changes, needs = [*changes, f"labels=[{labels}]"], labels / "manifest.json"
+    sets = [labels / teacher for teacher in row.taught_by]
+    if sets:
+        changes.append(f"labels=[{', '.join(map(str, sets))}]")
+    launcher = [sys.executable]
     if row is TAUGHT:  # the demo's main run goes through DeepSpeed's launcher
         launcher += ["-m", "deepspeed.launcher.runner", "--master_port", "0", "--num_accelerators", "1"]
     arguments = [*launcher, "distill/run.py", row.recipe, *changes]
+    needs = tuple(folder / "manifest.json" for folder in sets)
     return Command(f"train {row.title}", arguments, runs / row.key / "release", needs)
 
 

@@ -101,7 +101,7 @@ class VisionTower(nn.Module):
 
     def forward(
         self, frames: Images | Float[Tensor, "image token width"], stem_only: bool = False
-    ) -> Float[Tensor, "image dim"] | Float[Tensor, "image token width"]:
+    ) -> Float[Tensor, "image dim"] | Float[Tensor, "image token channel"]:
         """Features of pixels (uint8, or float and normalised) or of stem tokens; or the stem tokens themselves."""
         frozen, dtype = self.num_frozen, self.conv1.weight.dtype
         blocks = self.transformer.resblocks
