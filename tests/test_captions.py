@@ -1,4 +1,4 @@
-"""Annotation files in the layouts we read, and what is said of broken ones."""
+"""From annotation rows to clips: grouping, ids, repeats, files; the csv and MSR-VTT layouts and their errors."""
 
 import json
 import logging
@@ -83,12 +83,45 @@ def test_each_stretch_of_time_is_a_clip_of_its_own(tmp_path):
     ]
 
 
-def test_exact_repeats_are_dropped_and_counted(tmp_path, caplog):
-    path = write(tmp_path, "video,caption\na,x\na,x\na,y\nb,x\na,x\n")
+def test_repeats_are_captions_of_their_own_and_counted_once(tmp_path, caplog):
+    path = write(tmp_path, "video,caption\na,x\na, x \na,y\nb,x\na,x\n")
     with caplog.at_level(logging.INFO):
         clips = read_annotations(path, "csv", folder(tmp_path))
-    assert texts(clips) == {"a": ["x", "y"], "b": ["x"]}
-    assert "dropped 2 exact repeats" in caplog.text
+    assert texts(clips) == {"a": ["x", "x", "y", "x"], "b": ["x"]}
+    assert [caption.id for caption in clips[0].captions] == ["0", "1", "2", "4"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: 2 captions repeat one of the same video; each is kept"
+    ]
+
+
+def test_without_repeats_nothing_is_logged(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        read_annotations(write(tmp_path, "video,caption\na,x\nb,x\n"), "csv", folder(tmp_path))
+    assert not caplog.records
+
+
+def test_scattered_rows_and_unequal_counts_stay_with_their_videos(tmp_path):
+    rows = [f"ret{number},video{number * 7 % 3},caption {number}" for number in range(10)] + ["ret10,video5,last"]
+    clips = read_annotations(write(tmp_path, "\n".join(["key,video_id,sentence", *rows])), "msrvtt", folder(tmp_path))
+    assert [(clip.video, [int(caption.id[3:]) for caption in clip.captions]) for clip in clips] == [
+        ("video0", [0, 3, 6, 9]),
+        ("video1", [1, 4, 7]),
+        ("video2", [2, 5, 8]),
+        ("video5", [10]),
+    ]
+
+
+def test_of_several_extensions_the_first_known_one_is_taken(tmp_path):
+    path = write(tmp_path, "video,caption\na,x\nb.mpg,y\nc,z\n")
+    clips = read_annotations(path, "csv", folder(tmp_path, "a.webm", "a.mp4", "a.txt", "b.mpg", "b.mp4", "c.txt"))
+    assert [(clip.video, clip.source) for clip in clips] == [("a", "a.mp4"), ("b", "b.mpg"), ("c", "c.mp4")]
+
+
+def test_one_id_cannot_mean_two_files(tmp_path):
+    path = write(tmp_path, "video,caption\na.mp4,x\na,y\na.mov,z\n")
+    message = r"a\.csv: line 4: expected one file of the name 'a', found 'a\.mp4' and 'a\.mov'; rename one"
+    with pytest.raises(ArtefactError, match=message):
+        read_annotations(path, "csv", folder(tmp_path, "a.mp4", "a.mov"))
 
 
 def test_a_byte_order_mark_quoted_lines_and_other_scripts_are_read(tmp_path):
@@ -106,7 +139,9 @@ def test_a_byte_order_mark_quoted_lines_and_other_scripts_are_read(tmp_path):
         ("video,caption\na,  \n", r"line 2: empty caption for 'a'"),
         ("video,caption\n,b\n", r"line 2: video: empty"),
         ("video,caption\na,b, c\n", r"line 2: more cells than columns; quote"),
-        ("video,caption\n../a.mp4,b\n", r"expected a file name in the video folder, found '../a.mp4'"),
+        ("video,caption\n../a.mp4,b\n", r"line 2: video: expected a file name in the video folder, found '../a.mp4'"),
+        ("video,caption\na\\b,c\n", r"line 2: video: expected a file name in the video folder"),
+        ("video,caption\n..,c\n", r"line 2: video: expected a file name in the video folder, found '..'"),
         ("video,caption,start,end\na,b,zero,4\n", r"line 2: start: expected seconds, found 'zero'"),
         ("video,caption,start,end\na,b,nan,4\n", r"line 2: start: expected seconds, found 'nan'"),
         ("video,caption,start,end\na,b,5,4\n", r"line 2: expected both start and a later end"),
@@ -128,16 +163,42 @@ def test_a_listed_video_without_captions_is_named(tmp_path):
         read_annotations(path, "msrvtt", folder(tmp_path))
 
 
+def test_a_repeated_id_in_a_list_counts_once(tmp_path, caplog):
+    path = write(tmp_path, "video_id\nvideo1\nvideo2\nvideo1\n")
+    write_sentences(tmp_path, ("video1", "x"), ("video2", "y"))
+    with caplog.at_level(logging.INFO):
+        assert texts(read_annotations(path, "msrvtt", folder(tmp_path))) == {"video1": ["x"], "video2": ["y"]}
+    assert "dropped 1 repeated video ids" in caplog.text
+
+
+def test_vatex_in_msrvtt_layout_is_read_unless_msrvtt_is_there_too(tmp_path):
+    path = write(tmp_path, "video_id\nv1\n", "VATEX_train.csv")
+    write_sentences(tmp_path, ("v1", "from vatex"))
+    (tmp_path / "MSRVTT_data.json").rename(tmp_path / "VATEX_data.json")
+    assert texts(read_annotations(path, "msrvtt", folder(tmp_path))) == {"v1": ["from vatex"]}
+    write_sentences(tmp_path, ("v1", "from msrvtt"))
+    assert texts(read_annotations(path, "msrvtt", folder(tmp_path))) == {"v1": ["from msrvtt"]}
+
+
 def test_a_missing_or_broken_caption_file_is_named(tmp_path):
     path = write(tmp_path, "video_id\nvideo1\n")
-    with pytest.raises(ArtefactError, match=r"MSRVTT_data\.json: no such annotation file"):
+    with pytest.raises(
+        ArtefactError, match=r"a\.csv: no captions: expected MSRVTT_data\.json or VATEX_data\.json beside"
+    ):
         read_annotations(path, "msrvtt", folder(tmp_path))
     for text, message in (
         ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"sentences": [], "sentences": []}', "not valid JSON: key 'sentences' appears twice"),
         ('{"videos": []}', "expected a list under 'sentences', found videos"),
         ("[]", "expected a list under 'sentences', found list"),
         ('{"sentences": [{"video_id": "video1"}]}', r"sentences\[0\]: expected video_id, caption and sen_id"),
         ('{"sentences": [{"video_id": "video1", "caption": " ", "sen_id": 0}]}', r"sentences\[0\]: empty caption"),
+        ('{"sentences": [7]}', r"sentences\[0\]: expected video_id, caption and sen_id, found 7"),
+        (
+            '{"sentences": [{"video_id": "video1", "caption": "a \\ud83d", "sen_id": 0}]}',
+            r"sentences\[0\]: 'video1': not a character",
+        ),
     ):
         (tmp_path / "MSRVTT_data.json").write_text(text)
         with pytest.raises(ArtefactError, match=message):
@@ -157,7 +218,8 @@ def test_files_that_cannot_be_annotations_are_refused(tmp_path):
         ("nowhere.csv", "csv", "no such annotation file"),
         ("latin.csv", "csv", "not UTF-8 at byte"),
         ("raw-captions.pkl", "csv", "pickles can run code"),
-        ("latin.csv", "lsmdc", "unknown annotation layout 'lsmdc'; expected one of msrvtt, csv"),
+        ("latin.csv", "youcook", "unknown annotation layout 'youcook'; expected one of activitynet, csv, didemo"),
+        ("videos", "csv", "cannot be read"),
     ):
         with pytest.raises(ArtefactError, match=message):
             read_annotations(tmp_path / name, layout, videos)

@@ -3,10 +3,21 @@
     tools/pack_frames.py my/captions.csv my/videos --out frames/train
     tools/pack_frames.py demo/corpus/train.csv demo/corpus/videos --layout msrvtt --out demo/frames/train --size 64
 
-ANNOTATIONS is a csv `video,caption[,start,end]` with one row per caption (layout csv), or MSR-VTT's list of video ids
-with MSRVTT_data.json beside it (layout msrvtt). Frames are sampled as CLIP4Clip does: one per second, then --frames of
-them evenly. A video that cannot be used is skipped and listed in OUT/manifest.json with the reason. Started again
-after an interruption, the command continues, and ends with the same bytes.
+ANNOTATIONS is the file of one split; what to give depends on the layout:
+
+    csv          yours: a header video,caption[,start,end] and a row per caption
+    msrvtt       MSRVTT_train.9k.csv or .7k.csv with MSRVTT_data.json beside it; MSRVTT_JSFUSION_test.csv alone;
+                 any csv key,video_id,sentence; VATEX_train.csv with VATEX_data.json beside it
+    msvd         train_list.txt, val_list.txt or test_list.txt with captions_msvd.json or raw-captions.json beside it
+    vatex        train_list.txt or test_list.txt with ref_captions.json beside it
+    lsmdc        LSMDC16_annos_training.csv, LSMDC16_annos_val.csv or LSMDC16_challenge_1000_publictect.csv
+    activitynet  train.json or val_1.json; train_ids.json or val_ids.json beside it, if any, decides the videos
+    didemo       train_data.json, val_data.json or test_data.json (or didemo_ before it); train_list.txt, val_list.txt
+                 or test_list.txt beside it, if any, decides the videos
+
+Frames are sampled as CLIP4Clip does: one per second, then --frames of them evenly. A video that cannot be used is
+skipped and listed in OUT/manifest.json with the reason. Started again after an interruption, the command continues, and
+ends with the same bytes.
 """
 
 import pathlib
@@ -29,7 +40,7 @@ from distill.errors import door
 def main(argv: Sequence[str] | None = None) -> None:
     """Packs one split and says what became of its videos."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("annotations", type=Path, help="annotation file of one split")
+    parser.add_argument("annotations", type=Path, help="annotation file of one split, see above")
     parser.add_argument("videos", type=Path, help="folder with the video files")
     parser.add_argument("--out", type=Path, required=True, help="folder of the frame set")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), default="csv", help="of the annotation file")

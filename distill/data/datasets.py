@@ -1,0 +1,264 @@
+"""The layouts annotation files come in: one function per data set, annotation file of one split in, `Row`s out.
+
+`LAYOUTS` is the table. What all layouts share:
+
+* Text only (JSON, csv, lists of ids); a pickle is refused, with the command that turns it into JSON.
+* A list of ids decides which videos there are and their order. An id that stands in it twice counts once (logged); an
+  id without captions is an error that names it. Captions of videos that are not listed are left out.
+* Captions of one video keep the order of the file, need not stand together and may differ in number between videos.
+* Of a name only a video extension is cut off; any other dot belongs to the id.
+* A paragraph is the video's sentences in the order of the file, stripped and joined by one space.
+
+How captions become clips, what repeats mean and how files are found: distill/data/captions.py.
+"""
+
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any, NamedTuple
+
+from distill.data.textfiles import filled, read_json, read_list, read_rows, read_text, refuse_pickle, seconds
+from distill.errors import ArtefactError
+
+log = logging.getLogger(__name__)
+
+EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v")
+EXTENSIONS += (".mpg", ".mpeg", ".wmv", ".3gp", ".3g2", ".mts", ".m2ts")  # Flickr originals of DiDeMo
+MSRVTT_CAPTIONS = ("MSRVTT_data.json", "VATEX_data.json")
+MSVD_CAPTIONS = ("captions_msvd.json", "raw-captions.json")
+VATEX_CAPTIONS = ("ref_captions.json",)
+LSMDC_COLUMNS = ("clip_id", "start_aligned", "end_aligned", "start_extracted", "end_extracted", "sentence")
+DIDEMO_NAME = re.compile(r"(?:didemo_)?(train|val|test)_data\.json")
+DIDEMO_END = 31.0  # seconds; longer videos were cut to 30 s for annotation, and the field samples 0 to 31
+
+
+class Row(NamedTuple):
+    """One caption as an annotation file has it."""
+
+    where: str  # file and place in it, for errors
+    video: str  # id
+    text: str
+    key: str | None = None  # caption id; None: the video's id and the caption's number within the video
+    files: tuple[str, ...] = ()  # names the video may have, expected one first, extension optional; (): its id
+    start: float | None = None  # seconds; None: the whole video
+    end: float | None = None
+
+
+def read_csv(path: Path) -> Iterator[Row]:
+    """Plain csv: `video,caption[,start,end]`; each stretch of time is a clip of its own, `name#start-end`."""
+    _, rows = read_rows(path, required=("video", "caption"))
+    for number, (where, row) in enumerate(rows):
+        name = filled(where, row, "video")
+        start, end = (seconds(where, row, column) for column in ("start", "end"))
+        if (start is None) != (end is None) or (start is not None and end is not None and end <= start):
+            found = f"start {row.get('start', '')!r}, end {row.get('end', '')!r}"
+            raise ArtefactError(f"{where}: expected both start and a later end, or neither; found {found}")
+        video = stem(name) if start is None else f"{stem(name)}#{start:.12g}-{end:.12g}"
+        yield Row(where, video, row["caption"], str(number), (name,), start, end)
+
+
+def read_msrvtt(path: Path) -> Iterator[Row]:
+    """MSR-VTT, and VATEX in its layout: a csv with a `video_id` column, captions in it or in a JSON file beside it.
+
+    With a `sentence` column (1k-A test, full split) every row is a caption, its id the `key` column or the row number;
+    without one (7k and 9k training) the captions are those of `MSRVTT_data.json` or else `VATEX_data.json`, with their
+    `sen_id`. The published lists: 9k (9,000 ids) is everything but 1k-A test; 7k (7,010) is the official train and
+    validation splits together.
+    """
+    columns, rows = read_rows(path, required=("video_id",))
+    if "sentence" in columns:
+        for number, (where, row) in enumerate(rows):
+            key = row.get("key", "").strip() or str(number)
+            yield Row(where, filled(where, row, "video_id"), row["sentence"], key)
+        return
+    listed = [filled(where, row, "video_id") for where, row in rows]
+    captions = _beside(path, MSRVTT_CAPTIONS)
+    spoken: dict[str, list[Row]] = {}
+    for number, sentence in enumerate(_sentences(captions)):
+        where = f"{captions}: sentences[{number}]"
+        known = sentence if isinstance(sentence, dict) else {}
+        video, text, key = (known.get(name) for name in ("video_id", "caption", "sen_id"))
+        if not (isinstance(video, str) and isinstance(text, str) and isinstance(key, int | str)):
+            raise ArtefactError(f"{where}: expected video_id, caption and sen_id, found {shortened(sentence)}")
+        spoken.setdefault(video, []).append(Row(where, video, text, str(key)))
+    for video in _split(path, listed, spoken, captions):
+        yield from spoken[video]
+
+
+def read_msvd(path: Path) -> Iterator[Row]:
+    """MSVD: `{train,val,test}_list.txt`, beside it `captions_msvd.json` or else `raw-captions.json`.
+
+    The JSON is `{id: [caption, ...]}`; a caption is a string or the list of its words. The published lists hold
+    1,200, 100 and 670 videos with 80,827 captions, of which 10,845 repeat another one of their video.
+    """
+    return _by_list(path, MSVD_CAPTIONS)
+
+
+def read_vatex(path: Path) -> Iterator[Row]:
+    """VATEX: `{train,test}_list.txt`, beside it `ref_captions.json` as MSVD has it. (`VATEX_test.csv`: read_msrvtt.)"""
+    return _by_list(path, VATEX_CAPTIONS)
+
+
+def read_lsmdc(path: Path) -> Iterator[Row]:
+    """LSMDC: tab-separated, no header, quotes stand for themselves; `clip_id`, four times, `sentence`.
+
+    Clips are files of their own, so the times are not used; a file may lie in a folder named after its movie.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}: line {number}"
+        cells = [cell.strip() for cell in line.split("\t")]
+        if len(cells) != len(LSMDC_COLUMNS):
+            expected = f"{len(LSMDC_COLUMNS)} columns separated by tabs ({', '.join(LSMDC_COLUMNS)})"
+            raise ArtefactError(f"{where}: expected {expected}, found {len(cells)}")
+        clip, text = cells[0], cells[-1]
+        if not clip:
+            raise ArtefactError(f"{where}: clip_id: empty; expected the name of a video")
+        movie = clip.rpartition("_")[0]  # 1034_Super_8_00.47.36.947-00.47.39.171
+        yield Row(where, clip, text, files=(clip, f"{movie}/{clip}") if movie else (clip,))
+
+
+def read_activitynet(path: Path) -> Iterator[Row]:
+    """ActivityNet Captions, paragraph per video: `train.json` or `val_1.json`, `{id: {duration, sentences, ...}}`.
+
+    The split is all entries, in their order: the published 4,917 of `val_1.json`. Lists of ids that circulate beside it
+    are not read (one of them, of 4,925 ids, lacks a video of the published split and names nine without captions).
+    Ids keep their `v_`, files may lack it. The clip is the whole video: 0 to its duration, rounded up.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, dict):
+        raise ArtefactError(f"{path}: expected {{id: {{duration, sentences}}}}, found {type(entries).__name__}")
+    for video, entry in entries.items():
+        where = f"{path}: {video!r}"
+        known = entry if isinstance(entry, dict) else {}
+        duration, sentences = known.get("duration"), known.get("sentences")
+        if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 < duration < 1e9:
+            raise ArtefactError(f"{where}: duration: expected seconds above 0, found {shortened(duration)}")
+        if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
+            raise ArtefactError(f"{where}: sentences: expected a list of strings, found {shortened(sentences)}")
+        files = (video, video.removeprefix("v_"))
+        yield Row(where, video, _paragraph(sentences), files=files, start=0.0, end=float(math.ceil(duration)))
+
+
+def read_didemo(path: Path) -> Iterator[Row]:
+    """DiDeMo, paragraph per video: `{train,val,test}_data.json` or `didemo_*_data.json`, `[{video, description}, ...]`.
+
+    The id is the file name without extension, or without a dot at its end. Some videos stand under two names (x.mov,
+    x.mp4): by id they are the published 1,065 validation and 1,004 test videos, by name 1,094 and 1,037. With
+    `{train,val,test}_list.txt` beside it (extensions optional), that decides the videos and their order.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise ArtefactError(f"{path}: expected a list of entries, found {type(entries).__name__}")
+    first: dict[str, str] = {}
+    sentences: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
+    for number, entry in enumerate(entries):
+        where = f"{path}: [{number}]"
+        known = entry if isinstance(entry, dict) else {}
+        name, text = known.get("video"), known.get("description")
+        if not (isinstance(name, str) and isinstance(text, str)):
+            raise ArtefactError(f"{where}: expected video and description, found {shortened(entry)}")
+        video = _didemo_id(name)
+        first.setdefault(video, where)
+        sentences.setdefault(video, []).append(text)
+        names.setdefault(video, []).append(name)
+    split = DIDEMO_NAME.fullmatch(path.name)
+    list_path = path.with_name(f"{split[1]}_list.txt" if split else path.name)
+    videos: Iterable[str] = sentences
+    if list_path != path and list_path.is_file():
+        videos = _split(list_path, [_didemo_id(name) for name in read_list(list_path)], sentences, path)
+    for video in videos:
+        files = tuple(dict.fromkeys([*names[video], video]))
+        yield Row(first[video], video, _paragraph(sentences[video]), files=files, start=0.0, end=DIDEMO_END)
+
+
+def _didemo_id(name: str) -> str:
+    return stem(name.strip()).rstrip(".")
+
+
+def _by_list(path: Path, names: tuple[str, ...]) -> Iterator[Row]:
+    """A list of ids, and `{id: [caption, ...]}` in the first of `names` that lies beside it."""
+    if path.suffix.lower() == ".json":
+        raise ArtefactError(f"{path}: expected the split's list of ids, such as train_list.txt; captions lie beside it")
+    listed = read_list(path)
+    captions = _beside(path, names)
+    entries = read_json(captions)
+    if not isinstance(entries, dict):
+        raise ArtefactError(f"{captions}: expected {{id: [caption, ...]}}, found {type(entries).__name__}")
+    for video in _split(path, listed, entries, captions):
+        if not isinstance(entries[video], list):
+            found = shortened(entries[video])
+            raise ArtefactError(f"{captions}: {video!r}: expected a list of captions, found {found}")
+        for number, caption in enumerate(entries[video]):
+            where = f"{captions}: {video!r}[{number}]"
+            words = [caption] if isinstance(caption, str) else caption
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise ArtefactError(f"{where}: expected a caption or the list of its words, found {shortened(caption)}")
+            yield Row(where, video, " ".join(words))
+
+
+def _split(path: Path, listed: list[str], captions: dict[str, Any], source: Path) -> list[str]:
+    """The listed videos, each once; all of them must have captions in `source`."""
+    videos = _once(path, listed)
+    bare = [video for video in videos if not captions.get(video)]
+    if bare:
+        more = f" (and {len(bare) - 1} more)" if len(bare) > 1 else ""
+        raise ArtefactError(f"{path}: lists {bare[0]!r}, which has no caption in {source.name}{more}")
+    return videos
+
+
+def _once(path: Path, listed: list[str]) -> list[str]:
+    videos = list(dict.fromkeys(listed))
+    if not videos:
+        raise ArtefactError(f"{path}: no videos; expected at least one id")
+    if len(videos) < len(listed):
+        log.info("%s: dropped %d repeated video ids", path, len(listed) - len(videos))
+    return videos
+
+
+def _paragraph(sentences: Iterable[str]) -> str:
+    return " ".join(filter(None, (sentence.strip() for sentence in sentences)))
+
+
+def _sentences(path: Path) -> list[Any]:
+    tree = read_json(path)
+    sentences = tree.get("sentences") if isinstance(tree, dict) else None
+    if not isinstance(sentences, list):
+        found = ", ".join(tree) if isinstance(tree, dict) else type(tree).__name__
+        raise ArtefactError(f"{path}: expected a list under 'sentences', found {found or 'nothing'}")
+    return sentences
+
+
+def _beside(path: Path, names: tuple[str, ...]) -> Path:
+    """The first of `names` that lies in the folder of `path`."""
+    for name in names:
+        if path.with_name(name).is_file():
+            return path.with_name(name)
+    for name in names:
+        pickled = path.with_name(name).with_suffix(".pkl")
+        if pickled.is_file():
+            refuse_pickle(pickled)
+    raise ArtefactError(f"{path}: no captions: expected {' or '.join(names)} beside it; copy it into {path.parent}")
+
+
+def stem(name: str) -> str:
+    """The name without a video extension; any other dot belongs to the id."""
+    bare, extension = os.path.splitext(name)
+    return bare if extension.lower() in EXTENSIONS else name
+
+
+LAYOUTS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    "activitynet": read_activitynet,
+    "csv": read_csv,
+    "didemo": read_didemo,
+    "lsmdc": read_lsmdc,
+    "msrvtt": read_msrvtt,
+    "msvd": read_msvd,
+    "vatex": read_vatex,
+}

@@ -1,0 +1,104 @@
+"""Text files in, plain values out: UTF-8 text, JSON, csv rows, lists of ids; anything else is refused, with the place.
+
+Nothing here knows what an annotation means: distill/data/datasets.py does.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from distill.errors import ArtefactError
+
+
+def read_text(path: Path) -> str:
+    """The whole file, without a byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ArtefactError(f"{path}: no such annotation file") from None
+    except UnicodeDecodeError as error:
+        raise ArtefactError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_list(path: Path) -> list[str]:
+    """A list file: one id per line, empty lines skipped."""
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; a key that appears twice in one object is an error."""
+    try:
+        return json.loads(read_text(path), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path}: not valid JSON: {error}") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python keeps the last of equal keys, which would drop captions in silence."""
+    known = dict(pairs)
+    if len(known) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
+    return known
+
+
+def read_rows(path: Path, required: tuple[str, ...]) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+    """Column names, and (place, row) pairs whose missing cells are empty strings."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="", strict=True, skipinitialspace=True)
+    try:
+        columns = [column.strip() for column in reader.fieldnames or []]
+    except csv.Error as error:
+        raise ArtefactError(f"{path}: not valid csv: {error}") from None
+    if not columns:
+        raise ArtefactError(f"{path}: empty file; expected a header line with {', '.join(required)}")
+    missing = [column for column in required if column not in columns]
+    if missing:
+        raise ArtefactError(f"{path}: no column {', '.join(missing)}; found columns {', '.join(columns)}")
+    reader.fieldnames = columns
+
+    def rows() -> Iterator[tuple[str, dict[str, str]]]:
+        try:
+            for row in reader:
+                where = f"{path}: line {reader.line_num}"
+                if None in row:  # more cells than columns: usually a caption with a bare comma
+                    raise ArtefactError(f"{where}: more cells than columns; quote captions that hold a comma")
+                yield where, row
+        except csv.Error as error:
+            raise ArtefactError(f"{path}: line {reader.line_num}: not valid csv: {error}") from None
+
+    return columns, rows()
+
+
+def filled(where: str, row: dict[str, str], column: str) -> str:
+    """A cell that must not be empty."""
+    value = row[column].strip()
+    if not value:
+        raise ArtefactError(f"{where}: {column}: empty; expected the name of a video")
+    return value
+
+
+def seconds(where: str, row: dict[str, str], column: str) -> float | None:
+    """A cell with a time, or None where it is empty or absent."""
+    text = row.get(column, "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ArtefactError(f"{where}: {column}: expected seconds, found {text!r}")
+    return value
+
+
+def refuse_pickle(path: Path) -> NoReturn:
+    """Reading a pickle runs whatever its author put in, so that is left to the user."""
+    code = f"json.dump(pickle.load(open({path.name!r}, 'rb')), open({path.with_suffix('.json').name!r}, 'w'))"
+    advice = f'if you trust its origin, run in its folder: python -c "import json, pickle; {code}"'
+    raise ArtefactError(f"{path}: pickles can run code and are not read, JSON is; {advice}")
