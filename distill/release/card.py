@@ -61,7 +61,8 @@ def model_card(
     """The card as text.
 
     `config` is the model's, `metrics` the summary of ranks by direction (`t2v`, `v2t`); of `provenance` the card shows,
-    where present, `name`, `evaluated_on`, `parents` (name -> manifest id), `steps`, `seconds` and `versions`.
+    where present, `name`, `evaluated_on`, `parents` (name -> manifest id), `steps`, `seconds` and `versions`; or, for
+    weights that were trained elsewhere, what `converted` says of the file they came in.
     """
     name = provenance.get("name", config.kind)
     measured = {direction: metrics[direction] for direction in DIRECTIONS if metrics and direction in metrics}
@@ -118,6 +119,13 @@ def _table(measured: Mapping[str, Mapping[str, float]], evaluated_on: str) -> st
 
 
 def _training(provenance: Mapping[str, Any]) -> str:
+    if "converted" in provenance:
+        source = provenance["converted"]
+        return (
+            f"Not trained with this toolkit: converted from `{source['file']}` (sha256 `{source['sha256']}`), a "
+            f"{source['kind']} checkpoint of its authors' code. No metrics were measured; `provenance.json` says what "
+            f"became of every tensor."
+        )
     rows = {str(name): f"`{found}`" for name, found in provenance.get("parents", {}).items()}
     if "steps" in provenance:
         rows["steps"] = str(provenance["steps"])

@@ -1,0 +1,145 @@
+"""What a checkpoint's towers are: sizes from the shapes, as CLIP's own code reads them; the activation from elsewhere.
+
+Heads are width // 64, because no tensor shows them and the authors' code knows nothing else; nor does a tensor show
+whether a tower uses QuickGELU or plain GELU.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distill.errors import ArtefactError, ExpectedError
+from distill.model.clip import CONFIG_FILE
+from distill.release.authors import OPENAI_ARCHIVES, Checkpoint
+
+HEAD_WIDTH = 64
+HUGGING_FACE_CONFIG = "config.json"
+
+
+def architecture_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The open_clip `model_cfg` that the shapes tell, by the rules of CLIP's own code."""
+    visual, text = checkpoint.visual, checkpoint.text
+    width, _, patch, patch_width = checkpoint.shape(f"{visual}conv1.weight", 4)
+    if patch != patch_width:
+        raise ArtefactError(f"{checkpoint.path}: patches of {patch} x {patch_width} pixels; they must be square")
+    positions, _ = checkpoint.shape(f"{visual}positional_embedding", 2)
+    grid = math.isqrt(positions - 1)
+    if not grid or grid * grid != positions - 1:
+        raise ArtefactError(
+            f"{checkpoint.path}: {positions} positions of the vision tower, expected 1 + a square: the class token and "
+            f"a square grid of patches"
+        )
+    context, text_width = checkpoint.shape(f"{text}positional_embedding", 2)
+    layers = {name: checkpoint.blocks(f"{name}transformer.resblocks.") for name in (visual, text)}
+    if not all(layers.values()):
+        raise ArtefactError(f"{checkpoint.path}: a tower without transformer blocks; the file is not whole")
+    heads_of(checkpoint, "vision tower", width)
+    return {
+        "embed_dim": checkpoint.shape(f"{text}text_projection", 2)[1],
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": grid * patch,
+            "patch_size": patch,
+            "width": width,
+            "layers": layers[visual],
+            "head_width": HEAD_WIDTH,
+        },
+        "text_cfg": {
+            "context_length": context,
+            "vocab_size": checkpoint.shape(f"{text}token_embedding.weight", 2)[0],
+            "width": text_width,
+            "heads": heads_of(checkpoint, "text tower", text_width),
+            "layers": layers[text],
+        },
+    }
+
+
+def heads_of(checkpoint: Checkpoint, part: str, width: int) -> int:
+    """How many attention heads a transformer of that width has, by the only rule there is."""
+    heads = width // HEAD_WIDTH
+    if not heads or width % heads:
+        raise ArtefactError(
+            f"{checkpoint.path}: the {part} is {width} wide; the authors' code gives it width // {HEAD_WIDTH} = "
+            f"{heads} heads, which do not divide it"
+        )
+    return heads
+
+
+def activation_of(checkpoint: Checkpoint, architecture: dict[str, Any], sha256: str, quickgelu: bool) -> str:
+    """How it is known that the towers use QuickGELU, which no tensor shows; an error if they do not."""
+    beside = [name for name, read in CONFIGS.items() if _agrees(checkpoint.path.parent / name, read, architecture)]
+    if checkpoint.kind != "openai":
+        return "the authors' code uses no other activation"
+    if sha256 in OPENAI_ARCHIVES:
+        return f"OpenAI's published {OPENAI_ARCHIVES[sha256]}"
+    if beside:
+        return f"{' and '.join(beside)} beside the file"
+    if quickgelu:
+        return "the word of whoever converted it (--quickgelu)"
+    raise ExpectedError(
+        f"{checkpoint.path}: these towers may use QuickGELU (OpenAI's) or plain GELU, and the weights cannot tell; put "
+        f"the model's {' or '.join(CONFIGS)} beside the file, or say --quickgelu if you know"
+    )
+
+
+def _agrees(path: Path, read: Callable[[dict[str, Any]], dict[str, Any] | None], architecture: dict[str, Any]) -> bool:
+    """Whether a config says what the conversion takes for granted; False if there is none, an error if it differs."""
+    if not path.is_file():
+        return False
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        said = read(tree) if isinstance(tree, dict) else None
+    except (OSError, ValueError, TypeError, ArithmeticError) as error:
+        raise ArtefactError(
+            f"{path}: cannot be read ({error}), but it lies beside the checkpoint and may name another activation; "
+            f"mend it or move it away"
+        ) from None
+    if said is None:  # the config of something else
+        return False
+    vision, text = architecture["vision_cfg"], architecture["text_cfg"]
+    heads = {"vision heads": vision["width"] // HEAD_WIDTH, "text heads": text["heads"]}
+    if said["activation"] != "quick_gelu":
+        raise ArtefactError(
+            f"{path}: a plain-GELU tower ({said['activation']}), but the checkpoint beside it would be read with "
+            f"QuickGELU; such towers are not supported. If it is of another model, move it away"
+        )
+    for part, expected in heads.items():
+        if said[part] != expected:
+            raise ArtefactError(
+                f"{path}: {said[part]} {part}, expected width // {HEAD_WIDTH} = {expected}, which is all that the "
+                f"authors' code knows; such towers are not supported. If it is of another model, move it away"
+            )
+    return True
+
+
+def _hugging_face(tree: dict[str, Any]) -> dict[str, Any] | None:
+    """Activation and heads by transformers' config of a CLIP model; what is left out is its default."""
+    if not isinstance(tree.get("text_config"), dict) or not isinstance(tree.get("vision_config"), dict):
+        return None
+    text, vision = (tree[f"{part}_config"] | (tree.get(f"{part}_config_dict") or {}) for part in ("text", "vision"))
+    activations = {part.get("hidden_act", "quick_gelu") for part in (text, vision)}
+    return {
+        "activation": activations.pop() if len(activations) == 1 else "two activations",
+        "vision heads": vision.get("num_attention_heads", 12),
+        "text heads": text.get("num_attention_heads", 8),
+    }
+
+
+def _open_clip(tree: dict[str, Any]) -> dict[str, Any] | None:
+    """Activation and heads by open_clip's config; what is left out is its default."""
+    model = tree.get("model_cfg")
+    if not isinstance(model, dict) or not all(
+        isinstance(model.get(f"{part}_cfg"), dict) for part in ("text", "vision")
+    ):
+        return None
+    vision = model["vision_cfg"]
+    return {
+        "activation": "quick_gelu" if model.get("quick_gelu") is True else "quick_gelu is not true",
+        "vision heads": vision.get("width", 768) // vision.get("head_width", 64),
+        "text heads": model["text_cfg"].get("heads", 8),
+    }
+
+
+CONFIGS = {"config.json": _hugging_face, CONFIG_FILE: _open_clip}  # of transformers, of open_clip

@@ -1,0 +1,47 @@
+"""Converts a checkpoint of the authors' code into a release, or CLIP's towers into a folder that recipes start from.
+
+    tools/convert_checkpoint.py xclip_model.bin --kind xclip --out models/xclip
+    tools/convert_checkpoint.py pytorch_model.bin.4 --kind clip4clip --head meanP --out models/clip4clip
+    tools/convert_checkpoint.py ViT-B-32.pt --kind openai --out models/ViT-B-32
+
+The file is read without running anything in it. Every tensor is converted (to float32), named as unused, or an error;
+nothing is filled in. `--kind openai` takes OpenAI's own archives, and state dicts with the names of OpenAI or of
+Hugging Face.
+"""
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill.errors import door
+from distill.release.convert import FRAMES, KINDS, WORDS, Options, convert
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Converts, and says what became of the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help=".pt, .bin, .pth or .safetensors")
+    parser.add_argument("--kind", choices=KINDS, required=True, help="whose checkpoint it is")
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--words", type=int, help=f"tokens of a caption (default {WORDS}; xclip: as in the file)")
+    parser.add_argument("--frames", type=int, help=f"frames of a video (default {FRAMES}; xclip: as in the file)")
+    parser.add_argument(
+        "--head", choices=["meanP", "seqTransf"], help="clip4clip: how it was trained (default seqTransf)"
+    )
+    parser.add_argument("--token-shift", choices=["auto", "on", "off"], help="ts2net (default auto: as the names say)")
+    parser.add_argument("--noise", choices=["seeded", "zero"], help="ts2net: in the token selection (default seeded)")
+    parser.add_argument("--mask", choices=["tiled", "interleaved"], help="ts2net: of padded frames (default tiled)")
+    parser.add_argument("--quickgelu", action="store_true", default=None, help="openai: the towers are known to use it")
+    args = vars(parser.parse_args(argv))
+    source, kind, out = (args.pop(name) for name in ("checkpoint", "kind", "out"))
+    print(convert(source, kind, out, Options(**args)).report())
+
+
+if __name__ == "__main__":
+    door(main)
