@@ -1,17 +1,19 @@
-"""Ranks, summaries and the bootstrap against stored values, brute force and the tie rule."""
+"""Ranks, summaries and bootstraps against stored values, brute force, trec_eval and the tie rule; scores by others."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pytrec_eval
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from distill.errors import ExpectedError
-from distill.evaluation.metrics import paired_bootstrap, ranks_t2v, ranks_v2t, summarise
+from distill.evaluation.metrics import paired_bootstrap, ranks_t2v, ranks_v2t, recall_interval, summarise
+from distill.evaluation.normalise import BETA, bank_of, dual_softmax_t2v, dual_softmax_v2t, query_bank_t2v
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -126,3 +128,141 @@ def test_bootstrap_draws_videos_not_captions():
     once = paired_bootstrap(good, poor, torch.arange(20), seed=1)
     repeated = (x.repeat_interleave(10) for x in (good, poor, torch.arange(20)))
     assert paired_bootstrap(*repeated, seed=1) == pytest.approx(once)
+
+
+@st.composite
+def retrieval(draw):
+    """Scores and the video of every text, several captions a video, every video with one at least; ties or none."""
+    seed, num_videos, spare = draw(st.integers(0, 999)), draw(st.integers(1, 25)), draw(st.integers(0, 40))
+    rng = np.random.default_rng(seed)
+    own = rng.permutation(np.concatenate([np.arange(num_videos), rng.integers(0, num_videos, spare)]))
+    shape = (len(own), num_videos)
+    scores = rng.integers(0, 4, shape) if draw(st.booleans()) else rng.standard_normal(shape)
+    return scores.astype(np.float32), own
+
+
+def trec_eval(queries, hits):
+    """What trec_eval makes of queries, each a row of scores of documents, and of the one document that is a hit.
+
+    Among equal scores trec_eval puts the document with the greatest name first; our rule wants the hit last.
+    """
+    names = [[f"{'a' if doc == hit else 'b'}{doc}" for doc in range(queries.shape[1])] for hit in hits]
+    judge = pytrec_eval.RelevanceEvaluator(
+        {str(query): {names[query][hit]: 1} for query, hit in enumerate(hits)}, {"success_1,5,10", "recip_rank"}
+    )
+    run = {str(query): dict(zip(names[query], map(float, row), strict=True)) for query, row in enumerate(queries)}
+    judged = judge.evaluate(run)
+    ranks = np.array([round(1 / judged[str(query)]["recip_rank"]) for query in range(len(hits))])
+    recall = {f"R@{k}": 100 * np.mean([one[f"success_{k}"] for one in judged.values()]) for k in (1, 5, 10)}
+    return ranks, recall | {"MdR": np.median(ranks), "MnR": ranks.mean()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(retrieval())
+def test_text_to_video_agrees_with_trec_eval(case):
+    scores, own = case
+    ranks, expected = trec_eval(scores, own)
+    found = ranks_t2v(torch.from_numpy(scores), torch.from_numpy(own))
+    assert (found + 1).tolist() == ranks.tolist()
+    assert summarise(found) == pytest.approx(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(retrieval())
+def test_video_to_text_agrees_with_trec_eval_on_groups_of_captions(case):
+    scores, own = case
+    groups = np.stack([scores[own == video].max(0) for video in range(scores.shape[1])])  # group video
+    ranks, expected = trec_eval(groups.T, np.arange(scores.shape[1]))
+    found = ranks_v2t(torch.from_numpy(scores), torch.from_numpy(own))
+    assert (found + 1).tolist() == ranks.tolist()
+    assert summarise(found) == pytest.approx(expected)
+
+
+def test_video_to_text_finds_at_once_what_trec_eval_finds_among_single_captions():
+    """With every caption a document of its own, the first one is a hit exactly where the video's group is first."""
+    rng = np.random.default_rng(4)
+    own = rng.permutation(np.repeat(np.arange(20), 3))
+    scores = rng.standard_normal((60, 20)).astype(np.float32)
+    scores[np.arange(60), own] += 1
+    judge = pytrec_eval.RelevanceEvaluator(
+        {str(video): {str(text): 1 for text in np.flatnonzero(own == video)} for video in range(20)}, {"success_1"}
+    )
+    judged = judge.evaluate(
+        {str(video): {str(text): float(scores[text, video]) for text in range(60)} for video in range(20)}
+    )
+    found = ranks_v2t(torch.from_numpy(scores), torch.from_numpy(own)) == 0
+    assert found.tolist() == [bool(judged[str(video)]["success_1"]) for video in range(20)]
+    assert 0 < found.sum() < 20
+
+
+def test_recall_interval_holds_the_recall_and_shrinks_with_more_videos():
+    def width(videos):
+        ranks = torch.arange(2 * videos) % 4  # a quarter is found first
+        low, high = recall_interval(ranks, torch.arange(2 * videos) // 2, 1, seed=0)
+        assert low < 25 < high
+        return high - low
+
+    assert width(1000) < width(100) / 2
+    ranks = torch.tensor([0, 7, 3, 0])
+    assert recall_interval(ranks, torch.arange(4), 10, seed=0) == (100, 100)
+
+
+def test_recall_interval_draws_the_captions_of_a_video_together():
+    ranks = torch.randint(0, 5, (30,), generator=torch.Generator().manual_seed(0))
+    once = recall_interval(ranks, torch.arange(30), 1, seed=3)
+    repeated = recall_interval(ranks.repeat_interleave(8), torch.arange(30).repeat_interleave(8), 1, seed=3)
+    assert repeated == pytest.approx(once)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 6), st.floats(0.1, 100), st.integers(0, 999))
+def test_dual_softmax_is_the_formula(num_texts, num_videos, scale, seed):
+    logits = (scale * np.random.default_rng(seed).standard_normal((num_texts, num_videos))).astype(np.float32)
+    t2v, v2t = np.zeros(logits.shape), np.zeros(logits.shape)
+    for t in range(num_texts):
+        for v in range(num_videos):
+            texts = sum(np.exp(float(logits[i, v]) - float(logits[t, v])) for i in range(num_texts))
+            videos = sum(np.exp(float(logits[t, j]) - float(logits[t, v])) for j in range(num_videos))
+            t2v[t, v], v2t[t, v] = logits[t, v] / texts, logits[t, v] / videos
+    assert np.allclose(dual_softmax_t2v(torch.from_numpy(logits)).numpy(), t2v, rtol=1e-9, atol=1e-12)
+    assert np.allclose(dual_softmax_v2t(torch.from_numpy(logits)).numpy(), v2t, rtol=1e-9, atol=1e-12)
+
+
+def test_dual_softmax_keeps_distant_videos_apart():
+    """At a logit scale of 100 a float's softmax is 0 for both, and their order is lost."""
+    logits = torch.tensor([[99.0, -20.0, -30.0], [-99.0, 99.0, 99.0]])
+    found = dual_softmax_t2v(logits)
+    assert found[0, 1] != found[0, 2] and (logits * logits.softmax(0))[0, 1] == (logits * logits.softmax(0))[0, 2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 9), st.integers(0, 999))
+def test_query_bank_normalisation_is_the_formula(num_texts, num_videos, num_queries, seed):
+    rng = np.random.default_rng(seed)
+    similarity, queries = (rng.uniform(-1, 1, (n, num_videos)).astype(np.float32) for n in (num_texts, num_queries))
+    activated = {int(np.argmax(query)) for query in queries}
+    expected = similarity.astype(np.float64)
+    for t in range(num_texts):
+        if int(np.argmax(similarity[t])) in activated:
+            for v in range(num_videos):
+                total = sum(np.exp(20.0 * float(query[v])) for query in queries)
+                expected[t, v] = np.exp(20.0 * float(similarity[t, v])) / total
+    bank = bank_of(torch.from_numpy(queries).split(4), num_videos)
+    found = query_bank_t2v(torch.from_numpy(similarity), bank).numpy()
+    assert BETA == 20
+    assert set(np.flatnonzero(bank.first)) == activated
+    for t in range(num_texts):
+        if int(np.argmax(similarity[t])) in activated:
+            assert np.allclose(np.exp(found[t]), expected[t], rtol=1e-9)
+        else:
+            assert (found[t] == expected[t]).all()
+    own = torch.from_numpy(rng.integers(0, num_videos, num_texts))
+    assert torch.equal(ranks_t2v(torch.from_numpy(found), own), ranks_t2v(torch.from_numpy(expected), own))
+
+
+def test_query_bank_normalisation_puts_a_hub_down():
+    """Video 0 is liked by everything; asked what else it answers, it makes way for the right videos."""
+    similarity = torch.eye(4) * 0.5
+    similarity[:, 0] = 0.6
+    assert ranks_t2v(similarity, torch.arange(4)).tolist() == [0, 1, 1, 1]
+    assert ranks_t2v(query_bank_t2v(similarity, bank_of([similarity], 4)), torch.arange(4)).tolist()[1:] == [0, 0, 0]

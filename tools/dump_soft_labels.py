@@ -15,7 +15,6 @@ if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,12 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     teacher = load(args.teacher, device)
     if not isinstance(teacher.model, Teacher):
         raise ArtefactError(f"{args.teacher}: a {teacher.config.model['kind']} is a student, it has no labels to give")
-    packed = {key: frames.manifest.config[key] for key in teacher.frames_config}
-    if packed != teacher.frames_config:
-        raise ArtefactError(
-            f"{args.frames}: packed with {json.dumps(packed)}, but {args.teacher} was trained with "
-            f"{json.dumps(teacher.frames_config)}; pack the videos again with those settings"
-        )
+    frames.check_settings(teacher.frames_config, teacher.path)
     job = Teaching(
         teacher.model,
         teacher_id=teacher.manifest.id,

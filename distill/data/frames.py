@@ -196,6 +196,15 @@ class FrameSet:
         names = [f"{i:03d}.jpg" for i in range(len(self.videos[video].timestamps))]
         return np.stack([_pixels(self._shards.read(key, name)) for name in names])
 
+    def check_settings(self, expected: dict[str, Any], model: Path) -> None:
+        """Refuses to feed `model` with frames that were sampled or cut by other settings than it was trained with."""
+        packed = {key: self.manifest.config[key] for key in expected}
+        if packed != expected:
+            raise ArtefactError(
+                f"{self.path}: packed with {json.dumps(packed)}, but {model} was trained with {json.dumps(expected)}; "
+                f"pack the videos again with those settings"
+            )
+
     def shards(self) -> dict[str, list[int]]:
         """Which videos (by number) stand in which tar."""
         rows: dict[str, list[int]] = {}

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from distill import comm
@@ -12,9 +13,11 @@ from distill.data.frames import FrameSet
 from distill.data.loader import VideoDataset, load_batches
 from distill.data.tokens import Tokenizer
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
+from distill.log import progress
 from distill.model.contract import RetrievalModel
-from distill.model.features import F, TextFeatures, VideoFeatures
+from distill.model.features import TextFeatures, VideoFeatures
 
+Side = TypeVar("Side", TextFeatures, VideoFeatures)
 VIDEO_BATCH = 64
 TEXT_BATCH = 256
 
@@ -44,27 +47,43 @@ def evaluate(
     training = model.training
     model.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        text = encode_texts(model, [c.text for video in frames.videos for c in video.captions], tokenizer)
+        text = encode_texts(model, texts_of(frames), tokenizer)
         video = encode_videos(model, frames, num_frames, stems=stems, workers=workers)
     similarity = score(model, text, video)
     model.train(training)
-    captions = torch.tensor([len(video.captions) for video in frames.videos])
-    video_of_text = torch.arange(len(frames)).repeat_interleave(captions)
+    video_of_text = video_numbers(frames)
     t2v, v2t = ranks_t2v(similarity, video_of_text), ranks_v2t(similarity, video_of_text)
     return Scores(t2v, v2t, video_of_text, {"t2v": summarise(t2v), "v2t": summarise(v2t)})
 
 
-def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: Tokenizer) -> TextFeatures:
+def texts_of(frames: FrameSet) -> list[str]:
+    """All captions, video by video: the rows of the similarity."""
+    return [caption.text for video in frames.videos for caption in video.captions]
+
+
+def video_numbers(frames: FrameSet) -> Int64[Tensor, " text"]:
+    """The number of the video that each of `texts_of` belongs to."""
+    return torch.arange(len(frames)).repeat_interleave(torch.tensor([len(video.captions) for video in frames.videos]))
+
+
+def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: Tokenizer, *, quiet: bool = True) -> TextFeatures:
     """Features of all texts, on this process's device; each process encodes its share."""
     device, parts = comm.device(), []
-    for rows in _chunks(comm.share(len(texts)), TEXT_BATCH):
+    batches = list(_chunks(comm.share(len(texts)), TEXT_BATCH))
+    for rows in progress(batches, f"encode {len(texts)} captions (batches)", quiet=quiet):
         ids = torch.from_numpy(tokenizer([texts[row] for row in rows])).to(device)
         parts.append(model.encode_text(ids))
     return _gather(TextFeatures.cat(parts), len(texts))
 
 
 def encode_videos(
-    model: RetrievalModel, frames: FrameSet, num_frames: int, *, stems: Tensor | None = None, workers: int = 0
+    model: RetrievalModel,
+    frames: FrameSet,
+    num_frames: int,
+    *,
+    stems: Tensor | None = None,
+    workers: int = 0,
+    quiet: bool = True,
 ) -> VideoFeatures:
     """Features of all videos, on this process's device; `stems` are the frozen stem's outputs, if cached."""
     device, parts = comm.device(), []
@@ -75,20 +94,30 @@ def encode_videos(
             real = torch.arange(num_frames) < counts[rows, None]
             parts.append(model.encode_video(stems[rows].to(device), real.to(device)))
     else:
-        for pixels, real in load_batches(VideoDataset(frames, num_frames), batches, workers):
+        loaded = load_batches(VideoDataset(frames, num_frames), batches, workers)
+        for pixels, real in progress(loaded, f"encode {len(frames)} videos (batches)", len(batches), quiet=quiet):
             parts.append(model.encode_video(pixels.to(device), real.to(device)))
     return _gather(VideoFeatures.cat(parts), len(frames))
 
 
-def score(model: RetrievalModel, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-    """The model's similarity of every text with every video, fp32; each process scores its share of the rows."""
-    rows = comm.share(len(text))
+def score(
+    model: RetrievalModel, text: TextFeatures, video: VideoFeatures, *, scaled: bool = False, quiet: bool = True
+) -> Float[Tensor, "text video"]:
+    """The model's similarity of every text with every video, or `scaled` its logits, fp32, on the CPU.
+
+    Each process scores its share of the rows.
+    """
+    pairs = model.logits if scaled else model.similarity
+    batches = list(_chunks(comm.share(len(text)), TEXT_BATCH))
     with torch.no_grad():
-        mine = torch.cat([model.similarity(text[torch.tensor(part)], video) for part in _chunks(rows, TEXT_BATCH)])
-    return comm.gather_rows(mine.float(), len(text)).cpu()
+        parts = [
+            pairs(text[torch.tensor(rows)], video)
+            for rows in progress(batches, f"score {len(text)} x {len(video)} pairs (batches)", quiet=quiet)
+        ]
+    return comm.gather_rows(torch.cat(parts).float(), len(text)).cpu()
 
 
-def _gather(features: F, total: int) -> F:
+def _gather(features: Side, total: int) -> Side:
     tables = {name: comm.gather_rows(_plain(value), total) for name, value in features.tensors().items()}
     if "real" in tables:
         tables["real"] = tables["real"].bool()

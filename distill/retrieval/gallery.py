@@ -115,12 +115,7 @@ def _config(release: Encoder, frames: FrameSet, videos: Path | None) -> dict[str
             f"{release.path}: a teacher, which scores text and video together and has no vectors to search; "
             "train a student from its labels and index that"
         )
-    packed = {key: frames.manifest.config[key] for key in release.frames_config}
-    if packed != release.frames_config:
-        raise ArtefactError(
-            f"{frames.path}: packed with {json.dumps(packed)}, but {release.path} was trained with "
-            f"{json.dumps(release.frames_config)}; pack the videos again with those settings"
-        )
+    frames.check_settings(release.frames_config, release.path)
     learned = release.pool_temperature is not None
     return {
         "release": str(release.path),

@@ -1,0 +1,134 @@
+"""Evaluating a release: the numbers of training again, honest words on the gallery, no table of unlike things."""
+
+import json
+import re
+
+import pytest
+import torch
+from conftest import one_line_error, python
+from safetensors.torch import load_file
+
+from distill.data.frames import FrameSet, PackConfig, pack
+from distill.errors import ArtefactError, ExpectedError
+from distill.evaluation.evaluate import video_numbers
+from distill.evaluation.metrics import recall_interval
+from distill.evaluation.protocol import captions_of, fingerprint
+from tools import evaluate
+
+
+@pytest.fixture(scope="module")
+def result(teacher, world, tmp_path_factory):
+    """The result file of the teacher on the test split with everything there is, and what was printed."""
+    out = tmp_path_factory.mktemp("results") / "xclip.json"
+    asked = ("--protocol", "demo", "--dsl", "--qbnorm", world.frames["train"], "--out", out)
+    return out, python("tools/evaluate.py", teacher, world.frames["test"], *asked).stdout
+
+
+def run(*args):
+    evaluate.main([str(arg) for arg in args])
+
+
+def test_the_numbers_are_those_of_training(result, teacher_run, world):
+    found = json.loads(result[0].read_text())
+    expected = json.loads((teacher_run / "test.json").read_text())
+    for way in ("t2v", "v2t"):
+        for name in ("R@1", "R@5", "R@10", "MdR", "MnR"):
+            assert found["scores"]["metrics"][way][name] == pytest.approx(expected[way][name], abs=1e-6)
+    ranks = load_file(teacher_run / "test_ranks.safetensors")
+    frames = FrameSet(world.frames["test"])
+    for way, videos in (("t2v", video_numbers(frames)), ("v2t", torch.arange(len(frames)))):
+        interval = found["scores"]["intervals"][way]["R@1"]
+        assert interval == pytest.approx(recall_interval(ranks[way], videos, 1, seed=0))
+        assert interval[0] <= found["scores"]["metrics"][way]["R@1"] <= interval[1]
+
+
+def test_the_result_says_what_was_searched(result, teacher, world):
+    found, frames = json.loads(result[0].read_text()), FrameSet(world.frames["test"])
+    assert found["protocol"] == "demo" and found["fingerprint"] == fingerprint(captions_of(frames))
+    assert found["gallery"]["videos"] == len(frames) and found["gallery"]["complete"] is True
+    assert found["subject"]["release"] == str(teacher) and found["subject"]["model"] == "xclip"
+    assert found["subject"]["frames_id"] == frames.manifest.id
+    assert found["qbnorm"]["queries"] == FrameSet(world.frames["train"]).manifest.counts["captions"]
+
+
+def test_the_table_keeps_scores_by_other_queries_apart(result):
+    plain, dsl, qbnorm = re.split(r"\n\n(?=DSL|QB-Norm)", result[1])
+    assert "protocol  demo: emoji in motion, test" in plain and "complete: every video" in plain
+    assert re.search(r"T2V R@1 \[95 %\] +R@5 +R@10 +MdR +MnR +V2T R@1 \[95 %\] +R@5", plain)
+    assert "every answer uses all other test queries" in dsl and "Not to be compared with" in dsl
+    assert "a bank of other queries" in qbnorm and "Not to be compared with" in qbnorm and "V2T" not in qbnorm
+    found = json.loads(result[0].read_text())
+    for block, measured in ((plain, found["scores"]), (dsl, found["dsl"]), (qbnorm, found["qbnorm"]["measured"])):
+        row = block.splitlines()[-1]
+        low, high = measured["intervals"]["t2v"]["R@1"]
+        assert f"{measured['metrics']['t2v']['R@1']:.1f} [{low:.1f}, {high:.1f}]" in row
+        assert f"{measured['metrics']['t2v']['MnR']:.1f}" in row
+    assert found["dsl"]["metrics"] != found["scores"]["metrics"]
+
+
+def test_json_is_one_object_without_what_was_not_asked_for(result, teacher, world, capsys):
+    run(teacher, world.frames["test"], "--protocol", "demo", "--json", "--compare", result[0])
+    found, stored = json.loads(capsys.readouterr().out), json.loads(result[0].read_text())
+    assert found["scores"] == stored["scores"], "an evaluation repeats to the last bit"
+    assert found["dsl"] is None and found["qbnorm"] is None
+    assert found["compared"] == [stored]
+
+
+def test_earlier_results_stand_in_the_same_table(result, teacher, world, tmp_path, capsys):
+    earlier = json.loads(result[0].read_text())
+    earlier["subject"]["release"] = "runs/before/release"
+    (tmp_path / "before.json").write_text(json.dumps(earlier))
+    run(teacher, world.frames["test"], "--protocol", "demo", "--compare", tmp_path / "before.json")
+    plain, dsl, qbnorm = re.split(r"\n\n(?=DSL|QB-Norm)", capsys.readouterr().out)
+    ours, before = plain.splitlines()[-2:]
+    assert ours.startswith(str(teacher)) and before.startswith("runs/before/release")
+    assert ours.split("  ")[-1] == before.split("  ")[-1]
+    assert str(teacher) not in dsl + qbnorm, "only the earlier result has these"
+    assert qbnorm.splitlines()[-2].split() == ["T2V", "R@1", "[95", "%]", "R@5", "R@10", "MdR", "MnR"]
+
+
+def test_results_of_other_galleries_are_refused(result, teacher, world):
+    """Another fingerprint, and another protocol with the same one."""
+    command = ("tools/evaluate.py", teacher, world.frames["val"], "--protocol", "demo", "--compare", result[0])
+    other = fingerprint(captions_of(FrameSet(world.frames["val"])))
+    own = json.loads(result[0].read_text())["fingerprint"]
+    refused = python(*command, check=False)
+    one_line_error(refused, f"a result of demo {own[:12]}, expected demo {other[:12]}", "do not belong in one table")
+    assert refused.stdout == ""
+    with pytest.raises(ExpectedError, match="expected msvd"):
+        run(teacher, world.frames["test"], "--protocol", "msvd", "--compare", result[0])
+
+
+def test_a_foreign_gallery_is_called_incomplete(teacher, world, capsys):
+    run(teacher, world.frames["val"], "--protocol", "msrvtt-1ka")
+    assert re.search(r"incomplete: [\d,]+ of 1,000 videos are missing", capsys.readouterr().out)
+
+
+def test_a_bank_must_not_hold_the_test_queries(teacher, world):
+    with pytest.raises(ExpectedError, match="must not hold what is tested"):
+        run(teacher, world.frames["test"], "--protocol", "demo", "--qbnorm", world.frames["test"])
+
+
+def test_frames_of_other_settings_are_refused(teacher, world, tmp_path):
+    (tmp_path / "some.csv").write_text(f"video,caption\n{FrameSet(world.frames['val']).videos[0].source},a star\n")
+    config = PackConfig(sampler=FrameSet(world.frames["val"]).manifest.config["sampler"], size=32)
+    pack(tmp_path / "some.csv", "csv", world.corpus / "videos", tmp_path / "small", config, workers=1)
+    with pytest.raises(ArtefactError, match=r'packed with .*"size": 32.*trained with .*"size": 64'):
+        run(teacher, tmp_path / "small", "--protocol", "demo")
+
+
+def test_files_that_are_no_results_are_refused(result, teacher, world, tmp_path):
+    (tmp_path / "odd.json").write_text('{"format": 1}')
+    asked = (teacher, world.frames["val"], "--protocol", "demo")
+    with pytest.raises(ArtefactError, match=r"odd\.json: not a result of tools/evaluate\.py: toolkit: Field required"):
+        run(*asked, "--compare", tmp_path / "odd.json")
+    with pytest.raises(ArtefactError, match="cannot be read as a result: No such file"):
+        run(*asked, "--compare", tmp_path / "none.json")
+    with pytest.raises(ArtefactError, match="already holds another result"):
+        run(*asked, "--out", result[0])
+
+
+def test_several_processes_are_refused(teacher, world, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ExpectedError, match="runs in one"):
+        run(teacher, world.frames["val"], "--protocol", "demo")

@@ -1,0 +1,89 @@
+"""Evaluates a release under a named protocol: recall and ranks both ways, on a gallery that says how whole it is.
+
+    tools/evaluate.py runs/teachclip/release frames/test --protocol msrvtt-1ka --out results/teachclip.json
+    tools/evaluate.py runs/clip4clip/release frames/test --protocol msrvtt-1ka --compare results/teachclip.json
+
+A frame set stands for one split. Its fingerprint, over all video ids and captions, decides which results may be
+compared. DSL and QB-Norm, which let queries help one another, are printed apart and only if asked for.
+"""
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill import comm, log
+from distill.data.frames import FrameSet
+from distill.errors import ArtefactError, ExpectedError, door
+from distill.evaluation.protocol import PROTOCOLS, captions_of, fingerprint
+from distill.evaluation.report import Subject, check_comparable, measure, read_result, report
+from distill.manifest import write_json
+from distill.release.release import Release, load
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, evaluates, and prints the result."""
+    table = "\n".join(f"  {name:<16} {p.split}: {p.gallery};\n{'':<19}{p.queries}" for name, p in PROTOCOLS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=f"protocols:\n{table}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("release", type=Path, metavar="RELEASE", help="the release to evaluate, student or teacher")
+    parser.add_argument(
+        "frames", type=Path, metavar="FRAMES", help="a folder made by tools/pack_frames.py: the test split"
+    )
+    parser.add_argument("--protocol", required=True, choices=PROTOCOLS, metavar="NAME", help="see below")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--dsl", action="store_true", help="also by dual softmax, which uses all other test queries")
+    parser.add_argument(
+        "--qbnorm", type=Path, metavar="BANK", help="also by QB-Norm with the captions of this frame set (training)"
+    )
+    parser.add_argument("--out", type=Path, metavar="RESULT", help="JSON file to write the result to")
+    parser.add_argument(
+        "--compare", type=Path, nargs="+", default=[], metavar="RESULT", help="earlier results to show beside this one"
+    )
+    args = parser.parse_args(argv)
+    log.setup()
+    if comm.world_size() > 1:
+        raise ExpectedError(f"started as {comm.world_size()} processes; evaluation runs in one: start it with python")
+    frames = FrameSet(args.frames)
+    found = fingerprint(captions_of(frames))
+    earlier = [read_result(path) for path in args.compare]
+    for path, result in zip(args.compare, earlier, strict=True):
+        check_comparable(path, result, args.protocol, found)
+    release = load(args.release, comm.device())
+    _check_out(args.out, release, args.protocol, found)
+    frames.check_settings(release.frames_config, release.path)
+    subject = Subject(
+        release=str(release.path),
+        release_id=release.manifest.id,
+        model=release.config.model["kind"],
+        frames=str(frames.path),
+        frames_id=frames.manifest.id,
+    )
+    bank = None if args.qbnorm is None else FrameSet(args.qbnorm)
+    result = measure(subject, release.model, release.tokenizer, frames, args.protocol, dsl=args.dsl, bank=bank)
+    if args.out is not None:
+        write_json(args.out, result.model_dump(mode="json"))
+    if args.json:
+        shown = result.model_dump(mode="json") | {"compared": [other.model_dump(mode="json") for other in earlier]}
+        print(json.dumps(shown, indent=1, sort_keys=True, ensure_ascii=False))
+    else:
+        print(report(result, earlier))
+
+
+def _check_out(out: Path | None, release: Release, protocol: str, found: str) -> None:
+    """A result file is written again only for what it already is about."""
+    if out is not None and out.exists():
+        there = read_result(out)
+        if (there.subject.release_id, there.protocol, there.fingerprint) != (release.manifest.id, protocol, found):
+            raise ArtefactError(f"{out}: already holds another result; choose another file for --out")
+
+
+if __name__ == "__main__":
+    door(main)
