@@ -21,6 +21,42 @@ ARCHITECTURE = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--fixtures DIR`: more fixtures for tests/test_parity.py (pytest's own `--fixtures` remains as `--funcargs`)."""
+    parser.optparser.conflict_handler = "resolve"
+    parser.getgroup("parity").addoption(
+        "--fixtures",
+        action="append",
+        default=[],
+        metavar="DIR",
+        dest="parity",
+        help="compare with the fixtures of this folder too, and print a table of errors",
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The largest error of every output of every fixture beside its tolerance, when `--fixtures` asked for it."""
+    if not config.getoption("parity"):
+        return
+    reports = [report for kind in terminalreporter.stats.values() for report in kind]
+    called = [report for report in reports if getattr(report, "when", None) == "call"]
+    found = [value for report in called for name, value in report.user_properties if name == "parity"]
+    rows: dict[tuple[str, str], list[str]] = {}
+    for fixture, output, run, error, limit, kind in sorted(found, key=lambda row: row[0]):
+        allowed = f"{limit:.0e}" if limit else "exact"
+        allowed += "" if kind == "absolute" else f" {kind}"
+        verdict = "" if error <= limit else "  TOO FAR"
+        rows.setdefault((fixture, output), []).append(f"{run} {error:.1e} ({allowed}){verdict}")
+    terminalreporter.section("parity: largest errors (and tolerances)")
+    width = max((len(output) for _, output in rows), default=0)
+    last = ""
+    for (fixture, output), runs in rows.items():
+        if fixture != last:
+            terminalreporter.write_line(fixture)
+        last = fixture
+        terminalreporter.write_line(f"  {output:<{width}}  {'; '.join(runs)}")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def offline():
     """No test may reach a hub."""
@@ -66,11 +102,10 @@ class World:
     def recipe(self, name: str, kind: str, path: Path, **sections: dict) -> Path:
         """Writes a recipe for this corpus and returns its path; `sections` merge into it."""
         clip = {"model": str(self.towers), "freeze_vision": 2}
-        model: dict = {"kind": kind, "clip": clip, "temporal": {"layers": 1, "init": "normal"}}
-        if kind == "xclip":
-            model |= {"words": 24, "frames": 12}
-        if kind == "clip4clip":
-            model |= {"head": "meanP"}
+        model: dict = {"kind": kind, "clip": clip}
+        if kind != "xpool":
+            model["temporal"] = {"layers": 1, "init": "normal"}
+        model |= {"xclip": {"words": 24, "frames": 12}, "ts2net": {"frames": 12, "shift_layers": 1}}.get(kind, {})
         tree: dict = {
             "name": name,
             "out": str(path),

@@ -1,7 +1,4 @@
-"""Ranks, summaries and bootstraps against stored values, brute force, trec_eval and the tie rule; scores by others."""
-
-import json
-from pathlib import Path
+"""Ranks, summaries and bootstraps against brute force, trec_eval and the tie rule; scores by others."""
 
 import numpy as np
 import pytest
@@ -9,43 +6,14 @@ import pytrec_eval
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from distill.errors import ExpectedError
 from distill.evaluation.metrics import paired_bootstrap, ranks_t2v, ranks_v2t, recall_interval, summarise
 from distill.evaluation.normalise import BETA, bank_of, dual_softmax_t2v, dual_softmax_v2t, query_bank_t2v
 
-FIXTURES = Path(__file__).parent / "fixtures"
-
-
-def read(name):
-    return json.loads((FIXTURES / f"{name}.json").read_text())["values"], load_file(FIXTURES / f"{name}.safetensors")
-
 
 def det(*shape, seed):
     return torch.from_numpy(np.random.RandomState(seed).randn(*shape).astype(np.float32))
-
-
-def agrees(summary, values, direction, median=True):
-    names = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "MeanR": "MnR"} | ({"MedianR": "MdR"} if median else {})
-    return all(summary[ours] == pytest.approx(values[f"{direction}.{theirs}"]) for theirs, ours in names.items())
-
-
-def test_one_caption_per_video_equals_the_authors():
-    values, tensors = read("m15_metrics_single")
-    similarity, own = tensors["input.similarity"], torch.arange(60)
-    t2v, v2t = ranks_t2v(similarity, own), ranks_v2t(similarity, own)
-    assert torch.equal(t2v, tensors["output.t2v.ranks0"]) and torch.equal(v2t, tensors["output.v2t.ranks0"])
-    assert agrees(summarise(t2v), values, "t2v") and agrees(summarise(v2t), values, "v2t")
-
-
-def test_several_captions_per_video_equal_the_authors():
-    values, tensors = read("m16_metrics_multi_caption")
-    similarity, own = tensors["input.similarity"], tensors["input.caption_owner"]
-    t2v, v2t = ranks_t2v(similarity, own), ranks_v2t(similarity, own)
-    assert torch.equal(v2t, tensors["output.v2t.ranks0"])
-    assert agrees(summarise(v2t), values, "v2t") and agrees(summarise(t2v), values, "t2v", median=False)
-    assert int(t2v.median()) + 1 == values["t2v.MedianR"]  # the lower of two middles, as the authors take it there
 
 
 def test_ties_count_against_the_model():
