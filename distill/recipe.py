@@ -8,11 +8,8 @@ from distill.catalogue import ModelConfig
 from distill.config import Config
 from distill.data.loader import DataConfig
 from distill.training.loop import TrainConfig
-from distill.training.objective import LossConfig
+from distill.training.objective import CoarseConfig, FineConfig, LossConfig
 from distill.training.optim import OptimConfig
-from students.teachclip import TeachClipConfig
-from teachers.ts2net import Ts2NetConfig
-from teachers.xclip import XClipConfig
 
 
 class LabelConfig(Config):
@@ -44,22 +41,32 @@ class Recipe(Config):
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name: {self.name!r} cannot be a folder name under {self.out}")
         self._check_sizes()
-        if self.labels and self.losses.fine.weight and not isinstance(self.model, TeachClipConfig):
-            raise ValueError(
-                f"losses.fine: {self.model.kind} has no frame scores to teach; set losses.fine.weight=0, or labels=[]"
-            )
+        self._check_places("coarse", self.losses.coarse, self.model.ranked(), "logits to rank a batch with")
+        self._check_places("fine", self.losses.fine, self.model.framed(), "frame scores to teach")
         return self
 
     def _check_sizes(self) -> None:
         """Models whose weights or wiring have a fixed size must be fed with that size."""
-        sizes = []
-        if isinstance(self.model, XClipConfig):
-            sizes.append(("words", self.model.words, "max_words", self.data.max_words))
-        if isinstance(self.model, XClipConfig | Ts2NetConfig):
-            sizes.append(("frames", self.model.frames, "num_frames", self.data.num_frames))
-        for key, found, section, expected in sizes:
-            if found != expected:
+        fed = {"words": ("max_words", self.data.max_words), "frames": ("num_frames", self.data.num_frames)}
+        for name, size in self.model.fixed_sizes().items():
+            key, given = fed[name]
+            if size != given:
                 raise ValueError(
-                    f"model.{key}: {found}, but data.{section} is {expected}; {self.model.kind} is built for that "
-                    f"size, so both must be equal"
+                    f"model.{name}: {size}, but data.{key} is {given}; {self.model.kind} is built for that size, so "
+                    f"both must be equal"
                 )
+
+    def _check_places(self, name: str, loss: CoarseConfig | FineConfig, places: tuple[str, ...], what: str) -> None:
+        """Labels can only teach what the model, as it is configured, has."""
+        if not self.labels or not loss.weight:
+            return
+        if not places:
+            raise ValueError(
+                f"losses.{name}: {self.model.kind} has no {what}; set losses.{name}.weight=0, or labels=[]"
+            )
+        unknown = [place for place in loss.on if place not in places]
+        if unknown:
+            raise ValueError(
+                f"losses.{name}.on: {self.model.kind}, as configured, has no {what} called {unknown[0]!r}; it has: "
+                f"{', '.join(places)}"
+            )

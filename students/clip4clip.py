@@ -9,19 +9,17 @@ from typing import Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distill.config import Config
-from distill.model.clip import Clip, ClipConfig, Video, VideoTokens
-from distill.model.contract import RetrievalModel
+from distill.model.clip import Clip, Video, VideoTokens
+from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import cosine, mean_pool
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 
 
-class Clip4ClipConfig(Config):
+class Clip4ClipConfig(RetrievalConfig):
     """`head: meanP` averages CLIP's frames; `seqTransf` lets them see one another first."""
 
     kind: Literal["clip4clip"]
-    clip: ClipConfig
     head: Literal["meanP", "seqTransf"] = "meanP"
     temporal: TemporalConfig = TemporalConfig()  # read by seqTransf only
 

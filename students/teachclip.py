@@ -10,22 +10,24 @@ from typing import Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distill.config import Config
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
-from distill.model.clip import Clip, ClipConfig, Video, VideoTokens
-from distill.model.contract import RetrievalModel
+from distill.model.clip import Clip, Video, VideoTokens
+from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import cosine
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 
 
-class TeachClipConfig(Config):
+class TeachClipConfig(RetrievalConfig):
     """The towers, the temporal transformer, and how frames are pooled."""
 
     kind: Literal["teachclip"]
-    clip: ClipConfig
     temporal: TemporalConfig = TemporalConfig()
     afa: AfaConfig = AfaConfig()
+
+    def framed(self) -> tuple[str, ...]:
+        """The frame aggregation."""
+        return ("pooling",)
 
 
 class TeachClip(RetrievalModel):

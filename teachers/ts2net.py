@@ -22,10 +22,9 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from distill.config import Config
 from distill.errors import RecipeError
-from distill.model.clip import Clip, ClipConfig, LogitScale, Video, VideoTokens
-from distill.model.contract import Interaction, Teacher
+from distill.model.clip import Clip, LogitScale, Video, VideoTokens
+from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import Noise, TokenSelector
 from distill.model.similarity import mean_pool, unit
@@ -35,7 +34,7 @@ SHARPNESS = 4.0  # of the softmax that weighs frames
 LEFT_OUT = -1e18  # the weight, before that softmax, of a frame that does not count
 
 
-class Ts2NetConfig(Config):
+class Ts2NetConfig(RetrievalConfig):
     """The towers, what is shifted and what is kept.
 
     `mask: tiled` is what the authors' code does: the padding mask of the frames is repeated as a whole along the kept
@@ -45,13 +44,16 @@ class Ts2NetConfig(Config):
     """
 
     kind: Literal["ts2net"]
-    clip: ClipConfig
     temporal: TemporalConfig = TemporalConfig()
     frames: int = Field(ge=1)  # of every video, padding included: the shift must know where a video ends
     shift_layers: int = Field(default=2, ge=0)  # the last so many visual blocks shift tokens; 0: none does
     selected: int = Field(default=3, ge=1)  # patch tokens kept of every frame
     noise: Noise = "seeded"
     mask: Literal["tiled", "interleaved"] = "tiled"
+
+    def fixed_sizes(self) -> dict[str, int]:
+        """The shift's."""
+        return {"frames": self.frames}
 
 
 class Ts2NetInteraction(Interaction):

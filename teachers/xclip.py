@@ -20,10 +20,9 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.config import Config
 from distill.errors import RecipeError
-from distill.model.clip import Clip, ClipConfig, LogitScale, Video, VideoTokens
-from distill.model.contract import Interaction, Teacher
+from distill.model.clip import Clip, LogitScale, Video, VideoTokens
+from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
@@ -31,15 +30,18 @@ from distill.model.temporal import TemporalConfig, TemporalTransformer
 MAX_CELLS = 2**24  # word-frame similarities held at once: 64 MiB in float32, and a few copies of it
 
 
-class XClipConfig(Config):
+class XClipConfig(RetrievalConfig):
     """The towers and the sizes of the scoring matrices, which fix how many words and frames the model takes."""
 
     kind: Literal["xclip"]
-    clip: ClipConfig
     temporal: TemporalConfig = TemporalConfig()
     words: int = Field(ge=1)  # caption length in tokens, start, end and padding included
     frames: int = Field(ge=1)
     temperature: float = Field(default=0.01, gt=0)  # of the attention over similarities
+
+    def fixed_sizes(self) -> dict[str, int]:
+        """Those of the scoring matrices."""
+        return {"words": self.words, "frames": self.frames}
 
 
 class XClipInteraction(Interaction):

@@ -18,20 +18,18 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.config import Config
-from distill.model.clip import Clip, ClipConfig, LogitScale, Video, VideoTokens
-from distill.model.contract import Interaction, Teacher
+from distill.model.clip import Clip, LogitScale, Video, VideoTokens
+from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit
 
 MAX_CELLS = 2**24  # numbers in the pooled videos [video, text, dim] held at once; a few copies of it are
 
 
-class XPoolConfig(Config):
+class XPoolConfig(RetrievalConfig):
     """The towers and the dropout of the pooling head."""
 
     kind: Literal["xpool"]
-    clip: ClipConfig
     dropout: float = Field(default=0.3, ge=0, lt=1)
 
 

@@ -33,8 +33,8 @@ ONLY_IN = {
     "av": {"distill/data/video.py"},
     "accelerate": {"tools/dump_soft_labels.py"},
     "webdataset": {"distill/data/shards.py"},
-    "students": {"distill/catalogue.py", "distill/recipe.py"},
-    "teachers": {"distill/catalogue.py", "distill/recipe.py"},
+    "students": {"distill/catalogue.py"},
+    "teachers": {"distill/catalogue.py"},
     "pickle": set(),
 }
 FILES = [

@@ -19,6 +19,7 @@ from distill.losses.contrastive import contrastive
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.attention import shift_tokens
 from distill.model.clip import Clip, ClipConfig, LogitScale
+from distill.model.contract import TrainingScores
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import cosine, mean_pool, unit
@@ -267,7 +268,7 @@ def golden_losses(teachers: int, config: LossConfig) -> tuple[dict[str, float], 
         )
         for k in range(teachers)
     ]
-    found = weigh(logits, scores, targets, config)
+    found = weigh(TrainingScores.of(logits, scores), targets, config)
     found["total"].backward()
     return {name: value.item() for name, value in found.items()}, logits.grad, scores.grad
 

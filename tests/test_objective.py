@@ -9,7 +9,8 @@ from conftest import World
 from distill.config import read_recipe
 from distill.errors import RecipeError
 from distill.losses.contrastive import contrastive
-from distill.losses.fine import fine
+from distill.losses.fine import fine, standardised
+from distill.model.contract import TrainingScores
 from distill.recipe import Recipe
 from distill.training.objective import LossConfig, Target, weigh
 
@@ -27,12 +28,14 @@ def targets(*weights: float) -> list[Target]:
 
 
 def alone(teacher: int) -> dict[str, torch.Tensor]:
-    return weigh(LOGITS, SCORES, targets(1.0, 1.0)[teacher : teacher + 1], LossConfig())
+    return weigh(TrainingScores.of(LOGITS, SCORES), targets(1.0, 1.0)[teacher : teacher + 1], LossConfig())
 
 
 def test_losses_of_several_teachers_are_averaged_by_weight():
     first, second = alone(0), alone(1)
-    equal, three_to_one = (weigh(LOGITS, SCORES, targets(*w), LossConfig()) for w in ((1.0, 1.0), (3.0, 1.0)))
+    equal, three_to_one = (
+        weigh(TrainingScores.of(LOGITS, SCORES), targets(*w), LossConfig()) for w in ((1.0, 1.0), (3.0, 1.0))
+    )
     for name in ("coarse", "fine"):
         assert equal[name].item() == pytest.approx(((first[name] + second[name]) / 2).item())
         assert three_to_one[name].item() == pytest.approx(((3 * first[name] + second[name]) / 4).item())
@@ -41,7 +44,7 @@ def test_losses_of_several_teachers_are_averaged_by_weight():
 
 
 def test_without_teachers_only_the_contrastive_term_remains():
-    found = weigh(LOGITS, None, [], LossConfig())
+    found = weigh(TrainingScores.of(LOGITS), [], LossConfig())
     assert found.keys() == {"total", "contrastive"}
     assert found["total"] == 0.2 * contrastive(LOGITS)
 
@@ -73,7 +76,7 @@ def test_captions_of_one_video_are_no_negatives_when_masked():
         terms.append(np.mean([-np.log(softmax(side[i][kept[i].numpy()])[kept[i][:i].sum()]) for i in range(5)]))
     assert found.item() == pytest.approx(np.mean(terms))
     assert contrastive(LOGITS, torch.arange(5)) == contrastive(LOGITS)
-    assert weigh(LOGITS, None, [], LossConfig(), videos=videos)["contrastive"] == found
+    assert weigh(TrainingScores.of(LOGITS), [], LossConfig(), videos=videos)["contrastive"] == found
 
 
 def test_label_sets_are_named_alone_or_with_a_weight(world: World, tmp_path):
@@ -89,3 +92,50 @@ def test_label_sets_are_named_alone_or_with_a_weight(world: World, tmp_path):
         path.write_text(yaml.safe_dump(tree))
         with pytest.raises(RecipeError, match=words):
             read_recipe(path, [], Recipe)
+
+
+def test_several_places_of_one_student_are_averaged_and_named():
+    first, second = torch.randn(5, 4).double(), torch.randn(5, 4).double()
+    scores = TrainingScores(
+        contrasts=[(0.8, LOGITS), (0.2, 2 * LOGITS)],
+        rankings={"coarse": LOGITS, "fine": 2 * LOGITS},
+        frames={"gate": first, "pooling": second},
+        own={"diversity": torch.tensor(0.5).double()},
+    )
+    found = weigh(scores, targets(1.0, 1.0), LossConfig())
+    gate, pooling, coarse, whole = (
+        weigh(scores, targets(1.0, 1.0), LossConfig.model_validate({section: {"on": [place]}}))
+        for section, place in (("fine", "gate"), ("fine", "pooling"), ("coarse", "coarse"), ("coarse", "fine"))
+    )
+    assert found["fine"].item() == pytest.approx(((gate["fine"] + pooling["fine"]) / 2).item())
+    assert found["coarse"].item() == pytest.approx(((coarse["coarse"] + whole["coarse"]) / 2).item())
+    expected = 0.8 * contrastive(LOGITS) + 0.2 * contrastive(2 * LOGITS)
+    assert found["contrastive"].item() == pytest.approx(expected.item())
+    total = 0.2 * found["contrastive"] + found["coarse"] + 2 * found["fine"] + 0.5
+    assert found["total"].item() == pytest.approx(total.item())
+    assert found["diversity"].item() == 0.5
+
+
+def test_standardised_relevance_suits_teachers_of_any_scale():
+    config = LossConfig.model_validate({"fine": {"standardise": True}})
+    one, other = (
+        weigh(TrainingScores.of(LOGITS, SCORES), [Target(logits=TEACHERS[0], relevance=scaled)], config, real=REAL)
+        for scaled in (RELEVANCE[0], 50 * RELEVANCE[0] + 7)
+    )
+    assert one["fine"].item() == pytest.approx(other["fine"].item(), rel=1e-4)
+    row, kept = RELEVANCE[0, 1].numpy(), REAL[1].numpy()
+    found = standardised(RELEVANCE[0], REAL)[1].numpy()
+    np.testing.assert_allclose(found[kept], (row[kept] - row[kept].mean()) / row[kept].std(), rtol=1e-4)
+    assert (found[~kept] == 0).all() and (standardised(RELEVANCE[0], REAL)[2] == 0).all()  # one frame has no spread
+
+
+def test_labels_without_a_place_are_refused_with_the_places_there_are(world: World, tmp_path):
+    path = world.recipe("student", "teachclip", tmp_path, labels=["a"])
+    with pytest.raises(
+        RecipeError, match=r"fine\.on: teachclip, as configured, has no .* called 'gate'; it has: pooling"
+    ):
+        read_recipe(path, ["losses.fine.on=[gate]"], Recipe)
+    plain = world.recipe("plain", "clip4clip", tmp_path, labels=["a"])
+    with pytest.raises(RecipeError, match="fine: clip4clip has no frame scores to teach"):
+        read_recipe(plain, [], Recipe)
+    assert read_recipe(plain, ["losses.fine.weight=0.0", "losses.coarse.on=[logits]"], Recipe).labels

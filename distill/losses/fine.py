@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from distill.losses.pearson import pearson_distance
 
 Distance = Literal["cross_entropy", "pearson"]
 Reduction = Literal["frame", "pair"]
+EPSILON = 1e-6  # beside a deviation of cosines of about 0.01
 LOWEST = -1e4  # its softmax is exactly 0 beside any real score; finite, because 0 * -inf would be NaN
 
 
@@ -36,3 +38,13 @@ def fine(
     total = -(teacher.softmax(-1) * student.log_softmax(-1)).sum()
     frames = student.numel() if real is None else real.sum()
     return total / (frames if reduction == "frame" else len(student))
+
+
+def standardised(
+    relevance: Float[Tensor, "pair frame"], real: Bool[Tensor, "pair frame"] | None = None
+) -> Float[Tensor, "pair frame"]:
+    """Every row brought to mean 0 and deviation 1 over its real frames; a row without any spread becomes 0."""
+    counted = torch.ones_like(relevance) if real is None else real.to(relevance.dtype)
+    count = counted.sum(-1, keepdim=True)
+    centred = (relevance - (relevance * counted).sum(-1, keepdim=True) / count) * counted
+    return centred / ((centred.square().sum(-1, keepdim=True) / count).sqrt() + EPSILON)

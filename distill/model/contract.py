@@ -4,13 +4,53 @@ Rows of every similarity are texts, columns are videos.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distill.model.clip import Clip, Video, VideoTokens
-from distill.model.features import TextFeatures, VideoFeatures
+from distill.config import Config
+from distill.model.clip import Clip, ClipConfig, Video, VideoTokens
+from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
+from distill.model.similarity import unit
+
+
+class RetrievalConfig(Config):
+    """Base of every model's config: what a recipe must know of a model before it is built."""
+
+    kind: str
+    clip: ClipConfig
+
+    def fixed_sizes(self) -> dict[str, int]:
+        """`words` and `frames`, where weights or wiring fix how many of them the model takes."""
+        return {}
+
+    def ranked(self) -> tuple[str, ...]:
+        """Its batch logits that a teacher's ranking can teach: keys of `TrainingScores.rankings`."""
+        return ("logits",)
+
+    def framed(self) -> tuple[str, ...]:
+        """Its frame scores that a teacher's relevance can teach: keys of `TrainingScores.frames`."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingScores:
+    """What a global batch of matched pairs gives the losses. Logits are scaled, frame scores before any softmax."""
+
+    contrasts: list[tuple[float, Float[Tensor, "text video"]]]  # weighted groups, each with its own contrastive loss
+    rankings: dict[str, Float[Tensor, "text video"]]  # what teachers' rankings teach
+    frames: dict[str, Float[Tensor, "pair frame"]] = field(default_factory=dict)  # what their relevance teaches
+    own: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # losses that only this model has, weighted
+
+    @classmethod
+    def of(
+        cls, logits: Float[Tensor, "text video"], relevance: Float[Tensor, "pair frame"] | None = None
+    ) -> "TrainingScores":
+        """Of a model with one score, and perhaps learned frame relevance that pools."""
+        frames = {} if relevance is None else {"pooling": relevance}
+        return cls(contrasts=[(1.0, logits)], rankings={"logits": logits}, frames=frames)
 
 
 class RetrievalModel(nn.Module, ABC):
@@ -19,6 +59,7 @@ class RetrievalModel(nn.Module, ABC):
     clip: Clip
     mask_padding: bool = False  # padded frames have no weight in its pooling, nor in the fine loss
     pool_temperature: float | None = None  # softmax(relevance / this) are the weights with which frames are pooled
+    rerank_fields: tuple[str, ...] = ()  # of `VideoFeatures`: what `similarity` needs beyond `vector`; () is one stage
 
     @abstractmethod
     def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
@@ -35,6 +76,28 @@ class RetrievalModel(nn.Module, ABC):
     @abstractmethod
     def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
         """Scores with the logit scale: what losses see."""
+
+    def encode_pair(
+        self, ids: Int[Tensor, "pair word"], text: TextFeatures, video: VideoFeatures
+    ) -> PairFeatures | None:
+        """What only training needs of matched pairs (an auxiliary captioner); caption i belongs to video i."""
+        return None
+
+    def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
+        """Everything that losses see of a global batch; caption i belongs to video i."""
+        return TrainingScores.of(self.logits(text, video), video.relevance)
+
+    def training_only(self) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that a release leaves out."""
+        return ()
+
+    def recall_text(self, text: TextFeatures) -> Float[Tensor, "text recall"]:
+        """Query vectors: their inner products with `recall_video` rank a gallery, or choose what is reranked."""
+        return unit(text.sentence)
+
+    def recall_video(self, video: VideoFeatures) -> Float[Tensor, "video recall"]:
+        """What a gallery holds of every video to be searched by inner product."""
+        return unit(video.vector)
 
 
 class Interaction(nn.Module, ABC):

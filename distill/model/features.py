@@ -1,6 +1,7 @@
 """What the towers return: the only things that travel between encoding, gathering, similarity and storage.
 
-Axes: text (captions or queries), video, word, frame, dim. `real` is True where a frame exists, False on padding.
+Axes: text (captions or queries), video, word, frame, patch, concept, dim. `real` is True where a frame exists, False
+on padding.
 """
 
 from dataclasses import dataclass, fields
@@ -44,6 +45,7 @@ class TextFeatures(Features):
 
     sentence: Float[Tensor, "text dim"]  # at the end-of-text token
     words: Float[Tensor, "text word dim"] | None = None  # every position, start, end and padding included
+    concepts: Float[Tensor, "text concept dim"] | None = None  # what learned queries read from the words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,5 +54,18 @@ class VideoFeatures(Features):
 
     vector: Float[Tensor, "video dim"]
     frames: Float[Tensor, "video frame dim"] | None = None  # per frame, not normalised
+    contextual: Float[Tensor, "video frame dim"] | None = None  # frames that have seen one another, not normalised
+    patches: Float[Tensor, "video frame patch dim"] | None = None  # projected patch tokens, not normalised
+    concepts: Float[Tensor, "video concept dim"] | None = None  # what learned queries read from the frames
+    reading: Float[Tensor, "video concept frame"] | None = None  # how much of each frame each concept read
     relevance: Float[Tensor, "video frame"] | None = None  # the model's own frame scores, before any softmax
     real: Bool[Tensor, "video frame"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFeatures(Features):
+    """What only a matched pair of caption and video has: an auxiliary captioner's view of it."""
+
+    caption_loss: Float[Tensor, " pair"]  # weighted sum of the negative log likelihood of its words
+    caption_weight: Float[Tensor, " pair"]  # sum of the weights
+    attention: Float[Tensor, "pair frame"]  # how much of each frame the words read

@@ -17,8 +17,8 @@ from distill.config import Config
 from distill.data.loader import Batch
 from distill.losses import coarse, fine
 from distill.losses.contrastive import contrastive
-from distill.model.contract import Interaction, RetrievalModel
-from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.contract import Interaction, RetrievalModel, TrainingScores
+from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 
 
 class ContrastiveConfig(Config):
@@ -37,6 +37,7 @@ class CoarseConfig(Config):
     weight: float = 1.0
     temperature: float = Field(default=1.0, gt=0)
     distance: coarse.Distance = "pearson"
+    on: list[str] = Field(default=[])  # which of the student's rankings; none named: all it has
 
 
 class FineConfig(Config):
@@ -45,13 +46,16 @@ class FineConfig(Config):
     The paper: cross-entropy at temperature 1, averaged over pairs and frames (`reduction: frame`), so that it fades as
     1/frames; `pair` is the usual cross-entropy, whatever the number of frames. `temperature` divides the teacher's raw
     relevance alone: the published teachers are flat at 1, X-CLIP's own attention uses 0.01. Padded frames take part as
-    in the paper, unless the student masks them in its own pooling (`model.afa.mask_padding`).
+    in the paper, unless the student masks them in its own pooling (`model.afa.mask_padding`). `standardise`
+    first brings every pair's relevance to mean 0 and deviation 1, so that one temperature suits teachers of any scale.
     """
 
     weight: float = 2.0
     temperature: float = Field(default=1.0, gt=0)
     distance: fine.Distance = "cross_entropy"
     reduction: fine.Reduction = "frame"
+    standardise: bool = False
+    on: list[str] = Field(default=[])  # which of the student's frame scores; none named: all it has
 
 
 class LossConfig(Config):
@@ -72,33 +76,46 @@ class Target:
 
 
 def weigh(
-    logits: Float[Tensor, "text video"],
-    relevance: Float[Tensor, "pair frame"] | None,
+    scores: TrainingScores,
     targets: Sequence[Target],
     config: LossConfig,
     *,
     real: Bool[Tensor, "pair frame"] | None = None,
     videos: Int[Tensor, " pair"] | None = None,
 ) -> dict[str, Tensor]:
-    """The named losses of a global batch and their weighted `total`; several teachers' losses are averaged.
+    """The named losses of a global batch and their weighted `total`; several teachers' losses are averaged, and so are
+    those of several places of one student.
 
-    `logits` and `relevance` are the student's. `real` leaves padded frames out of the fine loss, `videos` leaves other
-    captions of the same video out of the contrastive one.
+    `real` leaves padded frames out of the fine loss, `videos` leaves other captions of the same video out of the
+    contrastive one.
     """
-    parts = {"contrastive": contrastive(logits, videos)}
-    total = config.contrastive.weight * parts["contrastive"]
+    contrasts = [weight * contrastive(logits, videos) for weight, logits in scores.contrasts]
+    parts = {"contrastive": torch.stack(contrasts).sum(), **scores.own}
+    total = config.contrastive.weight * parts["contrastive"] + sum(scores.own.values())
     share = [target.weight / sum(target.weight for target in targets) for target in targets]
     if targets and config.coarse.weight:
-        options = config.coarse.temperature, config.coarse.distance
-        found = [coarse.coarse(logits, target.logits, *options) for target in targets if target.logits is not None]
-        parts["coarse"] = _mean(found, share)
+        parts["coarse"] = _mean([_rankings(scores, target, config.coarse) for target in targets], share)
         total = total + config.coarse.weight * parts["coarse"]
     if targets and config.fine.weight:
-        assert relevance is not None, "the recipe refuses a fine loss on a student without frame scores"
-        options = config.fine.temperature, real, config.fine.distance, config.fine.reduction
-        parts["fine"] = _mean([fine.fine(relevance, target.relevance, *options) for target in targets], share)
+        parts["fine"] = _mean([_frames(scores, target, config.fine, real) for target in targets], share)
         total = total + config.fine.weight * parts["fine"]
     return {"total": total, **parts}
+
+
+def _rankings(scores: TrainingScores, target: Target, config: CoarseConfig) -> Tensor:
+    assert target.logits is not None, "teachers score the batch wherever the coarse loss has a weight"
+    taught = [scores.rankings[name] for name in config.on or scores.rankings]
+    found = [coarse.coarse(logits, target.logits, config.temperature, config.distance) for logits in taught]
+    return torch.stack(found).mean()
+
+
+def _frames(
+    scores: TrainingScores, target: Target, config: FineConfig, real: Bool[Tensor, "pair frame"] | None
+) -> Tensor:
+    relevance = fine.standardised(target.relevance, real) if config.standardise else target.relevance
+    taught = [scores.frames[name] for name in config.on or scores.frames]
+    options = config.temperature, real, config.distance, config.reduction
+    return torch.stack([fine.fine(student, relevance, *options) for student in taught]).mean()
 
 
 class Objective(nn.Module):
@@ -126,16 +143,16 @@ class Objective(nn.Module):
         with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self._bf16):
             text = self.model.encode_text(batch.ids)
             video = self.model.encode_video(batch.frames, batch.real)
+            pair = self.model.encode_pair(batch.ids, text, video)
         videos = torch.tensor(batch.videos, device=batch.ids.device)
-        text, video, labels, videos = gather(text, video, batch.labels, videos)
+        text, video, pair, labels, videos = gather(text, video, pair, batch.labels, videos)
         with torch.no_grad():
             targets = [
                 self._target(interaction, weight, rows)
                 for (interaction, weight), rows in zip(self._teachers, labels, strict=bool(labels))
             ]
         return weigh(
-            self.model.logits(text, video),
-            video.relevance,
+            self.model.training_scores(text, video, pair),
             targets,
             self._config,
             real=video.real if self.model.mask_padding else None,
@@ -148,11 +165,16 @@ class Objective(nn.Module):
 
 
 def gather(
-    text: TextFeatures, video: VideoFeatures, labels: list[dict[str, Tensor]], videos: Int[Tensor, " pair"]
-) -> tuple[TextFeatures, VideoFeatures, list[dict[str, Tensor]], Int[Tensor, " pair"]]:
+    text: TextFeatures,
+    video: VideoFeatures,
+    pair: PairFeatures | None,
+    labels: list[dict[str, Tensor]],
+    videos: Int[Tensor, " pair"],
+) -> tuple[TextFeatures, VideoFeatures, PairFeatures | None, list[dict[str, Tensor]], Int[Tensor, " pair"]]:
     """The global batch from all ranks' shares in one collective, with a true gradient."""
     flat = {f"text.{name}": value for name, value in text.tensors().items()}
     flat |= {f"video.{name}": value for name, value in video.tensors().items()}
+    flat |= {f"pair.{name}": value for name, value in pair.tensors().items()} if pair is not None else {}
     flat |= {f"{number}.{name}": value for number, rows in enumerate(labels) for name, value in rows.items()}
     whole = comm.gather({**flat, "videos": videos})
 
@@ -160,7 +182,8 @@ def gather(
         return {name.removeprefix(prefix): _fp32(value) for name, value in whole.items() if name.startswith(prefix)}
 
     tables = [part(f"{number}.") for number in range(len(labels))]
-    return TextFeatures(**part("text.")), VideoFeatures(**part("video.")), tables, whole["videos"]
+    pairs = PairFeatures(**part("pair.")) if pair is not None else None
+    return TextFeatures(**part("text.")), VideoFeatures(**part("video.")), pairs, tables, whole["videos"]
 
 
 def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:

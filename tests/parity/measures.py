@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from distill.data.sampler import Clip4ClipSampler
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
+from distill.model.contract import TrainingScores
 from distill.training.objective import CoarseConfig, ContrastiveConfig, FineConfig, LossConfig, Target, weigh
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from parity.fixture import Fixture
@@ -44,7 +45,7 @@ def weigh_stored(
     Labels are raw scores in this project, so their softmax does. The cross-entropy is linear in the label; what the
     difference of the two gives is added here.
     """
-    found = weigh(logits, scores, targets, config)
+    found = weigh(TrainingScores.of(logits, scores), targets, config)
     found = {theirs: found[ours] for theirs, ours in PARTS.items()}
     if config.fine.distance == "cross_entropy":
         surplus = torch.stack([label - label.log().softmax(-1) for label in labels])
