@@ -138,9 +138,9 @@ def _check_towers(recipe: Recipe, model: RetrievalModel, frames: FrameSet) -> No
 
 
 def _restored(recipe: Recipe, weights: dict[str, torch.Tensor]) -> RetrievalModel:
-    """The best weights in a model of their own: what training leaves behind may be partitioned (ZeRO 3)."""
-    model = catalogue.build(recipe.model, Clip.from_config(recipe.model.clip))
-    model.load_state_dict(weights)
+    """The best weights in the model that is released; what training leaves behind may be partitioned (ZeRO 3)."""
+    model = catalogue.build(recipe.model.released(), Clip.from_config(recipe.model.clip))
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model.eval().to(comm.device())
 
 
@@ -193,8 +193,8 @@ def _release(recipe: Recipe, job: Job, weights: dict[str, torch.Tensor], scores:
     write_release(
         release,
         model=job.model,
-        model_config=recipe.model,
-        weights=weights,
+        model_config=recipe.model.released(),
+        weights={name: weights[name] for name in job.model.state_dict()},
         text={"max_words": recipe.data.max_words, "vocabulary": job.tokenizer.vocabulary},
         frames_config=job.train.manifest.config,
         provenance=provenance,

@@ -22,6 +22,10 @@ class RetrievalConfig(Config):
     kind: str
     clip: ClipConfig
 
+    def released(self) -> "RetrievalConfig":
+        """The config of the model that is released: without parts that only training needs."""
+        return self
+
     def fixed_sizes(self) -> dict[str, int]:
         """`words` and `frames`, where weights or wiring fix how many of them the model takes."""
         return {}
@@ -86,10 +90,6 @@ class RetrievalModel(nn.Module, ABC):
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
         """Everything that losses see of a global batch; caption i belongs to video i."""
         return TrainingScores.of(self.logits(text, video), video.relevance)
-
-    def training_only(self) -> tuple[str, ...]:
-        """Beginnings of the names of parameters that a release leaves out."""
-        return ()
 
     def recall_text(self, text: TextFeatures) -> Float[Tensor, "text recall"]:
         """Query vectors: their inner products with `recall_video` rank a gallery, or choose what is reranked."""
