@@ -9,7 +9,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from distill.catalogue import INTERACTIONS, ModelConfig
+from distill.catalogue import INTERACTIONS
+from distill.model.contract import RetrievalConfig
 
 TAGS = ["text-to-video-retrieval", "video-text-retrieval", "knowledge-distillation", "clip"]
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
@@ -56,7 +57,7 @@ with terms of their own. Check those, then add `license:` to the metadata of thi
 
 
 def model_card(
-    config: ModelConfig, metrics: Mapping[str, Mapping[str, float]] | None, provenance: Mapping[str, Any]
+    config: RetrievalConfig, metrics: Mapping[str, Mapping[str, float]] | None, provenance: Mapping[str, Any]
 ) -> str:
     """The card as text.
 

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from distill import __version__
-from distill.catalogue import INTERACTIONS, ModelConfig, build, parse_model_config
+from distill.catalogue import INTERACTIONS, build, parse_model_config
 from distill.config import Config
 from distill.data.frames import fit
 from distill.data.loader import pad
@@ -37,7 +37,7 @@ from distill.data.video import decode, probe
 from distill.errors import ArtefactError, ExpectedError, VideoError
 from distill.manifest import Manifest, canonical_json, open_sealed, published, seal, sealed_file, write_json
 from distill.model.clip import Clip
-from distill.model.contract import RetrievalModel
+from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 
@@ -80,7 +80,7 @@ def write_release(
     folder: Path,
     *,
     model: RetrievalModel,
-    model_config: ModelConfig,
+    model_config: RetrievalConfig,
     weights: dict[str, Tensor],
     text: dict[str, Any],
     frames_config: dict[str, Any],
@@ -159,7 +159,7 @@ def _fp32(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _without_paths(model_config: ModelConfig) -> dict[str, Any]:
+def _without_paths(model_config: RetrievalConfig) -> dict[str, Any]:
     """The config with the name of the towers' folder in place of its path, which means nothing elsewhere."""
     tree = model_config.model_dump(mode="json")
     tree["clip"]["model"] = Path(tree["clip"]["model"]).resolve().name
