@@ -13,17 +13,31 @@ from distill.errors import ArtefactError
 from distill.model.clip import Clip
 from distill.model.contract import Interaction, RetrievalModel
 from students.clip4clip import Clip4Clip, Clip4ClipConfig
+from students.eercf import Eercf, EercfConfig
+from students.glscl import Glscl, GlsclConfig
+from students.prompt_switch import PromptSwitch, PromptSwitchConfig
 from students.teachclip import TeachClip, TeachClipConfig
 from teachers.ts2net import Ts2Net, Ts2NetConfig, Ts2NetInteraction
 from teachers.xclip import XClip, XClipConfig, XClipInteraction
 from teachers.xpool import XPool, XPoolConfig, XPoolInteraction
 
 ModelConfig = Annotated[
-    Clip4ClipConfig | TeachClipConfig | XClipConfig | Ts2NetConfig | XPoolConfig, Field(discriminator="kind")
+    Clip4ClipConfig
+    | TeachClipConfig
+    | EercfConfig
+    | GlsclConfig
+    | PromptSwitchConfig
+    | XClipConfig
+    | Ts2NetConfig
+    | XPoolConfig,
+    Field(discriminator="kind"),
 ]
 MODELS: dict[type, type[RetrievalModel]] = {
     Clip4ClipConfig: Clip4Clip,
     TeachClipConfig: TeachClip,
+    EercfConfig: Eercf,
+    GlsclConfig: Glscl,
+    PromptSwitchConfig: PromptSwitch,
     XClipConfig: XClip,
     Ts2NetConfig: Ts2Net,
     XPoolConfig: XPool,

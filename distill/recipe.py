@@ -55,6 +55,11 @@ class Recipe(Config):
                     f"model.{name}: {size}, but data.{key} is {given}; {self.model.kind} is built for that size, so "
                     f"both must be equal"
                 )
+        if self.data.num_frames % self.model.frame_step():
+            raise ValueError(
+                f"data.num_frames: {self.data.num_frames}, but {self.model.kind}, as configured, takes a multiple of "
+                f"{self.model.frame_step()} frames"
+            )
 
     def _check_places(self, name: str, loss: CoarseConfig | FineConfig, places: tuple[str, ...], what: str) -> None:
         """Labels can only teach what the model, as it is configured, has."""
@@ -64,9 +69,9 @@ class Recipe(Config):
             raise ValueError(
                 f"losses.{name}: {self.model.kind} has no {what}; set losses.{name}.weight=0, or labels=[]"
             )
-        unknown = [place for place in loss.on if place not in places]
+        unknown = [place for place in loss.places if place not in places]
         if unknown:
             raise ValueError(
-                f"losses.{name}.on: {self.model.kind}, as configured, has no {what} called {unknown[0]!r}; it has: "
+                f"losses.{name}.places: {self.model.kind}, as configured, has no {what} called {unknown[0]!r}; it has: "
                 f"{', '.join(places)}"
             )

@@ -41,6 +41,7 @@ from distill.model.contract import RetrievalModel
 from distill.recipe import Recipe
 from distill.release.card import model_card
 from distill.release.release import write_release
+from distill.retrieval.tokens import bytes_per_video
 from distill.training import engine
 from distill.training.loop import Job, train
 
@@ -189,6 +190,9 @@ def _release(recipe: Recipe, job: Job, weights: dict[str, torch.Tensor], scores:
         "seconds": round(seconds, 1),
         "versions": {"distill": distill.__version__, "torch": torch.__version__},
     }
+    stored = None
+    if recipe.model.kind not in catalogue.INTERACTIONS:
+        stored = bytes_per_video(job.model, job.data.num_frames, job.train.size)
     release = job.folder / "release"
     write_release(
         release,
@@ -198,7 +202,7 @@ def _release(recipe: Recipe, job: Job, weights: dict[str, torch.Tensor], scores:
         text={"max_words": recipe.data.max_words, "vocabulary": job.tokenizer.vocabulary},
         frames_config=job.train.manifest.config,
         provenance=provenance,
-        card=model_card(recipe.model, metrics, provenance),
+        card=model_card(recipe.model, metrics, provenance, stored),
     )
     logger.info(f"released {release}")
     print(json.dumps({"release": str(release), "test": metrics}))

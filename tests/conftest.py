@@ -103,7 +103,7 @@ class World:
         """Writes a recipe for this corpus and returns its path; `sections` merge into it."""
         clip = {"model": str(self.towers), "freeze_vision": 2}
         model: dict = {"kind": kind, "clip": clip}
-        if kind != "xpool":
+        if kind not in ("xpool", "prompt_switch"):
             model["temporal"] = {"layers": 1, "init": "normal"}
         model |= {"xclip": {"words": 24, "frames": 12}, "ts2net": {"frames": 12, "shift_layers": 1}}.get(kind, {})
         tree: dict = {

@@ -104,7 +104,7 @@ def test_several_places_of_one_student_are_averaged_and_named():
     )
     found = weigh(scores, targets(1.0, 1.0), LossConfig())
     gate, pooling, coarse, whole = (
-        weigh(scores, targets(1.0, 1.0), LossConfig.model_validate({section: {"on": [place]}}))
+        weigh(scores, targets(1.0, 1.0), LossConfig.model_validate({section: {"places": [place]}}))
         for section, place in (("fine", "gate"), ("fine", "pooling"), ("coarse", "coarse"), ("coarse", "fine"))
     )
     assert found["fine"].item() == pytest.approx(((gate["fine"] + pooling["fine"]) / 2).item())
@@ -132,10 +132,10 @@ def test_standardised_relevance_suits_teachers_of_any_scale():
 def test_labels_without_a_place_are_refused_with_the_places_there_are(world: World, tmp_path):
     path = world.recipe("student", "teachclip", tmp_path, labels=["a"])
     with pytest.raises(
-        RecipeError, match=r"fine\.on: teachclip, as configured, has no .* called 'gate'; it has: pooling"
+        RecipeError, match=r"fine\.places: teachclip, as configured, has no .* called 'gate'; it has: pooling"
     ):
-        read_recipe(path, ["losses.fine.on=[gate]"], Recipe)
+        read_recipe(path, ["losses.fine.places=[gate]"], Recipe)
     plain = world.recipe("plain", "clip4clip", tmp_path, labels=["a"])
     with pytest.raises(RecipeError, match="fine: clip4clip has no frame scores to teach"):
         read_recipe(plain, [], Recipe)
-    assert read_recipe(plain, ["losses.fine.weight=0.0", "losses.coarse.on=[logits]"], Recipe).labels
+    assert read_recipe(plain, ["losses.fine.weight=0.0", "losses.coarse.places=[logits]"], Recipe).labels

@@ -1,11 +1,11 @@
-"""The CLIP4Clip sampler: golden frame numbers (row T28), properties, and what it refuses."""
+"""The samplers, CLIP4Clip's above all: golden frame numbers (row T28), properties, and what it refuses."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from distill.data.sampler import SAMPLERS, Clip4ClipSampler
+from distill.data.sampler import SAMPLERS, Clip4ClipSampler, GlsclSampler
 from distill.errors import VideoError
 
 
@@ -39,6 +39,22 @@ def test_a_clip_with_fractions_of_a_second_is_widened_to_whole_ones():
 
 def test_two_frames_per_second_are_the_first_and_the_middle_of_each():
     assert Clip4ClipSampler(kind="clip4clip", fps=2).indices(60, 30.0) == [0, 15, 30, 45]
+
+
+@given(st.integers(1, 5000), st.floats(1, 120), st.integers(1, 40))
+def test_glscls_frames_ascend_exist_and_are_evenly_spaced(count, fps, num_frames):
+    found = GlsclSampler(kind="glscl", num_frames=num_frames).indices(count, fps)
+    assert 1 <= len(found) <= num_frames and found[0] == 0 and found[-1] < count
+    assert found == sorted(set(found)) and all(frame % round(fps) == 0 for frame in found)
+
+
+def test_glscls_rule_rounds_the_frame_rate_and_cuts_clips_at_their_seconds():
+    sampler = GlsclSampler(kind="glscl")
+    assert sampler.indices(310, 29.97) == list(range(0, 310, 30))
+    assert sampler.indices(500, 25.0, 3.7, 6.2) == [92, 117, 142]
+    for video, message in (((100, 0.4), "frame rate below"), ((50, 25.0, 9.0, 12.0), "0 sampled of 50 between")):
+        with pytest.raises(VideoError, match=message):
+            sampler.indices(*video)
 
 
 @given(st.integers(1, 5000), st.floats(1, 120), st.integers(1, 40), st.sampled_from(["head", "tail", "uniform"]))

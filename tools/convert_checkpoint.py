@@ -19,6 +19,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill.data.sampler import SAMPLERS
 from distill.errors import door
 from distill.release.convert import FRAMES, KINDS, WORDS, Options, convert
 
@@ -30,13 +31,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kind", choices=KINDS, required=True, help="whose checkpoint it is")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     parser.add_argument("--words", type=int, help=f"tokens of a caption (default {WORDS}; xclip: as in the file)")
-    parser.add_argument("--frames", type=int, help=f"frames of a video (default {FRAMES}; xclip: as in the file)")
+    parser.add_argument(
+        "--frames", type=int, help=f"frames of a video (default {FRAMES}; xclip, eercf: as in the file)"
+    )
     parser.add_argument(
         "--head", choices=["meanP", "seqTransf"], help="clip4clip: how it was trained (default seqTransf)"
     )
     parser.add_argument("--token-shift", choices=["auto", "on", "off"], help="ts2net (default auto: as the names say)")
     parser.add_argument("--noise", choices=["seeded", "zero"], help="ts2net: in the token selection (default seeded)")
     parser.add_argument("--mask", choices=["tiled", "interleaved"], help="ts2net: of padded frames (default tiled)")
+    parser.add_argument(
+        "--shared", choices=["both", "queries", "decoder", "none"], help="glscl: between text and video (default both)"
+    )
+    parser.add_argument("--temperature", type=float, help="glscl: of the softmax over frames (default 3; LSMDC: 5)")
+    parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="glscl: rule of its frames (default glscl)")
+    parser.add_argument("--clip-frames", type=int, help="prompt_switch: num_frames of training (default: its prompts)")
+    parser.add_argument("--ema", choices=["on", "off"], help="prompt_switch: take state_dict_ema, where there is one")
     parser.add_argument("--quickgelu", action="store_true", default=None, help="openai: the towers are known to use it")
     args = vars(parser.parse_args(argv))
     source, kind, out = (args.pop(name) for name in ("checkpoint", "kind", "out"))

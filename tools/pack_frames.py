@@ -15,9 +15,10 @@ ANNOTATIONS is the file of one split; what to give depends on the layout:
     didemo       train_data.json, val_data.json or test_data.json (or didemo_ before it); train_list.txt, val_list.txt
                  or test_list.txt beside it, if any, decides the videos
 
-Frames are sampled as CLIP4Clip does: one per second, then --frames of them evenly. A video that cannot be used is
-skipped and listed in OUT/manifest.json with the reason. Started again after an interruption, the command continues, and
-ends with the same bytes.
+Frames are sampled as CLIP4Clip does: one per second, then --frames of them evenly; --sampler glscl is GLSCL's rule of
+the same kind, which takes other frames where the frame rate is no whole number; --sampler prompt_switch is Prompt
+Switch's, in passes over the whole video. A video that cannot be used is skipped and listed in OUT/manifest.json with
+the reason. Started again after an interruption, the command continues, and ends with the same bytes.
 """
 
 import pathlib
@@ -31,9 +32,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill import log
+from distill.config import validate
 from distill.data.captions import LAYOUTS
 from distill.data.frames import PackConfig, pack
-from distill.data.sampler import Clip4ClipSampler
+from distill.data.sampler import SAMPLERS
 from distill.errors import door
 
 
@@ -46,9 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layout", choices=sorted(LAYOUTS), default="csv", help="of the annotation file")
     parser.add_argument("--size", type=int, default=224, help="pixels, height and width (224 for CLIP ViT-B)")
     parser.add_argument("--frames", type=int, default=12, help="at most so many frames a video")
+    parser.add_argument("--sampler", choices=sorted(SAMPLERS), default="clip4clip", help="rule that chooses them")
+    parser.add_argument("--prompts", type=int, help="prompt_switch: frames of one pass over the video (default 6)")
     args = parser.parse_args(argv)
     log.setup()
-    config = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=args.frames), size=args.size)
+    rule = {"kind": args.sampler, "num_frames": args.frames} | ({"prompts": args.prompts} if args.prompts else {})
+    sampler = validate(rule, SAMPLERS[args.sampler], where=f"--sampler {args.sampler}")
+    config = PackConfig(sampler=sampler, size=args.size)
     manifest = pack(args.annotations, args.layout, args.videos, args.out, config)
     counts = manifest.counts
     print(f"{args.out}: {counts['videos']} videos, {counts['captions']} captions, {counts['frames']} frames")

@@ -7,7 +7,8 @@ Shards have the names and keys of the frame shards they annotate. Per sample:
   in the tier `features` also what rebuilds the text x video matrix of any batch: `sentence` [caption, dim], `words`
   [caption, word, dim], `frames` [frame, dim], `vector` [dim], `real` [frame] (1 where a frame counts), each where the
   teacher has or needs it, in the set's dtype. The frame axis is the sampler's `num_frames`, padding included, because
-  the published teachers do not mask it.
+  the published teachers do not mask it. Teachers see frames in the order of time: so stand `frames` and `real`, while
+  `relevance` has the order in which the frames are packed.
 
 `interaction.safetensors` is the teacher's light scoring head; `manifest.json` says which class it belongs to.
 """

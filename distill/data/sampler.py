@@ -1,14 +1,16 @@
 """Which frames of a video are looked at: named, parametrised rules that travel with the frames they chose.
 
 A sampler is a strict config part (so it is hashed and stored with a frame set) with one method: number of frames, frame
-rate and optionally a clip's start and end in seconds -> source frame numbers, ascending.
+rate and optionally a clip's start and end in seconds -> source frame numbers, ascending unless its docstring says
+otherwise.
 """
 
+import itertools
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from distill.config import Config
 from distill.errors import VideoError
@@ -59,5 +61,74 @@ class Clip4ClipSampler(Config):
         return [found[place] for place in np.linspace(0, len(found) - 1, num=self.num_frames, dtype=int)]
 
 
-SAMPLERS = {"clip4clip": Clip4ClipSampler}
-Sampler = Clip4ClipSampler  # becomes a union by `kind` with the second rule
+class GlsclSampler(Config):
+    """GLSCL's rule for MSR-VTT, MSVD and LSMDC; its loaders of DiDeMo and ActivityNet have CLIP4Clip's.
+
+    The frame rate over `fps` is rounded to a whole step (29.97 -> 30); every so many frames one is taken, from the
+    clip's first on; of more than `num_frames` evenly spaced ones are kept (places truncated, not rounded). The authors
+    then change the colours and shapes of training frames at random (RandAugment), which this project does not.
+    """
+
+    kind: Literal["glscl"]
+    fps: PositiveInt = 1
+    num_frames: PositiveInt = 12
+
+    def indices(
+        self, info_num_frames: int, info_fps: float, start: float | None = None, end: float | None = None
+    ) -> list[int]:
+        """Frame numbers for a video of `info_num_frames` at `info_fps`; `start` and `end` cut a clip out (seconds)."""
+        step = round(info_fps / self.fps)
+        if step == 0:
+            raise VideoError(f"frame rate below the sampler's: {info_fps:g} per second, {self.fps} asked")
+        first = 0 if start is None else int(start * info_fps)
+        last = info_num_frames - 1 if end is None else int(min(end * info_fps, info_num_frames - 1))
+        found = range(first, last + 1, step)
+        if not found:
+            cut = "" if start is None and end is None else f" between {start} s and {end} s"
+            raise VideoError(f"no frames: 0 sampled of {info_num_frames}{cut}")
+        if len(found) <= self.num_frames:
+            return list(found)
+        return [found[place] for place in np.linspace(0, len(found) - 1, num=self.num_frames, dtype=int)]
+
+
+class PromptSwitchSampler(Config):
+    """Prompt Switch's rule at test time: the video in `prompts` equal parts, `num_frames / prompts` passes over them.
+
+    Every pass takes one frame of every part, each pass a later one, and gives one cube of prompts. So with more than
+    one pass the frames are NOT in the order of time, and a very short video gives the same frame more than once; one
+    with fewer frames than parts gives fewer frames. Galleries sort by time before they show seconds, and teachers see
+    frames in the order of time; students that read the order of frames (temporal transformers) need another sampler.
+    In training the authors draw a random frame of every part; here a frame set is packed once.
+    """
+
+    kind: Literal["prompt_switch"]
+    num_frames: PositiveInt = 12
+    prompts: PositiveInt = 6
+
+    @model_validator(mode="after")
+    def _whole_passes(self) -> "PromptSwitchSampler":
+        if self.num_frames % self.prompts:
+            raise ValueError(f"num_frames: {self.num_frames} is no multiple of prompts, {self.prompts}")
+        return self
+
+    def indices(
+        self, info_num_frames: int, info_fps: float, start: float | None = None, end: float | None = None
+    ) -> list[int]:
+        """Frame numbers for a video of `info_num_frames` at `info_fps`; `start` and `end` cut a clip out (seconds), for
+        which the authors have no rule: its frames are taken for a video."""
+        first = 0 if start is None else int(start * info_fps)
+        behind = info_num_frames if end is None else min(math.ceil(end * info_fps), info_num_frames)
+        if behind <= first:
+            cut = "" if start is None and end is None else f" between {start} s and {end} s"
+            raise VideoError(f"no frames: 0 sampled of {info_num_frames}{cut}")
+        parts = np.linspace(first, behind, min(self.prompts, behind - first) + 1).astype(int).tolist()
+        passes = self.num_frames // self.prompts
+        return [
+            begin + (after - 1 - begin) // (passes + 1) * number
+            for number in range(1, passes + 1)
+            for begin, after in itertools.pairwise(parts)
+        ]
+
+
+SAMPLERS = {"clip4clip": Clip4ClipSampler, "glscl": GlsclSampler, "prompt_switch": PromptSwitchSampler}
+Sampler = Annotated[Clip4ClipSampler | GlsclSampler | PromptSwitchSampler, Field(discriminator="kind")]

@@ -62,11 +62,20 @@ PUBLISHED = Row(
     ("losses.coarse.temperature=1.0", "losses.fine.temperature=1.0"),
     taught_by=("xclip",),
 )
+ALONE = ("labels=[]", "losses.contrastive.weight=1.0")  # as each paper trains
+OTHERS = tuple(
+    Row(f"{key}{suffix}", f"{title} {words}", f"recipes/{key}.yaml", changes, taught_by)
+    for key, title in (("eercf", "EERCF"), ("glscl", "GLSCL"), ("prompt_switch", "Prompt Switch"))
+    for suffix, words, changes, taught_by in (
+        ("", "without labels", ALONE, ()),
+        ("-taught", "with X-CLIP's labels", (), ("xclip",)),
+    )
+)
 TEACHER = Row("xclip", "X-CLIP (teacher)", "recipes/xclip.yaml", teaches=True)
 TS2NET = Row("ts2net", "TS2-Net (teacher)", "recipes/ts2net.yaml", teaches=True)
 XPOOL = Row("xpool", "X-Pool (teacher)", "recipes/xpool.yaml", teaches=True)
 DEMO = (MEAN, PLAIN, LONG, TAUGHT, TEACHER)
-STUDY = (MEAN, SEQ, PLAIN, LONG, PUBLISHED, TAUGHT, BY_TS2NET, BY_XPOOL, BY_TWO, TEACHER, TS2NET, XPOOL)
+STUDY = (MEAN, SEQ, PLAIN, LONG, PUBLISHED, TAUGHT, BY_TS2NET, BY_XPOOL, BY_TWO, *OTHERS, TEACHER, TS2NET, XPOOL)
 PAIRS = (
     (TEACHER.key, TAUGHT.key),
     (TAUGHT.key, PLAIN.key),
@@ -78,6 +87,9 @@ PAIRS = (
     (TAUGHT.key, PUBLISHED.key),
     (PLAIN.key, SEQ.key),
     (PLAIN.key, MEAN.key),
+    ("eercf-taught", "eercf"),
+    ("glscl-taught", "glscl"),
+    ("prompt_switch-taught", "prompt_switch"),
 )
 
 

@@ -27,9 +27,12 @@ class AfaConfig(Config):
 
 
 class AttentiveFrameAggregation(nn.Module):
-    """Weighs frames by a learned relevance and pools them into one video vector (TeachCLIP, AFA)."""
+    """Weighs frames by a learned relevance and pools them into one video vector (TeachCLIP, AFA).
 
-    def __init__(self, dim: int, config: AfaConfig):
+    With `uniform` the last layer starts at zero: all frames that count have the same weight until training says more.
+    """
+
+    def __init__(self, dim: int, config: AfaConfig, *, uniform: bool = False):
         super().__init__()
         hidden, last = nn.Linear(dim, dim), nn.Linear(dim, 1)
         self.score = nn.Sequential(hidden, nn.ReLU(), last)
@@ -38,6 +41,8 @@ class AttentiveFrameAggregation(nn.Module):
         for layer in (hidden, last):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+        if uniform:
+            nn.init.zeros_(last.weight)
 
     def forward(
         self, frames: Float[Tensor, "video frame dim"], real: Bool[Tensor, "video frame"]

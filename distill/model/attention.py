@@ -1,7 +1,10 @@
-"""What stands in for a visual block's attention: the class token's query alone, or all tokens, shifted between frames.
+"""What stands in for a visual block's attention: the class token's query alone, or all tokens, some of them moved
+between the frames of a video first.
 
 Both keep the parameters and their names, so a state dict does not show which one is in use.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -43,22 +46,28 @@ class ClassTokenAttention(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """Self-attention of all tokens, after the token shift where `num_frames` says how many images make a video."""
+    """Self-attention of all tokens, after `rearrange` has moved some of them between images (None: none move).
 
-    def __init__(self, attention: nn.MultiheadAttention | ClassTokenAttention, num_frames: int | None):
+    A block hands over the tokens after its first norm and adds what comes back to the tokens as they were, so only what
+    is attended to moves, never the residual stream.
+    """
+
+    def __init__(
+        self, attention: nn.MultiheadAttention | ClassTokenAttention, rearrange: Callable[[Tensor], Tensor] | None
+    ):
         super().__init__()
         self.in_proj_weight = attention.in_proj_weight
         self.in_proj_bias = attention.in_proj_bias
         self.out_proj = attention.out_proj
         self.num_heads = attention.num_heads
-        self.num_frames = num_frames
+        self.rearrange = rearrange
 
     def forward(
         self, tokens: Float[Tensor, "image token width"], *_: Tensor, **__: object
     ) -> tuple[Float[Tensor, "image token width"], None]:
         """Called as a block calls `nn.MultiheadAttention`; keys and values are the queries' tokens."""
-        if self.num_frames is not None:
-            tokens = shift_tokens(tokens, self.num_frames)
+        if self.rearrange is not None:
+            tokens = self.rearrange(tokens)
         projected = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
         heads = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # part image head token channel
         query, key, value = heads.unbind()

@@ -8,13 +8,15 @@ normalised. Decisions:
 * What is frozen and comes before the first trained block is the *stem*. It never changes, so callers may compute its
   tokens once, store them, and pass those in place of pixels.
 * The projected class token is all that most models use, so the last trained block computes only that one query;
-  `VisionTower.give_tokens` makes the tower return every token.
+  `VisionTower.give_tokens` makes the tower return every token, `VisionTower.take_prompts` lets prompts through it.
 * Padded frames are images of zeros *after* normalisation (mid-grey), as CLIP4Clip's loaders produce them.
 """
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 
 from distill.config import Config
 from distill.errors import RecipeError
-from distill.model.attention import ClassTokenAttention, TokenAttention
+from distill.model.attention import ClassTokenAttention, TokenAttention, shift_tokens
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -77,8 +79,12 @@ class VisionTower(nn.Module):
         self.transformer = vit.transformer
         self.ln_post = vit.ln_post
         self.proj = vit.proj
-        self.num_frozen = freeze
+        first = vit.transformer.resblocks[0]
+        assert isinstance(first, ResidualAttentionBlock)
+        self.width, self.heads = vit.positional_embedding.shape[1], first.attn.num_heads
+        self.stem_layers = freeze  # blocks that belong to the stem; None: there is no stem
         self.all_tokens = False
+        self.aggregation: nn.Module | None = None  # of prompts into class tokens
         if freeze != len(self.transformer.resblocks):
             last = self.transformer.resblocks[-1]
             assert isinstance(last, ResidualAttentionBlock)
@@ -96,14 +102,36 @@ class VisionTower(nn.Module):
             shifted = layer >= len(blocks) - shift_layers
             if shifted or layer == len(blocks) - 1:
                 assert isinstance(block, ResidualAttentionBlock)
-                block.register_module("attn", TokenAttention(block.attn, num_frames if shifted else None))
+                shift = partial(shift_tokens, num_frames=num_frames) if shifted else None
+                block.register_module("attn", TokenAttention(block.attn, shift))
         self.all_tokens = True
 
+    def take_prompts(self, switch: Callable[[Tensor], Tensor], aggregation: nn.Module) -> None:
+        """From now on: `forward` takes prompt tokens, which go through all blocks behind the patches, moved by `switch`
+        before every block's attention; `aggregation` gives what they have found to the class tokens (Prompt Switch).
+
+        Frozen blocks stay frozen, but they have to run: the stem ends where the prompts enter.
+        """
+        for block in self.transformer.resblocks:
+            assert isinstance(block, ResidualAttentionBlock)
+            block.register_module("attn", TokenAttention(block.attn, switch))
+        self.aggregation = aggregation
+        if self.stem_layers is not None:
+            self.stem_layers = 0
+
     def forward(
-        self, frames: Images | Float[Tensor, "image token width"], stem_only: bool = False
+        self,
+        frames: Images | Float[Tensor, "image token width"],
+        stem_only: bool = False,
+        prompts: Float[Tensor, "image prompt width"] | None = None,
+        counted: Bool[Tensor, " image"] | None = None,
     ) -> Float[Tensor, "image dim"] | Float[Tensor, "image token channel"]:
-        """Features of pixels (uint8, or float and normalised) or of stem tokens; or the stem tokens themselves."""
-        frozen, dtype = self.num_frozen, self.conv1.weight.dtype
+        """Features of pixels (uint8, or float and normalised) or of stem tokens; or the stem tokens themselves.
+
+        `prompts`, after `take_prompts`: the prompt tokens of every image, and which images count when they are
+        aggregated (None: all).
+        """
+        frozen, dtype = self.stem_layers, self.conv1.weight.dtype
         blocks = self.transformer.resblocks
         if frames.ndim == 4:
             with torch.set_grad_enabled(torch.is_grad_enabled() and frozen is None):
@@ -116,12 +144,18 @@ class VisionTower(nn.Module):
         tokens = tokens.to(dtype)
         if stem_only:
             return tokens
-        for block in blocks[frozen or 0 : None if self.all_tokens else -1]:
+        assert (prompts is None) == (self.aggregation is None), "prompts go with take_prompts"
+        if prompts is not None:
+            tokens = torch.cat([tokens, prompts.to(tokens.dtype)], dim=1)
+        classes_only = self.aggregation is None and not self.all_tokens
+        for block in blocks[frozen or 0 : -1 if classes_only else None]:
             tokens = block(tokens)
         if self.all_tokens:
             return self.ln_post(tokens) @ self.proj
         classes = tokens[:, 0]
-        if frozen != len(blocks):
+        if prompts is not None and self.aggregation is not None:
+            classes = classes + self.aggregation(classes, tokens[:, -prompts.shape[1] :], counted)
+        elif frozen != len(blocks):
             last = blocks[-1]
             assert isinstance(last, ResidualAttentionBlock)
             classes = classes + last.attn(last.ln_1(tokens))
@@ -130,7 +164,7 @@ class VisionTower(nn.Module):
 
     def stem(self, frames: Images) -> Float[Tensor, "image token width"]:
         """Tokens after everything frozen: compute once, store, and pass in place of pixels."""
-        assert self.num_frozen is not None, "only a tower with frozen layers has a stem"
+        assert self.stem_layers is not None, "only a tower with frozen layers has a stem"
         return self(frames, stem_only=True)
 
     def _embed(self, pixels: Float[Tensor, "image 3 row column"], dtype: torch.dtype) -> Tensor:
@@ -157,13 +191,20 @@ class TextTower(nn.Module):
         first = self.transformer.resblocks[0]
         assert isinstance(first, ResidualAttentionBlock)
         self.layers, self.heads = len(self.transformer.resblocks), first.attn.num_heads
+        self.padding_hidden = False
         if freeze is not None:
             _freeze(self, freeze, head=("ln_final.", "text_projection"), where="clip.freeze_text")
 
+    def hide_padding(self) -> None:
+        """From now on: no position sees padding, not even padding itself (GLSCL). Attention is causal, so this changes
+        the features at padded positions only."""
+        self.padding_hidden = True
+
     def forward(
-        self, ids: Int[Tensor, "text word"]
-    ) -> tuple[Float[Tensor, "text dim"], Float[Tensor, "text word dim"]]:
-        """The feature at the end-of-text token (the largest id), and the feature at every position.
+        self, ids: Int[Tensor, "text word"], embed_only: bool = False
+    ) -> tuple[Float[Tensor, "text dim"], Float[Tensor, "text word dim"]] | Float[Tensor, "text word width"]:
+        """The feature at the end-of-text token (the largest id), and the feature at every position; or what the blocks
+        start from.
 
         Ids may be shorter than CLIP's context: attention is causal, so what follows the end changes nothing before it.
         """
@@ -171,11 +212,25 @@ class TextTower(nn.Module):
         if num_words > self.context:
             raise RecipeError(f"captions of {num_words} tokens do not fit CLIP's text tower of {self.context}")
         words = self.token_embedding(ids) + self.positional_embedding[:num_words]
+        if embed_only:
+            return words
+        mask = self.causal_mask[:num_words, :num_words]
+        if self.padding_hidden:
+            mask = mask.masked_fill(~real_words(ids).unsqueeze(1), -torch.inf).repeat_interleave(self.heads, dim=0)
         for block in self.transformer.resblocks:
-            words = block(words, attn_mask=self.causal_mask[:num_words, :num_words])
+            words = block(words, attn_mask=mask)
         words = self.ln_final(words) @ self.text_projection
         sentence = words[torch.arange(len(ids), device=ids.device), ids.argmax(-1)]
         return sentence, words
+
+    def embed(self, ids: Int[Tensor, "text word"]) -> Float[Tensor, "text word width"]:
+        """Tokens with their positions, before any block."""
+        return self(ids, embed_only=True)
+
+
+def real_words(ids: Int[Tensor, "text word"]) -> Bool[Tensor, "text word"]:
+    """Where a token stands, start and end included: all positions up to the end token, which has the largest id."""
+    return torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(-1, keepdim=True)
 
 
 class LogitScale(nn.Module):

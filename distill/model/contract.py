@@ -30,6 +30,10 @@ class RetrievalConfig(Config):
         """`words` and `frames`, where weights or wiring fix how many of them the model takes."""
         return {}
 
+    def frame_step(self) -> int:
+        """Videos must have a multiple of so many frames."""
+        return 1
+
     def ranked(self) -> tuple[str, ...]:
         """Its batch logits that a teacher's ranking can teach: keys of `TrainingScores.rankings`."""
         return ("logits",)

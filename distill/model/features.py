@@ -46,6 +46,7 @@ class TextFeatures(Features):
     sentence: Float[Tensor, "text dim"]  # at the end-of-text token
     words: Float[Tensor, "text word dim"] | None = None  # every position, start, end and padding included
     concepts: Float[Tensor, "text concept dim"] | None = None  # what learned queries read from the words
+    real: Bool[Tensor, "text word"] | None = None  # True from the start token to the end token, False on padding
 
 
 @dataclass(frozen=True, kw_only=True)

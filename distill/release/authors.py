@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, ExpectedError
 
 TOWERS = {"clip.visual.*": "clip.visual.*", "clip.text.*": "clip.*"}
 STUDENT = TOWERS | {"clip.logit_scale.log": "clip.logit_scale"}
@@ -33,6 +33,18 @@ SELECTOR = "visual_token_selector.score_predictor"
 MODELS: dict[str, dict[str, str]] = {
     "clip4clip": STUDENT | TEMPORAL,
     "teachclip": STUDENT | TEMPORAL | {"afa.score.0.*": "frameLinear.*", "afa.score.2.*": "frameLinear2.*"},
+    "eercf": STUDENT
+    | TEMPORAL
+    | {"global_proj.weight": "global_mat_weight", "frame_cross.weight": "frame_logit_weight"},
+    "glscl": STUDENT
+    | TEMPORAL
+    | {
+        "queries.queries": "spatial_queries",
+        "queries.text_queries": "noun_queries",
+        "queries.decoder.*": "transformer_decoder_noun.layers.*",
+        "queries.video_decoder.*": "transformer_decoder_spatial.layers.*",
+    },
+    "prompt_switch": STUDENT | {"prompts.cube": "clip.visual.prompts"},
     "xclip": TEACHER
     | TEMPORAL
     | {
@@ -92,12 +104,25 @@ HUGGING_FACE: dict[str, tuple[str, ...]] = {
     "ln_final.*": ("text_model.final_layer_norm.*",),
     "text_projection": ("text_projection.weight",),
     "logit_scale": ("logit_scale",),
+    "visual.aggregation.attention.*": ("vision_model.attn.*",),  # this line and the next: Prompt Switch's own
+    "visual.prompts": ("vision_model.encoder.prompt_embedding",),
 }
 TRANSPOSED = {"visual_projection.weight", "text_projection.weight"}  # linear layers there, matrices at OpenAI
 
+CAPTIONER = "of the captioner, which only training needs"
 SIZES = "a size that the other tensors show anyway"
 POSITIONS = "the numbers 0, 1, 2 ..., which older versions of transformers stored"
 UNUSED: dict[str, dict[str, str]] = {  # theirs -> why, by kind; `clip.` in front or not
+    "glscl": {
+        "weight_fc.*": "the authors' model computes it for every pair and drops the result",
+        "decoder_layer_noun.*": "the layer of which the decoder's layers were copied",
+        "decoder_layer_spatial.*": "the layer of which the decoder's layers were copied",
+    },
+    "prompt_switch": {
+        "caption_prenorm.*": CAPTIONER,
+        "caption_transformer.*": CAPTIONER,
+        "caption_head.*": CAPTIONER,
+    },
     "ts2net": {
         "text_token_selector.*": "the authors' model builds it and never calls it",
         "visual_prompt_encoder.*": "the authors' model builds it and never calls it",
@@ -118,11 +143,15 @@ REFUSED = {  # theirs -> why; `clip.` in front or not
     "cross.*": "the tightTransf head; only meanP and seqTransf are supported",
     "similarity_dense.*": "the tightTransf head; only meanP and seqTransf are supported",
 }
-MARKS = {  # theirs -> the only kind that has it
-    "global_mat_weight": "xclip",
-    "frameLinear.*": "teachclip",
-    "visual_token_selector.*": "ts2net",
-    "pool_frames.*": "xpool",
+MARKS: dict[str, tuple[str, ...]] = {  # theirs -> the only kinds that have it
+    "global_mat_weight": ("xclip", "eercf"),
+    "local_mat_weight": ("xclip",),
+    "frameLinear.*": ("teachclip",),
+    "spatial_queries": ("glscl",),
+    "visual_token_selector.*": ("ts2net",),
+    "pool_frames.*": ("xpool", "prompt_switch"),
+    "clip.vision_model.encoder.prompt_embedding": ("prompt_switch",),
+    "caption_transformer.*": ("prompt_switch",),
 }
 
 # sha256 of OpenAI's TorchScript archives, as the addresses in the CLIP repository name them. An archive is a program
@@ -144,8 +173,9 @@ class Checkpoint:
         self.path, self.kind = path, kind
         self.prefix = "" if kind == "openai" else "clip."  # of the towers, in the file
         self.visual, self.text = ("visual.", "") if kind == "openai" else ("clip.visual.", "clip.text.")  # and here
+        self.left_out: dict[str, str] = {}  # theirs -> why, where the converter's options decide what is needed
         self.tensors, self.shifted = _unwrap(path, tensors) if kind == "ts2net" else (dict(tensors), [])
-        self.hugging_face = kind in ("openai", "xpool") and any(
+        self.hugging_face = kind in ("openai", "xpool", "prompt_switch") and any(
             name.startswith((f"{self.prefix}vision_model.", f"{self.prefix}text_model.")) for name in tensors
         )
 
@@ -199,7 +229,8 @@ class Checkpoint:
 
     def unused(self) -> dict[str, str]:
         """Tensors that no model needs, each with the reason."""
-        known = UNUSED.get(self.kind, {}) | {f"{self.prefix}{name}": why for name, why in UNUSED_TOWERS.items()}
+        known = UNUSED.get(self.kind, {}) | self.left_out
+        known |= {f"{self.prefix}{name}": why for name, why in UNUSED_TOWERS.items()}
         return {name: why for name in sorted(self.tensors) for line, why in known.items() if _fits(line, name)}
 
     def check_kind(self) -> None:
@@ -208,9 +239,10 @@ class Checkpoint:
             for line, why in REFUSED.items():
                 if _fits(line, name.removeprefix("clip.")):
                     raise ArtefactError(f"{self.path}: holds {name}: {why}")
-            for line, kind in MARKS.items():
-                if _fits(line, name) and kind != self.kind:
-                    raise ArtefactError(f"{self.path}: holds {name}, so it is not {self.kind}; say --kind {kind}")
+            for line, kinds in MARKS.items():
+                if _fits(line, name) and self.kind not in kinds:
+                    right = " or ".join(kinds)
+                    raise ArtefactError(f"{self.path}: holds {name}, so it is not {self.kind}; say --kind {right}")
         whole = any(name.startswith("clip.") for name in self.tensors)
         if whole and self.kind == "openai":
             raise ArtefactError(
@@ -224,8 +256,11 @@ class Checkpoint:
             )
 
 
-def read_tensors(path: Path, kind: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, in the precisions it has. Nothing in the file is run."""
+def read_tensors(path: Path, kind: str, ema: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, in the precisions it has. Nothing in the file is run.
+
+    `ema` says which weights to take of a Prompt Switch file that holds their moving average too: "on" is the average.
+    """
     if path.is_dir():
         raise ArtefactError(f"{path}: a folder; name the checkpoint file in it")
     if not path.is_file():
@@ -235,7 +270,10 @@ def read_tensors(path: Path, kind: str) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ArtefactError(f"{path}: not readable as safetensors ({error}); download it again") from None
-    return _read_archive(path, kind) if _is_torchscript(path) else _plain(path, _read_torch(path))
+    if _is_torchscript(path):
+        return _read_archive(path, kind)
+    loaded = _read_torch(path)
+    return _plain(path, _chosen(path, loaded, ema) if kind == "prompt_switch" else loaded)
 
 
 def some(names: list[str] | tuple[str, ...]) -> str:
@@ -327,6 +365,24 @@ def _read_torch(path: Path) -> object:
             f"{path}: not readable as a torch checkpoint of plain tensors ({type(error).__name__}); if it is damaged, "
             f"download it again; if you trust it, save its model's state_dict() alone with torch.save"
         ) from None
+
+
+def _chosen(path: Path, loaded: object, ema: str | None) -> object:
+    """The trained weights or their moving average, which timm may keep under `module.`; which of the two, nobody
+    guesses."""
+    averaged = loaded.get("state_dict_ema") if isinstance(loaded, Mapping) else None
+    if averaged is None:
+        if ema is not None:
+            raise ExpectedError(f"{path}: --ema {ema}, but the file holds no state_dict_ema; leave it out")
+        return loaded
+    if ema is None:
+        raise ExpectedError(
+            f"{path}: holds two sets of weights, state_dict and its moving average state_dict_ema; choose by --ema off "
+            f"or --ema on"
+        )
+    if ema == "off" or not isinstance(averaged, Mapping):
+        return loaded if ema == "off" else averaged
+    return {str(name).removeprefix("module."): value for name, value in averaged.items()}
 
 
 def _plain(path: Path, loaded: object) -> dict[str, Tensor]:

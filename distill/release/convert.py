@@ -8,7 +8,7 @@ filled in.
 
 import os
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from distill.release.authors import MODELS, Checkpoint, read_tensors, some
 from distill.release.card import model_card
 from distill.release.geometry import activation_of, architecture_of, heads_of
 from distill.release.release import PROVENANCE, write_release
+from distill.retrieval.tokens import bytes_per_video
 
 KINDS = tuple(MODELS)
 WHOLE = tuple(kind for kind in KINDS if kind != "openai")
 WORDS, FRAMES = 32, 12  # of the authors' recipes for short videos
+QUERY_HEADS, GATE_TEMPERATURE = 8, 3.0  # GLSCL: of the decoder; of the softmax over frames (LSMDC: 5)
 SELECTED, SHIFTED = 3, 2  # TS2-Net: patches kept of a frame, and the last blocks that shift
 
 
@@ -44,6 +46,11 @@ class Options:
     token_shift: str | None = None  # auto, on or off
     noise: str | None = None  # seeded or zero
     mask: str | None = None  # tiled or interleaved
+    shared: str | None = None  # both, queries, decoder or none
+    temperature: float | None = None  # of GLSCL's weights of frames
+    sampler: str | None = None  # glscl or clip4clip
+    clip_frames: int | None = None  # whose prompts are aggregated together
+    ema: str | None = None  # on: the moving average of the weights
     quickgelu: bool | None = None  # the user's word that towers without a config use QuickGELU
 
     def check(self, kind: str) -> None:
@@ -54,9 +61,12 @@ class Options:
                     f"--{field.name.replace('_', '-')} does not go with --kind {kind}, only with "
                     f"{', '.join(BELONGS[field.name])}; leave it out"
                 )
-        for name, found, least in (("words", self.words, 3), ("frames", self.frames, 1)):
+        counts = (("words", self.words, 3), ("frames", self.frames, 1), ("clip-frames", self.clip_frames, 1))
+        for name, found, least in counts:
             if found is not None and found < least:
                 raise ExpectedError(f"--{name} {found}: expected at least {least}")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ExpectedError(f"--temperature {self.temperature:g}: expected a number above 0")
 
 
 BELONGS = {
@@ -66,6 +76,11 @@ BELONGS = {
     "token_shift": ("ts2net",),
     "noise": ("ts2net",),
     "mask": ("ts2net",),
+    "shared": ("glscl",),
+    "temperature": ("glscl",),
+    "sampler": ("glscl",),
+    "clip_frames": ("prompt_switch",),
+    "ema": ("prompt_switch",),
     "quickgelu": ("openai",),
 }
 
@@ -78,6 +93,8 @@ class Head:
     words: int
     frames: int
     notes: tuple[str, ...] = ()
+    sampler: str = "clip4clip"  # the rule by which the frames that it was trained on were chosen
+    prompts: int | None = None  # what Prompt Switch's rule also has to know
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +113,7 @@ class Conversion:
         for name, why in self.record["unused"].items():
             reasons.setdefault(why, []).append(name)
         lines = [f"{self.out}: {self.kind}, {counts['converted']} tensors converted, {counts['unused']} unused"]
-        lines += [f"  unused, {why}: {', '.join(names)}" for why, names in reasons.items()]
+        lines += [f"  unused, {why}: {some(names)}" for why, names in reasons.items()]
         lines += [f"  {part}: {sizes}" for part, sizes in self._geometry().items()]
         lines += [f"  activation: QuickGELU ({self.record['quickgelu']})"]
         lines += [f"  note: {note}" for note in self.record["notes"]]
@@ -108,6 +125,7 @@ class Conversion:
         if self.head is not None:
             own = {"kind": self.kind, **self.head.config, "words": self.head.words, "frames": self.head.frames}
             parts["temporal"] = own.pop("temporal", {})
+            parts["queries"] = own.pop("queries", {})
             parts["model"] = own
         named = {
             part: [f"{key} {size}" for key, size in sizes.items() if size is not None] for part, sizes in parts.items()
@@ -119,6 +137,8 @@ class Conversion:
             return [f"python distill/run.py RECIPE model.clip.model={self.out} model.clip.weights=folder"]
         size = self.architecture["vision_cfg"]["image_size"]
         pack = f"python tools/pack_frames.py CAPTIONS VIDEOS --out FRAMES --size {size} --frames {self.head.frames}"
+        pack += f" --sampler {self.head.sampler}" if self.head.sampler != "clip4clip" else ""
+        pack += f" --prompts {self.head.prompts}" if self.head.prompts else ""
         if self.kind in INTERACTIONS:
             return [pack, f"python tools/dump_soft_labels.py {self.out} FRAMES --out LABELS"]
         return [pack, f"python tools/index.py {self.out} FRAMES --out GALLERY --videos VIDEOS"]
@@ -128,7 +148,7 @@ def convert(source: Path, kind: str, out: Path, options: Options) -> Conversion:
     """Converts a checkpoint of the authors into `out`, or says in one line why it cannot be done."""
     options.check(kind)
     _check_out(out, NAME if kind in HEADS else WEIGHTS_FILE)
-    checkpoint = Checkpoint(source, kind, read_tensors(source, kind))
+    checkpoint = Checkpoint(source, kind, read_tensors(source, kind, options.ema))
     checkpoint.check_kind()
     architecture = architecture_of(checkpoint)
     head = HEADS[kind](checkpoint, options, architecture) if kind in HEADS else None
@@ -183,16 +203,28 @@ def _teachclip(checkpoint: Checkpoint, options: Options, architecture: dict[str,
     return _sized(checkpoint, options, architecture, {"temporal": _needed_temporal(checkpoint, architecture)})
 
 
+def _eercf(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
+    frames = checkpoint.shape("frame_cross.weight", 2)[0]
+    _same_sizes(checkpoint, frames=(options.frames, frames))
+    config = {"temporal": _needed_temporal(checkpoint, architecture), "frames": frames}
+    return _sized(checkpoint, Options(words=options.words, frames=frames), architecture, config)
+
+
 def _xclip(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
     words = checkpoint.shape("interaction.word_cross", 2)[0]
     frames = checkpoint.shape("interaction.frame_cross", 2)[0]
-    for name, asked, found in (("words", options.words, words), ("frames", options.frames, frames)):
-        if asked not in (None, found):
-            raise ExpectedError(
-                f"{checkpoint.path}: --{name} {asked}, but X-CLIP's matrices in it are of {found} {name}; leave it out"
-            )
+    _same_sizes(checkpoint, words=(options.words, words), frames=(options.frames, frames))
     config = {"temporal": _needed_temporal(checkpoint, architecture), "words": words, "frames": frames}
     return _sized(checkpoint, Options(words=words, frames=frames), architecture, config)
+
+
+def _same_sizes(checkpoint: Checkpoint, **sizes: tuple[int | None, int]) -> None:
+    """Refuses sizes, asked and found, that are not those of the learned matrices."""
+    for name, (asked, found) in sizes.items():
+        if asked not in (None, found):
+            raise ExpectedError(
+                f"{checkpoint.path}: --{name} {asked}, but the matrices in it are of {found} {name}; leave it out"
+            )
 
 
 def _ts2net(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
@@ -227,6 +259,98 @@ def _token_shift(checkpoint: Checkpoint, choice: str, layers: int) -> tuple[int,
     return count, f"no attn.net.* in the file; the last {count} blocks shift tokens because --token-shift on says so"
 
 
+def _glscl(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
+    shared = options.shared or "both"
+    share_queries, share_decoder = shared in ("both", "queries"), shared in ("both", "decoder")
+    notes = _shared_queries(checkpoint, share_queries), _shared_decoder(checkpoint, share_decoder)
+    layers = checkpoint.blocks("queries.decoder.")
+    if not layers:
+        lost = "transformer_decoder_noun.layers.*"
+        raise ArtefactError(f"{checkpoint.path}: no {lost}, which a glscl checkpoint must hold")
+    config = {
+        "temporal": _needed_temporal(checkpoint, architecture),
+        "queries": {
+            "count": checkpoint.shape("queries.queries", 2)[0],
+            "layers": layers,
+            "heads": QUERY_HEADS,
+            "feed_forward": checkpoint.shape("queries.decoder.0.linear1.weight", 2)[0],
+            "share_queries": share_queries,
+            "share_decoder": share_decoder,
+        },
+        "temperature": options.temperature or GATE_TEMPERATURE,
+    }
+    head = _sized(checkpoint, options, architecture, config, notes=tuple(filter(None, notes)))
+    return replace(head, sampler=options.sampler or "glscl")
+
+
+def _shared_queries(checkpoint: Checkpoint, shared: bool) -> str:
+    """Sets a text's own queries aside where they are shared; what is worth saying about it.
+
+    The authors' model always has them; drawn from [0, 1), they stay there unless they were trained.
+    """
+    if shared:
+        checkpoint.left_out["noun_queries"] = "of a model that does not share its queries"
+    if not checkpoint.has("queries.text_queries"):
+        return ""
+    own = checkpoint.tensor("queries.text_queries")
+    trained = not bool(((own >= 0) & (own < 1)).all())
+    if trained and shared:
+        return "noun_queries were trained, so texts may need queries of their own (--shared decoder or none)"
+    if not trained and not shared:
+        return (
+            "noun_queries look as they were drawn, in [0, 1): if the model was trained with query_share 1, they were "
+            "never trained, and this conversion makes the mistake of the authors' test script; say --shared queries"
+        )
+    return ""
+
+
+def _shared_decoder(checkpoint: Checkpoint, shared: bool) -> str:
+    """Sets a video's own decoder aside where it is shared; what is worth saying about it.
+
+    The authors' model always has it; its layers are copies of `decoder_layer_spatial` until they are trained.
+    """
+    if shared:
+        checkpoint.left_out["transformer_decoder_spatial.*"] = "of a model that does not share its decoder"
+    stem, found = "transformer_decoder_spatial.layers.", checkpoint.tensors
+    pairs = [(name, f"decoder_layer_spatial.{name.removeprefix(stem).partition('.')[2]}") for name in found]
+    pairs = [(own, copied) for own, copied in pairs if own.startswith(stem) and copied in found]
+    if not pairs:
+        return ""
+    trained = not all(torch.equal(found[own], found[copied]) for own, copied in pairs)
+    if trained and shared:
+        return "transformer_decoder_spatial was trained, so videos may need their own (--shared queries or none)"
+    if not trained and not shared:
+        raise ExpectedError(
+            f"{checkpoint.path}: transformer_decoder_spatial was never trained, its layers equal decoder_layer_spatial "
+            f"of which they were copied; the model shares its decoder: say --shared decoder or both"
+        )
+    return ""
+
+
+def _prompt_switch(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
+    other = [name for name in checkpoint.tensors if name.startswith("pool_frames")]
+    if other:
+        raise ArtefactError(
+            f"{checkpoint.path}: holds {some(sorted(other))}: frames pooled by a transformer for every caption; only "
+            f"the mean is supported, which needs no caption"
+        )
+    prompts, slots, _ = checkpoint.shape("prompts.cube", 3)
+    clip_frames, frames = options.clip_frames or prompts, options.frames or FRAMES
+    if prompts != slots or clip_frames % prompts or frames % clip_frames:
+        raise ExpectedError(
+            f"{checkpoint.path}: a cube of {prompts} x {slots} prompts, {clip_frames} frames that are aggregated "
+            f"together, {frames} frames of a video: the cube must be square, and each number a multiple of the one "
+            f"before it; change --clip-frames or --frames"
+        )
+    config = {"prompts": prompts, "frames": clip_frames, "captions": None}
+    guess = (
+        f"the file does not show how many frames are aggregated together, the num_frames of training; taken for the "
+        f"{prompts} of its prompts, as the authors' defaults are (--clip-frames)"
+    )
+    head = _sized(checkpoint, options, architecture, config, notes=() if options.clip_frames else (guess,))
+    return replace(head, sampler="prompt_switch", prompts=prompts)
+
+
 def _xpool(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
     note = (
         "X-Pool was trained on the mid-points of equal segments of a video; here frames are sampled by CLIP4Clip's "
@@ -235,7 +359,16 @@ def _xpool(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any
     return _sized(checkpoint, options, architecture, {}, notes=(note,))
 
 
-HEADS = {"clip4clip": _clip4clip, "teachclip": _teachclip, "xclip": _xclip, "ts2net": _ts2net, "xpool": _xpool}
+HEADS = {
+    "clip4clip": _clip4clip,
+    "teachclip": _teachclip,
+    "eercf": _eercf,
+    "glscl": _glscl,
+    "prompt_switch": _prompt_switch,
+    "xclip": _xclip,
+    "ts2net": _ts2net,
+    "xpool": _xpool,
+}
 
 
 def _sized(
@@ -329,6 +462,9 @@ def _write_model(
     config = parse_model_config({**head.config, "clip": clip}, str(checkpoint.path))
     with torch.random.fork_rng(devices=[]):  # building draws weights that are all replaced
         model = build(config, Clip.from_architecture(architecture))
+    stored = None
+    if config.kind not in INTERACTIONS:
+        stored = bytes_per_video(model, head.frames, architecture["vision_cfg"]["image_size"])
     write_release(
         out,
         model=model,
@@ -336,11 +472,12 @@ def _write_model(
         weights=_collect(checkpoint, model.state_dict()),
         text={"max_words": head.words, "vocabulary": None},
         frames_config={
-            "sampler": {"kind": "clip4clip", "num_frames": head.frames},
+            "sampler": {"kind": head.sampler, "num_frames": head.frames}
+            | ({"prompts": head.prompts} if head.prompts else {}),
             "size": architecture["vision_cfg"]["image_size"],
         },
         provenance=provenance,
-        card=model_card(config, None, provenance),
+        card=model_card(config, None, provenance, stored),
     )
 
 

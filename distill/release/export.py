@@ -11,11 +11,13 @@ from distill.manifest import published, write_json
 from distill.model.clip import CLIP_MEAN, CLIP_STD, CONFIG_FILE, WEIGHTS_FILE
 from distill.release.release import Release
 
+PROMPTED = "visual.aggregation."  # Prompt Switch's, in its tower, and no part of CLIP
+
 
 def export_clip(release: Release, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Writes open_clip_config.json, open_clip_model.safetensors and, for a pruned token table, vocabulary.json."""
     clip = release.model.clip.state_dict()
-    renamed = {_open_clip_name(name): value for name, value in clip.items()}
+    renamed = {_open_clip_name(name): value for name, value in clip.items() if not name.startswith(PROMPTED)}
     with published(folder / WEIGHTS_FILE) as file:
         file.write(save({name: value.to("cpu", dtype).contiguous() for name, value in renamed.items()}))
     if release.tokenizer.vocabulary is not None:

@@ -121,7 +121,7 @@ class _Stems:
 
     def __init__(self, job: Job):
         self.train = self.val = None
-        if job.config.stem_cache_gb and job.model.clip.visual.num_frozen is not None:
+        if job.config.stem_cache_gb and job.model.clip.visual.stem_layers is not None:
             options: dict[str, Any] = {"bf16": job.bf16, "workers": job.data.workers, "quiet": comm.rank() != 0}
             limit = job.config.stem_cache_gb
             self.train = stem_table(job.model, job.train, job.data.num_frames, limit_gb=limit, **options)

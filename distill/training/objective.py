@@ -37,7 +37,7 @@ class CoarseConfig(Config):
     weight: float = 1.0
     temperature: float = Field(default=1.0, gt=0)
     distance: coarse.Distance = "pearson"
-    on: list[str] = Field(default=[])  # which of the student's rankings; none named: all it has
+    places: list[str] = Field(default=[])  # which of the student's rankings; none named: all it has
 
 
 class FineConfig(Config):
@@ -55,7 +55,7 @@ class FineConfig(Config):
     distance: fine.Distance = "cross_entropy"
     reduction: fine.Reduction = "frame"
     standardise: bool = False
-    on: list[str] = Field(default=[])  # which of the student's frame scores; none named: all it has
+    places: list[str] = Field(default=[])  # which of the student's frame scores; none named: all it has
 
 
 class LossConfig(Config):
@@ -104,7 +104,7 @@ def weigh(
 
 def _rankings(scores: TrainingScores, target: Target, config: CoarseConfig) -> Tensor:
     assert target.logits is not None, "teachers score the batch wherever the coarse loss has a weight"
-    taught = [scores.rankings[name] for name in config.on or scores.rankings]
+    taught = [scores.rankings[name] for name in config.places or scores.rankings]
     found = [coarse.coarse(logits, target.logits, config.temperature, config.distance) for logits in taught]
     return torch.stack(found).mean()
 
@@ -113,7 +113,7 @@ def _frames(
     scores: TrainingScores, target: Target, config: FineConfig, real: Bool[Tensor, "pair frame"] | None
 ) -> Tensor:
     relevance = fine.standardised(target.relevance, real) if config.standardise else target.relevance
-    taught = [scores.frames[name] for name in config.on or scores.frames]
+    taught = [scores.frames[name] for name in config.places or scores.frames]
     options = config.temperature, real, config.distance, config.reduction
     return torch.stack([fine.fine(student, relevance, *options) for student in taught]).mean()
 

@@ -105,20 +105,21 @@ class Teaching:
         num_frames = self.frames.num_frames
         loaded = load_batches(VideoDataset(self.frames, num_frames), batches, self._workers)
         for videos, (pixels, real) in zip(batches, loaded, strict=True):
-            features = self._encode_videos(pixels, real)
+            order = torch.stack([_in_time(self.frames.videos[video].timestamps, num_frames) for video in videos])
+            features = self._encode_videos(pixels[torch.arange(len(videos)).unsqueeze(1), order], real)
             for position, video in enumerate(videos):
                 about = self.frames.videos[video]
                 text = self._texts.features(name, [caption.text for caption in about.captions])
-                samples[about.key] = label_sample(
-                    about, self._rows(text, features[slice(position, position + 1)]), self.storage
-                )
+                labels = self._rows(text, features[slice(position, position + 1)], order[position])
+                samples[about.key] = label_sample(about, labels, self.storage)
         return ShardContent(samples, {"videos": len(rows)})
 
     @torch.inference_mode()
-    def _rows(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Tensor]:
+    def _rows(self, text: TextFeatures, video: VideoFeatures, order: Tensor) -> dict[str, Tensor]:
         count = len(text)
         same = video[torch.zeros(count, dtype=torch.int64)]  # the one video beside each of its captions
-        rows = {"relevance": self.interaction.relevance(text.to(self.device), same.to(self.device)).cpu()}
+        relevance = self.interaction.relevance(text.to(self.device), same.to(self.device)).cpu()
+        rows = {"relevance": relevance[:, order.argsort()]}  # as the frames are packed
         if "features" in self.tiers:
             rows |= text.tensors()
             rows |= {name: value[0] for name, value in video.tensors().items() if name in self.interaction.video_fields}
@@ -141,6 +142,12 @@ class Teaching:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             text = self.teacher.encode_text(ids)
         return TextFeatures(**{name: value.float() for name, value in text.tensors().items()}).to("cpu")
+
+
+def _in_time(timestamps: tuple[float, ...], num_frames: int) -> Tensor:
+    """Places of a video's frames in the order of time, padding last: so teachers see them, however they are packed."""
+    places = sorted(range(len(timestamps)), key=timestamps.__getitem__)
+    return torch.tensor([*places, *range(len(places), num_frames)])
 
 
 class _Texts:

@@ -5,6 +5,7 @@ begins behind them.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +160,8 @@ def token_shift(fixture: Fixture, dtype: torch.dtype) -> Runs:
     attention.load_state_dict(
         {name.split("attn.")[1].removeprefix("net."): t for name, t in fixture.part("weight").items()}
     )
-    attention = TokenAttention(attention, num_frames if shifts else None).to(dtype)
+    shift = partial(shift_tokens, num_frames=num_frames) if shifts else None
+    attention = TokenAttention(attention, shift).to(dtype)
     shifted = shift_tokens(tokens, num_frames) if shifts else tokens
     video = torch.arange(num_frames * tokens.shape[1], dtype=dtype).view(
         num_frames, -1, 1

@@ -15,7 +15,8 @@ from torch import Tensor
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 NUMBER = r"(?<![\w.-])(\d+(?:\.\d+)?(?:e-?\d+)?)(?![\w.])"
-KIND = r"(?: (?P<kind>absolute|relative)(?P<total> to the abs-sum)?)?"
+KIND = r"(?: (?P<kind>(?i:absolute|relative))(?P<total> to the abs-sum)?)?"
+BETWEEN_CLAUSES = r";|,(?=[^,;]*[ ,]\d)"  # a comma without a number behind it stands between names
 CLAUSES = (  # what a clause may look like, once its brackets are gone
     rf"{NUMBER}{KIND} (?P<rest>elsewhere|float64|float32)",
     rf"{NUMBER}{KIND}(?: on (?P<names>.+))?",
@@ -24,7 +25,12 @@ CLAUSES = (  # what a clause may look like, once its brackets are gone
 GROUPS = {  # words for several outputs
     "everything": r".*",
     "metrics": r".*\b(R\d+|MedianR|MeanR|Std_Rank)",
-    "losses": r"infonce|coarse|fine|total",
+    "losses": r"infonce|coarse|fine|total|loss_.*|pearson_.*",
+    "matrices": r"video|(weak|strong)_(frame|patch)|similarity|two_stage_.*",
+    "scores": r"s1|s2|logits|similarity",
+    "gradients": r"grad\..*",
+    "unit vectors": r"(video|text)_queries|video_embedding|text_embedding_unit",
+    "un-normalised features": r"(text|word|frame)_embedding|contextual_frames",
     "scaled terms": r"sentence_video|word_video|sentence_frame|word_frame|logits",
 }
 
@@ -80,10 +86,12 @@ class Tolerance:
         return rest[0] if rest else Limit((), min(limit.value for limit in limits))
 
     def check_names(self, outputs: list[str]) -> None:
-        """Every name that a limit has must mean some output."""
+        """Every name that a limit has must mean some output; a word for several may mean none."""
         for limit in self.limits:
             for name in limit.names:
-                assert any(_means(name, output) for output in outputs), f"tolerance: no output is meant by {name!r}"
+                assert name in GROUPS or any(_means(name, output) for output in outputs), (
+                    f"tolerance: no output is meant by {name!r}"
+                )
 
 
 def parse(stated: Any) -> Tolerance:
@@ -104,7 +112,7 @@ def _limits(stated: Any) -> list[Limit]:
         return [Limit((), 0.0)]
     if not isinstance(stated, str):
         raise ValueError(f"tolerance {stated!r}: neither a number nor words")
-    clauses = [clause.strip() for clause in re.split(r"[,;]", re.sub(r"\([^)]*\)", "", stated))]
+    clauses = [clause.strip() for clause in re.split(BETWEEN_CLAUSES, re.sub(r"\([^)]*\)", "", stated))]
     limits = [_limit(re.sub(r"\s+", " ", clause), stated) for clause in clauses if re.search(NUMBER, clause)]
     if not limits:
         raise ValueError(f"tolerance {stated!r}: no number in it")
@@ -116,8 +124,8 @@ def _limit(clause: str, stated: str) -> Limit:
         found = re.fullmatch(pattern, clause)
         if found:
             said = found.groupdict()
-            names = tuple(name.removeprefix("the ") for name in (said.get("names") or "").split(" and ") if name)
-            kind = (said["kind"] or "absolute") + (said["total"] or "")
+            names = tuple(name.removeprefix("the ") for name in re.split(r", | and ", said.get("names") or "") if name)
+            kind = (said["kind"] or "absolute").lower() + (said["total"] or "")
             rest = said.get("rest")
             precision = rest if rest in PRECISIONS else None
             number = re.search(NUMBER, clause)

@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,14 +13,20 @@ from distill.model.similarity import unit
 from distill.release.convert import Options, convert
 from distill.release.release import Release
 from distill.release.release import load as load_release
+from parity import eercf, glscl, prompt_switch
 from parity.fixture import Fixture
 from parity.modules import Outputs, Runs, paired_relevance
+from students.eercf import Eercf
+from students.glscl import Glscl
+from students.prompt_switch import PromptSwitch
 
 MARKS = {  # a part of a name that only one kind of checkpoint has
     "frameLinear.": "teachclip",
-    "global_mat_weight": "xclip",
+    "local_mat_weight": "xclip",
     "visual_token_selector.": "ts2net",
     "pool_frames.": "xpool",
+    "spatial_queries": "glscl",
+    "prompt_embedding": "prompt_switch",
 }
 
 
@@ -45,7 +52,8 @@ def kind_of(fixture: Fixture) -> str:
     """Whose checkpoint the weights are."""
     kinds = {kind for name in fixture.part("weight") for mark, kind in MARKS.items() if mark in name}
     assert len(kinds) < 2, f"weights of {' and '.join(sorted(kinds))} at once"
-    return kinds.pop() if kinds else "clip4clip"
+    plain = "eercf" if "global_mat_weight" in fixture.part("weight") else "clip4clip"
+    return kinds.pop() if kinds else plain
 
 
 def torch_file(fixture: Fixture) -> Path | None:
@@ -64,8 +72,8 @@ def torch_file(fixture: Fixture) -> Path | None:
 def convert_options(fixture: Fixture, kind: str, shift: str) -> Options:
     """What the converter must be told, from the switches and the inputs."""
     words = fixture.tensors["input.input_ids"].shape[-1]
-    frames = fixture.tensors["input.video_mask"].shape[-1]
-    options: dict[str, str] = {}
+    frames = fixture.real().shape[1]
+    options: dict[str, Any] = {}
     if kind == "clip4clip":
         temporal = "frame_position_embeddings.weight" in fixture.part("weight")
         options["head"] = "seqTransf" if temporal else "meanP"
@@ -75,6 +83,13 @@ def convert_options(fixture: Fixture, kind: str, shift: str) -> Options:
         options["noise"] = fixture.switch("ts2_noise", {"zero": "zero"}, "zero")
         masks = {"tiled.*": "tiled", "interleaved.*": "interleaved", "irrelevant.*": "tiled"}
         options["mask"] = fixture.switch("ts2_mask", masks, "tiled")
+    if kind == "glscl":
+        shares = {name: fixture.switch(name, glscl.YES, "1") for name in ("query_share", "cross_att_share")}
+        names = {(True, True): "both", (True, False): "queries", (False, True): "decoder", (False, False): "none"}
+        options["shared"] = names[shares["query_share"], shares["cross_att_share"]]
+        options["temperature"] = float(fixture.hyper["temp"])
+    if kind == "prompt_switch":
+        options["clip_frames"] = prompt_switch.clip_frames(fixture)
     return Options(words=words, frames=frames, **options)
 
 
@@ -116,6 +131,13 @@ def check_hyper(fixture: Fixture, release: Release) -> None:
     if config["kind"] == "ts2net":
         found |= {"n_div": SHIFT_DIVISOR, "topk": config["selected"]}
         found["shift_layers"] = list(range(vision["layers"] - config["shift_layers"], vision["layers"]))
+    if config["kind"] == "glscl":
+        names = {"queries": "count", "decoder_layers": "layers", "decoder_heads": "heads", "ffn": "feed_forward"}
+        found |= {theirs: config["queries"][ours] for theirs, ours in names.items()}
+        found |= {"temp": config["temperature"], "loss2_weight": config["local_weight"]}
+    if config["kind"] == "prompt_switch":
+        prompt_switch.check_towers(fixture, release.model.clip)
+        found |= {"prompts": config["prompts"], "nf": config["frames"], "test_frames": release.num_frames}
     odd = {name: value for name, value in found.items() if fixture.hyper.get(name, value) != value}
     assert not odd, f"the model has {odd}, the sidecar says {[fixture.hyper[name] for name in odd]}"
 
@@ -125,8 +147,14 @@ def run(model: RetrievalModel, fixture: Fixture, dtype: torch.dtype, softened: f
     frames, real = fixture.input("video", dtype), fixture.real()
     text = model.encode_text(fixture.tensors["input.input_ids"])
     video = model.encode_video(frames, real)
-    encoded = model.clip.encode_frames(frames, real)
     kind = kind_of(fixture)
+    if isinstance(model, Eercf):
+        return eercf.whole(model, fixture, text, video)
+    if isinstance(model, Glscl):
+        return glscl.whole(model, fixture, text, video)
+    if isinstance(model, PromptSwitch):
+        return prompt_switch.whole(model, fixture, text, video)
+    encoded = model.clip.encode_frames(frames, real)
     found = {
         "text_embedding": text.sentence,
         "frame_embedding": encoded,

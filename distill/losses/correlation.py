@@ -1,0 +1,24 @@
+"""The Pearson constraint: every channel of a text must vary over a batch as that channel of its video does (EERCF).
+
+The weight 0.14 is the paper's, in its choice of leaving different channels alone. As in the authors' code no epsilon
+guards the deviations: a channel that is the same in the whole batch gives NaN, which stops training.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+STRENGTH = 0.14
+
+
+def channel_constraint(text: Float[Tensor, "pair dim"], video: Float[Tensor, "pair dim"]) -> Float[Tensor, ""]:
+    """0.14 sum_d (C_d - 1)^2, with C_d the correlation of channel d of matched pairs (EERCF, Pearson constraint).
+
+    Standardised by the deviation over n - 1 and averaged over n, so that C_d is at most (n - 1) / n, as in the code.
+    """
+    assert min(text.dtype.itemsize, video.dtype.itemsize) >= 4, "losses are computed in float32 or better"
+    correlation = (_standardised(text) * _standardised(video)).mean(0)
+    return STRENGTH * (correlation - 1).square().sum()
+
+
+def _standardised(features: Tensor) -> Tensor:
+    return (features - features.mean(0)) / features.std(0)

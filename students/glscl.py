@@ -1,0 +1,207 @@
+"""GLSCL (Zhang et al., TIP 2025): a caption weighs the frames of a video, and learned queries read both.
+
+Frames [video, frame, 3, row, column] or stem tokens and token ids [text, word] go in. The score of a pair is the sum of
+
+* a global one (GIM, no parameters): the cosine of the sentence with the mean of the frames, weighed by a softmax of
+  their inner products with the sentence;
+* half a local one (LIM): shared queries read `count` concepts from all words of the text and as many from all frames of
+  the video, each side alone; the mean cosine of paired concepts, which is one inner product of `count` x `dim` numbers.
+
+In training the queries read after the batch has been gathered, as in the authors' code, so that their dropout falls
+where every process sees the whole batch: then any number of processes trains alike.
+
+    here                     the authors' checkpoint
+    queries.queries          spatial_queries
+    queries.text_queries     noun_queries, where queries are not shared
+    queries.decoder          transformer_decoder_noun.layers
+    queries.video_decoder    transformer_decoder_spatial.layers, where decoders are not shared
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from distill.losses.consistency import Over, consistency
+from distill.losses.diversity import diversity
+from distill.model.clip import Clip, Video, VideoTokens, real_words
+from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
+from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
+from distill.model.queries import LearnedQueries, QueryConfig
+from distill.model.similarity import mean_pool, unit
+from distill.model.temporal import TemporalConfig, TemporalTransformer
+
+LEFT_OUT = -1e18  # a padded frame, before the softmax that weighs frames
+MAX_CELLS = 2**24  # numbers in the weights [text, video, frame] held at once; a few copies of them are
+
+
+class GlsclConfig(RetrievalConfig):
+    """The towers, the queries, the weights of the two scores, and those of the two losses that only GLSCL has.
+
+    `mask_padding`: in the authors' code the queries read padded frames and words as well as real ones, and so do the
+    defaults; True hides them, and leaves padded frames out of the fine loss. Padded frames never weigh anything in the
+    global score: the authors multiply their weights by zero after the softmax, and a cosine does not see that the
+    others no longer sum to one. `consistency: batch` corrects the authors' division by the number of queries.
+    `recall` says by which vectors a gallery is searched before `similarity` ranks what was found: the concepts
+    (`count` x `dim` numbers a video; their inner product is the local score), or the coarse mean over frames (`dim`).
+    """
+
+    kind: Literal["glscl"]
+    temporal: TemporalConfig = TemporalConfig()
+    queries: QueryConfig = QueryConfig()
+    temperature: float = Field(default=3.0, gt=0)  # of the softmax over the sentence's inner products with the frames
+    local_weight: float = Field(default=0.5, ge=0)  # of the local score beside the global one
+    mask_padding: bool = False
+    alpha: float = Field(default=1e-4, ge=0)  # weight of the diversity loss (IDL)
+    beta: float = Field(default=5e-3, ge=0)  # weight of the agreement's distance from 0.75 in the consistency loss
+    consistency: Over = "queries"
+    concept_temperature: float = Field(default=0.1, gt=0)  # of the softmax that weighs concepts by their agreement
+    recall: Literal["concepts", "coarse"] = "concepts"
+
+    def ranked(self) -> tuple[str, ...]:
+        """The whole score, and the local one alone, by which a gallery may be searched first."""
+        return ("whole", "local")
+
+    def framed(self) -> tuple[str, ...]:
+        """The weights of the global score, and what the concepts that agree with the caption read."""
+        return ("gate", "concepts")
+
+
+class Glscl(RetrievalModel):
+    """The weighted frames and the concepts of a video, against the sentence and the concepts of a text."""
+
+    rerank_fields = ("frames", "concepts", "real")
+
+    def __init__(self, config: GlsclConfig, clip: Clip):
+        super().__init__()
+        self.mask_padding, self.recall = config.mask_padding, config.recall
+        self.temperature, self.concept_temperature = config.temperature, config.concept_temperature
+        self.local_weight, self.alpha, self.beta = config.local_weight, config.alpha, config.beta
+        self.over: Over = config.consistency
+        self.clip = clip
+        self.clip.text.hide_padding()
+        self.temporal = TemporalTransformer(clip.dim, config.temporal)
+        self.queries = LearnedQueries(clip.dim, config.queries)
+        if config.temporal.init == "clip_text":
+            self.temporal.init_from_text(clip.text)
+
+    def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
+        """The end-of-text feature and the concepts; in training the words, still to be read."""
+        sentence, words = self.clip.text(ids)
+        text = TextFeatures(sentence=sentence, words=words, real=real_words(ids))
+        return text if self.training else self.read_text(text)
+
+    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+        """The contextual frames, their coarse mean, and the concepts; in training these are still to be read."""
+        contextual = self.temporal(self.clip.encode_frames(frames, real), real)
+        video = VideoFeatures(vector=mean_pool(contextual, real), frames=contextual, real=real)
+        return video if self.training else self.read_video(video)
+
+    def read_text(self, text: TextFeatures) -> TextFeatures:
+        """The concepts in place of the words."""
+        if text.concepts is not None:
+            return text
+        assert text.words is not None, "queries read words"
+        concepts, _ = self.queries(text.words, "text", text.real if self.mask_padding else None)
+        return TextFeatures(sentence=text.sentence, concepts=concepts)
+
+    def read_video(self, video: VideoFeatures) -> VideoFeatures:
+        """The concepts beside the frames, and what each of them read."""
+        if video.concepts is not None:
+            return video
+        assert video.frames is not None, "queries read frames"
+        concepts, reading = self.queries(video.frames, "video", video.real if self.mask_padding else None)
+        return replace(video, concepts=concepts, reading=reading)
+
+    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """The global score plus the weighted local one, without the logit scale."""
+        text, video = self.read_text(text), self.read_video(video)
+        return self.global_score(text, video) + self.local_weight * local_score(text, video)
+
+    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Similarity times the logit scale."""
+        return self.clip.logit_scale(self.similarity(text, video))
+
+    def global_score(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Cosine of every sentence with the mean of every video's frames, weighed for that sentence (GIM)."""
+        assert video.frames is not None and video.real is not None, "GLSCL weighs frames"
+        with torch.autocast(text.sentence.device.type, enabled=False):
+            sentence, size = _precise(text.sentence), max(1, MAX_CELLS // (len(text) * video.frames.shape[1]))
+            parts = zip(_precise(video.frames).split(size), video.real.split(size), strict=True)
+            return torch.cat([weighted_cosine(sentence, *part, self.temperature) for part in parts], dim=1)
+
+    def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
+        """The whole score and the local one, two views of the frames, and the two losses on the concepts."""
+        text, video = self.read_text(text), self.read_video(video)
+        assert text.concepts is not None and video.concepts is not None
+        assert video.frames is not None and video.reading is not None
+        local = local_score(text, video)
+        whole = self.clip.logit_scale(self.global_score(text, video) + self.local_weight * local)
+        gate = torch.einsum("pd,pfd->pf", text.sentence, video.frames) / self.temperature
+        through = self._read_through_concepts(text.concepts, video.concepts, video.reading)
+        return TrainingScores(
+            contrasts=[(1.0, whole)],
+            rankings={"whole": whole, "local": self.clip.logit_scale(local)},
+            frames={"gate": gate, "concepts": through},
+            own={
+                "idl": self.alpha * diversity(video.concepts),
+                "icl": consistency(text.concepts, video.concepts, self.beta, self.over),
+            },
+        )
+
+    def _read_through_concepts(
+        self,
+        text: Float[Tensor, "pair concept dim"],
+        video: Float[Tensor, "pair concept dim"],
+        reading: Float[Tensor, "pair concept frame"],
+    ) -> Float[Tensor, "pair frame"]:
+        """Log of how much of each frame was read by the concepts on which video and caption agree."""
+        agreement = ((text * video).sum(-1) / self.concept_temperature).softmax(-1)
+        read = torch.einsum("pc,pcf->pf", agreement, reading)
+        return read.clamp(min=torch.finfo(read.dtype).tiny).log()  # hidden frames are not read at all
+
+    def recall_text(self, text: TextFeatures) -> Float[Tensor, "text recall"]:
+        """The concepts as one unit vector, or the sentence."""
+        return _flat(self.read_text(text).concepts) if self.recall == "concepts" else unit(text.sentence)
+
+    def recall_video(self, video: VideoFeatures) -> Float[Tensor, "video recall"]:
+        """The concepts as one unit vector, or the coarse mean over frames."""
+        return _flat(self.read_video(video).concepts) if self.recall == "concepts" else unit(video.vector)
+
+
+def weighted_cosine(
+    sentence: Float[Tensor, "text dim"],
+    frames: Float[Tensor, "video frame dim"],
+    real: Bool[Tensor, "video frame"],
+    temperature: float,
+) -> Float[Tensor, "text video"]:
+    """Cosine of every sentence s with g, the sum of the frames x_f with weights w = softmax(<s, x_f> / temperature).
+
+    <s, g> = sum of w_f <s, x_f> and |g|^2 = w G w with the frames' inner products G, so that nothing of size text x
+    video x dim is made.
+    """
+    products = torch.einsum("td,vfd->tvf", sentence, frames)
+    weights = (products / temperature).masked_fill(~real, LEFT_OUT).softmax(-1)
+    squares = (torch.einsum("tvf,vfg->tvg", weights, frames @ frames.transpose(-1, -2)) * weights).sum(-1)
+    lengths = sentence.norm(dim=-1, keepdim=True) * squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
+    return (weights * products).sum(-1) / lengths
+
+
+def local_score(text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+    """The mean over concepts of the cosine of those of a text with those of a video (LIM)."""
+    assert text.concepts is not None and video.concepts is not None, "concepts are compared with concepts"
+    with torch.autocast(text.concepts.device.type, enabled=False):
+        return _flat(text.concepts) @ _flat(video.concepts).T
+
+
+def _flat(concepts: Float[Tensor, "sample concept dim"] | None) -> Float[Tensor, "sample recall"]:
+    """Unit concepts one after the other, as one vector of length 1: inner products are means over concepts."""
+    assert concepts is not None
+    return unit(concepts.flatten(1))
+
+
+def _precise(features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+    return features.to(torch.promote_types(features.dtype, torch.float32))
