@@ -149,9 +149,12 @@ class Level:
     def gated(self, sentence: Float[Tensor, "text dim"]) -> Float[Tensor, "text video"]:
         """Cosine of every text with what it lets through of every video.
 
-        The length of the sum comes from the inner products of the values, so no tensor has both texts and dimensions.
+        For many texts the length of the sum comes from the inner products of the values, so that no tensor has both
+        texts and dimensions; for fewer than there are parts (a search) those would cost more than the sum itself.
         """
         gates = _softmax(self.cosines / self.temperature, self.counted)
+        if len(sentence) < self.values.shape[1]:
+            return torch.einsum("td,tvd->tv", sentence, unit(torch.einsum("tvn,vnd->tvd", gates, self.values)))
         along = (gates * torch.einsum("td,vnd->tvn", sentence, self.values)).sum(-1)
         of_video = gates.transpose(0, 1)  # video text part
         squared = (of_video @ (self.values @ self.values.transpose(1, 2)) * of_video).sum(-1).T

@@ -180,12 +180,15 @@ def weighted_cosine(
 ) -> Float[Tensor, "text video"]:
     """Cosine of every sentence s with g, the sum of the frames x_f with weights w = softmax(<s, x_f> / temperature).
 
-    <s, g> = sum of w_f <s, x_f> and |g|^2 = w G w with the frames' inner products G, so that nothing of size text x
-    video x dim is made.
+    <s, g> = sum of w_f <s, x_f>. For many sentences |g|^2 = w G w with the frames' inner products G, so that nothing of
+    size text x video x dim is made; for fewer than there are frames (a search) making G would cost more than g itself.
     """
     products = torch.einsum("td,vfd->tvf", sentence, frames)
     weights = (products / temperature).masked_fill(~real, LEFT_OUT).softmax(-1)
-    squares = (torch.einsum("tvf,vfg->tvg", weights, frames @ frames.transpose(-1, -2)) * weights).sum(-1)
+    if len(sentence) < frames.shape[1]:
+        squares = torch.einsum("tvf,vfd->tvd", weights, frames).square().sum(-1)
+    else:
+        squares = (torch.einsum("tvf,vfg->tvg", weights, frames @ frames.transpose(-1, -2)) * weights).sum(-1)
     lengths = sentence.norm(dim=-1, keepdim=True) * squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
     return (weights * products).sum(-1) / lengths
 

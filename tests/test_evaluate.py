@@ -5,14 +5,17 @@ import re
 
 import pytest
 import torch
-from conftest import one_line_error, python
+from conftest import ARCHITECTURE, one_line_error, python
 from safetensors.torch import load_file
 
+from distill.catalogue import build, parse_model_config
 from distill.data.frames import FrameSet, PackConfig, pack
 from distill.errors import ArtefactError, ExpectedError
 from distill.evaluation.evaluate import video_numbers
 from distill.evaluation.metrics import recall_interval
 from distill.evaluation.protocol import captions_of, fingerprint
+from distill.model.clip import Clip
+from distill.release.release import write_release
 from tools import evaluate
 
 
@@ -22,6 +25,27 @@ def result(teacher, world, tmp_path_factory):
     out = tmp_path_factory.mktemp("results") / "xclip.json"
     asked = ("--protocol", "demo", "--dsl", "--qbnorm", world.frames["train"], "--out", out)
     return out, python("tools/evaluate.py", teacher, world.frames["test"], *asked).stdout
+
+
+@pytest.fixture(scope="module")
+def student(world, tmp_path_factory):
+    """A release of two stages, with random weights."""
+    raw = {"kind": "eercf", "clip": {"model": "tiny"}, "frames": 12, "patches": False}
+    config = parse_model_config(raw | {"temporal": {"layers": 1, "init": "normal"}}, "test")
+    torch.manual_seed(0)
+    model = build(config, Clip.from_architecture(ARCHITECTURE))
+    folder = tmp_path_factory.mktemp("student") / "release"
+    write_release(
+        folder,
+        model=model,
+        model_config=config,
+        weights=model.state_dict(),
+        text={"max_words": 24, "vocabulary": None},
+        frames_config=FrameSet(world.frames["test"]).manifest.config,
+        provenance={},
+        card="# card\n",
+    )
+    return folder
 
 
 def run(*args):
@@ -85,6 +109,33 @@ def test_earlier_results_stand_in_the_same_table(result, teacher, world, tmp_pat
     assert ours.split("  ")[-1] == before.split("  ")[-1]
     assert str(teacher) not in dsl + qbnorm, "only the earlier result has these"
     assert qbnorm.splitlines()[-2].split() == ["T2V", "R@1", "[95", "%]", "R@5", "R@10", "MdR", "MnR"]
+
+
+def test_two_stages_are_measured_both_ways_in_a_block_of_their_own(student, world, tmp_path, capsys):
+    frames, out = FrameSet(world.frames["test"]), tmp_path / "eercf.json"
+    videos, captions = len(frames), len(captions_of(frames)[0][1]) * len(frames)
+    run(student, world.frames["test"], "--protocol", "demo", "--recall", "2", str(captions), "--out", out)
+    plain, block = capsys.readouterr().out.split("\n\nTwo stages: ")
+    found = json.loads(out.read_text())
+    few, whole = found["two_stage"]
+    assert (few["recall"], whole["recall"]) == (2, captions) and captions > videos
+    for way, metrics in found["scores"]["metrics"].items():
+        assert whole["measured"]["metrics"][way] == pytest.approx(metrics, abs=0.5), "random weights: many near ties"
+        assert whole["shared"][way] > 98
+    assert few["shared"]["t2v"] < 90 and few["measured"]["metrics"] != found["scores"]["metrics"]
+    assert "recall 2 (shared top 10: T2V" in block and "V2T R@1" in block and str(student) in plain
+    del found["two_stage"]
+    (tmp_path / "before.json").write_text(json.dumps(found))
+    run(student, world.frames["test"], "--protocol", "demo", "--compare", tmp_path / "before.json")
+    assert "Two stages" not in capsys.readouterr().out, "a result from before there were two stages can still be read"
+
+
+def test_two_stages_are_refused_where_there_is_one(teacher, student, world, capsys):
+    with pytest.raises(ExpectedError, match="kind xclip has one score and no second stage; leave --recall out"):
+        run(teacher, world.frames["test"], "--protocol", "demo", "--recall", "5")
+    with pytest.raises(SystemExit):
+        run(student, world.frames["test"], "--protocol", "demo", "--recall", "0")
+    assert "expected how many candidates to score in full, at least 1" in capsys.readouterr().err
 
 
 def test_results_of_other_galleries_are_refused(result, teacher, world):

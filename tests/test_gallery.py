@@ -1,22 +1,28 @@
 """Galleries and search: the right video first, with the right seconds, and never through the wrong release."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_release import FRAMES, make, release
+from test_release import ARCHITECTURE, FRAMES, TEMPORAL, make, release
 
+from distill.catalogue import build, parse_model_config
 from distill.data.frames import FrameSet, PackConfig, pack
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
-from distill.model.features import VideoFeatures
+from distill.model.clip import Clip
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.similarity import unit
+from distill.release.card import model_card
 from distill.release.release import load
 from distill.retrieval.gallery import Encoder, Gallery, best_stretch, build_gallery
+from distill.retrieval.tokens import bytes_per_video
 from distill.retrieval.topk import top_k
 from tools import index, search
 
@@ -24,30 +30,48 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 SHOT = {"red": (0, 2), "green": (2, 5), "blue": (4, 6)}  # seconds of each six-second clip that show its colour
 
 
+class ColourModel:
+    """What a gallery asks of a model of one stage."""
+
+    rerank_fields = ()
+
+    def __init__(self, pool_temperature):
+        self.pool_temperature = pool_temperature
+
+    def parameters(self):
+        return iter([torch.zeros(1)])
+
+    def recall_text(self, text):
+        return unit(text.sentence)
+
+    def recall_video(self, video):
+        return unit(video.vector)
+
+
 class ColourEncoder:
     """Stands in for a release: queries name a colour, frames vote for theirs, and grey ones hardly count."""
 
     def __init__(self, path, pool_temperature):
-        self.path, self.num_frames, self.pool_temperature, self.by_cosine = path, 8, pool_temperature, True
+        self.path, self.num_frames, self.searchable, self.model = path, 8, True, ColourModel(pool_temperature)
         self.frames_config = {"sampler": {**FRAMES["sampler"], **SAMPLER_REST, "num_frames": 8}, "size": 32}
         self.manifest = Manifest(
             kind="release", version=1, config={"t": pool_temperature}, counts={}, parents={}, files={}
         )
 
-    def embed_text(self, texts):
-        rows = [torch.tensor(COLOURS[text.split()[-1]], dtype=torch.float32) for text in texts]
-        return torch.nn.functional.normalize(torch.stack(rows) - torch.stack(rows).mean(-1, keepdim=True), dim=-1)
+    def encode_text(self, texts):
+        rows = torch.stack([torch.tensor(COLOURS[text.split()[-1]], dtype=torch.float32) for text in texts])
+        return TextFeatures(sentence=rows - rows.mean(-1, keepdim=True))
 
     def encode_frames(self, pixels, real):
         colour = pixels.float().mean((3, 4))
         colour = colour - colour.mean(-1, keepdim=True)  # video frame rgb; grey is zero
         relevance = colour.norm(dim=-1) / 100
-        weights = torch.ones_like(relevance)
-        if self.pool_temperature is not None:
-            weights = (relevance / self.pool_temperature).exp()
+        weights, temperature = torch.ones_like(relevance), self.model.pool_temperature
+        if temperature is not None:
+            weights = (relevance / temperature).exp()
         weights = weights * real
         vector = (weights.unsqueeze(-1) * colour).sum(1)
-        return VideoFeatures(vector=vector, relevance=None if self.pool_temperature is None else relevance, real=real)
+        return VideoFeatures(vector=vector, relevance=None if temperature is None else relevance, real=real)
 
 
 SAMPLER_REST = {
@@ -154,6 +178,88 @@ def test_an_unfinished_gallery_is_made_again_and_a_strange_folder_is_left_alone(
     (tmp_path / "photos" / "dog.jpg").write_bytes(b"")
     with pytest.raises(ArtefactError, match=r"not begun by tools/index\.py"):
         build_gallery(encoder, frames, tmp_path / "photos")
+
+
+def two_stage_release(folder, **model):
+    """A random release that reranks."""
+    raw = {"clip": {"model": "tiny"}, "temporal": TEMPORAL, **model}
+    config = parse_model_config(raw, "test")
+    torch.manual_seed(0)
+    release(folder, config, build(config, Clip.from_architecture(ARCHITECTURE)).eval())
+    return load(folder)
+
+
+@pytest.mark.parametrize(
+    ("model", "dim", "token_bytes"),
+    [
+        ({"kind": "eercf", "frames": 4, "patches": False}, 64, 2 * 64 * (1 + 4 + 4) + 4),
+        ({"kind": "eercf", "frames": 4}, 64, 2 * 64 * (1 + 4 + 4 + 4 * 16) + 4),
+        ({"kind": "glscl"}, 8 * 64, 2 * 64 * (1 + 4 + 8) + 4),
+        ({"kind": "glscl", "recall": "coarse"}, 64, 2 * 64 * (1 + 4 + 8) + 4),
+    ],
+)
+def test_a_gallery_of_two_stages_orders_anew_what_it_recalls(model, dim, token_bytes, corpus, tmp_path, capsys):
+    loaded, frames = two_stage_release(tmp_path / "release", **model), FrameSet(corpus / "frames4")
+    index.main([str(tmp_path / "release"), str(corpus / "frames4"), "--out", str(tmp_path / "gallery")])
+    assert f"{4 * dim:,} bytes of vectors and {token_bytes:,} of tokens a video" in capsys.readouterr().out
+    assert bytes_per_video(loaded.model, 4, 32) == (4 * dim, token_bytes)
+    config = parse_model_config(loaded.config.model, "test")
+    card = model_card(config, None, {}, (4 * dim, token_bytes))
+    assert f"a vector of {4 * dim:,} bytes" in card and f"{token_bytes:,} bytes of tokens (float16)" in card
+    gallery = Gallery.open(tmp_path / "gallery", loaded)
+    assert gallery.manifest.counts == {"videos": 3, "dim": dim, "token_bytes": token_bytes}
+    assert gallery.manifest.config["tokens"] == ["vector", *loaded.model.rerank_fields]
+    assert gallery.manifest.config["frame_weights"] == "tokens"
+    assert torch.allclose(gallery.frame_weights.sum(1), torch.ones(3))
+    query = "a red square moves"
+    videos = VideoFeatures.cat([loaded.encode_video(frames.pixels(number)) for number in range(3)])
+    text = loaded.encode_text([query])
+    with torch.inference_mode():
+        full = loaded.model.similarity(text, videos)[0]
+        coarse = (loaded.embed_text([query]) @ loaded.model.recall_video(videos).T)[0]
+    names = [video["id"] for video in gallery.videos]
+    for recall, k in ((3, 3), (2, 2), (1, 2), (None, 1)):
+        recalled = coarse.topk(max(recall or 3, k)).indices
+        expected = recalled[full[recalled].argsort(descending=True)][:k]
+        hits = gallery.search([query], k, recall)[0]
+        assert [hit.video for hit in hits] == [names[video] for video in expected]
+        assert [hit.score for hit in hits] == pytest.approx(full[expected].tolist(), abs=2e-4), "float16 tokens"
+    search.main([str(tmp_path / "gallery"), query, "--k", "2", "--recall", "2", "--json"])
+    hits = json.loads(capsys.readouterr().out)
+    assert [hit["video"] for hit in hits] == [hit.video for hit in gallery.search([query], 2, 2)[0]]
+    with pytest.raises(ExpectedError, match="recall: 0, expected the number of videos to rerank"):
+        gallery.search([query], 1, 0)
+
+
+def test_a_killed_index_of_two_stages_ends_with_the_same_gallery(corpus, tmp_path):
+    loaded = two_stage_release(tmp_path / "release", kind="glscl")
+    whole = build_gallery(loaded, FrameSet(corpus / "frames4"), tmp_path / "gallery", batch=2)
+    for name in ("manifest.json", "vectors.safetensors"):
+        (tmp_path / "gallery" / name).unlink()
+    (tmp_path / "gallery" / ".tokens.safetensors.1.part").write_bytes(b"half")
+    assert build_gallery(loaded, FrameSet(corpus / "frames4"), tmp_path / "gallery", batch=2).id == whole.id
+    assert build_gallery(loaded, FrameSet(corpus / "frames4"), tmp_path / "gallery", batch=1).id == whole.id
+
+
+def test_numbers_that_float16_cannot_hold_are_refused(corpus, tmp_path):
+    loaded = two_stage_release(tmp_path / "release", kind="glscl")
+    encode = loaded.encode_frames
+    loaded.encode_frames = lambda pixels, real: replace(
+        encode(pixels, real), frames=torch.full((len(real), 4, 64), 7e4)
+    )
+    with pytest.raises(ArtefactError, match="its frames in float16 of video 'red' is not finite"):
+        build_gallery(loaded, FrameSet(corpus / "frames4"), tmp_path / "gallery")
+
+
+def test_one_vector_leaves_nothing_to_rerank(corpus, tmp_path):
+    encoder = ColourEncoder(tmp_path / "release", 0.1)
+    build_gallery(encoder, FrameSet(corpus / "frames8"), tmp_path / "gallery")
+    assert "token_bytes" not in Gallery.open(tmp_path / "gallery", encoder).manifest.counts
+    assert {path.name for path in (tmp_path / "gallery").iterdir()} == {
+        *("manifest.json", "vectors.safetensors", "videos.jsonl")
+    }
+    with pytest.raises(ExpectedError, match="one vector per video and nothing to rerank; leave it out"):
+        Gallery.open(tmp_path / "gallery", encoder).search(["red"], 1, 2)
 
 
 @pytest.mark.parametrize(("queries", "k", "words"), [(["red"], 0, "at least 1"), ([" "], 3, "empty query")])

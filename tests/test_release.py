@@ -94,7 +94,7 @@ def test_a_release_encodes_bit_for_bit_like_the_model_it_was_made_of(kind, tmp_p
     )
     assert loaded.manifest.id == manifest.id
     assert (loaded.num_frames, loaded.size, loaded.dim) == (4, 32, 64)
-    assert loaded.by_cosine == (kind != "xclip")
+    assert loaded.searchable == (kind != "xclip")
     assert not loaded.model.training
 
 

@@ -3,8 +3,12 @@
     tools/evaluate.py runs/teachclip/release frames/test --protocol msrvtt-1ka --out results/teachclip.json
     tools/evaluate.py runs/clip4clip/release frames/test --protocol msrvtt-1ka --compare results/teachclip.json
 
+    tools/evaluate.py runs/eercf/release frames/test --protocol msrvtt-1ka --recall 20 50 100
+
 A frame set stands for one split. Its fingerprint, over all video ids and captions, decides which results may be
-compared. DSL and QB-Norm, which let queries help one another, are printed apart and only if asked for.
+compared. The first table compares every query with everything. `--recall` also searches in two stages as a gallery of
+EERCF or GLSCL does, scoring so many candidates in full, text-to-video and video-to-text. DSL and QB-Norm, which let
+queries help one another, are printed apart and only if asked for.
 """
 
 import pathlib
@@ -39,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--protocol", required=True, choices=PROTOCOLS, metavar="NAME", help="see below")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument(
+        "--recall", type=_recall, nargs="+", default=[], metavar="K", help="also in two stages, scoring K in full"
+    )
     parser.add_argument("--dsl", action="store_true", help="also by dual softmax, which uses all other test queries")
     parser.add_argument(
         "--qbnorm", type=Path, metavar="BANK", help="also by QB-Norm with the captions of this frame set (training)"
@@ -67,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         frames_id=frames.manifest.id,
     )
     bank = None if args.qbnorm is None else FrameSet(args.qbnorm)
-    result = measure(subject, release.model, release.tokenizer, frames, args.protocol, dsl=args.dsl, bank=bank)
+    result = measure(
+        *(subject, release.model, release.tokenizer, frames, args.protocol),
+        **{"dsl": args.dsl, "bank": bank, "recalls": args.recall},
+    )
     if args.out is not None:
         write_json(args.out, result.model_dump(mode="json"))
     if args.json:
@@ -75,6 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(shown, indent=1, sort_keys=True, ensure_ascii=False))
     else:
         print(report(result, earlier))
+
+
+def _recall(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected how many candidates to score in full, at least 1")
+    return int(text)
 
 
 def _check_out(out: Path | None, release: Release, protocol: str, found: str) -> None:

@@ -1,6 +1,8 @@
 """Writes the vectors of a gallery as a BigFile, which TeachCLIP's and many other retrieval tools read.
 
-python tools/export_bigfile.py gallery --out features/videos
+    python tools/export_bigfile.py gallery --out features/videos
+
+Of a model of two stages (EERCF, GLSCL) these are the vectors that recall: a BigFile has no place for its tokens.
 """
 
 import pathlib

@@ -1,6 +1,10 @@
 """Encodes a frame set with a release into a gallery that tools/search.py can search.
 
-python tools/index.py runs/student/release frames/test --out gallery --videos videos
+    python tools/index.py runs/student/release frames/test --out gallery --videos videos
+
+Every model stores a vector per video, by whose inner product with a query videos are found. A model of two stages
+(EERCF, GLSCL) also stores tokens, in float16, from which the likeliest are ordered anew. What that takes per video is
+printed.
 """
 
 import pathlib
@@ -20,6 +24,7 @@ from distill.data.frames import FrameSet
 from distill.errors import door
 from distill.release.release import load
 from distill.retrieval.gallery import build_gallery
+from distill.retrieval.tokens import FLOAT_BYTES
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     frames = FrameSet(args.frames)
     manifest = build_gallery(release, frames, args.out, videos=args.videos, workers=args.workers)
     size = sum(file.bytes for file in manifest.files.values()) / 2**20
-    print(f"{args.out}: {manifest.counts['videos']} videos, {size:.1f} MiB, gallery {manifest.id[:12]}")
+    vectors, tokens = manifest.counts["dim"] * FLOAT_BYTES, manifest.counts.get("token_bytes", 0)
+    stored = f"{vectors:,} bytes of vectors" + (f" and {tokens:,} of tokens" if tokens else "") + " a video"
+    print(f"{args.out}: {manifest.counts['videos']} videos, {stored}, {size:.1f} MiB, gallery {manifest.id[:12]}")
 
 
 if __name__ == "__main__":

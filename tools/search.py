@@ -1,6 +1,10 @@
 """Finds the videos of a gallery that match a query, and the seconds of each that matter most to the model.
 
-python tools/search.py gallery "a red star falls" --k 5
+    python tools/search.py gallery "a red star falls" --k 5
+    python tools/search.py gallery "a red star falls" --k 5 --recall 300
+
+A model of two stages (EERCF, GLSCL) finds the likeliest videos by one inner product each, and orders these anew by all
+that it knows of them. `--recall` says how many: more take longer, and miss less that only the second look would find.
 """
 
 import pathlib
@@ -18,7 +22,7 @@ from pathlib import Path
 from distill import log
 from distill.errors import ArtefactError, door
 from distill.release.release import Release, load
-from distill.retrieval.gallery import Gallery, Hit, release_path
+from distill.retrieval.gallery import RECALL, Gallery, Hit, release_path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,11 +31,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
     parser.add_argument("query", metavar="QUERY", help="what the video shows, in words")
     parser.add_argument("--k", type=int, default=5, metavar="N", help="how many videos to show (default 5)")
+    parser.add_argument(
+        "--recall", type=int, metavar="N", help=f"how many are ordered anew, in two stages (default {RECALL})"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     parser.add_argument("--release", type=Path, metavar="PATH", help="where the gallery's release is, if it was moved")
     args = parser.parse_args(argv)
     log.setup()
-    hits = Gallery.open(args.gallery, _release(args.gallery, args.release)).search([args.query], args.k)[0]
+    gallery = Gallery.open(args.gallery, _release(args.gallery, args.release))
+    hits = gallery.search([args.query], args.k, args.recall)[0]
     print(json.dumps([asdict(hit) for hit in hits], indent=1, ensure_ascii=False) if args.json else _table(hits))
 
 

@@ -16,6 +16,7 @@ from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.retrieval.two_stage import of_texts, of_videos, ranking
 
 Side = TypeVar("Side", TextFeatures, VideoFeatures)
 VIDEO_BATCH = 64
@@ -115,6 +116,30 @@ def score(
             for rows in progress(batches, f"score {len(text)} x {len(video)} pairs (batches)", quiet=quiet)
         ]
     return comm.gather_rows(torch.cat(parts).float(), len(text)).cpu()
+
+
+@torch.no_grad()
+def two_stage(
+    model: RetrievalModel, text: TextFeatures, video: VideoFeatures, recall: int
+) -> tuple[Float[Tensor, "text video"], Float[Tensor, "text video"]]:
+    """Scores by which texts rank videos, and by which videos rank texts, when `recall` of them are scored in full.
+
+    On the CPU. The first hold for comparisons within a row only, the second within a column. Both ways are searched:
+    a video recalls texts and scores these, which is not the transpose of what texts do.
+    """
+    by_text, by_video = model.recall_text(text), model.recall_video(video)
+    of_text = ranking(of_texts(model.similarity, text, video), by_text, by_video, recall)
+    of_video = ranking(of_videos(model.similarity, text, video), by_video, by_text, recall)
+    return of_text.cpu(), of_video.T.cpu()
+
+
+def top_shared(
+    found: Float[Tensor, "query candidate"], expected: Float[Tensor, "query candidate"], k: int
+) -> Float[Tensor, " query"]:
+    """For every query, how much of the best `k` by `expected` is among the best `k` by `found`, from 0 to 1."""
+    k = min(k, found.shape[1])
+    best = torch.zeros_like(found, dtype=torch.bool).scatter(1, expected.topk(k).indices, True)
+    return best.gather(1, found.topk(k).indices).double().mean(1)
 
 
 def _gather(features: Side, total: int) -> Side:

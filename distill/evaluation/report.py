@@ -1,7 +1,8 @@
 """Results of an evaluation: what is measured, the JSON file that keeps it, and the table that people read.
 
-Recall is in percent, ranks count from 1. Scores that use other queries (`normalise`) are measured on request and stand
-in blocks of their own. Two results whose fingerprints differ never stand in one table.
+Recall is in percent, ranks count from 1. The plain scores compare every query with everything (exhaustive). Searches in
+two stages, and scores that use other queries (`normalise`), are measured on request and stand in blocks of their own.
+Two results whose fingerprints differ never stand in one table.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,15 @@ from distill.config import Config
 from distill.data.frames import FrameSet
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError
-from distill.evaluation.evaluate import encode_texts, encode_videos, score, texts_of, video_numbers
+from distill.evaluation.evaluate import (
+    encode_texts,
+    encode_videos,
+    score,
+    texts_of,
+    top_shared,
+    two_stage,
+    video_numbers,
+)
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
 from distill.evaluation.normalise import BETA, Bank, bank_of, dual_softmax_t2v, dual_softmax_v2t, query_bank_t2v
 from distill.evaluation.protocol import PROTOCOLS, SHOWN, Standing, standing
@@ -29,6 +38,7 @@ from distill.model.features import VideoFeatures
 RECALLS = (1, 5, 10)
 COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 SEED = 0  # of the bootstrap
+SHARED = 10  # best answers that a search in two stages is compared by with the exhaustive one
 BANK_PART = 4096  # captions of a bank whose features are held at once
 
 
@@ -46,6 +56,17 @@ class BankMeasured(Config):
     bank: str  # frame set
     bank_id: str
     queries: int
+
+
+class Reranked(Config):
+    """A search in two stages: `recall` candidates of every query were scored in full, both ways.
+
+    `shared`: of the exhaustive ten best answers, how many are among its own ten best, in percent, by direction.
+    """
+
+    recall: int
+    measured: Measured
+    shared: dict[str, float]
 
 
 class GalleryState(Config):
@@ -81,6 +102,7 @@ class Result(Config):
     scores: Measured
     dsl: Measured | None
     qbnorm: BankMeasured | None
+    two_stage: tuple[Reranked, ...] = ()  # results from before there was such a search have none
 
 
 def measure(
@@ -92,11 +114,17 @@ def measure(
     *,
     dsl: bool,
     bank: FrameSet | None,
+    recalls: Sequence[int] = (),
 ) -> Result:
-    """Evaluates a model in fp32; with `dsl`, and with the captions of `bank`, also by scores that use other queries."""
+    """Evaluates a model in fp32; with `dsl`, and with the captions of `bank`, also by scores that use other queries.
+
+    With `recalls`, also searches in two stages that score so many candidates.
+    """
     state, own = standing(protocol, frames), video_numbers(frames)
     if bank is not None:
         _check_bank(bank, frames)
+    if recalls:
+        _check_two_stage(subject, model)
     with torch.no_grad():
         text = encode_texts(model, texts_of(frames), tokenizer, quiet=False)
         video = encode_videos(model, frames, frames.num_frames, quiet=False)
@@ -112,6 +140,33 @@ def measure(
         scores=_measured(own, similarity, similarity),
         dsl=None if logits is None else _measured(own, dual_softmax_t2v(logits), dual_softmax_v2t(logits)),
         qbnorm=None if bank is None or sums is None else _by_bank(own, similarity, bank, sums),
+        two_stage=tuple(
+            _reranked(own, similarity, *two_stage(model, text, video, recall), recall)
+            for recall in progress(recalls, "search in two stages")
+        ),
+    )
+
+
+def _check_two_stage(subject: Subject, model: RetrievalModel) -> None:
+    if not model.rerank_fields:
+        raise ExpectedError(
+            f"{subject.release}: a model of the kind {subject.model} has one score and no second stage; leave --recall "
+            "out (models of two stages: EERCF, GLSCL)"
+        )
+
+
+def _reranked(
+    own: Int[Tensor, " text"],
+    exhaustive: Float[Tensor, "text video"],
+    by_text: Float[Tensor, "text video"],
+    by_video: Float[Tensor, "text video"],
+    recall: int,
+) -> Reranked:
+    shared = {"t2v": top_shared(by_text, exhaustive, SHARED), "v2t": top_shared(by_video.T, exhaustive.T, SHARED)}
+    return Reranked(
+        recall=recall,
+        measured=_measured(own, by_text, by_video),
+        shared={way: 100 * float(found.mean()) for way, found in shared.items()},
     )
 
 
@@ -204,6 +259,13 @@ def report(result: Result, earlier: Sequence[Result]) -> str:
         f"          {result.gallery.words}",
     ]
     blocks = ["\n".join(head), _table([(r.subject.release, r.scores) for r in results])]
+    reranked = [(_with_recall(r.subject.release, found), found) for r in results for found in r.two_stage]
+    if reranked:
+        blocks.append(
+            "Two stages: a text recalls so many videos by one inner product each, a video so many texts, and these\n"
+            "are scored in full; above, all are. The shared top 10 are those of the full scores that are found.\n"
+            + _table([(title, found.measured) for title, found in reranked])
+        )
     by_dsl = [(r.subject.release, r.dsl) for r in results if r.dsl is not None]
     if by_dsl:
         blocks.append(
@@ -221,6 +283,11 @@ def report(result: Result, earlier: Sequence[Result]) -> str:
 
 def _with_bank(release: str, by_bank: BankMeasured) -> str:
     return f"{release}, bank {by_bank.bank} ({by_bank.queries:,} captions, {by_bank.bank_id[:SHOWN]})"
+
+
+def _with_recall(release: str, found: Reranked) -> str:
+    shared = ", ".join(f"{way.upper()} {value:.1f} %" for way, value in found.shared.items())
+    return f"{release}, recall {found.recall:,} (shared top 10: {shared})"
 
 
 def _table(rows: Sequence[tuple[str, Measured]]) -> str:

@@ -57,13 +57,17 @@ with terms of their own. Check those, then add `license:` to the metadata of thi
 
 
 def model_card(
-    config: RetrievalConfig, metrics: Mapping[str, Mapping[str, float]] | None, provenance: Mapping[str, Any]
+    config: RetrievalConfig,
+    metrics: Mapping[str, Mapping[str, float]] | None,
+    provenance: Mapping[str, Any],
+    stored: tuple[int, int] | None = None,
 ) -> str:
     """The card as text.
 
     `config` is the model's, `metrics` the summary of ranks by direction (`t2v`, `v2t`); of `provenance` the card shows,
     where present, `name`, `evaluated_on`, `parents` (name -> manifest id), `steps`, `seconds` and `versions`; or, for
-    weights that were trained elsewhere, what `converted` says of the file they came in.
+    weights that were trained elsewhere, what `converted` says of the file they came in. `stored` is what a gallery
+    holds of every video (`distill.retrieval.tokens.bytes_per_video`), where the model can be searched.
     """
     name = provenance.get("name", config.kind)
     measured = {direction: metrics[direction] for direction in DIRECTIONS if metrics and direction in metrics}
@@ -81,7 +85,7 @@ def model_card(
             f"A text-to-video retrieval model of the kind `{config.kind}`: it says how well a text and a video match, "
             "so that the best videos can answer a query. Made with the retrieval-distill toolkit."
         ),
-        "How to use it": f"{USAGE}\n{TEACH if config.kind in INTERACTIONS else SEARCH}",
+        "How to use it": f"{USAGE}\n{TEACH if config.kind in INTERACTIONS else SEARCH}{_stored(stored)}",
         "Measured": _table(measured, evaluated_on) if measured else "Not evaluated.",
         "Training": _training(provenance),
         "Limits": LIMITS,
@@ -89,6 +93,21 @@ def model_card(
     }
     body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items())
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{body}\n"))
+
+
+def _stored(stored: tuple[int, int] | None) -> str:
+    if stored is None:
+        return ""
+    vector, tokens = stored
+    if not tokens:
+        return (
+            f"\nA gallery stores one vector per video, {vector:,} bytes; its inner product with a query is the score.\n"
+        )
+    return (
+        f"\nIt searches in two stages. A gallery stores, of every video, a vector of {vector:,} bytes, whose inner "
+        f"product with a query recalls the likeliest, and {tokens:,} bytes of tokens (float16), from which these are "
+        "ranked anew; `--recall` says how many.\n"
+    )
 
 
 def _results(measured: Mapping[str, Mapping[str, float]], evaluated_on: str) -> list[EvalResult]:

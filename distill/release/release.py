@@ -39,7 +39,6 @@ from distill.manifest import Manifest, canonical_json, open_sealed, published, s
 from distill.model.clip import Clip
 from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.model.similarity import unit
 
 VERSION = 1
 WEIGHTS, CONFIG, PROVENANCE, CARD = "model.safetensors", "config.json", "provenance.json", "README.md"
@@ -227,7 +226,7 @@ class Release:
         self.num_frames = config.frames.sampler.num_frames
         self.size = config.frames.size
         self.dim = model.clip.dim
-        self.by_cosine = config.model["kind"] not in INTERACTIONS  # False: scoring takes both sides at once
+        self.searchable = config.model["kind"] not in INTERACTIONS  # False: a teacher, which has no vectors to search
         self.pool_temperature = model.pool_temperature
         self._device = next(model.parameters()).device
 
@@ -253,9 +252,10 @@ class Release:
         pixels, real = pad(frames, self.num_frames)
         return self.encode_frames(torch.from_numpy(pixels)[None], torch.from_numpy(real)[None])
 
+    @torch.inference_mode()
     def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:
-        """Unit vectors: what a gallery is searched with."""
-        return unit(self.encode_text(texts).sentence).cpu()
+        """What a gallery is searched with: inner products with stored vectors rank, or recall what is reranked."""
+        return self.model.recall_text(self.encode_text(texts)).cpu()
 
     def _decode(self, path: Path) -> UInt8[np.ndarray, "frame 3 size size"]:
         try:

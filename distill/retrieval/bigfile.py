@@ -64,7 +64,7 @@ def read_bigfile(folder: Path) -> tuple[list[str], Float32[np.ndarray, "row dim"
 
 
 def export_gallery(path: Path, out: Path) -> tuple[int, int]:
-    """Writes the vectors of a gallery (unit length) as a BigFile; returns how many, and their dimension."""
+    """Writes the vectors of a gallery as a BigFile, tokens left out; returns how many, and their dimension."""
     open_sealed(path, "gallery", gallery.VERSION)
     vectors = load_file(path / gallery.VECTORS)["vectors"].numpy()
     about = (path / gallery.VIDEOS).read_bytes().splitlines()

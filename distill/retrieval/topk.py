@@ -1,6 +1,6 @@
 """Exact search: the k best columns of a matrix product that is never held whole.
 
-Unit queries [query, dim] and unit vectors [video, dim] go in; scores (cosines) and video numbers [query, k] come out,
+Queries [query, dim] and vectors [video, dim] go in; scores (inner products) and video numbers [query, k] come out,
 best first. Among equal scores the lower number wins, so an answer does not depend on the chunk size.
 """
 
@@ -14,10 +14,9 @@ CHUNK = 131072  # videos scored at once: 512 KiB of float32 scores per query
 def top_k(
     queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "video dim"], k: int, chunk: int = CHUNK
 ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-    """The `k` highest dot products of every query; fewer where there are fewer videos."""
-    scores = queries.new_empty(len(queries), 0)
-    videos = torch.empty(len(queries), 0, dtype=torch.int64)
-    for start in range(0, len(vectors), chunk):
+    """The `k` highest inner products of every query; fewer where there are fewer videos."""
+    scores, videos = _best(queries @ vectors[:chunk].T, k)
+    for start in range(chunk, len(vectors), chunk):
         new_scores, new_videos = _best(queries @ vectors[start : start + chunk].T, k)
         scores, videos = torch.cat([scores, new_scores], 1), torch.cat([videos, new_videos + start], 1)
         order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]  # earlier chunks first among equals
@@ -33,8 +32,8 @@ def _best(scores: Float[Tensor, "query column"], k: int) -> tuple[Float[Tensor, 
     choice = (values[:, k:] == values[:, k - 1 : k]).any()
     values, columns = values[:, :k], columns[:, :k]
     if choice:  # take the lowest columns of the last score instead
-        last = values[:, -1:]
-        tied = torch.where(scores == last, torch.arange(num_columns), num_columns).topk(k, largest=False).values
+        last, numbers = values[:, -1:], torch.arange(num_columns, device=scores.device)
+        tied = torch.where(scores == last, numbers, num_columns).topk(k, largest=False).values
         columns = torch.cat([columns.masked_fill(values <= last, num_columns), tied], 1)
     columns = columns.sort(dim=1).values  # none twice but `num_columns`, which stands for no column
     values = scores.gather(1, columns.clamp(max=num_columns - 1)).masked_fill(columns == num_columns, -torch.inf)

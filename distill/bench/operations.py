@@ -1,0 +1,118 @@
+"""Multiply-accumulates of a search, by formula: what a model's score costs apart from encoding.
+
+Counted are matrix products and weighted sums; softmax, normalisation and sorting are not, for no model. Encoding a
+query is not counted either (text towers; GLSCL's decoder reads a text's words once). Sizes: D dim, F frames, W words,
+N patches of a video, Q concepts.
+
+    one vector (CLIP4Clip, TeachCLIP)   D
+    TS2-Net                             FD cosines; F weights
+    X-CLIP                              D + WD + FD + WFD cosines; W^2 + F^2 + FW^2 + WF^2 + F^2 + W^2 for the learned
+                                        matrices; W + F + 2WF + F + W weights
+    X-Pool                              FD scores, FD pooling, 2D^2 for two layers, D cosine; keys and values of a
+                                        video are 2FD^2
+    EERCF                               D by the coarse vectors; FD cosines, F^2 and F for the learned matrix, FD and D
+                                        for the gated sum; with patches ND cosines and N weights
+    GLSCL                               FD products, FD and F for the weighted sum, QD concepts
+
+For ViT-B/32 (D 512, F 12, W 32, N 588, Q 8) X-CLIP takes 239.7 k a pair, TS2-Net 6.2 k, EERCF 13.5 k without patches,
+GLSCL 16.4 k (16.9 k by its published form, which compares the sum with the text once more). These are the counts of a
+call with fewer texts than frames, as a search makes; with more texts EERCF and GLSCL take the sums' lengths from the
+frames' inner products, F^2 D once a video, instead.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from distill.bench.synthetic import Sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operations:
+    """Multiply-accumulates of one model; `products` are those of matrix products, `sums` of weighted sums."""
+
+    recall_query: int = 0  # a query, to recall
+    recall: int = 0  # a query and a video of the gallery, to recall
+    query: int = 0  # a call that scores in full, for each query in it
+    video: int = 0  # a call that scores in full, for each video in it
+    products: int = 0  # a pair that is scored in full
+    sums: int = 0  # the same
+    by_pair: int = 0  # a pair, where the published formula differs from what is computed here: the formula's
+
+    def exhaustive(self, videos: int) -> int:
+        """Of a query that is scored in full with all videos in one call."""
+        return self.query + videos * (self.video + self.products + self.sums)
+
+    def published(self) -> int:
+        """Of one pair by the published formula, many texts sharing what is computed once a video."""
+        return self.by_pair or self.products + self.sums or self.recall
+
+    def two_stage(self, videos: int, recall: int, calls: int) -> int:
+        """Of a query that recalls `recall` of `videos` and scores these, alone, in so many calls."""
+        return self.recall_query + videos * self.recall + calls * self.query + recall * self.pair_alone
+
+    @property
+    def pair_alone(self) -> int:
+        """Of a pair in a call with no other text."""
+        return self.video + self.products + self.sums
+
+
+def one_vector(s: Sizes, config: Any) -> Operations:
+    """CLIP4Clip, TeachCLIP: a cosine."""
+    return Operations(recall=s.dim)
+
+
+def ts2net(s: Sizes, config: Any) -> Operations:
+    """Section 3.3 of the paper: cosines with frames, weighed by their own softmax."""
+    return Operations(products=s.frames * s.dim, sums=s.frames)
+
+
+def xclip(s: Sizes, config: Any) -> Operations:
+    """Section 3.3 of the paper and the learned matrices of its code."""
+    w, f, d = s.words, s.frames, s.dim
+    mixes = w**2 + f**2 + f * w**2 + w * f**2 + f**2 + w**2
+    return Operations(
+        query=w * d**2 + d**2, products=d + w * d + f * d + w * f * d + mixes, sums=w + f + 2 * w * f + f + w
+    )
+
+
+def xpool(s: Sizes, config: Any) -> Operations:
+    """Equations 3 to 6 of the paper."""
+    f, d = s.frames, s.dim
+    return Operations(query=d**2, video=2 * f * d**2, products=2 * f * d + 2 * d**2 + d)
+
+
+def eercf(s: Sizes, config: Any) -> Operations:
+    """Section 3 of the paper; which patches are compared is the config's."""
+    f, d = s.frames, s.dim
+    patches = f * s.patches if config.patches and config.rerank.weak_patch else 0
+    return Operations(
+        recall_query=d**2,
+        recall=d,
+        query=d**2,
+        products=d + 2 * f * d + f**2 + d + patches * d,
+        sums=f + patches,
+    )
+
+
+def glscl(s: Sizes, config: Any) -> Operations:
+    """GIM and LIM of the paper (section III), recalled by what the config says."""
+    f, d, concepts = s.frames, s.dim, s.concepts * s.dim
+    return Operations(
+        recall=concepts if config.recall == "concepts" else d,
+        products=2 * f * d + concepts,
+        sums=f,
+        by_pair=2 * f * d + d + concepts,
+    )
+
+
+FORMULAS: dict[str, Callable[[Sizes, Any], Operations]] = {
+    "clip4clip": one_vector,
+    "teachclip": one_vector,
+    "prompt_switch": one_vector,
+    "eercf": eercf,
+    "glscl": glscl,
+    "xclip": xclip,
+    "ts2net": ts2net,
+    "xpool": xpool,
+}

@@ -1,0 +1,347 @@
+"""Compares what models pay to search a gallery, and what their shortcuts miss, side by side in one process.
+
+A *contender* is a model with the features of a gallery and of queries. Its searches:
+
+    one vector    inner products with one vector a video
+    exhaustive    the full score of the query with every video, in calls of as many videos as turn out fastest
+    two stages    the `recall` best inner products, and the full score of these, from float16 tokens, as a gallery does
+
+Time is the median over queries that come one by one, and per query where `TOGETHER` come at once, searches taking
+turns. Encoding a query is left out, as it is in the counted operations (`operations`). What a search finds is compared
+with the model's own exhaustive search in float32 (with patches: float16), over all queries.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from distill.bench.operations import FORMULAS, Operations
+from distill.bench.synthetic import Sizes
+from distill.evaluation.evaluate import top_shared
+from distill.evaluation.metrics import ranks_t2v, summarise
+from distill.log import progress
+from distill.model.contract import RetrievalModel
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.retrieval import two_stage
+from distill.retrieval.tokens import Tokens
+from distill.retrieval.topk import top_k
+
+BEST = 10  # answers of a search
+TOGETHER = 16  # queries that come at once
+CALLS = (64, 256, 1024)  # videos in a call of an exhaustive search, of which the fastest is taken
+TRIALS = 2  # of each, of which the better counts
+ROUNDS = 8  # through all searches: what else the machine does meanwhile then slows all of them alike
+IN_A_ROUND = 4  # queries of a search that are timed, after one that only warms the caches
+ENOUGH = 6.0  # seconds of a search after which it sits out further rounds
+ALL = 128  # videos scored with all queries at once, for what an exhaustive search finds
+
+Search = Callable[[TextFeatures], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A model, the features of a gallery, and those of queries. `exact` is None where there is one vector."""
+
+    name: str
+    kind: str
+    config: Any
+    model: RetrievalModel
+    text: TextFeatures
+    vectors: Float[Tensor, "video dim"] | None  # of the first stage, or the only one; None: a teacher has none
+    exact: VideoFeatures | Tokens | None  # what an exhaustive search reads
+    tokens: Tokens | None  # what a second stage reads
+    stored: tuple[int, int]  # bytes a video: vectors (a teacher's: all its features), tokens
+    sizes: Sizes
+    videos: int
+
+    @property
+    def operations(self) -> Operations:
+        """By the formula of its kind."""
+        return FORMULAS[self.kind](self.sizes, self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One search of one model."""
+
+    model: str
+    search: str  # one vector, exhaustive, two stages
+    recall: int | None  # videos scored in full, in two stages
+    operations: int  # multiply-accumulates a query
+    published_pair: int | None  # multiply-accumulates a pair by the published formula, of the full score
+    milliseconds: float  # a query alone
+    milliseconds_together: float  # a query of `TOGETHER`
+    vector_bytes: int  # a video
+    token_bytes: int
+    shared: float | None  # of the exhaustive ten best, how many are found, from 0 to 1
+    r1: float  # R@1 in percent
+    r1_lost: float | None  # against the exhaustive search, in percentage points
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a paper claims, and the cheapest search that finds enough, if any does."""
+
+    words: str
+    model: str
+    factor: int
+    recall: int | None = None
+    shared: float | None = None
+    operations: float | None = None  # times fewer than X-CLIP's
+    time: float | None = None  # times faster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """All rows of one gallery."""
+
+    gallery: str
+    videos: int
+    queries: int
+    about: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row]
+    claims: list[Claim] = field(default_factory=list)
+
+    def tree(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return asdict(self)
+
+
+CLAIMS = (
+    Claim(
+        words="EERCF in two stages costs 1/50 of X-CLIP (abstract: nearly 50 times faster)", model="EERCF", factor=50
+    ),
+    Claim(words="GLSCL costs 1/220 of X-CLIP (abstract: nearly 220 times)", model="GLSCL", factor=220),
+)
+FOUND = 0.99  # of the exhaustive ten best: a search that finds less is no fair comparison
+
+
+@torch.inference_mode()
+def measure(contenders: Sequence[Contender], own: Int[Tensor, " text"], recalls: Sequence[int]) -> list[Row]:
+    """All searches of all contenders; query i is answered rightly by video `own[i]`."""
+    rows: list[Row] = []
+    searches: list[tuple[Search, TextFeatures]] = []
+    for contender in progress(contenders, "what is found (models)"):
+        expected = None if contender.exact is None else _all_scores(contender)
+        rows.append(_row(contender, None, own, expected))
+        searches.append((_one_vector(contender) if expected is None else _fastest(contender), contender.text))
+        for recall in [k for k in recalls if k < contender.videos and contender.tokens is not None]:
+            rows.append(_row(contender, recall, own, expected))
+            searches.append((_two_stage(contender, recall), contender.text))
+    alone, together = _milliseconds(searches, 1), _milliseconds(searches, TOGETHER)
+    return [
+        replace(row, milliseconds=one, milliseconds_together=many)
+        for row, one, many in zip(rows, alone, together, strict=True)
+    ]
+
+
+def _row(
+    contender: Contender, recall: int | None, own: Int[Tensor, " text"], expected: Float[Tensor, "text video"] | None
+) -> Row:
+    """What is found, not yet timed; `expected` are all full scores."""
+    operations, model, lost, shared = contender.operations, contender.model, None, None
+    if recall is not None:
+        assert contender.vectors is not None and contender.tokens is not None and expected is not None
+        pairs = two_stage.of_texts(model.similarity, contender.text, contender.tokens)
+        found = two_stage.ranking(pairs, model.recall_text(contender.text), contender.vectors, recall)
+        shared = float(top_shared(found, expected.double(), BEST).mean())
+        calls = -(-recall // two_stage.in_one_call(contender.tokens))
+        name, count = "two stages", operations.two_stage(contender.videos, recall, calls)
+    elif expected is not None:
+        found, name, count = expected.double(), "exhaustive", operations.exhaustive(contender.videos)
+    else:
+        assert contender.vectors is not None
+        found = (model.recall_text(contender.text) @ contender.vectors.T).double()
+        name, count = "one vector", operations.recall * contender.videos
+    r1 = summarise(ranks_t2v(found, own))["R@1"]
+    if recall is not None and expected is not None:
+        lost = summarise(ranks_t2v(expected, own))["R@1"] - r1
+    return Row(
+        model=contender.name,
+        search=name,
+        recall=recall,
+        operations=count,
+        published_pair=operations.published() if recall is None else None,
+        milliseconds=0.0,
+        milliseconds_together=0.0,
+        vector_bytes=contender.stored[0],
+        token_bytes=contender.stored[1],
+        shared=shared,
+        r1=r1,
+        r1_lost=lost,
+    )
+
+
+def _milliseconds(searches: Sequence[tuple[Search, TextFeatures]], at_once: int) -> list[float]:
+    """Median time of a query where `at_once` come together, for every search, in rounds through all of them."""
+    took: list[list[float]] = [[] for _ in searches]
+    for _ in progress(range(ROUNDS), f"time, {at_once} at once (rounds)"):
+        for (search, text), times in zip(searches, took, strict=True):
+            for turn in range(1 + IN_A_ROUND if sum(times) < ENOUGH else 0):
+                first = (len(times) + turn) * at_once % max(1, len(text) - at_once + 1)
+                started = time.perf_counter()
+                search(text[first : first + at_once])
+                seconds = time.perf_counter() - started
+                if turn or seconds > ENOUGH:
+                    times.append(seconds)
+                if sum(times) > ENOUGH:
+                    break
+    queries = [min(at_once, len(text)) for _, text in searches]
+    return [1000 * statistics.median(times) / number for times, number in zip(took, queries, strict=True)]
+
+
+def _one_vector(contender: Contender) -> Search:
+    vectors = contender.vectors
+    assert vectors is not None
+    return lambda text: top_k(contender.model.recall_text(text), vectors, BEST)
+
+
+def _two_stage(contender: Contender, recall: int) -> Search:
+    vectors, tokens, model = contender.vectors, contender.tokens, contender.model
+    assert vectors is not None and tokens is not None
+
+    def search(text: TextFeatures) -> tuple[Tensor, Tensor]:
+        pairs = two_stage.of_texts(model.similarity, text, tokens)
+        return two_stage.search(pairs, model.recall_text(text), vectors, BEST, recall)
+
+    return search
+
+
+def _fastest(contender: Contender) -> Search:
+    """An exhaustive search in calls of the number of videos at which one query is answered soonest."""
+    exact = contender.exact
+    assert exact is not None
+    sizes = (two_stage.in_one_call(exact),) if isinstance(exact, Tokens) else CALLS
+    searches = {size: _exhaustive(contender.model, exact, contender.videos, size) for size in sizes}
+    if len(sizes) == 1:
+        return searches[sizes[0]]
+    took = dict.fromkeys(sizes, float("inf"))
+    for _, size in itertools.product(range(TRIALS), sizes):
+        started = time.perf_counter()
+        searches[size](contender.text[:1])
+        took[size] = min(took[size], time.perf_counter() - started)
+    return searches[min(sizes, key=lambda size: took[size])]
+
+
+def _exhaustive(model: RetrievalModel, exact: VideoFeatures | Tokens, videos: int, size: int) -> Search:
+    def search(text: TextFeatures) -> tuple[Tensor, Tensor]:
+        scores = [model.similarity(text, exact[start : start + size]) for start in range(0, videos, size)]
+        best = torch.cat(scores, 1).topk(min(BEST, videos))
+        return best.values, best.indices
+
+    return search
+
+
+def _all_scores(contender: Contender) -> Float[Tensor, "text video"]:
+    exact = contender.exact
+    assert exact is not None
+    what = f"{contender.name}: score {len(contender.text)} x {contender.videos} pairs"
+    starts = progress(range(0, contender.videos, ALL), what)
+    return torch.cat([contender.model.similarity(contender.text, exact[start : start + ALL]) for start in starts], 1)
+
+
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """Whether the papers' factors are reached, by the cheapest search of the model that finds enough."""
+    heavy = [row for row in rows if row.model == "X-CLIP"]
+    found = []
+    for claim in CLAIMS:
+        mine = [row for row in rows if row.model.startswith(claim.model) and row.search == "two stages"]
+        for name in dict.fromkeys(row.model for row in mine):
+            enough = [row for row in mine if row.model == name and row.shared is not None and row.shared >= FOUND]
+            if not heavy or not enough:
+                found.append(Claim(words=claim.words, model=name, factor=claim.factor))
+                continue
+            row = min(enough, key=lambda row: row.operations)
+            operations, faster = heavy[0].operations / row.operations, heavy[0].milliseconds / row.milliseconds
+            found.append(
+                Claim(
+                    words=claim.words,
+                    model=name,
+                    factor=claim.factor,
+                    recall=row.recall,
+                    shared=row.shared,
+                    operations=operations,
+                    time=faster,
+                )
+            )
+    return found
+
+
+def table(measured: Measured) -> str:
+    """The rows, and what became of the claims."""
+    heavy = next((row for row in measured.rows if row.model.startswith("X-CLIP")), None)
+    head = (
+        "",
+        "MAC/pair",
+        "of X-CLIP",
+        "M MAC",
+        "of X-CLIP",
+        "ms",
+        "of X-CLIP",
+        f"ms ({TOGETHER} at once)",
+        "bytes/video",
+        "top 10",
+        "R@1",
+        "lost",
+    )
+    lines: list[tuple[str, ...]] = [head]
+    for row in measured.rows:
+        title = f"{row.model}, {row.search}" + (f" {row.recall:,}" if row.recall else "")
+        lines.append(
+            (
+                title,
+                "" if row.published_pair is None else f"{row.published_pair:,}",
+                ""
+                if row.published_pair is None
+                else _part(row.published_pair, None if heavy is None else heavy.published_pair),
+                f"{row.operations / 1e6:,.1f}",
+                _part(row.operations, None if heavy is None else heavy.operations),
+                f"{row.milliseconds:,.2f}",
+                _part(row.milliseconds, None if heavy is None else heavy.milliseconds),
+                f"{row.milliseconds_together:,.2f}",
+                f"{row.vector_bytes:,}" + (f" + {row.token_bytes:,}" if row.token_bytes else ""),
+                "" if row.shared is None else f"{100 * row.shared:.1f} %",
+                f"{row.r1:.1f}",
+                "" if row.r1_lost is None else f"{row.r1_lost:+.1f}",
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    shown = [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    head = f"{measured.gallery}: {measured.videos:,} videos, {measured.queries:,} queries"
+    return "\n".join([head, "", *shown, *(["", *map(_verdict, measured.claims)] if measured.claims else [])])
+
+
+def _verdict(claim: Claim) -> str:
+    """The claim in a sentence."""
+    if claim.recall is None or claim.operations is None or claim.time is None or claim.shared is None:
+        return (
+            f"{claim.words}: {claim.model}: not shown, no search in two stages finds {100 * FOUND:.0f} % of the top ten"
+        )
+    return (
+        f"{claim.words}: {claim.model}, recall {claim.recall:,}, finds {100 * claim.shared:.1f} % of the top ten for "
+        f"1/{claim.operations:,.0f} of the operations ({_held(claim.operations >= claim.factor)}) in "
+        f"1/{claim.time:,.0f} of the time ({_held(claim.time >= claim.factor)})"
+    )
+
+
+def _held(reached: bool) -> str:
+    return "holds" if reached else "does not hold"
+
+
+def _part(cost: float | int, of: float | int | None) -> str:
+    if of is None:
+        return ""
+    return f"1/{of / cost:,.1f}" if cost <= of else f"{cost / of:,.1f} x"

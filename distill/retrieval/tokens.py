@@ -1,0 +1,106 @@
+"""Tokens: what the second stage of a search needs of every video, in one file that is mapped into memory, not read.
+
+    tokens.safetensors   `vector` and the model's `rerank_fields` of `VideoFeatures`, each [video, ...]
+
+Numbers are float16, masks bool. Half the bytes of float32; a number changes by at most 1 part in 2048, and since such
+errors mostly cancel, full scores of EERCF and GLSCL at the papers' sizes change by at most 0.00004, where they spread
+over 0.07 (standard deviation). A number that float16 cannot hold (beyond 65,504) is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from distill.model.contract import RetrievalModel
+from distill.model.features import VideoFeatures
+
+FLOAT_BYTES = 4  # of a number in the vectors, float32
+DTYPES = {torch.float16: "F16", torch.bool: "BOOL"}  # as safetensors names them
+
+
+def stored(video: VideoFeatures, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tokens of some videos as they are stored: `vector` and the fields `names`, masks last."""
+    features = {"vector": video.vector} | {name: video.tensors()[name] for name in names}
+    halves = {name: value if value.dtype == torch.bool else value.half() for name, value in features.items()}
+    ordered = sorted(halves.items(), key=lambda item: -item[1].element_size())  # the wider first: all stay aligned
+    return {name: value.contiguous().cpu() for name, value in ordered}
+
+
+def row_bytes(tokens: Mapping[str, Tensor]) -> int:
+    """Bytes of one video."""
+    return sum(value[0].nbytes for value in tokens.values())
+
+
+@torch.inference_mode()
+def bytes_per_video(model: RetrievalModel, num_frames: int, size: int) -> tuple[int, int]:
+    """What a gallery of a model stores of every video: bytes of its vector, and of its tokens (0 in one stage).
+
+    Found by encoding a blank video of `num_frames` frames of `size` pixels.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    blank = torch.zeros(1, num_frames, 3, size, size, dtype=torch.uint8, device=device)
+    video = model.encode_video(blank, torch.ones(1, num_frames, dtype=torch.bool, device=device))
+    vector = model.recall_video(video).shape[1] * FLOAT_BYTES
+    model.train(training)
+    return vector, row_bytes(stored(video, model.rerank_fields)) if model.rerank_fields else 0
+
+
+class TokenWriter:
+    """Writes the file batch by batch, so that no more than a batch is held."""
+
+    def __init__(self, file: BinaryIO, videos: int):
+        self.file, self.videos, self.written = file, videos, 0
+        self.places: dict[str, int] = {}  # byte where each tensor begins
+
+    def append(self, tokens: Mapping[str, Tensor]) -> None:
+        """The next videos; all batches have the same fields and sizes."""
+        if not self.places:
+            self._begin(tokens)
+        for name, value in tokens.items():
+            self.file.seek(self.places[name] + self.written * value[0].nbytes)
+            self.file.write(value.numpy().tobytes())
+        self.written += len(next(iter(tokens.values())))
+
+    def _begin(self, tokens: Mapping[str, Tensor]) -> None:
+        """The header of the safetensors format: its length in eight bytes, then JSON, padded to a multiple of eight."""
+        header, end = {}, 0
+        for name, value in tokens.items():
+            start, end = end, end + self.videos * value[0].nbytes
+            shape = [self.videos, *value.shape[1:]]
+            header[name] = {"dtype": DTYPES[value.dtype], "shape": shape, "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self.file.write(len(text).to_bytes(8, "little") + text)
+        self.places = {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
+
+
+class Tokens:
+    """Stored tokens: indexing with video numbers reads those, as float32 on `device`."""
+
+    def __init__(self, stored: Mapping[str, Tensor], device: torch.device | str = "cpu"):
+        self.stored, self.device = stored, device
+
+    @classmethod
+    def open(cls, path: Path, device: torch.device | str = "cpu") -> "Tokens":
+        """Those of a file, mapped into memory."""
+        with safe_open(path, "pt") as file:
+            return cls({name: file.get_tensor(name) for name in file.keys()}, device)  # noqa: SIM118 not a dict
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """By name, as they are stored."""
+        return self.stored
+
+    def __getitem__(self, rows: slice | Tensor) -> VideoFeatures:
+        if isinstance(rows, slice):
+            found = {name: value[rows] for name, value in self.stored.items()}
+        else:
+            found = {name: value.index_select(0, rows.cpu()) for name, value in self.stored.items()}
+        here = {name: value.to(self.device) for name, value in found.items()}
+        floats = {name: value if value.dtype == torch.bool else value.float() for name, value in here.items()}
+        return VideoFeatures(**floats)

@@ -1,0 +1,102 @@
+"""Two stages: inner products recall the likeliest candidates, and the model's full score ranks those and no others.
+
+    stage one   the k best inner products of `recall_text` and `recall_video` vectors, exact (`topk`)
+    stage two   `similarity` of each query with the candidates that it recalled, from their stored features
+
+Text-to-video recalls videos for a text, video-to-text recalls texts for a video. Queries and candidates are handled in
+parts, so memory does not grow with the gallery. Scores are [query, candidate] whichever side asks, and among equal
+scores the lower candidate number wins.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.retrieval.tokens import Tokens
+from distill.retrieval.topk import top_k
+
+TOGETHER = 16  # queries that may be scored in one call
+SHARED = 2  # ... if that scores at most so many times the pairs that were recalled
+CALL = 2**22  # numbers of candidates in one call: 16 MiB, which the processor's cache and the allocator can hold
+QUERIES = 1024  # ranked at once
+
+Similarity = Callable[[TextFeatures, VideoFeatures], Float[Tensor, "text video"]]  # a model's
+Pairs = Callable[[Int64[Tensor, " query"], Int64[Tensor, " candidate"]], Float[Tensor, "query candidate"]]
+
+
+def of_texts(similarity: Similarity, text: TextFeatures, video: VideoFeatures | Tokens) -> Pairs:
+    """The score of pairs where texts ask (text-to-video)."""
+    size = in_one_call(video)
+    return lambda texts, videos: torch.cat([similarity(text[texts], video[part]) for part in videos.split(size)], dim=1)
+
+
+def of_videos(similarity: Similarity, text: TextFeatures, video: VideoFeatures | Tokens) -> Pairs:
+    """The score of pairs where videos ask (video-to-text)."""
+    size = in_one_call(text)
+
+    def pairs(videos: Tensor, texts: Tensor) -> Tensor:
+        asking = video[videos]
+        return torch.cat([similarity(text[part], asking) for part in texts.split(size)]).T
+
+    return pairs
+
+
+def in_one_call(candidates: TextFeatures | VideoFeatures | Tokens) -> int:
+    """How many candidates with such features are scored at once."""
+    return max(1, CALL // sum(value[0].numel() for value in candidates.tensors().values()))
+
+
+def search(
+    pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], k: int, recall: int
+) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    """The `k` best of the `recall` recalled (of `k`, if that is more) for every query, best first, by full score."""
+    recalled = _recalled(queries, vectors, max(k, recall))
+    scores = rerank(pairs, recalled)
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return scores.gather(1, order), recalled.gather(1, order)
+
+
+def ranking(
+    pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], recall: int
+) -> Float64[Tensor, "query candidate"]:
+    """Scores that rank all candidates of every query, to evaluate: the recalled have their full score.
+
+    All others follow, in the order of their inner products: these are shifted, row by row, below every full score, so
+    rows must not be compared with one another.
+    """
+    parts = []
+    for start in range(0, len(queries), QUERIES):
+        asking = queries[start : start + QUERIES]
+        recalled = _recalled(asking, vectors, recall)
+        full = rerank(lambda rows, columns, start=start: pairs(rows + start, columns), recalled).double()
+        coarse = (asking @ vectors.T).double()
+        behind = full.amin(1, keepdim=True) - coarse.amax(1, keepdim=True) - 1
+        parts.append((coarse + behind).scatter(1, recalled, full))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def rerank(pairs: Pairs, recalled: Int64[Tensor, "query k"]) -> Float[Tensor, "query k"]:
+    """The full score of every query with its own candidates.
+
+    Where some queries recalled nearly the same candidates, as in a small gallery, they are scored in one call: a score
+    of all queries with all candidates is cheaper then than many small ones.
+    """
+    parts = []
+    for queries in torch.arange(len(recalled), device=recalled.device).split(TOGETHER):
+        union, places = recalled[queries].unique(return_inverse=True)
+        if len(union) <= SHARED * recalled.shape[1]:
+            parts.append(pairs(queries, union).gather(1, places))
+        else:
+            parts += [pairs(query, recalled[query].squeeze(0)) for query in queries.split(1)]
+    return torch.cat(parts)
+
+
+def _recalled(
+    queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], recall: int
+) -> Int64[Tensor, "query k"]:
+    """In ascending order, so that the order of the first stage decides nothing among equal full scores."""
+    return top_k(queries, vectors, recall)[1].sort(dim=1).values

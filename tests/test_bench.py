@@ -1,0 +1,168 @@
+"""The bench counts what the modules compute, tells a shortcut's losses, and writes down all that it prints."""
+
+import json
+
+import pytest
+import torch
+from test_gallery import two_stage_release
+from test_release import make, release
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.bench import galleries, retrieval
+from distill.bench.operations import FORMULAS
+from distill.bench.retrieval import Claim, Row, claims, table
+from distill.bench.synthetic import Sizes, Synthetic, World
+from distill.data.frames import PackConfig, pack
+from distill.data.sampler import Clip4ClipSampler
+from distill.data.video import write_video
+from distill.errors import ExpectedError
+from distill.evaluation.evaluate import top_shared
+from tools import bench_retrieval
+
+SMALL = Sizes(dim=64, frames=4, words=6, patches=5, concepts=3)
+PAPERS = Sizes()
+
+
+def products(function):
+    """Multiply-accumulates of the matrix products in a call."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        function()
+    return counter.get_total_flops() // 2
+
+
+@pytest.fixture(scope="module")
+def small():
+    return galleries.synthetic(24, 8, SMALL, World())
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_the_table_counts_what_the_module_computes(number, small):
+    contender = small[0][number]
+    counted, model = contender.operations, contender.model
+    for texts, videos in ((1, 1), (1, 7), (3, 2), (3, 24)):
+        text, rows = contender.text[:texts], torch.arange(videos)
+        recalled, scored = counted.recall * texts * videos, 0
+        if contender.vectors is not None:
+            vectors = contender.vectors[:videos]
+            found = products(lambda text=text, vectors=vectors: model.recall_text(text) @ vectors.T)
+            assert found == texts * counted.recall_query + recalled
+        if contender.exact is not None:
+            video = contender.exact[rows]
+            scored = products(lambda text=text, video=video: model.similarity(text, video))
+            assert scored == texts * counted.query + videos * counted.video + texts * videos * counted.products
+
+
+def test_the_counts_at_the_papers_sizes_are_those_known():
+    def published(kind, **settings):
+        return FORMULAS[kind](PAPERS, type("Config", (), settings)).published()
+
+    assert published("xclip") == 239_736
+    assert published("clip4clip") == 512
+    assert published("ts2net") == 6_156
+    assert published("glscl", recall="coarse") == 16_896
+    assert published("eercf", patches=False) == 13_468
+    rerank = type("Rerank", (), {"weak_patch": 0.2})
+    assert published("eercf", patches=True, rerank=rerank) == 13_468 + 588 * 513
+    assert round(239_736 / 16_896) == 14, "what an exhaustive GLSCL saves by the published formula"
+
+
+def test_two_stages_are_counted_as_they_are_run(small):
+    contender = next(c for c in small[0] if c.name == "EERCF")
+    counted = contender.operations
+    assert counted.two_stage(24, 5, 2) == (
+        counted.recall_query + 24 * 64 + 2 * counted.query + 5 * (counted.video + counted.products + counted.sums)
+    )
+    assert counted.exhaustive(24) == counted.query + 24 * counted.pair_alone
+
+
+def test_synthetic_features_repeat_and_mean_something():
+    def drawn(seed):
+        world = Synthetic(Sizes(patches=3), World(seed=seed))
+        plots = world.plots(200)
+        video = world.videos(plots)
+        return video, world.texts(plots[:60]), world.patches(plots, video.frames)
+
+    (video, text, patches), (again, same, _), (other, _, _) = drawn(0), drawn(0), drawn(1)
+    assert torch.equal(video.frames, again.frames) and torch.equal(text.words, same.words)
+    assert not torch.equal(video.frames, other.frames)
+    assert patches.shape == (200, 12, 3, 512) and patches.dtype == torch.float16
+    scores = text.sentence @ video.vector.T
+    found = (scores.argmax(1) == torch.arange(60)).double().mean()
+    assert 0.4 < found < 0.95, "neither noise nor a game without losers"
+
+
+def test_what_is_shared_of_the_top():
+    expected = torch.tensor([[5.0, 4.0, 3.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
+    found = torch.tensor([[5.0, 1.0, 4.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
+    assert top_shared(found, expected, 2).tolist() == [0.5, 1.0]
+    assert top_shared(found, expected, 9).tolist() == [1.0, 1.0]
+
+
+def row(model, search, recall=None, operations=1, milliseconds=1.0, shared=None):
+    return Row(
+        **{"model": model, "search": search, "recall": recall, "operations": operations, "published_pair": None},
+        **{"milliseconds": milliseconds, "milliseconds_together": milliseconds, "vector_bytes": 4, "token_bytes": 0},
+        **{"shared": shared, "r1": 50.0, "r1_lost": None},
+    )
+
+
+def test_a_claim_is_judged_at_the_cheapest_search_that_finds_enough():
+    rows = [
+        row("X-CLIP", "exhaustive", None, 22_000, 1000.0),
+        row("EERCF", "two stages", 5, 10, 0.1, 0.98),
+        row("EERCF", "two stages", 10, 400, 25.0, 0.995),
+        row("EERCF", "two stages", 20, 500, 15.0, 1.0),
+        row("GLSCL", "two stages", 10, 10, 0.1, 0.5),
+    ]
+    first, second = claims(rows)
+    assert (first.model, first.recall, first.operations, first.time) == ("EERCF", 10, 55.0, 40.0)
+    assert second == Claim(words=second.words, model="GLSCL", factor=220)
+    shown = table(retrieval.Measured(gallery="g", videos=9, queries=3, rows=rows, claims=[first, second]))
+    assert "1/55 of the operations (holds) in 1/40 of the time (does not hold)" in shown
+    assert "GLSCL: not shown, no search in two stages finds 99 % of the top ten" in shown
+
+
+def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(retrieval, "ROUNDS", 1)
+    for name in ("red", "blue", "green"):
+        write_video(tmp_path / "videos" / f"{name}.mp4", torch.full((8, 32, 32, 3), len(name)).byte().numpy(), fps=4)
+    (tmp_path / "all.csv").write_text("video,caption\nred,red\nblue,a blue circle\ngreen,a green star falls\n")
+    config = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=4), size=32)
+    pack(tmp_path / "all.csv", "csv", tmp_path / "videos", tmp_path / "frames", config, workers=1)
+    release(tmp_path / "xclip", *make("xclip"))
+    release(tmp_path / "teachclip", *make())
+    two_stage_release(tmp_path / "eercf", kind="eercf", frames=4)
+    asked = [str(tmp_path / name) for name in ("xclip", "teachclip", "eercf")]
+    asked += ["--frames", str(tmp_path / "frames"), "--videos", "40", "--queries", "20", "--recall", "2", "39"]
+    bench_retrieval.main([*asked, "--json", str(tmp_path / "bench.json")])
+    shown, found = capsys.readouterr().out, json.loads((tmp_path / "bench.json").read_text())
+    assert found["machine"]["threads"] == 1
+    real, drawn = found["galleries"]
+    assert (real["videos"], real["queries"], drawn["videos"], drawn["queries"]) == (3, 3, 40, 20)
+    names = {row["model"] for row in drawn["rows"]}
+    assert names == {
+        *("CLIP4Clip, TeachCLIP", "X-CLIP", "TS2-Net", "X-Pool", "GLSCL by coarse vector", "GLSCL by concepts"),
+        *("EERCF", "EERCF with patches"),
+    }
+    fields = {*Row.__dataclass_fields__}
+    for entry in (*real["rows"], *drawn["rows"]):
+        assert entry.keys() == fields and entry["milliseconds"] > 0 and entry["operations"] > 0
+        assert (entry["recall"] is None) == (entry["shared"] is None) == (entry["search"] != "two stages")
+    nearly_all = [entry for entry in drawn["rows"] if entry["recall"] == 39]
+    assert len(nearly_all) == 4 and all(entry["shared"] > 0.97 for entry in nearly_all)
+    assert [entry["model"] for entry in real["rows"]] == [
+        *(f"X-CLIP ({tmp_path / 'xclip'})", f"TeachCLIP ({tmp_path / 'teachclip'})"),
+        *[f"EERCF ({tmp_path / 'eercf'})"] * 2,
+    ]
+    by_patches = next(entry for entry in drawn["rows"] if entry["model"] == "EERCF with patches")
+    assert by_patches["token_bytes"] == 2 * 512 * (1 + 12 + 12 + 588) + 12
+    assert {claim["model"] for claim in drawn["claims"]} == {name for name in names if name[:5] in ("EERCF", "GLSCL")}
+    assert "synthetic: 40 videos, 20 queries" in shown and "GLSCL by concepts, two stages 39" in shown
+    assert drawn["about"]["world"]["seed"] == 0 and drawn["about"]["sizes"]["dim"] == 512
+
+
+def test_releases_and_frames_belong_together(tmp_path):
+    with pytest.raises(ExpectedError, match="belong together"):
+        bench_retrieval.main(["--frames", str(tmp_path)])
+    with pytest.raises(ExpectedError, match="no more queries than videos"):
+        bench_retrieval.main(["--videos", "5", "--queries", "6"])

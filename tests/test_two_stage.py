@@ -1,0 +1,198 @@
+"""Two stages: what is recalled is ranked by the full score, what is not follows, and nothing else is ever scored."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_release import ARCHITECTURE, TEMPORAL
+
+from distill.catalogue import build, parse_model_config
+from distill.evaluation.metrics import ranks_t2v, ranks_v2t
+from distill.model.clip import Clip
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.similarity import unit
+from distill.retrieval import two_stage
+from distill.retrieval.tokens import Tokens, TokenWriter, row_bytes, stored
+from distill.retrieval.topk import top_k
+
+VIDEOS, TEXTS, FRAMES, DIM = 23, 31, 4, 64
+STUDENTS = {
+    "eercf": {"frames": FRAMES, "patches": False},
+    "eercf with patches": {"frames": FRAMES},
+    "glscl by concepts": {"recall": "concepts"},
+    "glscl by coarse vector": {"recall": "coarse"},
+}
+
+
+def student(name, seed=0):
+    """A random student of two stages, in double precision."""
+    raw = {"kind": name.split()[0], "clip": {"model": "tiny"}, "temporal": TEMPORAL, **STUDENTS[name]}
+    torch.manual_seed(seed)
+    return build(parse_model_config(raw, "test"), Clip.from_architecture(ARCHITECTURE)).eval().double()
+
+
+def features(videos=VIDEOS, texts=TEXTS, seed=0):
+    """What the towers might give for texts and for videos."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    text = TextFeatures(sentence=drawn(texts, DIM), concepts=unit(drawn(texts, 8, DIM)))
+    real = torch.arange(FRAMES) < torch.randint(1, FRAMES + 1, (videos, 1), generator=generator)
+    video = VideoFeatures(
+        vector=drawn(videos, DIM),
+        frames=drawn(videos, FRAMES, DIM),
+        contextual=drawn(videos, FRAMES, DIM),
+        patches=drawn(videos, FRAMES, 16, DIM),
+        concepts=unit(drawn(videos, 8, DIM)),
+        real=real,
+    )
+    return text, video
+
+
+class Watched:
+    """A score of pairs that is no function of the recall vectors, and remembers which pairs it was asked for."""
+
+    def __init__(self, queries, candidates, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.scores = torch.randn(queries, candidates, generator=generator, dtype=torch.float64)
+        self.asked, self.calls = torch.zeros(queries, candidates, dtype=torch.bool), 0
+
+    def __call__(self, queries, candidates):
+        self.asked[queries[:, None], candidates] = True
+        self.calls += 1
+        return self.scores[queries[:, None], candidates]
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_recalling_the_whole_gallery_is_the_exhaustive_search(name):
+    model, (text, video) = student(name), features()
+    with torch.no_grad():
+        whole = model.similarity(text, video)
+        by_text, by_video = model.recall_text(text), model.recall_video(video)
+    for pairs, queries, vectors, expected in (
+        (two_stage.of_texts(model.similarity, text, video), by_text, by_video, whole),
+        (two_stage.of_videos(model.similarity, text, video), by_video, by_text, whole.T),
+    ):
+        found = two_stage.ranking(pairs, queries, vectors, len(vectors))
+        assert torch.allclose(found, expected, atol=1e-12)
+        assert torch.equal(found.argsort(1, descending=True), expected.argsort(1, descending=True))
+        scores, rows = two_stage.search(pairs, queries, vectors, 5, len(vectors))
+        best = expected.topk(5)
+        assert torch.equal(rows, best.indices) and torch.allclose(scores, best.values, atol=1e-12)
+    own = torch.arange(TEXTS) % VIDEOS
+    both = two_stage.ranking(two_stage.of_videos(model.similarity, text, video), by_video, by_text, TEXTS).T
+    assert torch.equal(ranks_v2t(both, own), ranks_v2t(whole, own))
+    both = two_stage.ranking(two_stage.of_texts(model.similarity, text, video), by_text, by_video, VIDEOS)
+    assert torch.equal(ranks_t2v(both, own), ranks_t2v(whole, own))
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("recall", [1, 6])
+def test_the_recalled_have_their_full_scores_and_lead_the_others(name, recall):
+    model, (text, video) = student(name), features()
+    with torch.no_grad():
+        whole = model.similarity(text, video)
+        coarse = model.recall_text(text) @ model.recall_video(video).T
+    found = two_stage.ranking(
+        two_stage.of_texts(model.similarity, text, video), model.recall_text(text), model.recall_video(video), recall
+    )
+    for row in range(TEXTS):
+        expected = coarse[row].topk(recall).indices
+        order = found[row].argsort(descending=True)
+        assert set(order[:recall].tolist()) == set(expected.tolist())
+        assert torch.allclose(found[row, expected], whole[row, expected], atol=1e-12)
+        rest = [video for video in coarse[row].argsort(descending=True).tolist() if video not in expected]
+        assert order[recall:].tolist() == rest, "what was not recalled follows by its inner product"
+
+
+@given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 70), st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_only_what_was_recalled_is_ranked_whatever_is_scored_together(num_queries, num_candidates, recall, seed):
+    generator = torch.Generator().manual_seed(seed)
+    queries, vectors = (torch.randn(n, 6, generator=generator).double() for n in (num_queries, num_candidates))
+    watched = Watched(num_queries, num_candidates, seed)
+    recalled = top_k(queries, vectors, recall)[1]
+    scores = two_stage.rerank(watched, recalled)
+    assert torch.equal(scores, watched.scores.gather(1, recalled))
+    _, rows = two_stage.search(watched, queries, vectors, 3, recall)
+    reach = top_k(queries, vectors, max(3, recall))[1]
+    for row in range(num_queries):
+        expected = sorted(reach[row].tolist(), key=lambda video: -watched.scores[row, video])[:3]
+        assert rows[row].tolist() == expected
+
+
+def test_few_queries_in_a_large_gallery_are_scored_with_their_own_candidates_alone():
+    generator = torch.Generator().manual_seed(1)
+    queries, vectors = torch.randn(8, 6, generator=generator), torch.randn(4000, 6, generator=generator)
+    watched, recalled = Watched(8, 4000), top_k(queries, vectors, 20)[1]
+    two_stage.rerank(watched, recalled)
+    assert torch.equal(watched.asked, torch.zeros_like(watched.asked).scatter(1, recalled, True))
+    alike = Watched(8, 4000)
+    two_stage.rerank(alike, recalled[:1].expand(8, -1))
+    assert alike.calls == 1, "one call where all recalled the same"
+
+
+@pytest.mark.parametrize("asks", [two_stage.of_texts, two_stage.of_videos])
+def test_memory_stays_bounded(asks, monkeypatch):
+    text, video = features(300, 300)
+    monkeypatch.setattr(two_stage, "CALL", 20 * sum(value[0].numel() for value in video.tensors().values()))
+    called = []
+
+    def similarity(text, video):
+        called.append((len(text), len(video)))
+        return torch.zeros(len(text), len(video))
+
+    recalled = torch.arange(300).expand(40, -1)
+    assert two_stage.rerank(asks(similarity, text, video), recalled).shape == (40, 300)
+    most = two_stage.in_one_call(video) if asks is two_stage.of_texts else two_stage.TOGETHER
+    assert most <= 20 and max(videos for _, videos in called) <= most
+    assert sum(texts * videos for texts, videos in called) == 40 * 300
+
+
+@pytest.mark.parametrize("name", ["eercf", "glscl by coarse vector"])
+def test_permuting_the_gallery_permutes_the_answer(name):
+    model, (text, video) = student(name), features()
+    order = torch.randperm(VIDEOS, generator=torch.Generator().manual_seed(3))
+    shuffled = video[order]
+    with torch.no_grad():
+        scores, rows = two_stage.search(
+            *(two_stage.of_texts(model.similarity, text, video), model.recall_text(text), model.recall_video(video)),
+            *(4, 9),
+        )
+        again, places = two_stage.search(
+            two_stage.of_texts(model.similarity, text, shuffled),
+            *(model.recall_text(text), model.recall_video(shuffled), 4, 9),
+        )
+    assert torch.equal(order[places], rows) and torch.allclose(scores, again, atol=1e-12)
+
+
+def test_among_equal_scores_the_lower_number_wins():
+    queries = torch.ones(1, 1)
+    vectors = torch.tensor([[0.1], [0.9], [0.8], [0.7]])
+    _, rows = two_stage.search(lambda q, c: torch.zeros(len(q), len(c)), queries, vectors, 3, 3)
+    assert rows.tolist() == [[1, 2, 3]]
+
+
+def test_tokens_are_read_back_as_they_were_rounded(tmp_path):
+    text, video = features()
+    model = student("eercf with patches").float()
+    kept = stored(video, model.rerank_fields)
+    with (tmp_path / "tokens.safetensors").open("wb") as file:
+        writer = TokenWriter(file, VIDEOS)
+        for start in range(0, VIDEOS, 10):
+            writer.append(stored(video[start : start + 10], model.rerank_fields))
+    tokens = Tokens.open(tmp_path / "tokens.safetensors")
+    assert tokens.stored.keys() == kept.keys() == {"vector", "frames", "contextual", "patches", "real"}
+    assert all(torch.equal(tokens.stored[name], kept[name]) for name in kept)
+    rows = torch.tensor([22, 0, 5])
+    assert torch.equal(tokens[rows].frames, video.frames[rows].half().float()) and tokens[rows].real.dtype == torch.bool
+    expected = 2 * (DIM + 2 * FRAMES * DIM + FRAMES * 16 * DIM) + FRAMES
+    assert row_bytes(kept) == expected
+    queries, vectors = text.sentence.float(), video.vector.float()
+    exact = VideoFeatures(**{name: v.float() if v.dtype != torch.bool else v for name, v in video.tensors().items()})
+    query = TextFeatures(sentence=queries)
+    full = two_stage.ranking(two_stage.of_texts(model.similarity, query, exact), queries, vectors, 6)
+    found = two_stage.ranking(two_stage.of_texts(model.similarity, query, tokens), queries, vectors, 6)
+    assert (full - found).abs().max() < 0.01, "what rounding to float16 changes"

@@ -1,0 +1,101 @@
+"""What it costs to search a gallery, and what shortcuts miss: operations, time, bytes and recall, model beside model.
+
+    tools/bench_retrieval.py
+    tools/bench_retrieval.py --json results/retrieval.json
+    tools/bench_retrieval.py runs/xclip/release runs/glscl/release --frames frames/test
+
+Always measured: 10,000 synthetic videos with features of the papers' sizes (ViT-B/32: 512 numbers, 12 frames, 49
+patches a frame, 32 words), in which coarse and full scores go together about as in trained models. Needs 10 GB of
+memory, for the patches, and about eight minutes. With releases: also those, on the videos and captions of a frame set.
+
+    MAC/pair    multiply-accumulates of one text and one video by the published formula, of the full score
+    M MAC       million multiply-accumulates a query as computed here; encoding the query is not counted
+    ms          median time of a query alone, and of a query when 16 come at once
+    of X-CLIP   1/n of what X-CLIP takes, whose calls are cut to the size that this machine does fastest
+    bytes       a video: vectors (a teacher's: all its features, float32) + tokens (float16)
+    top 10      how much of the model's own exhaustive top ten is found
+    lost        R@1 points against its own exhaustive search
+
+One thread by default: ratios then depend least on what else the machine does. At the end stands what became of the
+papers' claims, at searches that find 99 % of the exhaustive top ten.
+"""
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from distill import log
+from distill.bench import galleries
+from distill.bench.retrieval import Measured, claims, measure, table
+from distill.bench.synthetic import Sizes, World
+from distill.data.frames import FrameSet
+from distill.errors import ExpectedError, door
+from distill.manifest import write_json
+from distill.release.release import load
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, measures, and prints a table for each gallery."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("releases", type=Path, nargs="*", metavar="RELEASE", help="releases to measure on --frames")
+    parser.add_argument("--frames", type=Path, metavar="FRAMES", help="a folder made by tools/pack_frames.py")
+    parser.add_argument("--videos", type=int, default=10_000, metavar="N", help="synthetic ones (default 10000)")
+    parser.add_argument("--queries", type=int, default=100, metavar="N", help="synthetic ones (default 100)")
+    parser.add_argument(
+        "--recall",
+        type=int,
+        nargs="+",
+        default=[20, 50, 100, 200, 500],
+        metavar="K",
+        help="scored in full (default 20 ...)",
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor (default 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
+    args = parser.parse_args(argv)
+    log.setup()
+    if bool(args.releases) != (args.frames is not None):
+        raise ExpectedError("RELEASE and --frames belong together: releases are measured on a frame set; give both")
+    numbers = (*args.recall, args.videos, args.queries, args.threads)
+    if min(numbers) < 1 or args.queries > args.videos:
+        raise ExpectedError(
+            "--videos, --queries, --recall, --threads: at least 1 each, and no more queries than videos"
+        )
+    torch.set_num_threads(args.threads)
+    measured = []
+    if args.releases:
+        contenders, own = galleries.of_releases([load(path) for path in args.releases], FrameSet(args.frames))
+        rows = measure(contenders, own, args.recall)
+        about = {"releases": [str(path) for path in args.releases]}
+        measured.append(
+            Measured(gallery=str(args.frames), videos=contenders[0].videos, queries=len(own), about=about, rows=rows)
+        )
+    sizes, world = Sizes(), World()
+    contenders, own = galleries.synthetic(args.videos, args.queries, sizes, world)
+    rows = measure(contenders, own, args.recall)
+    about = {"sizes": asdict(sizes), "world": asdict(world)}
+    measured.append(
+        Measured(
+            gallery="synthetic", videos=args.videos, queries=args.queries, about=about, rows=rows, claims=claims(rows)
+        )
+    )
+    if args.json is not None:
+        machine = {"processor": platform.processor(), "cores": os.cpu_count(), "threads": args.threads}
+        write_json(
+            args.json, {"machine": machine | {"torch": torch.__version__}, "galleries": [m.tree() for m in measured]}
+        )
+    print("\n\n".join(map(table, measured)))
+
+
+if __name__ == "__main__":
+    door(main)
