@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 demo: install  ## the whole arrow on the embedded corpus, and one table
 	$(BIN)/python tools/demo.py
 
-study: install  ## the demo's comparison over several seeds, with intervals (takes an hour or so)
+study: install  ## the demo's comparison over several seeds, with intervals (takes two hours or so)
 	$(BIN)/python tools/demo_study.py
 
 test: install lint  ## everything that CI checks
