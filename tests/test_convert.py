@@ -17,7 +17,8 @@ import distill.release
 from distill.errors import ExpectedError
 from distill.model.clip import Clip, ClipConfig
 from distill.release import authors
-from distill.release.convert import Options, convert
+from distill.release.convert import convert
+from distill.release.heads import Options
 from tools.convert_checkpoint import main
 
 # Two heads in the vision tower, one elsewhere; 32 pixels in 16 patches.

@@ -34,7 +34,8 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 from distill.recipe import Recipe
-from distill.release.convert import Options, convert
+from distill.release.convert import convert
+from distill.release.heads import Options
 from distill.training.objective import ContrastiveConfig, LossConfig, Target, weigh
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from students import eercf

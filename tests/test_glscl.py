@@ -41,7 +41,8 @@ from distill.model.queries import LearnedQueries, QueryConfig
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig
 from distill.recipe import Recipe
-from distill.release.convert import Options, convert
+from distill.release.convert import convert
+from distill.release.heads import Options
 from distill.training.objective import ContrastiveConfig, FineConfig, LossConfig, Target, weigh
 from students.glscl import Glscl, GlsclConfig, local_score
 from tools.convert_checkpoint import main as convert_main

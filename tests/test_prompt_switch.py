@@ -34,8 +34,9 @@ from distill.model.prompts import repeat_last, switch_prompts
 from distill.model.similarity import cosine, mean_pool, unit
 from distill.recipe import Recipe
 from distill.release.authors import TRANSPOSED, Checkpoint
-from distill.release.convert import Options, convert
+from distill.release.convert import convert
 from distill.release.export import export_clip
+from distill.release.heads import Options
 from distill.retrieval.gallery import Gallery, best_stretch, build_gallery
 from distill.training.objective import ContrastiveConfig, LossConfig, Target, weigh
 from distill.training.optim import OptimConfig, build_optimizer

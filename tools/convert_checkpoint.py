@@ -21,7 +21,8 @@ from pathlib import Path
 
 from distill.data.sampler import SAMPLERS
 from distill.errors import door
-from distill.release.convert import FRAMES, KINDS, WORDS, Options, convert
+from distill.release.convert import convert
+from distill.release.heads import FRAMES, KINDS, WORDS, Options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
