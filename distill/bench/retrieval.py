@@ -26,6 +26,7 @@ from distill.bench.operations import FORMULAS, Operations
 from distill.bench.synthetic import Sizes
 from distill.evaluation.evaluate import top_shared
 from distill.evaluation.metrics import ranks_t2v, summarise
+from distill.evaluation.report import aligned
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
@@ -312,16 +313,8 @@ def table(measured: Measured) -> str:
                 "" if row.r1_lost is None else f"{row.r1_lost:+.1f}",
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    shown = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
     head = f"{measured.gallery}: {measured.videos:,} videos, {measured.queries:,} queries"
-    return "\n".join([head, "", *shown, *(["", *map(_verdict, measured.claims)] if measured.claims else [])])
+    return "\n".join([head, "", aligned(lines), *(["", *map(_verdict, measured.claims)] if measured.claims else [])])
 
 
 def _verdict(claim: Claim) -> str:

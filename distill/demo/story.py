@@ -24,6 +24,7 @@ from distill.data.frames import FrameSet
 from distill.demo.measure import measure
 from distill.errors import ExpectedError
 from distill.evaluation.metrics import paired_bootstrap
+from distill.evaluation.report import aligned
 from distill.release.release import load
 
 CORPUS, FRAMES, LABELS = Path("demo/corpus"), Path("demo/frames"), Path("demo/labels")
@@ -272,7 +273,7 @@ def table(seeds: Sequence[dict[str, dict]]) -> str:
             spread = f" ±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):.{digits}f}{spread}")
         lines.append([seeds[0][key]["title"], *cells])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def markdown(text: str) -> str:
@@ -289,17 +290,6 @@ def gains_text(gains: dict[str, dict[str, list[float]]]) -> str:
         f"R@1 {pair}: "
         + ", ".join(f"{name.upper()} {d:+.1f} [{low:+.1f}, {high:+.1f}]" for name, (d, low, high) in sides.items())
         for pair, sides in gains.items()
-    )
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
     )
 
 

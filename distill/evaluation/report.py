@@ -294,6 +294,11 @@ def _table(rows: Sequence[tuple[str, Measured]]) -> str:
     columns = [(way, name) for way in ("t2v", "v2t") if way in rows[0][1].metrics for name in COLUMNS]
     lines = [["", *(f"{way.upper()} R@1 [95 %]" if name == "R@1" else name for way, name in columns)]]
     lines += [[title, *(_cell(measured, way, name) for way, name in columns)] for title, measured in rows]
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
