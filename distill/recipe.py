@@ -31,7 +31,7 @@ class Recipe(Config):
     seed: int = 0
     model: ModelConfig
     data: DataConfig
-    labels: list[Label] = Field(default=[])  # without any, only the contrastive loss remains
+    labels: list[Label] = Field(default=[])  # without any, the contrastive loss and the model's own remain
     losses: LossConfig = LossConfig()
     optim: OptimConfig
     train: TrainConfig

@@ -31,7 +31,7 @@ from distill.model.clip import Clip, Video, VideoTokens, real_words
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.queries import LearnedQueries, QueryConfig
-from distill.model.similarity import mean_pool, unit
+from distill.model.similarity import mean_pool, precise, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 
 LEFT_OUT = -1e18  # a padded frame, before the softmax that weighs frames
@@ -129,8 +129,8 @@ class Glscl(RetrievalModel):
         """Cosine of every sentence with the mean of every video's frames, weighed for that sentence (GIM)."""
         assert video.frames is not None and video.real is not None, "GLSCL weighs frames"
         with torch.autocast(text.sentence.device.type, enabled=False):
-            sentence, size = _precise(text.sentence), max(1, MAX_CELLS // (len(text) * video.frames.shape[1]))
-            parts = zip(_precise(video.frames).split(size), video.real.split(size), strict=True)
+            sentence, size = precise(text.sentence), max(1, MAX_CELLS // (len(text) * video.frames.shape[1]))
+            parts = zip(precise(video.frames).split(size), video.real.split(size), strict=True)
             return torch.cat([weighted_cosine(sentence, *part, self.temperature) for part in parts], dim=1)
 
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
@@ -204,7 +204,3 @@ def _flat(concepts: Float[Tensor, "sample concept dim"] | None) -> Float[Tensor,
     """Unit concepts one after the other, as one vector of length 1: inner products are means over concepts."""
     assert concepts is not None
     return unit(concepts.flatten(1))
-
-
-def _precise(features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-    return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from distill.model.clip import Clip, LogitScale, Video, VideoTokens
 from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.model.similarity import mean_pool, unit
+from distill.model.similarity import mean_pool, precise, unit
 
 MAX_CELLS = 2**24  # numbers in the pooled videos [video, text, dim] held at once; a few copies of it are
 
@@ -53,7 +53,7 @@ class XPoolInteraction(Interaction):
 
     def forward(self, text: TextFeatures, video: VideoFeatures, scaled: bool = True) -> Float[Tensor, "text video"]:
         """Logits, or with `scaled=False` the cosine of caption and pooled video. Float32 or better."""
-        sentence, frames = _precise(text.sentence), _frames(video)
+        sentence, frames = precise(text.sentence), _frames(video)
         size = max(1, MAX_CELLS // sentence.numel())
         with torch.autocast(sentence.device.type, enabled=False):
             similarity = torch.cat(
@@ -77,7 +77,7 @@ class XPoolInteraction(Interaction):
 
     def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
         """The attention logit of every frame of video i for caption i: TeachCLIP's fine label before its softmax."""
-        query = self.q_proj(self.norm1(_precise(text.sentence)))
+        query = self.q_proj(self.norm1(precise(text.sentence)))
         keys = self.k_proj(self.norm1(_frames(video)))
         return torch.einsum("pd,pfd->pf", query, keys) * keys.shape[-1] ** -0.5
 
@@ -113,10 +113,6 @@ class XPool(Teacher):
         return self.interaction(text, video)
 
 
-def _precise(features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-    return features.to(torch.promote_types(features.dtype, torch.float32))
-
-
 def _frames(video: VideoFeatures) -> Float[Tensor, "video frame dim"]:
     assert video.frames is not None, "X-Pool pools frames"
-    return _precise(video.frames)
+    return precise(video.frames)

@@ -10,9 +10,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
+def precise(features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+    """The same in float32 or better."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
 def unit(features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
     """Vectors of length 1, in float32 or better."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    return F.normalize(precise(features), dim=-1)
 
 
 def cosine(text: Float[Tensor, "text dim"], video: Float[Tensor, "video dim"]) -> Float[Tensor, "text video"]:

@@ -1,7 +1,7 @@
 """What is minimised: encode a batch, gather it once over all processes, score it, weigh the losses (TeachCLIP).
 
-`total = w_contrastive L_IN + weighted mean over label sets of (w_coarse L_CgT + w_fine L_FgT)`. Without label sets only
-the contrastive term remains, with its weight.
+`total = w_contrastive L_IN + own + weighted mean over label sets of (w_coarse L_CgT + w_fine L_FgT)`. Without label
+sets the contrastive term and the model's own losses remain.
 """
 
 from collections.abc import Sequence
