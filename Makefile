@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo study test fast lint install clean
+.PHONY: demo study test two-hosts lint install clean
 
 demo: install  ## the whole arrow on the embedded corpus, and one table
 	$(BIN)/python tools/demo.py
@@ -15,6 +15,9 @@ study: install  ## the demo's comparison over several seeds, with intervals (tak
 
 test: install lint  ## everything that CI checks
 	$(BIN)/python -m pytest -n auto
+
+two-hosts: install  ## launches over two network namespaces with ssh, as root; docs/multi-node.md
+	$(BIN)/python tests/two_hosts.py
 
 lint: install
 	$(BIN)/ruff format --check .
