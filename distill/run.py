@@ -193,18 +193,21 @@ def _release(recipe: Recipe, job: Job, weights: dict[str, torch.Tensor], scores:
     stored = None
     if recipe.model.kind not in catalogue.INTERACTIONS:
         stored = bytes_per_video(job.model, job.data.num_frames, job.train.size)
+    kept = {name: weights[name] for name in job.model.state_dict()}
+    parameters = sum(tensor.numel() for tensor in kept.values())
+    left_out = sum(tensor.numel() for tensor in weights.values()) - parameters
     release = job.folder / "release"
     write_release(
         release,
         model=job.model,
         model_config=recipe.model.released(),
-        weights={name: weights[name] for name in job.model.state_dict()},
+        weights=kept,
         text={"max_words": recipe.data.max_words, "vocabulary": job.tokenizer.vocabulary},
         frames_config=job.train.manifest.config,
         provenance=provenance,
-        card=model_card(recipe.model, metrics, provenance, stored),
+        card=model_card(recipe.model, metrics, provenance, stored, parameters=parameters, left_out=left_out),
     )
-    logger.info(f"released {release}")
+    logger.info(f"released {release}: {parameters:,} parameters, {4e-6 * parameters:,.1f} MB")
     print(json.dumps({"release": str(release), "test": metrics}))
 
 

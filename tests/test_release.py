@@ -254,6 +254,13 @@ def test_the_card_states_the_task_the_numbers_and_where_the_model_comes_from():
         assert words in card
 
 
+def test_a_card_says_how_large_the_file_is_and_what_was_left_out():
+    card = model_card(make()[0], {}, {}, parameters=153_600_000, left_out=33_800_000)
+    assert "153,600,000 parameters in float32: 614.4 MB." in card
+    assert "Another 33,800,000 parameters only took part in training" in card
+    assert "left out" not in model_card(make()[0], {}, {}, parameters=1_000)
+
+
 def test_a_card_without_numbers_claims_none():
     card = model_card(make()[0], {}, {})
     assert "model-index" not in card

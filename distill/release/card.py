@@ -61,13 +61,17 @@ def model_card(
     metrics: Mapping[str, Mapping[str, float]] | None,
     provenance: Mapping[str, Any],
     stored: tuple[int, int] | None = None,
+    *,
+    parameters: int = 0,
+    left_out: int = 0,
 ) -> str:
     """The card as text.
 
     `config` is the model's, `metrics` the summary of ranks by direction (`t2v`, `v2t`); of `provenance` the card shows,
     where present, `name`, `evaluated_on`, `parents` (name -> manifest id), `steps`, `seconds` and `versions`; or, for
     weights that were trained elsewhere, what `converted` says of the file they came in. `stored` is what a gallery
-    holds of every video (`distill.retrieval.tokens.bytes_per_video`), where the model can be searched.
+    holds of every video (`distill.retrieval.tokens.bytes_per_video`), where the model can be searched. `parameters`
+    counts those in the file, `left_out` those that only training needed.
     """
     name = provenance.get("name", config.kind)
     measured = {direction: metrics[direction] for direction in DIRECTIONS if metrics and direction in metrics}
@@ -84,6 +88,7 @@ def model_card(
         "What it is": (
             f"A text-to-video retrieval model of the kind `{config.kind}`: it says how well a text and a video match, "
             "so that the best videos can answer a query. Made with the retrieval-distill toolkit."
+            f"{_size(parameters, left_out)}"
         ),
         "How to use it": f"{USAGE}\n{TEACH if config.kind in INTERACTIONS else SEARCH}{_stored(stored)}",
         "Measured": _table(measured, evaluated_on) if measured else "Not evaluated.",
@@ -93,6 +98,13 @@ def model_card(
     }
     body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items())
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{body}\n"))
+
+
+def _size(parameters: int, left_out: int) -> str:
+    if not parameters:
+        return ""
+    trained = f" Another {left_out:,} parameters only took part in training and are left out." if left_out else ""
+    return f"\n\n`model.safetensors` holds {parameters:,} parameters in float32: {4e-6 * parameters:,.1f} MB.{trained}"
 
 
 def _stored(stored: tuple[int, int] | None) -> str:

@@ -166,7 +166,9 @@ def _write_model(
             "size": architecture["vision_cfg"]["image_size"],
         },
         provenance=provenance,
-        card=model_card(config, None, provenance, stored),
+        card=model_card(
+            config, None, provenance, stored, parameters=sum(p.numel() for p in model.state_dict().values())
+        ),
     )
 
 
