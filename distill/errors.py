@@ -4,8 +4,9 @@ Everything that bad input can cause raises `ExpectedError` (or a subclass): what
 next. Our own invariants are `assert`s and keep their traceback.
 """
 
-import sys
 from collections.abc import Callable
+
+from distill import signals
 
 
 class ExpectedError(Exception):
@@ -25,11 +26,13 @@ class VideoError(ExpectedError):
 
 
 def door(main: Callable[[], None]) -> None:
-    """Runs a command: an `ExpectedError` becomes one line on stderr and exit code 2."""
+    """Runs a command: an `ExpectedError` becomes one line on stderr and exit code 2, a signal one line and 128 + it."""
+    signals.listen()
     try:
-        main()
+        return main()
     except ExpectedError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        line, code = f"error: {' '.join(str(error).split())}", 2
+    except signals.Stopped as stopped:
+        line, code = stopped.line, stopped.code
+    # Here, where nothing holds the failed frames any more, progress bars are closed, so the line stands alone.
+    signals.leave(line, code)

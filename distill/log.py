@@ -16,7 +16,7 @@ def setup(rank: int = 0) -> None:
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
     )
-    for noisy in ("DeepSpeed", "torch.distributed", "open_clip"):
+    for noisy in ("DeepSpeed", "torch.distributed", "open_clip", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 

@@ -362,7 +362,7 @@ def test_every_caption_arrives_in_order_with_an_id_of_its_own(tmp_path, said):
         assert texts(read(tmp_path, name, layout)) == {video: [" ".join(said)] for video, said in single.items()}
 
 
-@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("layout", sorted(LAYOUTS.keys() - {"webdataset"}))
 def test_every_layout_names_a_missing_or_undecodable_file(tmp_path, layout):
     place(tmp_path)
     (tmp_path / "latin").write_bytes("café".encode("latin-1"))

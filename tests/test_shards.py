@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distill.data.frames import FrameSet
-from distill.data.shards import ShardContent, Shards, build, claim, finished, sealed_files
+from distill.data.shards import (
+    MOST_OPEN,
+    ShardContent,
+    Shards,
+    build,
+    claim,
+    finished,
+    open_sealed_shards,
+    sealed_files,
+)
 from distill.errors import ArtefactError
-from distill.manifest import Manifest, SealedFile, open_sealed, published, seal
+from distill.manifest import Manifest, SealedFile, open_sealed, published, seal, sealed_file
 
 SAMPLES = {"000000000": {"json": b"{}", "000.jpg": b"first"}, "000000001": {"json": b"[]", "000.jpg": b""}}
 
@@ -39,8 +50,7 @@ def test_webdataset_reads_what_was_written(tmp_path: Path):
 
 
 def test_every_member_is_read_at_random(tmp_path: Path):
-    sealed(tmp_path)
-    shards = Shards(tmp_path, ["00000.tar"])
+    shards = Shards(tmp_path, sealed(tmp_path).files)
     assert shards.keys == list(SAMPLES)
     for key, sample in reversed(SAMPLES.items()):
         assert shards.extensions(key) == sorted(sample)
@@ -141,9 +151,136 @@ def test_packed_frames_are_the_videos_frames(world):
 
 
 def test_only_jpeg_is_decoded_as_a_frame():
-    from distill.data.frames import _pixels
+    from distill.data.frames import decode_jpeg
 
     file = io.BytesIO()
     Image.new("RGB", (4, 4)).save(file, "PNG")
     with pytest.raises(OSError, match="cannot identify"):
-        _pixels(file.getvalue())
+        decode_jpeg(file.getvalue())
+
+
+def reopened(folder: Path, *, verify: bool) -> dict[str, dict[str, bytes]]:
+    """Everything that a sealed folder holds, read through its indexes."""
+    about: dict[str, object] = {}
+    _, shards = open_sealed_shards(folder, "frames", 1, verify=verify, told=about.__setitem__)
+    assert about == {key: json.loads(sample["json"]) for key, sample in SAMPLES.items()}
+    return {key: {ext: shards.read(key, ext) for ext in shards.extensions(key)} for key in shards.keys}
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"512", b"999")),
+        lambda path: path.write_bytes(b"[" * 100_000),
+        lambda path: path.write_text('{"000000000":{"json":[0,1099511627776,{}]}}'),
+    ],
+)
+def test_a_lost_or_damaged_index_is_made_again(tmp_path: Path, damage, verify: bool, caplog: pytest.LogCaptureFixture):
+    sealed(tmp_path)
+    index = tmp_path / "00000.index.json"
+    whole = index.read_bytes()
+    damage(index)
+    assert reopened(tmp_path, verify=verify) == SAMPLES
+    assert index.read_bytes() == whole
+    assert len(caplog.records) == 1 and "made again from the tar" in caplog.text
+    assert reopened(tmp_path, verify=verify) == SAMPLES and len(caplog.records) == 1
+
+
+def test_an_index_that_cannot_be_written_is_kept_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    sealed(tmp_path)
+    (tmp_path / "00000.index.json").unlink()
+    (tmp_path / "00000.index.json").mkdir()  # as good as a folder that may not be written, also for root
+    assert reopened(tmp_path, verify=True) == SAMPLES
+    assert "for this run (it cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_an_index_is_never_made_from_a_damaged_tar(tmp_path: Path, verify: bool):
+    sealed(tmp_path)
+    (tmp_path / "00000.index.json").unlink()
+    data = bytearray((tmp_path / "00000.tar").read_bytes())
+    data[600] ^= 1
+    (tmp_path / "00000.tar").write_bytes(data)
+    with pytest.raises(ArtefactError, match=r"00000.tar: sha256"):
+        open_sealed_shards(tmp_path, "frames", 1, verify=verify)
+
+
+@pytest.mark.parametrize(
+    ("index", "word"),
+    [
+        ({"a": {"json": [0, 99_999_999, {}]}}, "points outside"),
+        ({"a": {"json": [-1, 5, {}]}}, "points outside"),
+        ({"a": {"json": [0, -5, {}]}}, "points outside"),
+        ({"a": {"json": [1 << 70, 1, {}]}}, "points outside"),
+        ({"a": {"json": [0.5, 1, {}]}}, "wrong"),
+        ({"a": {"json": [0, 1]}}, "wrong"),
+        ({"a": {"json": "text"}}, "wrong"),
+        ({"a": [1]}, "wrong"),
+        ([1], "wrong"),
+    ],
+)
+def test_an_index_that_was_sealed_wrong_is_refused(tmp_path: Path, index, word: str):
+    """A manifest vouches for the bytes, not for the sense of what somebody else's program wrote."""
+    manifest = sealed(tmp_path)
+    path = tmp_path / "00000.index.json"
+    path.write_text(json.dumps(index))
+    seal(tmp_path, manifest.model_copy(update={"files": {**manifest.files, path.name: sealed_file(path)}}))
+    with pytest.raises(ArtefactError, match=rf"00000.index.json: .*{word}"):
+        open_sealed_shards(tmp_path, "frames", 1)
+
+
+def test_a_key_in_two_shards_is_refused(tmp_path: Path):
+    claim(tmp_path, {}, command="a test")
+    records = [build(tmp_path, name, make) for name in ("00000", "00001")]
+    with pytest.raises(ArtefactError, match="stands in two shards"):
+        Shards(tmp_path, sealed_files(records))
+
+
+def test_reads_stay_inside_the_shard(tmp_path: Path):
+    shards = Shards(tmp_path, sealed(tmp_path).files)
+    end = (tmp_path / "00000.tar").stat().st_size
+    for offset, size in ((end, 1), (-1, 1), (0, end + 1), (0, -1), (1 << 62, 1 << 40)):
+        with pytest.raises(ArtefactError, match="points outside"):
+            shards.read_at("000000000", offset, size)
+    (tmp_path / "00000.tar").unlink()
+    with pytest.raises(ArtefactError, match=r"00000.tar: cannot be read \(No such file"):
+        shards.read("000000000", "json")
+
+
+def test_only_so_many_shards_are_held_open(tmp_path: Path):
+    claim(tmp_path, {}, command="a test")
+    records = [
+        build(tmp_path, f"{number:05d}", lambda number=number: ShardContent({f"{number}": {"a": b"%d" % number}}, {}))
+        for number in range(MOST_OPEN + 20)
+    ]
+    shards, before = Shards(tmp_path, sealed_files(records)), len(os.listdir("/proc/self/fd"))
+    for turn in range(2):
+        assert [shards.read(key, "a") for key in shards.keys] == [key.encode() for key in shards.keys], turn
+    assert len(os.listdir("/proc/self/fd")) <= before + MOST_OPEN
+
+
+def test_a_frame_set_of_the_first_format_is_refused(world, tmp_path: Path):
+    shutil.copytree(world.frames["val"], tmp_path / "old")
+    tree = json.loads((tmp_path / "old" / "manifest.json").read_text())
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps({**tree, "version": 1}))
+    with pytest.raises(ArtefactError, match="frames format 1, this version reads 2; make it again"):
+        FrameSet(tmp_path / "old")
+
+
+def test_a_frame_that_is_no_jpeg_is_refused_by_name(world, tmp_path: Path):
+    shutil.copytree(world.frames["val"], tmp_path / "f")
+    tar = tmp_path / "f" / "00000.tar"
+    tar.write_bytes(bytes(tar.stat().st_size))
+    with pytest.raises(ArtefactError, match=r"00000.tar: frames of 0000000000 cannot be decoded"):
+        FrameSet(tmp_path / "f", verify=False).pixels(0)
+
+
+def test_opening_a_frame_set_reads_no_shard(world, tmp_path: Path):
+    """What is known of the videos stands in the index: sets of terabytes open at once."""
+    shutil.copytree(world.frames["train"], tmp_path / "f")
+    tar = tmp_path / "f" / "00000.tar"
+    tar.write_bytes(bytes(tar.stat().st_size))
+    assert FrameSet(tmp_path / "f", verify=False).videos == FrameSet(world.frames["train"]).videos

@@ -14,6 +14,7 @@ ANNOTATIONS is the file of one split; what to give depends on the layout:
     activitynet  train.json or val_1.json; train_ids.json or val_ids.json beside it, if any, decides the videos
     didemo       train_data.json, val_data.json or test_data.json (or didemo_ before it); train_list.txt, val_list.txt
                  or test_list.txt beside it, if any, decides the videos
+    webdataset   the folder of 00000.tar ... that img2dataset or video2dataset made; the videos are in it too
 
 Frames are sampled as CLIP4Clip does: one per second, then --frames of them evenly; --sampler glscl is GLSCL's rule of
 the same kind, which takes other frames where the frame rate is no whole number; --sampler prompt_switch is Prompt
@@ -36,14 +37,14 @@ from distill.config import validate
 from distill.data.captions import LAYOUTS
 from distill.data.frames import PackConfig, pack
 from distill.data.sampler import SAMPLERS
-from distill.errors import door
+from distill.errors import ExpectedError, door
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Packs one split and says what became of its videos."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations", type=Path, help="annotation file of one split, see above")
-    parser.add_argument("videos", type=Path, help="folder with the video files")
+    parser.add_argument("videos", type=Path, nargs="?", help="folder with the video files (not of webdataset)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the frame set")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), default="csv", help="of the annotation file")
     parser.add_argument("--size", type=int, default=224, help="pixels, height and width (224 for CLIP ViT-B)")
@@ -55,7 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     rule = {"kind": args.sampler, "num_frames": args.frames} | ({"prompts": args.prompts} if args.prompts else {})
     sampler = validate(rule, SAMPLERS[args.sampler], where=f"--sampler {args.sampler}")
     config = PackConfig(sampler=sampler, size=args.size)
-    manifest = pack(args.annotations, args.layout, args.videos, args.out, config)
+    together = args.layout == "webdataset"
+    if args.videos is None and not together:
+        raise ExpectedError(f"--layout {args.layout}: give the folder with the video files after {args.annotations}")
+    if together and args.videos not in (None, args.annotations):
+        raise ExpectedError(f"{args.videos}: of webdataset the videos lie in {args.annotations} itself; leave it out")
+    manifest = pack(args.annotations, args.layout, args.videos or args.annotations, args.out, config)
     counts = manifest.counts
     print(f"{args.out}: {counts['videos']} videos, {counts['captions']} captions, {counts['frames']} frames")
     for note in manifest.notes[:10]:

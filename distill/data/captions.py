@@ -26,7 +26,7 @@ from distill.errors import ArtefactError
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Caption:
     """One sentence or paragraph said of a video; `id` is unique within an annotation file."""
 
@@ -43,6 +43,7 @@ class Clip:
     source: str  # file name relative to the video folder, found or expected
     start: float | None = None
     end: float | None = None
+    unusable: str | None = None  # why it cannot be packed, where the annotations say so
 
 
 def read_annotations(path: Path, layout: str, videos: Path) -> list[Clip]:
@@ -64,13 +65,16 @@ def _clips(path: Path, rows: Iterable[Row], folder: "_Folder") -> list[Clip]:
     ids: set[str] = set()
     texts: set[tuple[str, str]] = set()
     for row in rows:
-        _check(row)
+        if row.unusable is None:
+            _check(row)
         files = row.files or (row.video,)
         if row.video not in first:
             first[row.video], sources[row.video], captions[row.video] = row, folder.find(files), []
         elif row.files != first[row.video].files and (source := folder.find(files)) != sources[row.video]:
             found = f"found {sources[row.video]!r} and {source!r}"
             raise ArtefactError(f"{row.where}: expected one file of the name {stem(files[0])!r}, {found}; rename one")
+        if row.unusable is not None:
+            continue
         said = captions[row.video]
         caption = Caption(f"{row.video}#{len(said)}" if row.key is None else row.key, row.text.strip())
         if caption.id in ids:
@@ -78,11 +82,14 @@ def _clips(path: Path, rows: Iterable[Row], folder: "_Folder") -> list[Clip]:
         said.append(caption)
         ids.add(caption.id)
         texts.add((row.video, caption.text))
-    if not ids:
+    if not first:
         raise ArtefactError(f"{path}: no captions; expected at least one")
     if len(texts) < len(ids):
         log.info("%s: %d captions repeat one of the same video; each is kept", path, len(ids) - len(texts))
-    return [Clip(video, tuple(captions[video]), sources[video], row.start, row.end) for video, row in first.items()]
+    return [
+        Clip(video, tuple(captions[video]), sources[video], row.start, row.end, row.unusable)
+        for video, row in first.items()
+    ]
 
 
 def _check(row: Row) -> None:

@@ -2,7 +2,8 @@
 
 `LAYOUTS` is the table. What all layouts share:
 
-* Text only (JSON, csv, lists of ids); a pickle is refused, with the command that turns it into JSON.
+* Text only (JSON, csv, lists of ids, or the text in downloaded shards); a pickle is refused, with the command that
+  turns it into JSON.
 * A list of ids decides which videos there are and their order. An id that stands in it twice counts once (logged); an
   id without captions is an error that names it. Captions of videos that are not listed are left out.
 * Captions of one video keep the order of the file, need not stand together and may differ in number between videos.
@@ -21,6 +22,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
+from distill.data.downloads import downloads
 from distill.data.textfiles import filled, read_json, read_list, read_rows, read_text, refuse_pickle, seconds
 from distill.errors import ArtefactError
 
@@ -46,6 +48,7 @@ class Row(NamedTuple):
     files: tuple[str, ...] = ()  # names the video may have, expected one first, extension optional; (): its id
     start: float | None = None  # seconds; None: the whole video
     end: float | None = None
+    unusable: str | None = None  # why the video cannot be packed, where that is known already
 
 
 def read_csv(path: Path) -> Iterator[Row]:
@@ -253,6 +256,16 @@ def stem(name: str) -> str:
     return bare if extension.lower() in EXTENSIONS else name
 
 
+def read_webdataset(path: Path) -> Iterator[Row]:
+    """A folder of shards that img2dataset or video2dataset downloaded, videos and captions together.
+
+    A download that failed, or that has no caption, is a row too: it is reported, not packed.
+    """
+    for found in downloads(path, EXTENSIONS):
+        where = f"{path / found.source.partition('/')[0]}: {found.key}"
+        yield Row(where, found.key, found.caption, files=(found.source,), unusable=found.unusable)
+
+
 LAYOUTS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "activitynet": read_activitynet,
     "csv": read_csv,
@@ -261,4 +274,5 @@ LAYOUTS: dict[str, Callable[[Path], Iterator[Row]]] = {
     "msrvtt": read_msrvtt,
     "msvd": read_msvd,
     "vatex": read_vatex,
+    "webdataset": read_webdataset,
 }

@@ -6,12 +6,10 @@ A frame set holds one split; its manifest lists the videos that could not be use
 """
 
 import hashlib
-import io
 import json
-import multiprocessing
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,31 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from distill.cache import Cache
 from distill.config import Config
+from distill.data.ahead import Source
 from distill.data.captions import Caption, Clip, read_annotations
+from distill.data.downloads import Section, open_video, tars
+from distill.data.pictures import JPEG_QUALITY, decode_jpeg, encode_jpeg
 from distill.data.sampler import Sampler
-from distill.data.shards import Sample, ShardContent, ShardRecord, Shards, build, claim, sealed_files, split
+from distill.data.shards import (
+    Sample,
+    ShardContent,
+    ShardRecord,
+    build,
+    claim,
+    open_sealed_shards,
+    sealed_files,
+    split,
+)
 from distill.data.video import decode, probe
 from distill.errors import ArtefactError, VideoError
 from distill.log import progress
-from distill.manifest import NAME, Manifest, canonical_json, file_sha256, open_sealed, seal
+from distill.manifest import NAME, Manifest, canonical_json, file_sha256, seal
+from distill.remote import Place, locate
+from distill.workers import worker_pool
 
-VERSION = 1
-JPEG_QUALITY = 95
+VERSION = 2  # 1: an index did not hold what is known of the videos
 
 
 class PackConfig(Config):
@@ -41,7 +53,7 @@ class PackConfig(Config):
     per_shard: int = 100  # videos
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Video:
     """One packed video and its captions."""
 
@@ -59,10 +71,14 @@ def pack(
 ) -> Manifest:
     """Packs every video that `annotations` names into `out`; unusable ones are listed in the manifest, with reasons."""
     clips = read_annotations(annotations, layout, videos)
-    source = {"annotations_sha256": file_sha256(annotations), "layout": layout, "clips_sha256": _hash_clips(clips)}
+    source = {
+        "annotations_sha256": _hash_annotations(annotations),
+        "layout": layout,
+        "clips_sha256": _hash_clips(clips),
+    }
     settings = {**config.model_dump(mode="json"), "jpeg_quality": JPEG_QUALITY, **source}
     if (out / NAME).is_file():
-        manifest = open_sealed(out, "frames", VERSION, verify=True)
+        manifest, _ = open_sealed_shards(out, "frames", VERSION)
         if manifest.config != settings:
             raise ArtefactError(
                 f"{out}: already holds another frame set; choose another folder for tools/pack_frames.py"
@@ -77,8 +93,7 @@ def pack(
 def _run(jobs: Sequence[tuple[Any, ...]], workers: int, videos: int) -> list[ShardRecord]:
     if workers == 1 or len(jobs) == 1:
         return [_pack_shard(*job) for job in progress(jobs, f"pack {videos} videos (shards)")]
-    context = multiprocessing.get_context("spawn")  # fork is unsafe beside threads
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    with worker_pool(min(workers, len(jobs))) as pool:
         running = [pool.submit(_pack_shard, *job) for job in jobs]
         return [future.result() for future in progress(running, f"pack {videos} videos (shards)")]
 
@@ -128,18 +143,26 @@ def _shard(name: str, clips: list[Clip], videos: Path, config: PackConfig) -> Sh
 
 
 def _sample(clip: Clip, videos: Path, config: PackConfig) -> tuple[Sample, int]:
-    path = videos / clip.source
-    info = probe(path)
-    wanted = config.sampler.indices(info.num_frames, info.fps, clip.start, clip.end)
-    pictures, timestamps = decode(path, wanted)
+    if clip.unusable is not None:
+        raise VideoError(clip.unusable)
+    with _opened(videos, clip.source) as source:
+        info = probe(source)
+        wanted = config.sampler.indices(info.num_frames, info.fps, clip.start, clip.end)
+        pictures, timestamps = decode(source, wanted)
     return frame_sample(clip, pictures, timestamps, info.duration, config.size), len(pictures)
+
+
+def _opened(videos: Path, source: str) -> AbstractContextManager[Path | Section]:
+    """A video file, or one that lies in a downloaded shard of the folder."""
+    tar = videos / source.partition("/")[0]
+    return open_video(videos, source) if tar.suffix == ".tar" and tar.is_file() else nullcontext(videos / source)
 
 
 def frame_sample(
     clip: Clip, pictures: Sequence[np.ndarray], timestamps: Sequence[float], duration: float, size: int
 ) -> Sample:
     """The members of one video: what is known of it, and its frames as JPEG."""
-    jpegs = [_jpeg(picture, size) for picture in pictures]
+    jpegs = [encode_jpeg(picture, size) for picture in pictures]
     about = {
         "video": clip.video,
         "source": clip.source,
@@ -151,23 +174,11 @@ def frame_sample(
     return {"json": canonical_json(about)} | {f"{i:03d}.jpg": jpeg for i, jpeg in enumerate(jpegs)}
 
 
-def fit(picture: np.ndarray, size: int) -> Image.Image:
-    """CLIP's preprocessing up to normalisation: bicubic resize of the shorter side, centre crop."""
-    image = Image.fromarray(picture)
-    width, height = image.size
-    if (width, height) != (size, size):
-        scale = size / min(width, height)
-        resized = (max(size, round(width * scale)), max(size, round(height * scale)))
-        image = image.resize(resized, Image.Resampling.BICUBIC)
-        left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return image
-
-
-def _jpeg(picture: np.ndarray, size: int) -> bytes:
-    buffer = io.BytesIO()
-    fit(picture, size).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+def _hash_annotations(path: Path) -> str:
+    """Of downloaded shards, which may be terabytes, names and sizes count; what they say is hashed with the clips."""
+    if not path.is_dir():
+        return file_sha256(path)
+    return hashlib.sha256(canonical_json([[tar.name, tar.stat().st_size] for tar in tars(path)])).hexdigest()
 
 
 def _hash_clips(clips: list[Clip]) -> str:
@@ -179,22 +190,37 @@ def _hash_clips(clips: list[Clip]) -> str:
 class FrameSet:
     """A sealed frame set: its videos in shard order, and their pixels."""
 
-    def __init__(self, path: str | Path, *, verify: bool = True):
-        self.path = Path(path)
-        self.manifest = open_sealed(self.path, "frames", VERSION, verify=verify)
+    def __init__(self, path: str | Place, *, verify: bool = True, cache: Cache | None = None):
+        self.path = locate(path)
+        self.videos: list[Video] = []
+        self.manifest, self._shards = open_sealed_shards(
+            self.path, "frames", VERSION, verify=verify, cache=cache, told=self._add
+        )
+        self.cache = self._shards.cache
         self.size: int = self.manifest.config["size"]
         self.num_frames: int = self.manifest.config["sampler"]["num_frames"]
-        self._shards = Shards(self.path, [name for name in self.manifest.files if name.endswith(".tar")])
-        self.videos = [self._video(key) for key in self._shards.keys]
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def pixels(self, video: int) -> UInt8[np.ndarray, "frame 3 height width"]:
         """The real frames of one video (no padding), RGB."""
+        found = np.empty((len(self.videos[video].timestamps), self.size, self.size, 3), np.uint8)
+        self.decode(video, found)
+        return found.transpose(0, 3, 1, 2)
+
+    def decode(self, video: int, into: UInt8[np.ndarray, "padded height width 3"]) -> None:
+        """Puts the real frames of one video into the first places of `into`, with no copy between."""
         key = self.videos[video].key
-        names = [f"{i:03d}.jpg" for i in range(len(self.videos[video].timestamps))]
-        return np.stack([_pixels(self._shards.read(key, name)) for name in names])
+        try:
+            for number in range(len(self.videos[video].timestamps)):
+                picture = decode_jpeg(self._shards.read(key, f"{number:03d}.jpg")).transpose(1, 2, 0)
+                if picture.shape != into.shape[1:]:
+                    raise ValueError(f"{picture.shape[1]} x {picture.shape[0]} pixels, not {self.size} x {self.size}")
+                into[number] = picture
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's own
+            where = self.path / self._shards.shard_of(key)
+            raise ArtefactError(f"{where}: frames of {key} cannot be decoded ({error}); make the set again") from None
 
     def check_settings(self, expected: dict[str, Any], model: Path) -> None:
         """Refuses to feed `model` with frames that were sampled or cut by other settings than it was trained with."""
@@ -212,19 +238,23 @@ class FrameSet:
             rows.setdefault(self._shards.shard_of(video.key), []).append(number)
         return rows
 
-    def _video(self, key: str) -> Video:
-        about = json.loads(self._shards.read(key, "json"))
-        return Video(
-            id=about["video"],
-            key=key,
-            source=about["source"],
-            captions=tuple(Caption(**caption) for caption in about["captions"]),
-            timestamps=tuple(about["timestamps"]),
-            duration=about["duration"],
-            frames_sha256=about["frames_sha256"],
-        )
+    def source(self) -> Source:
+        """Where the frames of every video come from."""
+        return Source(self._shards, [video.key for video in self.videos])
 
-
-def _pixels(jpeg: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
-        return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    def _add(self, key: str, about: Any) -> None:
+        try:
+            video = Video(
+                id=about["video"],
+                key=key,
+                source=about["source"],
+                captions=tuple(Caption(caption["id"], caption["text"]) for caption in about["captions"]),
+                timestamps=tuple(about["timestamps"]),
+                duration=about["duration"],
+                frames_sha256=about["frames_sha256"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ArtefactError(
+                f"{self.path}: sample {key} is wrongly described ({error}); make the set again"
+            ) from None
+        self.videos.append(video)

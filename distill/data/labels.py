@@ -3,40 +3,76 @@
 Shards have the names and keys of the frame shards they annotate. Per sample:
 
 * `<key>.labels.json`: video id, caption ids with the sha256 of their texts, frame timestamps, frames sha256;
-* `<key>.labels.safetensors`: `relevance` [caption, frame], the teacher's raw frame-text score (never softmaxed), fp32;
-  in the tier `features` also what rebuilds the text x video matrix of any batch: `sentence` [caption, dim], `words`
-  [caption, word, dim], `frames` [frame, dim], `vector` [dim], `real` [frame] (1 where a frame counts), each where the
-  teacher has or needs it, in the set's dtype. The frame axis is the sampler's `num_frames`, padding included, because
-  the published teachers do not mask it. Teachers see frames in the order of time: so stand `frames` and `real`, while
-  `relevance` has the order in which the frames are packed.
+* `<key>.labels.safetensors`, by tier:
+  `relevance`  `relevance` [caption, frame], the teacher's raw frame-text score (never softmaxed), fp32;
+  `features`   what rebuilds the text x video matrix of any batch: `sentence` [caption, dim], `words` [caption, word,
+               dim], `frames` [frame, dim], `vector` [dim], `real` [frame] (1 where a frame counts), each where the
+               teacher has or needs it, in the set's dtype;
+  `topk`       `shortlist`, `shortlist_scores`, `shortlist_best`, `shortlist_tail` (distill/training/shortlist.py).
 
-`interaction.safetensors` is the teacher's light scoring head; `manifest.json` says which class it belongs to.
+The frame axis is the sampler's `num_frames`, padding included, because the published teachers do not mask it. Teachers
+see frames in the order of time: so stand `frames` and `real`, while `relevance` has the order in which the frames are
+packed. `interaction.safetensors` is the teacher's light scoring head; `manifest.json` says which class it belongs to.
+
+`begin_labels` claims a folder, the shards are made by anyone, anywhere, and `seal_labels` looks at the folder alone.
 """
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from distill.cache import Cache
+from distill.data.ahead import Source
 from distill.data.frames import FrameSet, Video
-from distill.data.shards import Sample, Shards
+from distill.data.shards import (
+    WORK,
+    Sample,
+    ShardContent,
+    ShardRecord,
+    build,
+    claim,
+    finished,
+    open_built_shards,
+    open_sealed_shards,
+    sealed_files,
+)
 from distill.errors import ArtefactError
-from distill.manifest import canonical_json, open_sealed
+from distill.log import progress
+from distill.manifest import MAKER, Manifest, SealedFile, canonical_json, published, seal
+from distill.remote import Place, locate
 
 VERSION = 1
+DUMP = MAKER["labels"]
 INTERACTION = "interaction.safetensors"
-Tier = Literal["relevance", "features"]
+Tier = Literal["relevance", "topk", "features"]
+Coarse = Literal["features", "topk"]
+Mismatch = Literal["error", "interpolate"]
 Storage = Literal["float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PER_VIDEO = ("vector", "frames", "real")  # every other stored tensor has one row per caption
-_NAMES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SHORTLIST = ("shortlist", "shortlist_scores", "shortlist_best", "shortlist_tail")  # the tier `topk`
+AS_THEY_ARE = ("relevance", "shortlist", "shortlist_best", "shortlist_tail")  # not stored in the set's dtype
+_NAMES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32}
+log = logging.getLogger(__name__)
+
+
+def tier_of(name: str) -> Tier:
+    """The tier that a stored tensor belongs to."""
+    if name == "relevance":
+        return "relevance"
+    return "topk" if name in SHORTLIST else "features"
 
 
 def text_sha256(text: str) -> str:
@@ -45,7 +81,7 @@ def text_sha256(text: str) -> str:
 
 
 def label_sample(video: Video, rows: dict[str, Tensor], storage: Storage) -> Sample:
-    """The members of one video's labels. `relevance` stays fp32, features are stored as `storage`."""
+    """The members of one video's labels; features and shortlist scores are stored as `storage`."""
     about = {
         "video": video.id,
         "captions": [{"id": caption.id, "text_sha256": text_sha256(caption.text)} for caption in video.captions],
@@ -53,31 +89,268 @@ def label_sample(video: Video, rows: dict[str, Tensor], storage: Storage) -> Sam
         "frames_sha256": video.frames_sha256,
     }
     stored = {
-        name: value.to(torch.float32 if name == "relevance" else DTYPES[storage]).contiguous()
-        for name, value in rows.items()
+        name: (value if name in AS_THEY_ARE else value.to(DTYPES[storage])).contiguous() for name, value in rows.items()
     }
     return {"labels.json": canonical_json(about), "labels.safetensors": save(stored)}
 
 
-class LabelSet:
-    """A sealed label set opened against the frame set it annotates; refuses any other."""
+def begin_labels(
+    out: Place, config: dict[str, Any], frames: str, shards: Sequence[str], counts: dict[str, int], head: bytes
+) -> None:
+    """Claims `out` for a label set of these shards of the frame set `frames`; `head` is the stored scoring head."""
+    claim(out, {**config, "frames": frames, "shards": list(shards), "counts": counts}, command=DUMP)
+    if not (out / INTERACTION).is_file():
+        with published(out / INTERACTION) as file:
+            file.write(head)
 
-    def __init__(self, path: str | Path, frames: FrameSet, *, verify: bool = True):
-        self.path = Path(path)
-        self.manifest = open_sealed(self.path, "labels", VERSION, verify=verify)
+
+def recorded(folder: Place, name: str) -> bool:
+    """Whether a shard has been made, by its record alone; `finished` also hashes it."""
+    return (folder / WORK / f"{name}.json").is_file()
+
+
+def seal_labels(out: Place) -> Manifest | None:
+    """Seals a label set whose shards are all there and whole, whoever made them; None while some are not.
+
+    Any number of processes may call it, even at once: they write the same bytes.
+    """
+    job = _claimed(out)
+    if not all(recorded(out, name) for name in job["shards"]):
+        return None
+    records = {name: finished(out, name) for name in progress(job["shards"], f"seal {out} (shards)")}
+    damaged = [name for name, record in records.items() if record is None]
+    for name in damaged:
+        record = out / WORK / f"{name}.json"
+        if not isinstance(record, Path):
+            raise ArtefactError(
+                f"{out}: shard {name} was damaged after it was made; delete {record} and run {DUMP} again"
+            )
+        record.unlink(missing_ok=True)
+    if damaged:
+        log.warning(
+            "%s: shards %s were damaged after they were made, and count as missing", out, ", ".join(damaged[:5])
+        )
+        return None
+    head = (out / INTERACTION).read_bytes()
+    manifest = Manifest(
+        kind="labels",
+        version=VERSION,
+        config={key: value for key, value in job.items() if key not in ("frames", "shards", "counts")},
+        counts=job["counts"],
+        parents={"frames": job["frames"]},
+        files={
+            **sealed_files(record for record in records.values() if record),
+            INTERACTION: SealedFile(sha256=hashlib.sha256(head).hexdigest(), bytes=len(head)),
+        },
+    )
+    try:
+        return seal(out, manifest)
+    except FileNotFoundError:  # another process seals at this moment, and swept this one's unfinished file away
+        return manifest
+
+
+def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
+    """Joins the unfinished folders of one job, made where no folder could be shared; same hash as in one go.
+
+    Raises `ArtefactError` for parts of different jobs, for a shard that two parts made differently, and for gaps.
+    """
+    jobs = [_claimed(part) for part in parts]
+    heads = [(part / INTERACTION).read_bytes() for part in parts]
+    for part, job, head in zip(parts, jobs, heads, strict=True):
+        changed = sorted(k for k in {*job, *jobs[0]} if job.get(k) != jobs[0].get(k))
+        if changed or head != heads[0]:
+            what = ", ".join(changed or [INTERACTION])
+            raise ArtefactError(f"{part}: not the job of {parts[0]} ({what} differ); merge parts of one job")
+    homes = {name: _home(name, parts) for name in progress(jobs[0]["shards"], "check parts (shards)")}
+    gaps = [name for name, home in homes.items() if home is None]
+    if gaps:
+        raise ArtefactError(
+            f"{parts[0]}: {len(gaps)} of {len(homes)} shards are in no part: {', '.join(gaps[:5])}; label them with "
+            f"{DUMP} --part, or name the folder that holds them"
+        )
+    claim(out, jobs[0], command="tools/labels.py merge")
+    with published(out / INTERACTION) as file:
+        file.write(heads[0])
+    for name, home in progress(homes.items(), f"merge into {out} (shards)"):
+        assert home is not None
+        part, record = home
+        built = build(out, name, lambda name=name, part=part, record=record: _content(part, name, record))
+        assert built.tar == record.tar, "shards are written byte by byte the same"
+    manifest = seal_labels(out)
+    assert manifest is not None, "every shard was just made"
+    return manifest
+
+
+def _claimed(folder: Place) -> dict[str, Any]:
+    """The job that a folder was claimed for."""
+    path = folder / WORK / "config.json"
+    try:
+        job = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        job = {}
+    if not isinstance(job, dict) or not {"frames", "shards", "counts"} <= job.keys():
+        raise ArtefactError(f"{folder}: not a folder that {DUMP} began; {path} says nothing of its job")
+    return job
+
+
+def _home(name: str, parts: Sequence[Place]) -> tuple[Place, ShardRecord] | None:
+    """A part that holds a whole shard; None if none does."""
+    whole = [(part, record) for part in parts if (record := finished(part, name)) is not None]
+    if len({record.tar.sha256 for _, record in whole}) > 1:
+        holders = " and ".join(str(part) for part, _ in whole)
+        raise ArtefactError(f"{holders}: hold different shards {name}; delete it in one of them and label it again")
+    return whole[0] if whole else None
+
+
+def _content(part: Place, name: str, record: ShardRecord) -> ShardContent:
+    shards = open_built_shards(part, [name])
+    samples = {key: {ext: shards.read(key, ext) for ext in shards.extensions(key)} for key in shards.keys}
+    return ShardContent(samples, record.report)
+
+
+class _Entry(NamedTuple):
+    """A stored tensor, and where its bytes begin and end in the shard."""
+
+    dtype: torch.dtype
+    shape: list[int]
+    begin: int
+    end: int
+
+
+class StoredLabels:
+    """A sealed label set by itself: its samples and their tensors, by key."""
+
+    def __init__(self, path: str | Place, *, verify: bool = True, cache: Cache | None = None):
+        self.path = locate(path)
+        self.manifest, self._shards = open_sealed_shards(self.path, "labels", VERSION, verify=verify, cache=cache)
+        self.tiers: list[str] = self.manifest.config["tiers"]
+        self._headers: dict[str, dict[str, _Entry]] = {}
+
+    @property
+    def keys(self) -> list[str]:
+        """Of the samples, in the order of the shards."""
+        return self._shards.keys
+
+    def holds(self, key: str) -> bool:
+        """Whether there are labels of a sample."""
+        return "labels.safetensors" in self._shards.extensions(key)
+
+    def about(self, key: str) -> dict[str, Any]:
+        """Of one sample: `video`, `captions` (`id`, `text_sha256`), `timestamps`, `frames_sha256`."""
+        return json.loads(self._shards.read(key, "labels.json"))
+
+    def names(self, key: str) -> list[str]:
+        """The tensors of one sample."""
+        return list(self._header(key))
+
+    def nbytes(self, key: str, name: str) -> int:
+        """The size of a stored tensor."""
+        entry = self._header(key)[name]
+        return entry.end - entry.begin
+
+    def tensor(self, key: str, name: str, row: int | None = None) -> Tensor:
+        """A stored tensor, or one row of it, read without the rest of the file."""
+        header = self._header(key)
+        if name not in header:
+            raise ArtefactError(f"{self.path}: sample {key} has no {name!r}; make the set again")
+        dtype, shape, begin, end = header[name]
+        if row is not None:
+            if not row < shape[0]:
+                raise ArtefactError(f"{self.path}: {name!r} of sample {key} has no row {row}; make the set again")
+            shape = shape[1:]
+            size = math.prod(shape) * dtype.itemsize
+            begin, end = begin + row * size, begin + (row + 1) * size
+        return torch.frombuffer(bytearray(self._shards.read_at(key, begin, end - begin)), dtype=dtype).reshape(shape)
+
+    def rows(self, places: Sequence[tuple[str, int]], tier: Tier) -> dict[str, Tensor]:
+        """One tier of (key, caption row) pairs by name, real numbers as fp32; the first axis is the pair."""
+        names = [name for name in self.names(places[0][0]) if tier_of(name) == tier]
+        return {name: torch.stack([self._row(key, name, row) for key, row in places]) for name in names}
+
+    def _row(self, key: str, name: str, row: int) -> Tensor:
+        value = self.tensor(key, name, None if name in PER_VIDEO else row)
+        return value.float() if value.is_floating_point() else value
+
+    def interaction_weights(self) -> dict[str, Tensor]:
+        """State of the teacher's scoring head."""
+        try:
+            return load(self._shards.file(INTERACTION, self.manifest.files[INTERACTION]))
+        except SafetensorError as error:
+            raise ArtefactError(f"{self.path / INTERACTION}: not safetensors ({error}); make the set again") from None
+
+    def _header(self, key: str) -> dict[str, _Entry]:
+        """Where the tensors of a sample stand in their shard, read from the member's safetensors header."""
+        if key not in self._headers:
+            offset, size = self._shards.place(key, "labels.safetensors")
+            length = int.from_bytes(self._shards.read_at(key, offset, min(8, size)), "little")
+            start = offset + 8 + length
+            try:
+                if start > offset + size:
+                    raise ValueError("its header is longer than itself")
+                header = json.loads(self._shards.read_at(key, offset + 8, length))
+                self._headers[key] = {
+                    name: _entry(entry, start, offset + size)
+                    for name, entry in header.items()
+                    if name != "__metadata__"
+                }
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise ArtefactError(
+                    f"{self.path}: labels of sample {key} are damaged ({error}); make it again"
+                ) from None
+        return self._headers[key]
+
+
+def _entry(entry: dict[str, Any], start: int, end: int) -> _Entry:
+    """One line of a safetensors header, whose data begins at `start` of the shard and ends before `end`."""
+    dtype, shape = _NAMES[entry["dtype"]], [int(size) for size in entry["shape"]]
+    first, last = (start + int(offset) for offset in entry["data_offsets"])
+    if not start <= first <= last <= end or last - first != math.prod(shape) * dtype.itemsize:
+        raise ValueError("a tensor of another size than its header says")
+    return _Entry(dtype, shape, first, last)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the labels of one training video are."""
+
+    key: str
+    rows: Sequence[int]  # of its captions
+    labelled: tuple[float, ...] | None = None  # timestamps of its labels, where the frames have others
+
+
+class LabelSet:
+    """A sealed label set as the labels of `frames`; one that was made on other frames is refused.
+
+    With `on_mismatch="interpolate"` it is taken if it knows every video and caption of `frames`: relevance is then
+    interpolated in time, and the largest gap is logged. `coarse` is the tier that `batch` reads beside the relevance.
+    """
+
+    def __init__(
+        self,
+        path: str | Place,
+        frames: FrameSet,
+        *,
+        verify: bool = True,
+        coarse: Coarse | None = "features",
+        on_mismatch: Mismatch = "error",
+    ):
+        self.stored = StoredLabels(path, verify=verify, cache=frames.cache)
+        self.path, self.manifest, self.tiers = self.stored.path, self.stored.manifest, self.stored.tiers
+        self.interaction: dict[str, Any] = self.manifest.config["interaction"]
+        self._frames, self._coarse = frames, coarse
         expected, found = frames.manifest.id, self.manifest.parents.get("frames", "nothing")
-        if found != expected:
+        if found == expected:
+            self._places = [_Place(video.key, range(len(video.captions))) for video in frames.videos]
+        elif on_mismatch == "interpolate":
+            self._places = _aligned(self.stored, frames)
+        else:
             raise ArtefactError(
                 f"{self.path}: labels were made from frames {found[:12]}, but {frames.path} is {expected[:12]}; rerun "
-                f"tools/dump_soft_labels.py on it or point data.train at the frames that were labelled"
+                f"tools/dump_soft_labels.py on it, point data.train at the frames that were labelled, or, if the "
+                f"videos and captions are the same, set on_mismatch: interpolate beside its path in labels"
             )
-        self.tiers: list[str] = self.manifest.config["tiers"]
-        self.interaction: dict = self.manifest.config["interaction"]
-        self._frames = frames
-        self._shards = Shards(self.path, [name for name in self.manifest.files if name.endswith(".tar")])
-        self._headers: dict[str, tuple[int, dict]] = {}
-        for video in frames.videos:
-            if "labels.safetensors" not in self._shards.extensions(video.key):
+        for video, there in zip(frames.videos, self._places, strict=True):
+            if not self.stored.holds(there.key):
                 raise ArtefactError(f"{self.path}: no labels for video {video.id} ({video.key}); make the set again")
 
     def require(self, tier: Tier, why: str) -> None:
@@ -90,47 +363,65 @@ class LabelSet:
 
     def interaction_weights(self) -> dict[str, Tensor]:
         """State of the teacher's scoring head."""
-        return load((self.path / INTERACTION).read_bytes())
+        return self.stored.interaction_weights()
+
+    def source(self) -> Source:
+        """Where the labels of every video come from."""
+        return Source(self.stored._shards, [place.key for place in self._places])
 
     def relevance(self, video: int, caption: int) -> Float[Tensor, " frame"]:
         """The teacher's raw score of every frame for one caption."""
-        return self._row(self._frames.videos[video].key, "relevance", caption)
+        there = self._places[video]
+        row = self.stored.tensor(there.key, "relevance", there.rows[caption])
+        if there.labelled is None:
+            return row
+        return interpolated(row, there.labelled, self._frames.videos[video].timestamps, self._frames.num_frames)
 
     def batch(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """Stored rows of (video, caption) pairs by name, as fp32; the first axis is the pair."""
-        keys = [self._frames.videos[video].key for video, _ in pairs]
-        names = [name for name in self._header(keys[0])[1] if name != "__metadata__"]
-        rows = {
-            name: torch.stack(
-                [
-                    self._row(key, name, None if name in PER_VIDEO else caption)
-                    for key, (_, caption) in zip(keys, pairs, strict=True)
-                ]
+        """Rows of (video, caption) pairs by name, real numbers as fp32; the first axis is the pair."""
+        rows = [(self._places[video].key, self._places[video].rows[caption]) for video, caption in pairs]
+        coarse = self.stored.rows(rows, self._coarse) if self._coarse else {}
+        return {"relevance": torch.stack([self.relevance(video, caption) for video, caption in pairs]), **coarse}
+
+
+def interpolated(
+    row: Float[Tensor, " labelled"], labelled: Sequence[float], wanted: Sequence[float], num_frames: int
+) -> Float[Tensor, " frame"]:
+    """Relevance known at the times `labelled` (seconds, in any order, padding behind them in the row) at `wanted` ones.
+
+    Linear between neighbours, the nearest value beyond the ends. Padded frames get the row's lowest value: there is
+    nothing to see on them.
+    """
+    order = np.argsort(labelled, kind="stable")
+    values = np.full(num_frames, row.min().item(), np.float32)
+    values[: len(wanted)] = np.interp(wanted, np.asarray(labelled)[order], row.numpy()[: len(labelled)][order])
+    return torch.from_numpy(values)
+
+
+def _aligned(stored: StoredLabels, frames: FrameSet) -> list[_Place]:
+    """Finds every video and caption of `frames` in labels of other frames, by id and text."""
+    abouts = {about["video"]: (key, about) for key in stored.keys for about in [stored.about(key)]}
+    places, gap, widest = [], 0.0, ""
+    for video in frames.videos:
+        if video.id not in abouts:
+            raise ArtefactError(f"{stored.path}: no labels of video {video.id}; label {frames.path} itself")
+        key, about = abouts[video.id]
+        numbers = {(caption["id"], caption["text_sha256"]): row for row, caption in enumerate(about["captions"])}
+        rows = [numbers.get((caption.id, text_sha256(caption.text))) for caption in video.captions]
+        if None in rows:
+            caption = video.captions[rows.index(None)]
+            raise ArtefactError(
+                f"{stored.path}: no labels of caption {caption.id} of video {video.id}, or of another text; label "
+                f"{frames.path} itself"
             )
-            for name in names
-        }
-        return {name: value.float() for name, value in rows.items()}
-
-    def _row(self, key: str, name: str, row: int | None) -> Tensor:
-        """One row (or the whole) of a stored tensor, read without the rest of the file."""
-        start, header = self._header(key)
-        if name not in header:
-            raise ArtefactError(f"{self.path}: sample {key} has no {name!r}; make the set again")
-        entry = header[name]
-        dtype, shape, (begin, end) = _NAMES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        if row is not None:
-            shape = shape[1:]
-            size = math.prod(shape) * dtype.itemsize
-            begin, end = begin + row * size, begin + (row + 1) * size
-        data = self._shards.read_at(key, start + begin, end - begin)
-        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
-
-    def _header(self, key: str) -> tuple[int, dict]:
-        if key not in self._headers:
-            offset, size = self._shards.place(key, "labels.safetensors")
-            length = int.from_bytes(self._shards.read_at(key, offset, 8), "little")
-            if not 0 < length <= size - 8:
-                raise ArtefactError(f"{self.path}: labels of sample {key} are not safetensors; make the set again")
-            header = json.loads(self._shards.read_at(key, offset + 8, length))
-            self._headers[key] = (offset + 8 + length, header)
-        return self._headers[key]
+        labelled = tuple(about["timestamps"])
+        distance = np.abs(np.subtract.outer(video.timestamps, labelled)).min(axis=1).max()
+        if distance > gap:
+            gap, widest = float(distance), video.id
+        same = labelled == video.timestamps and stored.tensor(key, "relevance", 0).numel() == frames.num_frames
+        places.append(_Place(key, [row for row in rows if row is not None], None if same else labelled))
+    log.info(
+        f"{stored.path}: made on other frames, relevance is interpolated in time; the largest gap between a training "
+        f"frame and its nearest labelled one is {gap:.3f} s" + (f" (video {widest})" if widest else "")
+    )
+    return places

@@ -1,21 +1,34 @@
 """Batches for the towers: token ids, uint8 frames padded to `num_frames`, label rows; decoding in worker processes."""
 
+import itertools
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from distill import signals
+from distill.cache import Cache
 from distill.config import Config
+from distill.data.ahead import Rows, check_room, fetched_ahead
 from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
+from distill.data.slots import Slots, room
 from distill.data.tokens import Tokenizer
-from distill.errors import RecipeError
+from distill.errors import ExpectedError, RecipeError
+
+AHEAD = 2  # batches per worker where nothing else is said; torch's default
+MOST_AHEAD = 4  # batches per worker: more would only take memory
+SHARED = Path("/dev/shm")  # workers hand their batches over through it (Linux)
 
 
 class DataConfig(Config):
@@ -26,14 +39,22 @@ class DataConfig(Config):
     puts two captions of one video into a batch.
     """
 
-    train: str  # frame sets (folders)
+    train: str  # frame sets: folders, or URLs (file, http, https, s3, gs)
     val: str
     test: str | None = None
     max_words: int = 32
     num_frames: int = 12
     batch_size: int = 128
     same_video: Literal["apart", "mask", "negatives"] = "apart"
-    workers: int = 0  # decoding processes per training process
+    shuffle_shards: int = Field(default=0, ge=0)  # together; 0: all, best on local disks; a few stream remote ones well
+    workers: int = Field(default=0, ge=0)  # decoding processes per training process
+    memory_gb: float = Field(default=4.0, gt=0)  # for the batches that they have ready, per training process
+    cache: str | None = None  # folder for what comes from URLs; default: in the user's cache folder
+    cache_gb: float = Field(default=50.0, gt=0)  # most that it may hold
+
+    def open_cache(self) -> Cache:
+        """Where remote shards are kept."""
+        return Cache(Path(self.cache), self.cache_gb) if self.cache else Cache(gigabytes=self.cache_gb)
 
     def check(self, frames: FrameSet, path: str) -> None:
         """Refuses frames that were sampled for another setting."""
@@ -62,6 +83,16 @@ class Batch:
         """Page-locked copies, for the loader."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def clone(self) -> "Batch":
+        """The same batch in memory of its own."""
+        return self._map(torch.clone)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all its tensors."""
+        tensors = [self.ids, self.frames, self.real, *(value for rows in self.labels for value in rows.values())]
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
             self,
@@ -81,6 +112,22 @@ def pad(
     return padded, np.arange(num_frames) < len(pixels)
 
 
+def pictures(frames: FrameSet, videos: Sequence[int], num_frames: int) -> UInt8[Tensor, "video padded 3 height width"]:
+    """Decoded frames, then zeros. In memory the colours of a pixel stand together, as they come from the decoder: to
+    part them takes a tenth of the decoding, and is left to the device (`clip.normalise`)."""
+    decoded = room((len(videos), num_frames, frames.size, frames.size, 3))
+    for row, video in enumerate(videos):
+        frames.decode(video, decoded[row].numpy())
+        decoded[row, len(frames.videos[video].timestamps) :] = 0
+    return decoded.permute(0, 1, 4, 2, 3)
+
+
+def real(frames: FrameSet, videos: Sequence[int], num_frames: int) -> Bool[Tensor, "video padded"]:
+    """Which frames of videos are not padding."""
+    count = torch.tensor([len(frames.videos[video].timestamps) for video in videos])
+    return torch.arange(num_frames) < count[:, None]
+
+
 class PairDataset(Dataset):
     """Whole batches of (video, caption) pairs at once, so that captions are tokenised and labels stacked together."""
 
@@ -94,17 +141,23 @@ class PairDataset(Dataset):
         """The batch of these pairs."""
         videos = [video for video, _ in pairs]
         texts = [self.frames.videos[video].captions[caption].text for video, caption in pairs]
-        count = torch.tensor([len(self.frames.videos[video].timestamps) for video in videos])
         return Batch(
             videos=videos,
             ids=torch.from_numpy(self.tokenizer(texts)),
-            frames=self._stack(videos) if self.pixels else None,
-            real=torch.arange(self.num_frames) < count[:, None],
+            frames=pictures(self.frames, videos, self.num_frames) if self.pixels else None,
+            real=real(self.frames, videos, self.num_frames),
             labels=[labels.batch(pairs) for labels in self.labels],
         )
 
-    def _stack(self, videos: list[int]) -> Tensor:
-        return torch.from_numpy(np.stack([pad(self.frames.pixels(video), self.num_frames)[0] for video in videos]))
+    def ahead(self, batches: Iterable[Rows], config: DataConfig) -> Iterable[Rows]:
+        """The same batches, with what lies behind URLs fetched before they need it."""
+        sources = [self.frames.source()] if self.pixels else []
+        sources += [labels.source() for labels in self.labels]
+        sources = [source for source in sources if source.shards.remote]
+        if not sources:
+            return batches
+        check_room(sources, config.shuffle_shards, config.cache_gb)
+        return fetched_ahead(batches, sources, config.shuffle_shards)
 
 
 class VideoDataset(Dataset):
@@ -115,22 +168,103 @@ class VideoDataset(Dataset):
 
     def __getitems__(self, videos: list[int]) -> tuple[Tensor, Tensor]:
         """uint8 [video, frame, 3, height, width] and bool [video, frame]."""
-        padded = [pad(self.frames.pixels(video), self.num_frames) for video in videos]
-        return torch.from_numpy(np.stack([p for p, _ in padded])), torch.from_numpy(np.stack([r for _, r in padded]))
+        return pictures(self.frames, videos, self.num_frames), real(self.frames, videos, self.num_frames)
 
 
-def load_batches(dataset: Dataset, batches: Iterable[list], workers: int) -> Iterator:
-    """Runs `dataset.__getitems__` over the batches, in `workers` processes ahead of the consumer, in order."""
+def load_batches(dataset: Dataset, batches: Iterable[list], workers: int, memory_gb: float | None = None) -> Iterator:
+    """Runs `dataset.__getitems__` over the batches, in `workers` processes ahead of the consumer, in order.
+
+    With `memory_gb`, as many batches of pairs are made ahead as that holds; RecipeError if it holds too few. Batches
+    must not grow then: the first one is measured.
+    """
+    batches, ahead = iter(batches), None
+    if workers and memory_gb is not None:
+        first = next(batches, None)
+        if first is None:
+            return iter(())
+        assert isinstance(dataset, PairDataset), "only batches of pairs tell their size"
+        size = dataset.__getitems__(first[:1]).nbytes * len(first)
+        free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
+        ahead = batches_ahead(size, workers, memory_gb, free)
+        batches = itertools.chain([first], batches)
     loader = DataLoader(
-        dataset,
+        _Answering(dataset, Slots(ahead or AHEAD)),
         batch_sampler=batches,
         num_workers=workers,
+        prefetch_factor=(ahead or AHEAD) if workers else None,
         collate_fn=_as_is,
+        worker_init_fn=signals.leave_to_parent,
         pin_memory=torch.cuda.is_available(),
     )
+    return _answers(loader)
+
+
+def batches_ahead(size: int, workers: int, memory_gb: float, shared: int | None) -> int:
+    """How many batches of `size` bytes each worker may have ready, beside the one that it makes.
+
+    `shared` is the shared memory that is free on this host, which its training processes divide among them.
+    """
+    least = 2 * size * workers
+    fits = int(memory_gb * 1e9 // (size * workers))
+    if fits < 2:
+        raise RecipeError(
+            f"data.memory_gb: {memory_gb:g} GB, but data.workers={workers} processes with two batches of "
+            f"{size / 1e9:.3g} GB each need {least / 1e9:.3g} GB; raise it, or lower data.workers, or "
+            f"train on more processes"
+        )
+    if shared is not None:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        fits = min(fits, int(shared // (size * workers * processes)))
+        if fits < 2:
+            raise RecipeError(
+                f"{SHARED}: {shared / 1e9:.3g} GB free, but {processes} training processes with data.workers={workers} "
+                f"and batches of {size / 1e9:.3g} GB need {least * processes / 1e9:.3g} GB; give the "
+                f"container more (docker: --shm-size), or lower data.workers"
+            )
+    return min(fits - 1, MOST_AHEAD)
+
+
+class _Answering(Dataset):
+    """Hands errors that the user can mend over as they are: torch would wrap them into a traceback."""
+
+    def __init__(self, dataset: Dataset, slots: Slots):
+        self._dataset, self.slots = dataset, slots
+
+    def __getitems__(self, rows: list) -> object:
+        try:
+            return self._dataset.__getitems__(rows)  # pyrefly: ignore
+        except ExpectedError as error:
+            return error
+
+
+def _answers(loader: DataLoader) -> Iterator:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # the recipe decides
-        yield from loader
+        answers = iter(loader)
+    try:
+        while (answer := _next(answers)) is not None:
+            if isinstance(answer, ExpectedError):
+                raise answer
+            yield _kept(answer) if loader.num_workers and not loader.pin_memory else answer
+    finally:
+        del answers  # ends the workers, however long a traceback may keep this frame
+
+
+def _next(answers: Iterator) -> object:
+    try:
+        return next(answers, None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+    return ExpectedError(f"a decoding process died ({reason}); if memory was short, lower data.workers")
+
+
+def _kept(answer: object) -> object:
+    """Copies of what a worker made, which its slots will not change; pinned memory holds copies already."""
+    if isinstance(answer, Batch):
+        return answer.clone()
+    return tuple(part.clone() for part in answer) if isinstance(answer, tuple) else answer
 
 
 def _as_is(batch):

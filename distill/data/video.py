@@ -7,8 +7,9 @@ on with the next video and reports the reason next to the id. Decoders run with 
 process per core.
 """
 
+import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,9 +30,9 @@ class VideoInfo:
     duration: float
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(source: str | Path | io.RawIOBase) -> VideoInfo:
     """Reads the header; a container that declares no frame count (webm, mkv) is counted packet by packet."""
-    with _opened(Path(path)) as (container, stream):
+    with _opened(source) as (container, stream):
         rate = stream.guessed_rate or stream.average_rate
         if not rate:
             raise VideoError("no frame rate")
@@ -50,31 +51,33 @@ def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
     return None if ticks is None or base is None else float(ticks * base)
 
 
-def decode(path: str | Path, indices: Sequence[int]) -> tuple[list[np.ndarray], list[float]]:
-    """The frames at `indices` (0-based, presentation order, repeats allowed) and their times in seconds.
+def decode(source: str | Path | io.RawIOBase, indices: Sequence[int]) -> tuple[list[np.ndarray], list[float]]:
+    """The frames at `indices` (0-based, presentation order, repeats allowed) and their times in seconds."""
+    found = {index: (frame, seconds) for index, frame, seconds in walk(source, indices)}
+    return [found[index][0] for index in indices], [found[index][1] for index in indices]
+
+
+def walk(source: str | Path | io.RawIOBase, indices: Collection[int]) -> Iterator[tuple[int, np.ndarray, float]]:
+    """(index, frame, seconds) of the frames at `indices`, each once, in the order of time; no other frame is held.
 
     Frames are decoded one after another up to the last index: seeking is faster, but not exact in every container.
     """
     if not indices:
-        return [], []
+        return
     assert min(indices) >= 0, indices
     wanted, last = set(indices), max(indices)
-    frames: dict[int, np.ndarray] = {}
-    times: dict[int, float] = {}
     decoded = 0
-    with _opened(Path(path)) as (container, stream):
+    with _opened(source) as (container, stream):
         rate = stream.guessed_rate or stream.average_rate
         begin = _seconds(stream.start_time, stream.time_base) or 0.0
         for index, frame in enumerate(container.decode(stream)):
             decoded = index + 1
             if index in wanted:
-                frames[index] = _upright(frame)
-                times[index] = frame.time - begin if frame.time is not None else index / float(rate or 1)
+                seconds = frame.time - begin if frame.time is not None else index / float(rate or 1)
+                yield index, _upright(frame), seconds
             if index == last:
-                break
-    if len(frames) < len(wanted):
-        raise VideoError(f"truncated: frame {last} asked for, only {decoded} got decoded")
-    return [frames[index] for index in indices], [times[index] for index in indices]
+                return
+    raise VideoError(f"truncated: frame {last} asked for, only {decoded} got decoded")
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: int | float) -> None:
@@ -98,17 +101,25 @@ def write_video(path: str | Path, frames: np.ndarray, fps: int | float) -> None:
         part.unlink(missing_ok=True)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """An open container and its first video stream; everything FFmpeg raises inside becomes a reason."""
-    if not path.exists():
+def _check(source: Path | io.RawIOBase) -> None:
+    """Reasons that FFmpeg would word worse."""
+    if isinstance(source, Path) and not source.exists():
         raise VideoError("missing")
-    if not path.is_file():
+    if isinstance(source, Path) and not source.is_file():
         raise VideoError("not a video (not a regular file)")
-    if path.stat().st_size == 0:
+    if (source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)) == 0:
         raise VideoError("empty file")
+    if not isinstance(source, Path):
+        source.seek(0)
+
+
+@contextmanager
+def _opened(source: str | Path | io.RawIOBase) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """An open container and its first video stream; everything FFmpeg raises inside becomes a reason."""
+    source = Path(source) if isinstance(source, str) else source
+    _check(source)
     try:
-        container = av.open(str(path))
+        container = av.open(source if isinstance(source, io.RawIOBase) else str(source), "r")
     except av.InvalidDataError as error:
         raise VideoError(f"not a video ({_reason(error)}; damaged, or cut before its index)") from None
     except (av.FFmpegError, OSError, ValueError) as error:

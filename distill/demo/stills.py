@@ -5,10 +5,8 @@ compressed file. All emoji take part, also those that the videos hold out: "unse
 """
 
 import io
-import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from distill.demo.draw import NOISE, SIZE, add_noise, backdrop, paste
 from distill.demo.emoji import EMOJI
 from distill.log import progress
 from distill.manifest import Manifest
+from distill.workers import worker_pool
 
 NAME_ONLY = 0.7  # of the captions
 COMPRESSED = 0.75  # of the pictures
@@ -58,7 +57,7 @@ def pack_stills(out: Path, count: int, seed: int) -> Manifest:
     }
     claim(out, settings, command="tools/make_stills.py")
     jobs = list(split(count, PER_SHARD))
-    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(min(len(jobs), os.cpu_count() or 1)) as pool:
         running = [pool.submit(_pack_shard, out, name, rows, seed) for name, rows in jobs]
         records = [future.result() for future in progress(running, "draw stills (shards)")]
     return seal_frames(out, settings, records)

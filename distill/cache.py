@@ -1,0 +1,138 @@
+"""A bounded folder of files that were fetched once: named by their sha256, least recently used removed first.
+
+Safe among processes on one machine, by file locks, which end with the process that holds them. One process fetches a
+file while others that want it wait; it appears under its name only when whole and verified. Room for it is made
+before the download and counts what others are fetching, so the folder does not outgrow its limit. What is removed
+while it is being read stays readable: callers hold an open descriptor.
+"""
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from distill.disk import writing
+from distill.errors import ExpectedError
+from distill.remote import RemotePath
+
+ENTRY = re.compile(r"(?P<bucket>[0-9a-f]{2})[0-9a-f]{62}(\.(?P<reserved>[0-9]+)\.part)?")
+POLL = 0.1  # seconds, while downloads of other processes fill the folder
+
+
+def default_folder() -> Path:
+    """Where users' caches go (XDG_CACHE_HOME, else ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retrieval-distill"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """`folder` holds at most `gigabytes` (10^9 bytes)."""
+
+    folder: Path = field(default_factory=default_folder)
+    gigabytes: float = 50.0
+
+    def open(self, remote: RemotePath, sha256: str, size: int) -> int:
+        """A descriptor of the file's content, fetched if it is not here; the caller closes it."""
+        path = self.folder / sha256
+        try:
+            return _opened(path, size)
+        except FileNotFoundError:
+            pass
+        with self._locked(sha256[:2]):
+            try:
+                return _opened(path, size)  # another process has fetched it meanwhile
+            except FileNotFoundError:
+                part = self._reserve(sha256, size, remote)
+            try:
+                with writing(path, part):
+                    remote.download(part, sha256, size)
+                descriptor = os.open(part, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+            return descriptor
+
+    def read(self, remote: RemotePath, sha256: str, size: int) -> bytes:
+        """The whole content of a small file."""
+        descriptor = self.open(remote, sha256, size)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read()
+
+    def _reserve(self, sha256: str, size: int, remote: RemotePath) -> Path:
+        """An empty part file that already counts with its full size."""
+        if size > self.gigabytes * 1e9:
+            raise ExpectedError(
+                f"{remote}: {size / 1e9:.3f} GB do not fit into the cache {self.folder}, which may hold "
+                f"{self.gigabytes:g} GB; raise data.cache_gb"
+            )
+        part = self.folder / f"{sha256}.{size}.part"
+        while True:
+            with self._locked("room"):
+                if self._make_room(size, mine=sha256[:2]):
+                    part.touch()
+                    return part
+            time.sleep(POLL)
+
+    def _make_room(self, size: int, mine: str) -> bool:
+        """Removes what has not been used for longest until `size` more bytes fit; False if downloads fill the rest."""
+        whole: list[tuple[float, int, Path]] = []
+        total = size
+        for path in self.folder.iterdir():
+            name = ENTRY.fullmatch(path.name)
+            if name is None:
+                continue  # not ours: never removed
+            if name["reserved"]:
+                if name["bucket"] == mine or not self._is_locked(name["bucket"]):
+                    path.unlink(missing_ok=True)  # of a process that died: nobody who could be fetching it is
+                else:
+                    total += int(name["reserved"])
+            else:
+                found = path.stat()
+                whole.append((found.st_mtime, found.st_size, path))
+                total += found.st_size
+        for _, bytes_, path in sorted(whole):
+            if total <= self.gigabytes * 1e9:
+                break
+            path.unlink(missing_ok=True)
+            total -= bytes_
+        return total <= self.gigabytes * 1e9
+
+    @contextmanager
+    def _locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
+        """Holds one of the folder's locks: `room`, or one for each beginning of a sha256."""
+        folder = self.folder / "locks"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise ExpectedError(
+                f"{self.folder}: no cache can be kept here ({error.strerror}); set data.cache"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if a worker was forked meanwhile
+            os.close(descriptor)
+
+    def _is_locked(self, name: str) -> bool:
+        try:
+            with self._locked(name, wait=False):
+                return False
+        except BlockingIOError:
+            return True
+
+
+def _opened(path: Path, size: int) -> int:
+    """A descriptor of a whole file, marked as just used; one that a power cut left short counts as none."""
+    descriptor = os.open(path, os.O_RDONLY)
+    if os.fstat(descriptor).st_size != size:
+        os.close(descriptor)
+        raise FileNotFoundError(path)
+    os.utime(descriptor)
+    return descriptor

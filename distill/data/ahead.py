@@ -1,0 +1,99 @@
+"""Shards of coming batches, brought into the cache while the present ones train."""
+
+import contextlib
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from distill.data.shards import Shards
+from distill.errors import ExpectedError, RecipeError
+
+FETCHERS = 4  # shards at once
+Rows = list[tuple[int, int]]  # (video, caption)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The shards of a frame set or a label set, and the key of every video's sample in them."""
+
+    shards: Shards
+    keys: Sequence[str]
+
+    def tars(self, rows: Rows) -> Iterable[str]:
+        """The shards that these rows need, each once, in their order."""
+        return dict.fromkeys(self.shards.shard_of(self.keys[video]) for video, _ in rows)
+
+
+def check_room(sources: Sequence[Source], window: int, cache_gb: float) -> None:
+    """Refuses a cache that does not hold what neighbouring batches need: each step would fetch shards anew."""
+    sizes = [sorted(source.shards.tar_bytes().values(), reverse=True) for source in sources]
+    needed = sum(sum(some[: 2 * window or None]) for some in sizes)
+    if needed > cache_gb * 1e9:
+        drawn = f"two windows of data.shuffle_shards={window} shards" if window else "batches drawn from all shards"
+        raise RecipeError(
+            f"data.cache_gb: {cache_gb:g} GB, but {drawn} need {needed / 1e9:.3g} GB; raise it, or set "
+            f"data.shuffle_shards to {'fewer' if window else 'a few'}"
+        )
+
+
+def fetched_ahead(batches: Iterable[Rows], sources: Sequence[Source], window: int) -> Iterator[Rows]:
+    """The same batches; while one is used, threads fetch up to `window` shards (0: all) of each source that come next.
+
+    Nothing is started before the second batch is asked for, so that workers can be forked first.
+    """
+    batches = iter(batches)
+    yield from itertools.islice(batches, 1)
+    wanted: queue.SimpleQueue[tuple[Source, str] | None] = queue.SimpleQueue()
+    for _ in range(FETCHERS):
+        threading.Thread(target=_fetch, args=(wanted,), daemon=True).start()
+    try:
+        if window:
+            yield from _asking_ahead(batches, sources, window, wanted)
+        else:
+            for source in sources:
+                for tar in source.shards.tar_bytes():
+                    wanted.put((source, tar))
+            yield from batches
+    finally:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                wanted.get_nowait()
+        for _ in range(FETCHERS):
+            wanted.put(None)
+
+
+def _asking_ahead(
+    batches: Iterator[Rows], sources: Sequence[Source], window: int, wanted: queue.SimpleQueue
+) -> Iterator[Rows]:
+    coming: deque[tuple[Rows, int]] = deque()  # with how many shards each is the first to need
+    known: dict[tuple[int, str], None] = {}  # shards asked for, the one needed last at the end
+    ahead, most = 0, window * len(sources)
+    while True:
+        while ahead < most and (rows := next(batches, None)) is not None:
+            new = 0
+            for number, source in enumerate(sources):
+                for tar in source.tars(rows):
+                    if (number, tar) not in known:
+                        wanted.put((source, tar))
+                        new += 1
+                    known.pop((number, tar), None)
+                    known[number, tar] = None
+            while len(known) > 3 * most:  # what two windows and those ahead can hold; older ones may be removed
+                known.pop(next(iter(known)))
+            coming.append((rows, new))
+            ahead += new
+        if not coming:
+            return
+        rows, new = coming.popleft()
+        ahead -= new
+        yield rows
+
+
+def _fetch(wanted: queue.SimpleQueue) -> None:
+    while (job := wanted.get()) is not None:
+        source, tar = job
+        with contextlib.suppress(ExpectedError):  # whoever reads the shard meets the same, and says so
+            source.shards.fetch(tar)

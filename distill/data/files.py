@@ -1,0 +1,146 @@
+"""Video files as they are: found in a folder or a list, cut into spans, sampled as a model was trained.
+
+A file's id is its path below the video folder, without its ending. `sample` gives the very JPEGs that packing writes
+(`frames.encode_jpeg`), so a model sees the same numbers whether a video was packed before or not.
+"""
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.data.datasets import EXTENSIONS, stem
+from distill.data.pictures import encode_jpeg
+from distill.data.sampler import Sampler
+from distill.data.video import probe, walk
+from distill.errors import ArtefactError, ExpectedError, VideoError
+
+Span = tuple[float, float] | None  # seconds of the file from and to; None: the whole file
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A file below a video folder. A file that is not there has no bytes, and sampling it says so."""
+
+    id: str
+    source: str  # path below the folder
+    bytes: int
+    changed: int  # nanoseconds
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a model is shown of one span of a file."""
+
+    jpegs: list[bytes]
+    timestamps: list[float]  # seconds of the file, one per frame
+    duration: float  # of the file, seconds
+
+
+def find(source: Path, folder: Path | None = None) -> tuple[Path, list[VideoFile], list[dict[str, str]]]:
+    """The video folder, the files of `source` in it, and those left out because another one has their id.
+
+    `source` is a folder, searched through all its folders but hidden ones, or a text file with a path in every line,
+    absolute or relative to the text file. `folder` is the video folder: by default `source`, or the deepest one that
+    holds all files of the list.
+    """
+    if source.is_dir():
+        paths = sorted(_below(source))
+        root = folder or source
+    else:
+        paths = _listed(source)
+        root = folder or Path(os.path.commonpath([path.parent for path in paths]) if paths else source.parent)
+    if not paths:
+        raise ArtefactError(f"{source}: no video files; expected some that end in {' '.join(EXTENSIONS)}")
+    if not root.is_dir():
+        raise ArtefactError(f"{root}: no such folder; expected the one that holds the video files")
+    found: dict[str, VideoFile] = {}
+    left_out = []
+    for path in paths:
+        file = _file(root, path)
+        shown = file.source.encode(errors="backslashreplace").decode()
+        if shown != file.source:
+            left_out.append({"video": shown, "source": shown, "reason": "its name is not UTF-8; rename it"})
+        elif file.id not in found:
+            found[file.id] = file
+        elif found[file.id].source != file.source:
+            reason = f"same id as {found[file.id].source}; rename one"
+            left_out.append({"video": file.id, "source": file.source, "reason": reason})
+    return root, list(found.values()), left_out
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for inside, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (
+            Path(inside, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+        )
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ArtefactError(
+            f"{path}: {error.strerror}; expected a frame set, a folder of video files, or a text file of their paths"
+        ) from None
+    except UnicodeDecodeError:
+        raise ArtefactError(f"{path}: not a text file; expected one with the path of a video in every line") from None
+    return [path.parent / line.strip() for line in lines if line.strip()]
+
+
+def _file(root: Path, path: Path) -> VideoFile:
+    source = os.path.relpath(os.path.abspath(path), os.path.abspath(root))
+    if source.startswith(".."):
+        raise ExpectedError(f"{path}: not in the video folder {root}; give a folder that holds all videos")
+    try:
+        known = path.stat()
+        size, changed = known.st_size, known.st_mtime_ns
+    except OSError:
+        size, changed = 0, 0
+    return VideoFile(stem(Path(source).as_posix()), Path(source).as_posix(), size, changed)
+
+
+def spans(duration: float, seconds: float | None, overlap: float) -> list[Span]:
+    """How a file of `duration` is cut: into spans of `seconds` that share `overlap` with the one before, or not at all.
+
+    The last ends with the file, and is longer than the overlap.
+    """
+    if seconds is None or duration <= seconds:
+        return [None]
+    step = seconds - overlap
+    count = math.ceil(round((duration - overlap) / step, 6))
+    return [(round(i * step, 3), round(min(i * step + seconds, duration), 3)) for i in range(count)]
+
+
+def span_id(file: str, span: Span) -> str:
+    """The id of one span: `holiday@30-60` is what `holiday` shows from second 30 to 60."""
+    return file if span is None else f"{file}@{span[0]:.10g}-{span[1]:.10g}"
+
+
+def duration(path: Path) -> float | VideoError:
+    """Length in seconds, or why there is none. Runs in worker processes."""
+    try:
+        return probe(path).duration
+    except VideoError as reason:
+        return reason
+
+
+def sample(path: Path, parts: Sequence[Span], sampler: Sampler, size: int) -> list[Sampled] | VideoError:
+    """The frames of every span of one file, decoded in one pass, or why not. Runs in worker processes."""
+    try:
+        info = probe(path)
+        wanted = [sampler.indices(info.num_frames, info.fps, *(span or (None, None))) for span in parts]
+        frames = {
+            i: (encode_jpeg(frame, size), seconds) for i, frame, seconds in walk(path, {*itertools.chain(*wanted)})
+        }
+    except VideoError as reason:
+        return reason
+    return [
+        Sampled([frames[i][0] for i in chosen], [round(frames[i][1], 6) for i in chosen], info.duration)
+        for chosen in wanted
+    ]

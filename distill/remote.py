@@ -1,0 +1,184 @@
+"""Files behind URLs, through fsspec: the few words of `pathlib.Path` that sealed folders need.
+
+`locate("s3://bucket/set")` is a `RemotePath`, `locate("some/folder")` a `Path`; code that reads or publishes artefacts
+takes either. Whatever a file system raises is tried again a few times with growing waits, because networks fail for
+seconds at a time, and then named in one line; a file that is not there, or may not be read, is not asked for again.
+"""
+
+import errno
+import hashlib
+import importlib.util
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import fsspec
+
+from distill.errors import ArtefactError, ExpectedError
+
+PROTOCOLS = {"file": None, "http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}  # and what they need
+WAITS = (1.0, 4.0, 16.0)  # seconds between tries
+STALLED = 60.0  # seconds without a byte after which a connection counts as lost
+Answer = TypeVar("Answer")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A file or a folder behind a URL."""
+
+    url: str  # without a slash at the end
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(f"{self.url}/{name}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "RemotePath":
+        """The folder of this file."""
+        return RemotePath(self.url.rpartition("/")[0])
+
+    @property
+    def local(self) -> Path | None:
+        """The path of a `file://` URL, else None."""
+        return Path(self.url.removeprefix("file://")) if self.url.startswith("file://") else None
+
+    def is_file(self) -> bool:
+        """Whether there is a file of this name."""
+        return self.size() is not None
+
+    def is_dir(self) -> bool:
+        """Whether there is anything under this name; object stores know no empty folders."""
+        return any(True for _ in self.iterdir())
+
+    def iterdir(self) -> Iterator["RemotePath"]:
+        """What lies in this folder (not over http, which cannot list)."""
+        return (self / name for name in self._list())
+
+    def size(self) -> int | None:
+        """Bytes of this file, or None if there is none."""
+        try:
+            found: dict[str, Any] = self._tried("found", lambda: self._system.info(self.url))
+        except FileNotFoundError:
+            return None
+        return int(found["size"]) if found["type"] == "file" else None
+
+    def sizes(self) -> dict[str, int] | None:
+        """Bytes of every file of this folder, by name and in one request; None over http, which cannot list."""
+        if self.url.startswith(("http://", "https://")):
+            return None
+        return {name: entry["size"] for name, entry in self._list().items() if entry["type"] == "file"}
+
+    def read_bytes(self) -> bytes:
+        """The whole of a small file; raises FileNotFoundError if there is none."""
+        return cast(bytes, self._tried("read", lambda: self._system.cat_file(self.url)))
+
+    def download(self, path: Path, sha256: str, size: int) -> None:
+        """Writes the whole file to `path`; anything but these bytes counts as a failed try."""
+
+        def whole() -> None:
+            self._system.get_file(self.url, str(path))
+            found = path.stat().st_size
+            if found != size:
+                raise OSError(f"{found} bytes came, the manifest says {size}")
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != sha256:
+                raise OSError(f"sha256 {digest[:12]}, the manifest says {sha256[:12]}")
+
+        try:
+            self._tried("fetched", whole)
+        except FileNotFoundError:
+            raise ArtefactError(f"{self}: missing, though the manifest lists it; copy it there again") from None
+
+    def upload(self, path: Path) -> None:
+        """Publishes a finished local file under this name in one put, which object stores make atomic."""
+        if self.url.startswith(("http://", "https://")):
+            raise ExpectedError(f"{self}: web servers are only read; write to a folder, s3:// or gs://")
+        self._tried("written", lambda: self._system.put_file(str(path), self.url))
+
+    def _list(self) -> dict[str, dict[str, Any]]:
+        try:
+            found = self._tried("listed", lambda: self._system.ls(self.url, detail=True))
+        except FileNotFoundError:
+            return {}
+        entries = {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in found}
+        return {name: entry for name, entry in entries.items() if name}
+
+    @property
+    def _system(self) -> fsspec.AbstractFileSystem:
+        """fsspec keeps one per protocol and process (and makes a new one after a fork)."""
+        protocol = self.url.partition("://")[0]
+        return fsspec.filesystem(protocol, use_listings_cache=False, **_options(protocol))
+
+    def _tried(self, done: str, what: Callable[[], Answer]) -> Answer:
+        waits = iter(WAITS)
+        while True:
+            try:
+                return what()
+            except (FileNotFoundError, ExpectedError):
+                raise
+            except Exception as error:  # each file system has its own: OSError, aiohttp's, botocore's, Google's
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise  # of the disk here
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                if _is_refusal(error):
+                    raise ExpectedError(f"{self}: may not be {done} ({reason}); check your credentials") from None
+                wait = next(waits, None)
+                if wait is None:
+                    tries = f"{len(WAITS) + 1} tries over {sum(WAITS):.0f} s"
+                    raise ArtefactError(f"{self}: not {done} in {tries} ({reason}); check it and start again") from None
+                log.warning("%s: not %s (%s); again in %g s", self, done, reason, wait)
+                time.sleep(wait)
+
+
+Place = Path | RemotePath
+
+
+def locate(where: str | Place) -> Place:
+    """What a recipe or a command line names: a URL or a local path."""
+    if isinstance(where, Path | RemotePath):
+        return where
+    protocol, separator, rest = where.partition("://")
+    if not separator:
+        return Path(where)
+    if protocol not in PROTOCOLS:
+        raise ExpectedError(f"{where}: cannot be opened; expected a folder or a URL of {', '.join(PROTOCOLS)}")
+    if not rest.strip("/"):
+        raise ExpectedError(f"{where}: names no folder; expected e.g. {protocol}://bucket/folder")
+    needed = PROTOCOLS[protocol]
+    if needed and importlib.util.find_spec(needed) is None:
+        raise ExpectedError(
+            f"{where}: {protocol}:// needs the package {needed}; pip install 'retrieval-distill[remote]'"
+        )
+    return RemotePath(where.rstrip("/"))
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether asking again is useless: as Python, web servers, and the libraries of S3 and Google say it."""
+    return (
+        isinstance(error, PermissionError)
+        or getattr(error, "status", None) in (401, 403)
+        or "Credentials" in type(error).__name__
+    )
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    """What differs from fsspec's defaults: aiohttp would give up after five minutes, however much still arrives."""
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        return {
+            "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)}
+        }
+    return {"auto_mkdir": True} if protocol == "file" else {}
