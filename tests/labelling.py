@@ -1,16 +1,21 @@
 """Teachers with random weights on a small corpus, and their label sets, made in this process."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from conftest import World
 
 from distill import catalogue
-from distill.data.frames import FrameSet
-from distill.data.labels import Storage
+from distill.data.captions import read_annotations
+from distill.data.frames import FrameSet, PackConfig, pack
+from distill.data.labels import Storage, Tier
+from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
 from distill.model.clip import Clip, ClipConfig
 from distill.model.contract import Teacher
+from distill.remote import Place
 from distill.training.teach import Teaching
 
 TEMPORAL = {"layers": 1, "init": "normal"}
@@ -35,23 +40,50 @@ def random_teacher(world: World, kind: str) -> Teacher:
     return teacher.eval()
 
 
-def write_labels(world: World, kind: str, folder: Path, storage: Storage = "float32") -> Path:
-    """The label set of a random teacher on the training frames."""
-    job = Teaching(
+def pack_shards(world: World, out: Path, per_shard: int, num_frames: int = 12) -> Path:
+    """The training videos in shards of so few, with so many frames; every other one has a caption that others share."""
+    clips = read_annotations(world.corpus / "train.csv", "msrvtt", world.corpus / "videos")
+    rows = [(clip.video, caption.text) for clip in clips for caption in clip.captions]
+    rows += [(clip.video, f"something moves {number % 4}") for number, clip in enumerate(clips) if number % 2]
+    csv = out.with_suffix(".csv")
+    csv.write_text("video,caption\n" + "".join(f'{video},"{text}"\n' for video, text in rows))
+    sampler = Clip4ClipSampler(kind="clip4clip", num_frames=num_frames)
+    config = PackConfig(sampler=sampler, size=64, per_shard=per_shard)
+    pack(csv, "csv", world.corpus / "videos", out, config, workers=1)
+    return out
+
+
+def label_job(
+    world: World,
+    kind: str,
+    folder: Place,
+    storage: Storage = "float32",
+    *,
+    frames: Path | None = None,
+    tiers: Sequence[Tier] = ("relevance", "features"),
+    top: int = 256,
+) -> Teaching:
+    """The label job of a random teacher, on the training frames or others."""
+    return Teaching(
         random_teacher(world, kind),
         teacher_id=kind,
         kind=kind,
         tokenizer=Tokenizer(24),
-        frames=FrameSet(world.frames["train"]),
+        frames=FrameSet(frames or world.frames["train"]),
         out=folder,
-        tiers=["relevance", "features"],
+        tiers=tiers,
         storage=storage,
         batch=8,
         workers=0,
         bf16=False,
         device=torch.device("cpu"),
+        top=top,
     )
-    assert job.already_sealed() is None
-    job.label_shards(list(job.shards), quiet=True)
-    job.finish()
+
+
+def write_labels(world: World, kind: str, folder: Path, storage: Storage = "float32", **options: Any) -> Path:
+    """The label set of a random teacher; options as those of `label_job`."""
+    job = label_job(world, kind, folder, storage, **options)
+    assert job.begin() is None
+    assert job.label() is not None
     return folder

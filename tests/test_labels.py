@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import World, one_line_error, python, torchrun, tree_bytes
+from conftest import World, one_line_error, python, steps
 from labelling import random_teacher, write_labels
 from safetensors.torch import load as load_tensors
 
@@ -122,7 +122,7 @@ def test_labels_of_every_teacher_equal_the_live_one(
     assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
     assert video.frames is not None
     if kind == "xpool":
-        head = live.interaction
+        head = live.interaction.pooling
         query = head.q_proj(head.norm1(text.sentence))
         raw = torch.einsum("pd,pfd->pf", query, head.k_proj(head.norm1(video.frames))) / query.shape[-1] ** 0.5
     else:
@@ -149,24 +149,17 @@ def test_every_caption_and_video_is_encoded_once(world: World, teacher: Path, tm
     assert f"encoded here: {len(texts)} captions, {len(frames)} videos" in printed
 
 
-def test_two_processes_write_the_same_bytes(world: World, teacher: Path, labels: dict[str, Path], tmp_path: Path):
-    command = ("tools/dump_soft_labels.py", teacher, world.frames["train"], "--out", tmp_path / "two", "--batch", "8")
-    torchrun(2, *command, "--dtype", "float32")
-    assert tree_bytes(tmp_path / "two") == tree_bytes(labels["float32"])
-
-
 def test_labels_of_other_frames_are_refused(world: World, labels: dict[str, Path]):
     with pytest.raises(ArtefactError, match="labels were made from frames"):
         LabelSet(labels["float16"], FrameSet(world.frames["val"]))
 
 
-def test_a_set_without_features_cannot_teach_the_coarse_loss(world: World, teacher: Path, tmp_path: Path):
-    dump(teacher, world.frames["train"], tmp_path / "thin", "--tiers", "relevance")
-    tensors = tree_bytes(tmp_path / "thin")
-    assert any(name.endswith(".tar") for name in tensors)
+def test_a_recipe_says_which_tier_the_coarse_loss_reads(world: World, teacher: Path, tmp_path: Path):
+    dump(teacher, world.frames["train"], tmp_path / "thin", "--tiers", "topk", "--top", "5")
     recipe = world.recipe("student", "teachclip", tmp_path, labels=[str(tmp_path / "thin")])
-    one_line_error(python("distill/run.py", recipe, check=False), "features", "--tiers relevance features")
-    python("distill/run.py", recipe, "losses.coarse.weight=0.0")
+    one_line_error(python("distill/run.py", recipe, check=False), "features", "--tiers relevance topk features")
+    python("distill/run.py", recipe, f"labels=[{{path: {tmp_path / 'thin'}, coarse: topk}}]")
+    assert all(step["coarse"] > 0 for step in steps(tmp_path / "student"))
 
 
 def test_the_interaction_travels_with_the_labels(labels: dict[str, Path], teacher: Path):

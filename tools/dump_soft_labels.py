@@ -1,11 +1,19 @@
 """Runs a teacher once over a frame set and writes its soft labels; students then train without the teacher.
 
+    tools/dump_soft_labels.py runs/xclip/release demo/frames/train --out demo/labels/xclip --plan
     tools/dump_soft_labels.py runs/xclip/release demo/frames/train --out demo/labels/xclip
-    torchrun --standalone --nproc_per_node 4 tools/dump_soft_labels.py TEACHER FRAMES --out LABELS --dtype float16
+    torchrun --standalone --nproc_per_node 4 --max-restarts 3 tools/dump_soft_labels.py TEACHER FRAMES --out LABELS
+    tools/dump_soft_labels.py TEACHER FRAMES --out LABELS --part $SLURM_ARRAY_TASK_ID/40
 
-Tier `relevance` is the teacher's score of every frame for every caption of its video; tier `features` also stores what
-rebuilds the teacher's text x video matrix for any batch. Started again after an interruption, the command continues,
-and ends with the same bytes, on any number of processes.
+Tier `relevance` is the teacher's score of every frame for every caption of its video. Two more tiers give the text x
+video matrix of any batch: `features` exactly, from what the teacher saw; `topk` from each caption's K best videos of
+the whole frame set and the mass of the rest, which is smaller. `--plan` says what would be written and how long it
+takes, and writes nothing.
+
+Started again after an interruption, the command continues, and ends with the same bytes, on any number of processes.
+Processes started by torchrun divide what is missing, and what a lost one leaves; --max-restarts starts it again.
+`--part I/N` (I from 1) needs no group: it makes part I of N of all shards, and whoever finds all there seals. See
+docs/labels.md.
 """
 
 import pathlib
@@ -19,69 +27,117 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from accelerate import PartialState
 
-from distill import log
+from distill import comm, log
 from distill.data.frames import FrameSet
 from distill.data.labels import DTYPES
-from distill.errors import ArtefactError, door
+from distill.errors import ArtefactError, ExpectedError, door
+from distill.evaluation.report import aligned
 from distill.model.contract import Teacher
 from distill.release.release import load
+from distill.remote import Place, locate
+from distill.training.forecast import forecast
 from distill.training.teach import Teaching
+
+TIERS = ("relevance", "topk", "features")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Labels a frame set."""
+    """Labels a frame set, or a part of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", type=Path, help="release folder of a teacher")
-    parser.add_argument("frames", type=Path, help="frame set to label")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the label set")
-    parser.add_argument("--tiers", nargs="+", choices=["relevance", "features"], default=["relevance", "features"])
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float16", help="of stored features")
+    parser.add_argument("frames", type=locate, help="frame set to label")
+    parser.add_argument("--out", type=locate, required=True, help="folder of the label set")
+    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=["relevance", "features"])
+    parser.add_argument("--top", type=int, default=256, metavar="K", help="videos per caption in tier topk (256)")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float16", help="of features and topk scores")
     parser.add_argument("--batch", type=int, default=32, help="videos per forward pass")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes beside each of these")
+    parser.add_argument("--part", type=_part, metavar="I/N", help="make part I of N of all shards, without a group")
+    parser.add_argument("--plan", action="store_true", help="say what would be written and how long it takes")
     args = parser.parse_args(argv)
-    # Without cpu=True every CPU process believes it is the only one, and does all the work.
-    state = PartialState(cpu=not torch.cuda.is_available())
-    device = torch.device(state.device or "cpu")
-    log.setup(state.process_index)
-    frames = FrameSet(args.frames, verify=state.is_main_process)
+    if args.part and comm.world_size() > 1:
+        raise ExpectedError(
+            f"--part: started as {comm.world_size()} processes, which divide the shards themselves; leave it out"
+        )
+    log.setup(comm.rank())
+    job = _job(args)
+    if args.plan:
+        if comm.rank() == 0:
+            _print_plan(args.out, job, args.part[1] if args.part else comm.world_size())
+        return
+    manifest = job.begin(verify=comm.rank() == 0)
+    if manifest is None:
+        if args.part:
+            manifest = job.label_part(args.part[0] - 1, args.part[1])
+        else:
+            manifest = job.label(comm.rank(), comm.world_size())
+    encoded = f"encoded here: {job.encoded['captions']} captions, {job.encoded['videos']} videos"
+    if manifest is not None:
+        counts = manifest.counts
+        print(
+            f"{args.out}: labels of {counts['captions']} captions ({counts['distinct_captions']} distinct) and "
+            f"{counts['videos']} videos; {encoded}"
+        )
+    elif args.part:
+        shards = len(job.shards)
+        kept = f", features of {shards - len(job.missing(job.kept))}" if job.top else ""
+        print(
+            f"{args.out}: {shards - len(job.missing(args.out))} of {shards} shards are there{kept}; {encoded}; when "
+            f"all parts have ended, run them again if the set is not sealed"
+        )
+
+
+def _job(args: argparse.Namespace) -> Teaching:
+    device = comm.device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if args.top < 1:
+        raise ExpectedError(f"--top: {args.top}, expected at least 1 video per caption")
+    frames = FrameSet(args.frames, verify=comm.rank() == 0)
     teacher = load(args.teacher, device)
     if not isinstance(teacher.model, Teacher):
         raise ArtefactError(f"{args.teacher}: a {teacher.config.model['kind']} is a student, it has no labels to give")
     frames.check_settings(teacher.frames_config, teacher.path)
-    job = Teaching(
+    return Teaching(
         teacher.model,
         teacher_id=teacher.manifest.id,
         kind=teacher.config.model["kind"],
         tokenizer=teacher.tokenizer,
         frames=frames,
         out=args.out,
-        tiers=["relevance", *(["features"] if "features" in args.tiers else [])],
+        tiers=[tier for tier in TIERS if tier in {"relevance", *args.tiers}],
         storage=args.dtype,
         batch=args.batch,
         workers=args.workers,
         bf16=device.type == "cuda",
         device=device,
+        top=args.top,
     )
-    manifest = None
-    with state.main_process_first():
-        manifest = job.already_sealed()
-    if manifest is None:
-        job.label_shards(list(job.shards)[state.process_index :: state.num_processes], quiet=not state.is_main_process)
-        state.wait_for_everyone()
-        if state.is_main_process:
-            manifest = job.finish()
-    if manifest is not None and state.is_main_process:
-        counts, encoded = manifest.counts, job.encoded
-        print(
-            f"{args.out}: labels of {counts['captions']} captions ({counts['distinct_captions']} distinct) and "
-            f"{counts['videos']} videos; encoded here: {encoded['captions']} captions, {encoded['videos']} videos"
-        )
-    if dist.is_initialized():
-        state.wait_for_everyone()
-        dist.destroy_process_group()
+
+
+def _print_plan(out: Place, job: Teaching, processes: int) -> None:
+    found = forecast(job)
+    print(
+        f"{out}: {found.videos} videos, {found.captions} captions ({found.distinct} distinct), {found.shards} shards: "
+        f"{found.shards - found.left} done, {found.left} left"
+    )
+    names = {"frame": "names, hashes, indexes"}
+    lines = [["tier", "bytes"], *([names.get(name, name), f"{size:,}"] for name, size in found.bytes.items())]
+    print(aligned([*lines, ["all", f"{sum(found.bytes.values()):,}"]]))
+    if found.kept:
+        print(f"and {found.kept:,} bytes under {out / '.work'} until the set is sealed")
+    print(
+        f"about {found.seconds / 60 / processes:.1f} minutes for {processes} process(es) like this one "
+        f"({job.device.type}: {found.videos_per_second:.1f} videos/s, {found.captions_per_second:.1f} captions/s)"
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not slash or not index.isdigit() or not count.isdigit() or not 1 <= int(index) <= int(count):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 1 to N, e.g. 3/40")
+    return int(index), int(count)
 
 
 if __name__ == "__main__":

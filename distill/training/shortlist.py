@@ -1,0 +1,71 @@
+"""Shortlists: of every caption its matched video, the K best others of the whole frame set, and the mass of the rest.
+
+Blocks of a teacher's logits [text, video] go in, one after another; a few numbers per caption come out, from which the
+text x video logits of any batch are rebuilt without features or scoring head. Per caption, videos by their number in
+the frame set:
+
+    shortlist         int32 [1 + K]   the matched video, then the best others; equal logits: the lower number first
+    shortlist_scores  [1 + K]         their logits less `shortlist_best`: near 0 where the softmax looks, so that half
+                                      precision costs little
+    shortlist_best    fp32            the largest logit
+    shortlist_tail    fp32            log-mean-exp of all other logits, less `shortlist_best`; -inf where none is left
+
+A video that is not on the list gets the tail. So the softmax over the whole frame set keeps its normaliser, and every
+listed video its true share.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from distill.data.labels import SHORTLIST
+from distill.errors import ArtefactError
+
+LIST, SCORES, BEST, TAIL = SHORTLIST
+
+
+class Shortlist:
+    """Takes the logits of captions block by block; what falls off the list goes into the tail, in double precision."""
+
+    def __init__(self, matched: Int[Tensor, " text"], top: int):
+        self._matched, self._top, self._seen = matched, top, 0
+        self._own = torch.full((len(matched),), torch.nan)
+        self._videos = torch.empty(len(matched), 0, dtype=torch.int64)
+        self._scores = torch.empty(len(matched), 0)
+        self._dropped = torch.full((len(matched),), -torch.inf, dtype=torch.float64)
+
+    def add(self, videos: Int[Tensor, " video"], logits: Float[Tensor, "text video"]) -> None:
+        """The logits of the next videos, whose numbers are larger than those before."""
+        if not logits.isfinite().all():
+            raise ArtefactError("the teacher's logits are not finite; its weights or its inputs are damaged")
+        mine = videos == self._matched.unsqueeze(1)
+        self._own = torch.where(mine.any(1), logits.masked_fill(~mine, 0).sum(1), self._own)
+        scores = torch.cat([self._scores, logits.masked_fill(mine, -torch.inf)], dim=1)
+        numbers = torch.cat([self._videos, videos.expand(len(logits), -1)], dim=1)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        self._dropped = torch.logaddexp(self._dropped, scores[:, self._top :].double().logsumexp(1))
+        self._scores, self._videos = scores[:, : self._top], numbers.gather(1, order)[:, : self._top]
+        self._seen += len(videos)
+
+    def rows(self) -> dict[str, Tensor]:
+        """What is stored of every caption, once all videos have passed."""
+        assert self._seen > self._top and not self._own.isnan().any(), "every video passes once, the matched one too"
+        scores = torch.cat([self._own.unsqueeze(1), self._scores], dim=1)
+        best = scores.max(dim=1).values
+        others = torch.tensor(self._seen - 1 - self._top, dtype=torch.float64)
+        tail = self._dropped - others.log() if others else self._dropped
+        return {
+            LIST: torch.cat([self._matched.unsqueeze(1), self._videos], dim=1).int(),
+            SCORES: scores - best.unsqueeze(1),
+            BEST: best,
+            TAIL: (tail - best.double()).float(),
+        }
+
+
+def rebuilt_logits(rows: dict[str, Tensor]) -> Float[Tensor, "text video"]:
+    """Logits of a batch of stored rows; its columns are the rows' matched videos."""
+    videos, order = rows[LIST].sort(dim=1)
+    wanted = rows[LIST][:, 0].expand(len(videos), -1).contiguous()
+    place = torch.searchsorted(videos, wanted).clamp(max=videos.shape[1] - 1)
+    listed = rows[SCORES].gather(1, order.gather(1, place))
+    return rows[BEST].unsqueeze(1) + torch.where(videos.gather(1, place) == wanted, listed, rows[TAIL].unsqueeze(1))

@@ -1,0 +1,180 @@
+"""Looks into label sets: are they whole, what do they say, how do two differ, and what do parts make together.
+
+    tools/labels.py verify demo/labels/xclip --teacher runs/xclip/release --frames demo/frames/train
+    tools/labels.py stats demo/labels/xclip demo/labels/ts2net
+    tools/labels.py diff demo/labels/xclip demo/labels/xclip-fp32
+    tools/labels.py merge host-a/labels host-b/labels --out labels
+
+verify  hashes every file again and looks at every row; with a teacher and the frames, it recomputes some rows
+stats   sizes, coverage, entropy of the relevance; with a second set, how far two teachers agree on frames
+diff    two sets of the same frames row by row, and on random batches
+merge   joins what tools/dump_soft_labels.py --part made on hosts that share no folder
+"""
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill import comm, log
+from distill.data.frames import FrameSet
+from distill.data.labels import StoredLabels, merge_labels
+from distill.errors import ArtefactError, ExpectedError, door
+from distill.evaluation.report import aligned
+from distill.model.contract import Teacher
+from distill.release.release import load
+from distill.remote import locate
+from distill.training.audit import BATCHES, PAIRS, agreement, check_rows, compare, recompute, statistics
+from distill.training.teach import Teaching
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one of the four commands."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    verify = commands.add_parser("verify", help="is the set whole, and does the teacher still say so?")
+    verify.add_argument("labels", type=locate, help="label set")
+    verify.add_argument("--teacher", type=Path, help="release folder of its teacher: recompute some rows")
+    verify.add_argument("--frames", type=locate, help="frame set that was labelled, with --teacher")
+    verify.add_argument("--rows", type=int, default=20, help="random rows to recompute (20)")
+    verify.add_argument("--seed", type=int, default=0, help="of the choice of rows")
+    stats = commands.add_parser("stats", help="sizes, coverage, entropy; agreement of two teachers")
+    stats.add_argument("labels", type=locate, help="label set")
+    stats.add_argument("other", type=locate, nargs="?", help="a second set of the same frames, to measure agreement")
+    diff = commands.add_parser("diff", help="two sets of the same frames, row by row")
+    diff.add_argument("labels", type=locate, help="label set")
+    diff.add_argument("other", type=locate, help="a second set of the same frames")
+    diff.add_argument("--seed", type=int, default=0, help="of the random batches")
+    merge = commands.add_parser("merge", help="parts of one job, made on hosts that share no folder, into one set")
+    merge.add_argument("parts", type=locate, nargs="+", help="folders that hold some shards each")
+    merge.add_argument("--out", type=locate, required=True, help="folder of the whole set")
+    for command in (verify, stats, diff):
+        command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    args = parser.parse_args(argv)
+    log.setup()
+    COMMANDS[args.command](args)
+
+
+def _verify(args: argparse.Namespace) -> None:
+    if (args.teacher is None) != (args.frames is None):
+        raise ExpectedError("verify: recomputing rows takes both --teacher and --frames")
+    if args.rows < 1:
+        raise ExpectedError(f"--rows: {args.rows}, expected at least 1")
+    stored = StoredLabels(args.labels)
+    found: dict[str, Any] = {"files": len(stored.manifest.files), "rows": check_rows(stored)}
+    lines = []
+    if args.teacher is not None:
+        differences = recompute(stored, _job(args, stored), args.rows, args.seed)
+        found["recomputed"] = {name: asdict(difference) for name, difference in differences.items()}
+        lines = [["recomputed", "largest difference", "largest value"]]
+        lines += [[name, f"{one.largest:.2g}", f"{one.scale:.2g}"] for name, one in differences.items()]
+    _show(args, found, f"{args.labels}: {found['files']} files as sealed, {found['rows']} rows", lines)
+
+
+def _job(args: argparse.Namespace, stored: StoredLabels) -> Teaching:
+    """The job that made the set, to ask its teacher again."""
+    frames, config = FrameSet(args.frames), stored.manifest.config
+    expected, found = stored.manifest.parents["frames"], frames.manifest.id
+    if found != expected:
+        raise ArtefactError(f"{frames.path}: frames {found[:12]}, but {stored.path} was made from {expected[:12]}")
+    release = load(args.teacher, comm.device())
+    if not isinstance(release.model, Teacher) or release.manifest.id != config["teacher"]:
+        raise ArtefactError(
+            f"{release.path}: release {release.manifest.id[:12]}, but {stored.path} was made by "
+            f"{config['teacher'][:12]}; give that teacher"
+        )
+    return Teaching(
+        release.model,
+        teacher_id=config["teacher"],
+        kind=config["interaction"]["kind"],
+        tokenizer=release.tokenizer,
+        frames=frames,
+        out=stored.path,  # not begun, so nothing is written
+        tiers=config["tiers"],
+        storage=config["storage"],
+        batch=config["batch"],
+        workers=0,
+        bf16=config["precision"] == "bf16",
+        device=comm.device(),
+    )
+
+
+def _stats(args: argparse.Namespace) -> None:
+    sets = [StoredLabels(path) for path in (args.labels, args.other) if path is not None]
+    found = [statistics(stored) for stored in sets]
+    agreed = agreement(*sets) if len(sets) == 2 else None
+    tiers = list(dict.fromkeys(tier for each in found for tier in each.bytes))
+    lines = [
+        ["", *(stored.path.name for stored in sets)],
+        ["videos", *(f"{each.videos:,}" for each in found)],
+        ["rows (captions)", *(f"{each.rows:,}" for each in found)],
+        ["captions a video", *(_spread(each.captions) for each in found)],
+        ["frames a video", *(_spread(each.frames) for each in found)],
+        ["videos with padding", *(f"{each.short:,}" for each in found)],
+        *([f"bytes of {tier}", *(f"{each.bytes.get(tier, 0):,}" for each in found)] for tier in tiers),
+        ["entropy of relevance", *(f"{each.entropy:.3f} nat" for each in found)],
+        ["  relative to uniform", *(f"{each.relative_entropy:.4f}" for each in found)],
+        *(
+            [f"  rows {low / 10:.1f} to {(low + 1) / 10:.1f}", *(f"{each.histogram[low]:,}" for each in found)]
+            for low in range(10)
+        ),
+    ]
+    text = ""
+    if agreed:
+        text = (
+            f"same best frame in {100 * agreed.same_best:.1f} % of rows; mean correlation {_number(agreed.correlation)}"
+        )
+    _show(args, {"sets": [asdict(each) for each in found], "agreement": agreed and asdict(agreed)}, text, lines)
+
+
+def _diff(args: argparse.Namespace) -> None:
+    found = compare(StoredLabels(args.labels), StoredLabels(args.other), args.seed)
+    lines = [
+        ["rows", f"{found.rows:,}"],
+        ["largest difference", f"{found.largest:.3g}"],
+        ["  in video", found.worst_video],
+        ["  of caption", found.worst_caption],
+        ["mean difference", f"{found.mean:.3g}"],
+    ]
+    if found.coarse:
+        lines += [
+            ["logits, mean correlation", _number(found.coarse.correlation)],
+            ["logits, same best video", f"{100 * found.coarse.same_best:.1f} %"],
+        ]
+    text = f"logits: {BATCHES} random batches of up to {PAIRS} pairs" if found.coarse else ""
+    _show(args, asdict(found), text, lines)
+
+
+def _merge(args: argparse.Namespace) -> None:
+    manifest = merge_labels(args.parts, args.out)
+    counts = manifest.counts
+    print(f"{args.out}: {counts['captions']} captions and {counts['videos']} videos from {len(args.parts)} parts")
+
+
+def _show(args: argparse.Namespace, found: dict[str, Any], text: str, lines: list[list[str]]) -> None:
+    if args.json:
+        print(json.dumps(found))
+        return
+    print("\n".join(part for part in (aligned(lines) if lines else "", text) if part))
+
+
+def _spread(counts: Any) -> str:
+    return f"{counts.least} to {counts.most}, mean {counts.mean:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+COMMANDS = {"verify": _verify, "stats": _stats, "diff": _diff, "merge": _merge}
+
+if __name__ == "__main__":
+    door(main)
