@@ -32,7 +32,7 @@ from distill.model.afa import PADDED_RELEVANCE, AfaConfig, AttentiveFrameAggrega
 from distill.model.clip import Clip, Video, VideoTokens
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
-from distill.model.similarity import mean_pool, unit
+from distill.model.similarity import inner, lengths, mean_pool, precise, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 
 WEAK_TEMPERATURE = 0.01  # of the softmax over cosines in the weak similarities
@@ -126,10 +126,14 @@ class Mix(nn.Module):
 
 @dataclass(frozen=True)
 class Level:
-    """The parts of some videos, frames or patches: how much each resembles every text, and what it adds to a sum."""
+    """The parts of some videos, frames or patches: how much each resembles every text, and what it adds to a sum.
+
+    What is added are unit vectors; they are kept with their lengths, because dividing a gate by it is less to do.
+    """
 
     cosines: Float[Tensor, "text video part"]
     values: Float[Tensor, "video part dim"]
+    lengths: Float[Tensor, "video part"]  # of the values
     temperature: float  # of the gate
     counted: Bool[Tensor, "video part"] | None  # None: padding counts too
 
@@ -144,7 +148,7 @@ class Level:
     def own_sums(self, *, detach: bool) -> Float[Tensor, "pair dim"]:
         """Video i as its own text i lets it through, of length 1; `detach` keeps the gradient out of the gate."""
         gates = _softmax(self.own_scores(), self.counted)
-        return unit(torch.einsum("vn,vnd->vd", gates.detach() if detach else gates, self.values))
+        return unit(torch.einsum("vn,vnd->vd", (gates.detach() if detach else gates) / self.lengths, self.values))
 
     def gated(self, sentence: Float[Tensor, "text dim"]) -> Float[Tensor, "text video"]:
         """Cosine of every text with what it lets through of every video.
@@ -152,10 +156,11 @@ class Level:
         For many texts the length of the sum comes from the inner products of the values, so that no tensor has both
         texts and dimensions; for fewer than there are parts (a search) those would cost more than the sum itself.
         """
-        gates = _softmax(self.cosines / self.temperature, self.counted)
+        gates = _softmax(self.cosines / self.temperature, self.counted) / self.lengths
         if len(sentence) < self.values.shape[1]:
-            return torch.einsum("td,tvd->tv", sentence, unit(torch.einsum("tvn,vnd->tvd", gates, self.values)))
-        along = (gates * torch.einsum("td,vnd->tvn", sentence, self.values)).sum(-1)
+            sums = torch.einsum("tvn,vnd->tvd", gates, self.values)
+            return torch.einsum("td,tvd->tv", sentence, sums) / lengths(sums)
+        along = (gates * inner(sentence, self.values)).sum(-1)
         of_video = gates.transpose(0, 1)  # video text part
         squared = (of_video @ (self.values @ self.values.transpose(1, 2)) * of_video).sum(-1).T
         return along / squared.clamp(min=SHORTEST**2).sqrt()
@@ -266,14 +271,16 @@ class Eercf(RetrievalModel):
         """Frames, and patches where they have any weight."""
         assert video.frames is not None and video.contextual is not None and video.real is not None
         counted = video.real if self.mask_padding else None
-        cosines = torch.einsum("td,vfd->tvf", sentence, unit(video.frames))
-        levels = {"frame": Level(cosines, unit(video.contextual), FRAME_GATE, counted)}
+        frames, contextual = precise(video.frames), precise(video.contextual)
+        cosines = inner(sentence, frames) / lengths(frames)
+        levels = {"frame": Level(cosines, contextual, lengths(contextual), FRAME_GATE, counted)}
         if self.patches and patch_weight:
             assert video.patches is not None, "patches have a weight"
-            patches = unit(video.patches.flatten(1, 2))  # video (frame patch) dim
+            patches = precise(video.patches.flatten(1, 2))  # video (frame patch) dim
+            long = lengths(patches)
             if counted is not None:
                 counted = counted.repeat_interleave(video.patches.shape[2], dim=1)
-            levels["patch"] = Level(torch.einsum("td,vnd->tvn", sentence, patches), patches, PATCH_GATE, counted)
+            levels["patch"] = Level(inner(sentence, patches) / long, patches, long, PATCH_GATE, counted)
         return levels
 
     def _weak(self, text: TextFeatures, video: VideoFeatures, levels: dict[str, Level]) -> dict[str, Tensor]:

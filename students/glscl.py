@@ -18,6 +18,7 @@ where every process sees the whole batch: then any number of processes trains al
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -30,12 +31,10 @@ from distill.losses.diversity import diversity
 from distill.model.clip import Clip, Video, VideoTokens, real_words
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
+from distill.model.pooling import attend, weighted_cosine
 from distill.model.queries import LearnedQueries, QueryConfig
-from distill.model.similarity import mean_pool, precise, unit
+from distill.model.similarity import lengths, mean_pool, precise, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
-
-LEFT_OUT = -1e18  # a padded frame, before the softmax that weighs frames
-MAX_CELLS = 2**24  # numbers in the weights [text, video, frame] held at once; a few copies of them are
 
 
 class GlsclConfig(RetrievalConfig):
@@ -129,9 +128,8 @@ class Glscl(RetrievalModel):
         """Cosine of every sentence with the mean of every video's frames, weighed for that sentence (GIM)."""
         assert video.frames is not None and video.real is not None, "GLSCL weighs frames"
         with torch.autocast(text.sentence.device.type, enabled=False):
-            sentence, size = precise(text.sentence), max(1, MAX_CELLS // (len(text) * video.frames.shape[1]))
-            parts = zip(precise(video.frames).split(size), video.real.split(size), strict=True)
-            return torch.cat([weighted_cosine(sentence, *part, self.temperature) for part in parts], dim=1)
+            weigh = partial(attend, temperature=self.temperature)
+            return weighted_cosine(precise(text.sentence), precise(video.frames), video.real, weigh)
 
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
         """The whole score and the local one, two views of the frames, and the two losses on the concepts."""
@@ -172,32 +170,15 @@ class Glscl(RetrievalModel):
         return _flat(self.read_video(video).concepts) if self.recall == "concepts" else unit(video.vector)
 
 
-def weighted_cosine(
-    sentence: Float[Tensor, "text dim"],
-    frames: Float[Tensor, "video frame dim"],
-    real: Bool[Tensor, "video frame"],
-    temperature: float,
-) -> Float[Tensor, "text video"]:
-    """Cosine of every sentence s with g, the sum of the frames x_f with weights w = softmax(<s, x_f> / temperature).
-
-    <s, g> = sum of w_f <s, x_f>. For many sentences |g|^2 = w G w with the frames' inner products G, so that nothing of
-    size text x video x dim is made; for fewer than there are frames (a search) making G would cost more than g itself.
-    """
-    products = torch.einsum("td,vfd->tvf", sentence, frames)
-    weights = (products / temperature).masked_fill(~real, LEFT_OUT).softmax(-1)
-    if len(sentence) < frames.shape[1]:
-        squares = torch.einsum("tvf,vfd->tvd", weights, frames).square().sum(-1)
-    else:
-        squares = (torch.einsum("tvf,vfg->tvg", weights, frames @ frames.transpose(-1, -2)) * weights).sum(-1)
-    lengths = sentence.norm(dim=-1, keepdim=True) * squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
-    return (weights * products).sum(-1) / lengths
-
-
 def local_score(text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-    """The mean over concepts of the cosine of those of a text with those of a video (LIM)."""
+    """The mean over concepts of the cosine of those of a text with those of a video (LIM).
+
+    Concepts have length 1, so this is the cosine of all of a text with all of a video, one after the other.
+    """
     assert text.concepts is not None and video.concepts is not None, "concepts are compared with concepts"
     with torch.autocast(text.concepts.device.type, enabled=False):
-        return _flat(text.concepts) @ _flat(video.concepts).T
+        theirs = precise(video.concepts.flatten(1))
+        return _flat(text.concepts) @ theirs.T / lengths(theirs)
 
 
 def _flat(concepts: Float[Tensor, "sample concept dim"] | None) -> Float[Tensor, "sample recall"]:

@@ -1,9 +1,12 @@
 """Prompt Switch (Deng et al., ICCV 2023): frames inform one another inside CLIP, by prompts that change places.
 
-One vector per video, as cheap to search as CLIP4Clip's, and no temporal transformer on top: prompt tokens carry what
-each frame has seen to the others before every visual block (`distill/model/prompts.py`), and in training a captioner
-has to say each caption from the frames (`distill/model/captioner.py`; it is not released). Frames [video, frame, 3,
-row, column] or stem tokens and token ids [text, word] go in.
+Prompt tokens carry what each frame has seen to the others before every visual block (`distill/model/prompts.py`), so no
+temporal transformer stands on top, and in training a captioner has to say each caption from the frames
+(`distill/model/captioner.py`; it is not released). Frames [video, frame, 3, row, column] or stem tokens and token ids
+[text, word] go in.
+
+As published a video is one vector, the mean of its unit frames, as cheap to search as CLIP4Clip's. The authors' code
+can also ask the caption which frames to pool; then the mean recalls videos, and stored frames rerank them.
 
 The authors train on 6 frames and test on 12, which are then two clips of 6 that meet only in the mean: that is
 `frames: 6` on data of 12 frames, here in training too. Their loader completes short videos with their last frame, and
@@ -25,16 +28,27 @@ from distill.model.captioner import CaptionConfig, Captioner, frames_read, next_
 from distill.model.clip import Clip, Video, VideoTokens
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
+from distill.model.pooling import LEFT_OUT, CrossAttention, attend, best, weighted_cosine
 from distill.model.prompts import PromptAggregation, PromptCube, repeat_last, switch_prompts
-from distill.model.similarity import cosine, mean_pool
+from distill.model.similarity import cosine, mean_pool, unit
+
+ASKING = ("top_k", "attention", "transformer")  # poolings that look at the sentence
 
 
 class PromptSwitchConfig(RetrievalConfig):
     """The towers, the cube of prompts, how frames are pooled, and the captioner (null: none).
 
     `prompts` frames make a cube; `frames`, a multiple, make a clip, whose prompts each of its frames reads at the end;
-    a video is a whole number of clips. `pooling: mean` is published; `afa` learns the weight of every frame from the
-    frame itself (TeachCLIP's aggregation), so that a teacher can teach it, and starts as the mean.
+    a video is a whole number of clips. `pooling` says how frames become what a sentence is compared with:
+
+        mean          of all frames, as published
+        afa           weighted by what is learned of each frame alone, so that a teacher can teach it (TeachCLIP's
+                      aggregation); it starts as the mean
+        top_k         the sum of those `k` that are most like the sentence (the authors name no `k`)
+        attention     weighted by a softmax of their cosines with the sentence
+        transformer   read by the sentence in one layer of cross-attention (X-Pool's)
+
+    The first two need no sentence: one vector, one stage. The others search in two stages.
 
     `mask_padding: false` is what the authors' code does: the copies of the last frame that complete a short video
     count as frames. With true they only fill the cube: they have no weight in the pooling and are not read, neither at
@@ -44,8 +58,12 @@ class PromptSwitchConfig(RetrievalConfig):
     kind: Literal["prompt_switch"]
     prompts: int = Field(default=6, ge=1)
     frames: int = Field(default=6, ge=1)
-    pooling: Literal["mean", "afa"] = "mean"
+    pooling: Literal["mean", "afa", "top_k", "attention", "transformer"] = "mean"
     pool_temperature: float = Field(default=0.1, gt=0)  # of the learned weights; read by afa only
+    k: int | None = Field(default=None, ge=1)  # frames that top_k adds up; all, where a video has fewer
+    attention_temperature: float = Field(default=0.01, gt=0)  # read by attention only
+    heads: int = Field(default=1, ge=1)  # this and the next: read by transformer only
+    dropout: float = Field(default=0.3, ge=0, lt=1)
     mask_padding: bool = False
     captions: CaptionConfig | None = CaptionConfig()
 
@@ -58,6 +76,12 @@ class PromptSwitchConfig(RetrievalConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _number_of_best(self) -> "PromptSwitchConfig":
+        if (self.pooling == "top_k") != (self.k is not None):
+            raise ValueError("k: pooling top_k adds up so many frames, and no other pooling does; give both or neither")
+        return self
+
     def released(self) -> RetrievalConfig:
         """Without the captioner: 33.8 of 187.4 million parameters with ViT-B/32, most of them its head of words."""
         return self.model_copy(update={"captions": None})
@@ -67,13 +91,14 @@ class PromptSwitchConfig(RetrievalConfig):
         return self.frames
 
     def framed(self) -> tuple[str, ...]:
-        """The frame aggregation, and what the captioner reads."""
-        places = {"pooling": self.pooling == "afa", "captioner": self.captions is not None}
+        """The weights of frames, where they are learned or a softmax, and what the captioner reads."""
+        weighed = self.pooling in ("afa", "attention", "transformer")
+        places = {"pooling": weighed, "captioner": self.captions is not None}
         return tuple(name for name, there in places.items() if there)
 
 
 class PromptSwitch(RetrievalModel):
-    """The mean of a video's unit frames, which have seen one another, against the sentence."""
+    """A video's frames, which have seen one another, pooled, against the sentence."""
 
     def __init__(self, config: PromptSwitchConfig, clip: Clip):
         super().__init__()
@@ -81,12 +106,19 @@ class PromptSwitch(RetrievalModel):
         self.prompts = PromptCube(config.prompts, clip.visual.width)
         aggregation = PromptAggregation(clip.visual.width, clip.visual.heads, config.frames)
         clip.visual.take_prompts(partial(switch_prompts, prompts=config.prompts), aggregation)
-        self.frames, self.mask_padding = config.frames, config.mask_padding
-        self.afa = self.captioner = None
+        self.frames, self.mask_padding, self.pooling = config.frames, config.mask_padding, config.pooling
+        self.k, self.attention_temperature = config.k, config.attention_temperature
+        self.afa = self.cross = self.captioner = None
         if config.pooling == "afa":
             afa = AfaConfig(pool_temperature=config.pool_temperature, mask_padding=config.mask_padding)
             self.afa = AttentiveFrameAggregation(clip.dim, afa, uniform=True)
             self.pool_temperature = config.pool_temperature
+        if config.pooling == "transformer":
+            if clip.dim % config.heads:
+                raise RecipeError(f"model.heads: {config.heads} does not divide the {clip.dim} numbers of a frame")
+            self.cross = CrossAttention(clip.dim, config.heads, config.dropout)
+        if config.pooling in ASKING:
+            self.rerank_fields = ("frames", "real")
         if config.captions is not None:
             self.captioner = Captioner(clip.text, clip.dim, config.captions, config.clip.model)
             self.caption_weight = config.captions.weight
@@ -97,7 +129,7 @@ class PromptSwitch(RetrievalModel):
         return TextFeatures(sentence=sentence)
 
     def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """The pooled vector and the frames it was pooled of; with `afa` also the raw frame relevance."""
+        """The frames and a vector pooled of them, the mean but for `afa`, which also gives raw frame relevance."""
         if real.shape[1] % self.frames:
             raise RecipeError(
                 f"model.frames: {self.frames}, but videos have {real.shape[1]} frames; Prompt Switch takes a multiple, "
@@ -118,12 +150,11 @@ class PromptSwitch(RetrievalModel):
         """What the captioner makes of the pairs; the embeddings that it hears are not trained by it."""
         if self.captioner is None:
             return None
-        assert video.frames is not None and video.real is not None, "the captioner reads frames"
         heard, targets, said = next_words(ids)
         with torch.no_grad():
             words = self.clip.text.embed(heard)
-        counted = video.real if self.mask_padding else None
-        logits, attention = self.captioner(words, video.frames, said, counted)
+        frames, counted = self._frames(video)
+        logits, attention = self.captioner(words, frames, said, counted)
         counts = self.captioner.counts(targets, said)
         return PairFeatures(
             caption_loss=caption_loss(logits, targets, said, counts),
@@ -135,17 +166,56 @@ class PromptSwitch(RetrievalModel):
         """One contrastive loss and one ranking, the captioning loss, and the two sorts of frame scores."""
         logits = self.logits(text, video)
         frames, own = {}, {}
-        if video.relevance is not None and self.pool_temperature is not None:
-            frames["pooling"] = video.relevance / self.pool_temperature  # taught as it pools
+        weights = self._pair_scores(text, video)
+        if weights is not None:
+            frames["pooling"] = weights
         if pair is not None:
-            frames["captioner"] = pair.attention.clamp(min=torch.finfo(pair.attention.dtype).tiny).log()
+            frames["captioner"] = _log(pair.attention)
             own["caption"] = self.caption_weight * captioning(pair.caption_loss, pair.caption_weight)
         return TrainingScores(contrasts=[(1.0, logits)], rankings={"logits": logits}, frames=frames, own=own)
 
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Cosine of sentence and video."""
-        return cosine(text.sentence, video.vector)
+        """Cosine of sentence and video, pooled for that sentence where the pooling asks it."""
+        if self.pooling not in ASKING:
+            return cosine(text.sentence, video.vector)
+        with torch.autocast(text.sentence.device.type, enabled=False):
+            (frames, counted), sentence = self._frames(video), unit(text.sentence)
+            if self.cross is not None:
+                return self.cross.cosine(sentence, unit(frames), counted)
+            weigh = partial(attend, temperature=self.attention_temperature)
+            if self.k is not None:
+                weigh = partial(best, k=self.k)
+            return weighted_cosine(sentence, unit(frames), counted, weigh)
 
     def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
         """Similarity times the logit scale."""
         return self.clip.logit_scale(self.similarity(text, video))
+
+    def _frames(
+        self, video: VideoFeatures
+    ) -> tuple[Float[Tensor, "video frame dim"], Bool[Tensor, "video frame"] | None]:
+        """The frames, and which of them count (None: all)."""
+        assert video.frames is not None and video.real is not None, "frames are pooled, and read by the captioner"
+        return video.frames, video.real if self.mask_padding else None
+
+    def _pair_scores(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"] | None:
+        """What the weights of the frames of video i for text i are a softmax of, if they are one."""
+        if self.afa is not None:
+            assert video.relevance is not None, "learned relevance pools"
+            return video.relevance / self.afa.pool_temperature
+        if self.pooling not in ("attention", "transformer"):
+            return None
+        frames, counted = self._frames(video)
+        sentence, frames = unit(text.sentence), unit(frames)
+        if self.cross is None:
+            scores = torch.einsum("pd,pfd->pf", sentence, frames) / self.attention_temperature
+            return scores if counted is None else scores.masked_fill(~counted, LEFT_OUT)
+        scores = self.cross.scores(sentence, frames)
+        if counted is not None:
+            scores = scores.masked_fill(~counted.unsqueeze(1), LEFT_OUT)
+        return _log(scores.softmax(-1).mean(1))
+
+
+def _log(weights: Float[Tensor, "pair frame"]) -> Float[Tensor, "pair frame"]:
+    """Of weights that may be 0."""
+    return weights.clamp(min=torch.finfo(weights.dtype).tiny).log()

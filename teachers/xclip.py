@@ -93,7 +93,7 @@ class XClipInteraction(Interaction):
         """Sentence-video + word-video + sentence-frame (three of the four contrasts)."""
         sentence_video = sentence @ self.global_proj.to(sentence.dtype) @ vector.T
         word_video = _attend(words @ vector.T, self.word_cross, self.temperature)
-        cosines = torch.einsum("td,vfd->tfv", sentence, frames)
+        cosines = _frames_first(sentence, frames).view(len(sentence), frames.shape[1], len(frames))
         return sentence_video + word_video + _attend(cosines, self.frame_cross, self.temperature)
 
     def _word_frame(
@@ -102,7 +102,7 @@ class XClipInteraction(Interaction):
         """Attention over the word-frame similarities: words then frames, frames then words, averaged."""
         num_texts, num_words = words.shape[:2]
         num_videos, num_frames = frames.shape[:2]
-        cells = words @ frames.transpose(0, 1).flatten(0, 1).T  # text word (frame video)
+        cells = _frames_first(words.flatten(0, 1), frames).view(num_texts, num_words, -1)  # text word (frame video)
         by_frame = _attend(cells, self.word_fine, self.temperature).view(num_texts, num_frames, num_videos)
         by_word = _attend(cells.view(-1, num_frames, num_videos), self.frame_fine, self.temperature)
         by_word = by_word.view(num_texts, num_words, num_videos)
@@ -151,6 +151,16 @@ class XClip(Teacher):
     def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
         """Similarity times the logit scale."""
         return self.interaction(text, video)
+
+
+def _frames_first(
+    rows: Float[Tensor, "row dim"], frames: Float[Tensor, "video frame dim"]
+) -> Float[Tensor, "row frame*video"]:
+    """Inner products in the order of frames, then videos. What is smaller is reordered, the frames or the products."""
+    if len(rows) < frames.shape[-1]:
+        products = (rows @ frames.flatten(0, 1).T).unflatten(1, frames.shape[:2])
+        return products.transpose(1, 2).flatten(1)
+    return rows @ frames.transpose(0, 1).flatten(0, 1).T
 
 
 def _attend(

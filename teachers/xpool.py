@@ -4,9 +4,9 @@ Frames [video, frame, 3, row, column] or stem tokens and token ids [text, word] 
 every video are pooled by attention, so a video has another vector for each caption: exact, and slow to search.
 
     here                                  the authors' checkpoint
-    interaction.{q,k,v,out}_proj          pool_frames.cross_attn.{q,k,v,out}_proj
-    interaction.linear_proj               pool_frames.linear_proj
-    interaction.norm{1,2,3}               pool_frames.layer_norm{1,2,3}
+    interaction.pooling.{q,k,v,out}_proj  pool_frames.cross_attn.{q,k,v,out}_proj
+    interaction.pooling.linear_proj       pool_frames.linear_proj
+    interaction.pooling.norm{1,2,3}       pool_frames.layer_norm{1,2,3}
 
 Padded frames are not masked.
 """
@@ -16,14 +16,13 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.model.clip import Clip, LogitScale, Video, VideoTokens
 from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.model.similarity import mean_pool, precise, unit
-
-MAX_CELLS = 2**24  # numbers in the pooled videos [video, text, dim] held at once; a few copies of it are
+from distill.model.pooling import CrossAttention
+from distill.model.similarity import mean_pool, precise
 
 
 class XPoolConfig(RetrievalConfig):
@@ -38,48 +37,23 @@ class XPoolInteraction(Interaction):
 
     def __init__(self, dim: int, dropout: float):
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
-        self.linear_proj = nn.Linear(dim, dim)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.pooling = CrossAttention(dim, heads=1, dropout=dropout)
         self.logit_scale = LogitScale()
-        for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.linear_proj):
-            nn.init.eye_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.dim, self.dropout = dim, dropout
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, to build this module again."""
-        return {"dim": self.q_proj.in_features, "dropout": self.dropout.p}
+        return {"dim": self.dim, "dropout": self.dropout}
 
     def forward(self, text: TextFeatures, video: VideoFeatures, scaled: bool = True) -> Float[Tensor, "text video"]:
         """Logits, or with `scaled=False` the cosine of caption and pooled video. Float32 or better."""
-        sentence, frames = precise(text.sentence), _frames(video)
-        size = max(1, MAX_CELLS // sentence.numel())
-        with torch.autocast(sentence.device.type, enabled=False):
-            similarity = torch.cat(
-                [
-                    torch.einsum("td,vtd->tv", unit(sentence), unit(self.pool(sentence, part)))
-                    for part in frames.split(size)
-                ],
-                dim=1,
-            )
+        with torch.autocast(text.sentence.device.type, enabled=False):
+            similarity = self.pooling.cosine(precise(text.sentence), _frames(video))
         return self.logit_scale(similarity) if scaled else similarity
-
-    def pool(
-        self, sentence: Float[Tensor, "text dim"], frames: Float[Tensor, "video frame dim"]
-    ) -> Float[Tensor, "video text dim"]:
-        """Every video as every caption sees it (equations 3 to 6)."""
-        normed = self.norm1(frames)
-        scores = torch.einsum("td,vfd->vtf", self.q_proj(self.norm1(sentence)), self.k_proj(normed))
-        weights = (scores * frames.shape[-1] ** -0.5).softmax(-1)
-        attended = self.norm2(self.out_proj(weights @ self.v_proj(normed)))
-        return self.norm3(attended + self.dropout(self.linear_proj(attended)))
 
     def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
         """The attention logit of every frame of video i for caption i: TeachCLIP's fine label before its softmax."""
-        query = self.q_proj(self.norm1(precise(text.sentence)))
-        keys = self.k_proj(self.norm1(_frames(video)))
-        return torch.einsum("pd,pfd->pf", query, keys) * keys.shape[-1] ** -0.5
+        return self.pooling.scores(precise(text.sentence), _frames(video)).squeeze(1)
 
 
 class XPool(Teacher):

@@ -138,15 +138,19 @@ ARRIVES = {  # the authors' name -> ours, beside the towers
     },
     "xpool": {
         **{
-            f"pool_frames.cross_attn.{p}_proj.{w}": f"interaction.{p}_proj.{w}"
+            f"pool_frames.cross_attn.{p}_proj.{w}": f"interaction.pooling.{p}_proj.{w}"
             for p in "qkv"
             for w in ("weight", "bias")
         },
-        "pool_frames.cross_attn.out_proj.weight": "interaction.out_proj.weight",
-        "pool_frames.cross_attn.out_proj.bias": "interaction.out_proj.bias",
-        "pool_frames.linear_proj.weight": "interaction.linear_proj.weight",
-        "pool_frames.linear_proj.bias": "interaction.linear_proj.bias",
-        **{f"pool_frames.layer_norm{n}.{w}": f"interaction.norm{n}.{w}" for n in "123" for w in ("weight", "bias")},
+        "pool_frames.cross_attn.out_proj.weight": "interaction.pooling.out_proj.weight",
+        "pool_frames.cross_attn.out_proj.bias": "interaction.pooling.out_proj.bias",
+        "pool_frames.linear_proj.weight": "interaction.pooling.linear_proj.weight",
+        "pool_frames.linear_proj.bias": "interaction.pooling.linear_proj.bias",
+        **{
+            f"pool_frames.layer_norm{n}.{w}": f"interaction.pooling.norm{n}.{w}"
+            for n in "123"
+            for w in ("weight", "bias")
+        },
     },
 }
 HALF = ("text_projection", "visual.proj", "visual.conv1.weight", "in_proj_weight", "in_proj_bias", "out_proj.weight")

@@ -309,11 +309,15 @@ def test_t24_gradients():
 def test_t25_xpool():
     head = XPoolInteraction(512, dropout=0.3).eval()
     order = ["q_proj", "k_proj", "v_proj", "out_proj", "linear_proj", "norm1", "norm2", "norm3"]
-    named = [(f"{part}.{kind}", head.get_parameter(f"{part}.{kind}")) for part in order for kind in ("weight", "bias")]
+    named = [
+        (f"{part}.{kind}", head.pooling.get_parameter(f"{part}.{kind}"))
+        for part in order
+        for kind in ("weight", "bias")
+    ]
     fill(named, seed=70, scale=0.03)
     sentence, frames = det(3, 512, seed=71), det(3, 4, 512, seed=72)
     text, video = TextFeatures(sentence=sentence), VideoFeatures(vector=frames[:, 0], frames=frames)
-    assert near(head.pool(sentence, frames).sum(), 1.2718476, 1e-3)
+    assert near(head.pooling(sentence, frames).sum(), 1.2718476, 1e-3)
     assert near(head.relevance(text, video).softmax(-1)[0], [0.1798486, 0.2164179, 0.1765164, 0.4272172])
     assert near(head(text, video, scaled=False)[0], [-0.0405434, -0.0205508, 0.0014226])
 

@@ -107,6 +107,17 @@ def batch():
     return ids, frames, real
 
 
+def test_few_texts_and_many_score_alike():
+    """What is reordered, the frames or the products, goes by the number of words."""
+    interaction, _, video = random_xclip()
+    generator = torch.Generator().manual_seed(6)
+    sentence, words = torch.randn(20, 64, generator=generator), torch.randn(20, 7, 64, generator=generator)
+    text = TextFeatures(sentence=sentence.double(), words=words.double())
+    assert text.words.shape[0] * text.words.shape[1] > 64 > text.words.shape[1]
+    alone = torch.cat([interaction(text[i : i + 1], video) for i in range(20)])
+    assert (interaction(text, video) - alone).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_scaled_similarity_and_train_every_parameter(kind):
     model = build(kind)

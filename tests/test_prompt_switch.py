@@ -29,7 +29,8 @@ from distill.losses.captioning import caption_loss, captioning
 from distill.model.captioner import LIGHT_WORDS, CaptionConfig, frames_read, light_tokens, next_words
 from distill.model.clip import Clip, ClipConfig
 from distill.model.decoder import DecoderLayer
-from distill.model.features import VideoFeatures
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.pooling import CrossAttention
 from distill.model.prompts import repeat_last, switch_prompts
 from distill.model.similarity import cosine, mean_pool, unit
 from distill.recipe import Recipe
@@ -37,7 +38,9 @@ from distill.release.authors import TRANSPOSED, Checkpoint
 from distill.release.convert import convert
 from distill.release.export import export_clip
 from distill.release.heads import Options
-from distill.retrieval.gallery import Gallery, best_stretch, build_gallery
+from distill.retrieval.gallery import Gallery
+from distill.retrieval.indexing import build_gallery
+from distill.retrieval.stretch import best_stretch
 from distill.training.objective import ContrastiveConfig, LossConfig, Target, weigh
 from distill.training.optim import OptimConfig, build_optimizer
 from students.prompt_switch import PromptSwitch, PromptSwitchConfig
@@ -154,10 +157,44 @@ def test_row_22_two_clips_meet_in_the_mean():
     assert agrees(video.vector, GOLDEN["P6"]["pooled"]) and agrees(unit(video.frames), GOLDEN["P6"]["frames"])
 
 
-def test_row_24_the_mean():
-    text, frames = unit(det(3, 16, a=0.7)), unit(det(4, 5, 16, a=0.31, b=0.2))
-    vector = mean_pool(frames, torch.ones(4, 5, dtype=torch.bool))
-    assert cosine(text, vector).sum().item() == pytest.approx(-0.6171954265614417, abs=1e-9)
+def test_row_23_frames_read_by_two_heads():
+    found = golden_reader()(*rows_23_and_24())
+    assert found.shape == (4, 3, 16) and found.sum().item() == pytest.approx(0.1923290643840474, abs=1e-9)
+    assert found[1, 2, 3].item() == pytest.approx(1.4360258445740672, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"pooling": "mean"}, -0.6171954265614417),
+        ({"pooling": "top_k", "k": 2}, 1.4570361835188002),
+        ({"pooling": "attention"}, 1.478792376249709),
+    ],
+    ids=["mean", "top k", "attention"],
+)
+def test_row_24_frames_pooled_without_weights_of_their_own(options: dict, expected: float):
+    text, frames = rows_23_and_24()
+    every = torch.ones(4, 5, dtype=torch.bool)
+    model, video = build(**options), VideoFeatures(vector=mean_pool(frames, every), frames=frames, real=every)
+    assert model.similarity(TextFeatures(sentence=text), video).sum().item() == pytest.approx(expected, abs=1e-9)
+
+
+def rows_23_and_24() -> tuple[Tensor, Tensor]:
+    """Sentences and frames."""
+    return unit(det(3, 16, a=0.7)), unit(det(4, 5, 16, a=0.31, b=0.2))
+
+
+def golden_reader() -> CrossAttention:
+    """Filled in the order of the authors' names."""
+    reader = CrossAttention(16, heads=2, dropout=0.3).double().eval()
+    authors = Checkpoint(Path("unused"), "prompt_switch", {})
+    names = {authors.theirs(f"cross.{name}")[0]: parameter for name, parameter in reader.named_parameters()}
+    assert len(names) == 16 and all(name.startswith("pool_frames.") for name in names)
+    with torch.no_grad():
+        for k, (name, parameter) in enumerate(sorted(names.items())):
+            value = 0.05 * torch.sin(0.1 * torch.arange(parameter.numel()).double() + k).reshape(parameter.shape)
+            parameter.copy_(value + 1 if name.endswith("weight") and parameter.ndim == 1 else value)
+    return reader
 
 
 def test_row_25_ranks():
@@ -189,7 +226,7 @@ def build(**options) -> PromptSwitch:
     model = PromptSwitch(PromptSwitchConfig(kind="prompt_switch", clip=CLIP, **options), clip)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.startswith(("clip.visual.aggregation", "prompts", "afa")):
+            if name.startswith(("clip.visual.aggregation", "prompts", "afa", "cross")):
                 parameter.add_(0.1 * torch.randn(parameter.shape))
     return model
 
@@ -213,7 +250,12 @@ def scores(model: PromptSwitch, frames: Tensor, real: Tensor) -> dict[str, Tenso
     return {"logits": found.rankings["logits"], "vector": video.vector, **found.frames, **found.own}
 
 
-POOLED = [{}, {"pooling": "afa"}]
+ASKING = [
+    {"pooling": "top_k", "k": 3},
+    {"pooling": "attention"},
+    {"pooling": "transformer", "heads": 2, "dropout": 0.0},
+]
+POOLED = [{}, {"pooling": "afa"}, *ASKING]
 
 
 def test_prompts_change_places_within_their_cube():
@@ -274,7 +316,11 @@ def test_encoding_then_scoring_trains_every_parameter(options: dict):
     assert torch.equal(found.rankings["logits"], found.contrasts[0][1])
     assert torch.allclose(found.rankings["logits"], model.similarity(text, video) / 0.07, atol=1e-4)
     recalled = model.recall_text(text) @ model.recall_video(video).T
-    assert torch.allclose(recalled, model.similarity(text, video), atol=1e-6)
+    pooled = unit(video.frames).mean(1) if options.get("pooling") != "afa" else video.vector
+    assert torch.allclose(recalled, cosine(text.sentence, pooled), atol=1e-6)
+    one_vector = options not in ASKING
+    assert torch.allclose(recalled, model.similarity(text, video), atol=1e-6) == one_vector
+    assert model.rerank_fields == (() if one_vector else ("frames", "real"))
     relevance = torch.randn(3, 8)
     target = Target(logits=torch.randn(3, 3), relevance=relevance)
     weigh(found, [target], LossConfig())["total"].backward()
@@ -317,7 +363,7 @@ def test_masked_padding_changes_nothing_however_much_there_is(options: dict):
     assert torch.allclose(long["captioner"].exp()[:, :8], short["captioner"].exp(), atol=1e-6)
     assert (short["captioner"].exp()[~real] < 1e-30).all()
     if "pooling" in short:
-        assert (short["pooling"].softmax(-1)[~real] == 0).all()
+        assert (short["pooling"].softmax(-1)[~real] < 1e-30).all()
     assert (short["vector"] - unmasked["vector"]).abs().amax(1).gt(1e-4).tolist() == [False, True, True]
 
 
@@ -476,19 +522,62 @@ def encoded(model: PromptSwitch) -> tuple:
     return text, video, model.encode_pair(ids, text, video)
 
 
+@pytest.mark.parametrize("pooling", ["attention", "transformer"])
+def test_labels_teach_which_frames_a_caption_pools(pooling: str):
+    model = build(pooling=pooling, heads=4, dropout=0.0, mask_padding=True, captions=None)
+    text, video, pair = encoded(model)
+    sentence, frames = unit(text.sentence), unit(video.frames)
+    _, _, real = batch()
+    if pooling == "attention":
+        shares = (torch.einsum("pd,pfd->pf", sentence, frames) / 0.01).masked_fill(~real, -torch.inf).softmax(-1)
+    else:
+        query, keys = (
+            linear(model.cross.norm1(rows)).unflatten(-1, (4, 8))
+            for linear, rows in ((model.cross.q_proj, sentence), (model.cross.k_proj, frames))
+        )
+        scores = torch.einsum("phc,pfhc->phf", query, keys) / 8**0.5
+        shares = scores.masked_fill(~real[:, None], -torch.inf).softmax(-1).mean(1)
+    found = model.training_scores(text, video, pair)
+    assert torch.allclose(found.frames["pooling"].softmax(-1), shares, atol=1e-5) and len(found.frames) == 1
+    target = Target(logits=found.rankings["logits"].detach(), relevance=torch.randn(3, 8))
+    weigh(found, [target], LossConfig(), real=real)["fine"].backward()
+    assert model.prompts.cube.grad.any() and model.clip.text.text_projection.grad.any()
+
+
+def test_asking_adds_up_the_best_frames_and_no_padding():
+    """Against a loop over pairs: fewer real frames than `k`, padding that would be the best, many texts and one."""
+    model = build(pooling="top_k", k=3, mask_padding=True)
+    generator = torch.Generator().manual_seed(5)
+    text = TextFeatures(sentence=torch.randn(40, 32, generator=generator).double())
+    frames = torch.randn(3, 8, 32, generator=generator).double()
+    _, _, real = batch()
+    frames[2, 1:] = text.sentence[0]  # padding
+    video = VideoFeatures(vector=frames[:, 0], frames=frames, real=real)
+    found = model.similarity(text, video)
+    for row in range(40):
+        for column in range(3):
+            kept = unit(frames[column][real[column]])
+            best = sorted(kept, key=lambda frame, row=row: -float(frame @ text.sentence[row]))[:3]
+            expected = torch.cosine_similarity(torch.stack(best).sum(0), text.sentence[row], dim=0)
+            assert found[row, column].item() == pytest.approx(expected.item(), abs=1e-12)
+    assert torch.allclose(model.similarity(text[:1], video), found[:1], atol=1e-12)
+
+
 def test_words_read_as_much_as_they_count():
     attention = torch.tensor([[[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]])
     assert torch.allclose(frames_read(attention, torch.tensor([[1.0, 0.25, 0.0]])), torch.tensor([[0.6, 0.4]]))
 
 
-def test_parts_have_the_papers_rates():
+@pytest.mark.parametrize(("pooling", "own"), [("afa", "afa"), ("transformer", "cross")])
+def test_parts_have_the_papers_rates(pooling: str, own: str):
     optim = OptimConfig(lr=1.0e-5, clip_lr=1.0e-6, head_lr=1.0e-4)
-    model = build(pooling="afa")
+    model = build(pooling=pooling)
     groups = build_optimizer(model, optim, fused=False).param_groups
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        wanted = {"prompts": 1.0e-5, "captioner": 1.0e-5, "clip": 1.0e-6, "afa": 1.0e-4}[name.split(".")[0]]
-        assert rate[id(parameter)] == wanted, name
+        wanted = {"prompts": 1.0e-5, "captioner": 1.0e-5, "cross": 1.0e-5, "clip": 1.0e-6, "afa": 1.0e-4}
+        assert rate[id(parameter)] == wanted[name.split(".")[0]], name
+    assert any(name.startswith(own) for name, _ in model.named_parameters())
     assert any(name.startswith("clip.visual.aggregation") for name, _ in model.named_parameters())
 
 
@@ -564,6 +653,8 @@ def recipe(world: World, path: Path, **sections) -> Path:
         ("data.num_frames=9", "data.num_frames: 9, but prompt_switch, as configured, takes a multiple of 6 frames"),
         ("model.frames=5", "frames: 5 is no multiple of prompts, 2"),
         ("model.prompts=0", "model.prompt_switch.prompts: found 0"),
+        ("model.pooling=top_k", "k: pooling top_k adds up so many frames"),
+        ("model.k=3", "k: pooling top_k adds up so many frames, and no other pooling does"),
         ("losses.fine.places=[gate]", "has no frame scores to teach called 'gate'; it has: pooling, captioner"),
         ("model.temporal.layers=2", "model.prompt_switch.temporal: unknown key"),
     ],
@@ -577,12 +668,23 @@ def test_recipes_that_do_not_fit_are_refused(override: str, words: str, world: W
 
 def test_places_that_are_not_there_are_refused(world: World, tmp_path: Path):
     path = recipe(world, tmp_path, labels=["somewhere"])
-    for overrides, left in ((["model.pooling=mean"], "captioner"), (["model.captions=null"], "pooling")):
+    for overrides, left in (
+        (["model.pooling=mean"], "captioner"),
+        (["model.pooling=top_k", "model.k=2"], "captioner"),
+        (["model.captions=null"], "pooling"),
+        (["model.captions=null", "model.pooling=attention"], "pooling"),
+        (["model.captions=null", "model.pooling=transformer"], "pooling"),
+    ):
         assert read_recipe(path, overrides, Recipe).model.framed() == (left,)
         with pytest.raises(RecipeError, match=f"it has: {left}$"):
             read_recipe(path, [*overrides, "losses.fine.places=[pooling, captioner]"], Recipe)
     with pytest.raises(RecipeError, match=r"prompt_switch has no frame scores to teach; set losses\.fine\.weight=0"):
         read_recipe(path, ["model.pooling=mean", "model.captions=null"], Recipe)
+
+
+def test_heads_that_do_not_divide_a_frame_are_refused():
+    with pytest.raises(RecipeError, match=r"model\.heads: 3 does not divide the 32 numbers of a frame"):
+        build(pooling="transformer", heads=3)
 
 
 def test_videos_that_are_no_whole_clips_are_refused():
@@ -614,7 +716,7 @@ def test_two_processes_equal_one_and_the_captioner_is_not_released(world: World,
     assert sum(value.numel() for value in released.values()) == sum(v.numel() for v in trained.values()) - left_out
     release = distill.release.load(folder)
     assert release.config.model["captions"] is None and release.model.pool_temperature == 0.1
-    build_gallery(release, FrameSet(passes), tmp_path / "gallery", videos=world.corpus / "videos")
+    build_gallery(release, passes, tmp_path / "gallery", videos=world.corpus / "videos")
     (hits,) = Gallery.open(tmp_path / "gallery", release).search(["a red apple"], 3)
     assert all(0 <= hit.seconds[0] < hit.seconds[1] for hit in hits)
     export_clip(release, tmp_path / "towers")
@@ -684,7 +786,38 @@ def test_the_moving_average_is_taken_where_it_is_asked_for(tmp_path: Path):
         convert(plain, "prompt_switch", tmp_path / "out", Options(words=16, ema="on"))
 
 
+def pooled_checkpoint() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """With the transformer that pools, which the authors save under two names, and what has to arrive."""
+    state, expected = checkpoint()
+    own = {
+        name: 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(k))
+        for k, (name, value) in enumerate(CrossAttention(64, 1, 0.3).state_dict().items())
+    }
+    authors = Checkpoint(Path("unused"), "prompt_switch", {})
+    theirs = {authors.theirs(f"cross.{name}")[0]: value for name, value in own.items()}
+    assert sorted(theirs)[:2] == ["pool_frames.cross_attn.k_proj.bias", "pool_frames.cross_attn.k_proj.weight"]
+    twins = {name.replace("pool_frames.", "pool_frames_test."): value.clone() for name, value in theirs.items()}
+    return state | theirs | twins, expected | {f"cross.{name}": value for name, value in own.items()}
+
+
+def test_a_checkpoint_that_pools_by_a_transformer_searches_in_two_stages(tmp_path: Path):
+    state, expected = pooled_checkpoint()
+    file = written(tmp_path / "model_best.pth", state)
+    done = convert(file, "prompt_switch", tmp_path / "release", Options(words=16))
+    found = load_file(tmp_path / "release" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert "unused, pool_frames.* under its second name: pool_frames_test." in done.report()
+    assert "heads of pool_frames, num_mha_heads; taken for 1, as published (--heads)" in done.report()
+    release = distill.release.load(tmp_path / "release")
+    assert (release.config.model["pooling"], release.config.model["heads"]) == ("transformer", 1)
+    assert release.model.rerank_fields == ("frames", "real")
+    two = convert(file, "prompt_switch", tmp_path / "two", Options(words=16, heads=2))
+    assert two.head.config["heads"] == 2 and not any("heads" in note for note in two.record["notes"])
+
+
 CUBE, POOLING = "clip.vision_model.encoder.prompt_embedding", "pool_frames.cross_attn.q_proj.weight"
+SECOND = {"pool_frames.norm": torch.zeros(2), "pool_frames_test.norm": torch.ones(2)}
 
 
 @pytest.mark.parametrize(
@@ -696,7 +829,12 @@ CUBE, POOLING = "clip.vision_model.encoder.prompt_embedding", "pool_frames.cross
         ("prompt_switch", {CUBE: torch.zeros(3, 3, 64)}, {}, "of another shape: clip.vision_model.encoder.prompt"),
         ("prompt_switch", {"clip.vision_model.attn.in_proj_bias": None}, {}, "missing: clip.vision_model.attn"),
         ("prompt_switch", {"clip.vision_model.gamma": torch.zeros(1)}, {}, "unknown: clip.vision_model.gamma"),
-        ("prompt_switch", {POOLING: torch.zeros(64, 64)}, {}, "pooled by a transformer for every caption"),
+        ("prompt_switch", {POOLING: torch.zeros(64, 64)}, {}, "missing: pool_frames.cross_attn.k_proj"),
+        ("prompt_switch", SECOND, {}, "pool_frames_test.norm is not pool_frames.norm"),
+        ("prompt_switch", {}, {"heads": 2}, "--heads 2, but the file holds no pool_frames"),
+        ("prompt_switch", {POOLING: torch.zeros(64, 64)}, {"heads": 3}, "--heads 3 does not divide the 64 numbers"),
+        ("prompt_switch", {}, {"heads": 0}, "--heads 0: expected at least 1"),
+        ("xpool", {}, {"heads": 2}, "--heads does not go with --kind xpool, only with prompt_switch"),
         ("prompt_switch", {}, {"clip_frames": 4}, "4 frames that are aggregated together"),
         ("prompt_switch", {}, {"clip_frames": 0}, "--clip-frames 0: expected at least 1"),
         ("prompt_switch", {}, {"head": "meanP"}, "--head does not go with --kind prompt_switch"),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from distill.errors import RecipeError
+from distill.model import pooling
 from distill.model.attention import shift_tokens
 from distill.model.clip import Clip, ClipConfig
 from distill.model.contract import Teacher
@@ -12,7 +13,6 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import SAMPLES, TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import unit
 from distill.model.temporal import TemporalConfig
-from teachers import xpool
 from teachers.ts2net import Ts2Net, Ts2NetConfig, Ts2NetInteraction
 from teachers.xpool import XPool, XPoolConfig, XPoolInteraction
 
@@ -136,7 +136,7 @@ def test_xpool_equals_a_numpy_oracle(monkeypatch):
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    w = {name: value.detach().numpy() for name, value in head.state_dict().items()}
+    w = {name: value.detach().numpy() for name, value in head.pooling.state_dict().items()}
     sentence, frames = (torch.randn(*shape, 16, generator=generator).double() for shape in ((3,), (2, 5)))
     text, video = TextFeatures(sentence=sentence), VideoFeatures(vector=frames[:, 0], frames=frames)
     found, relevance = head(text, video, scaled=False), head.relevance(text[:2], video)
@@ -159,7 +159,7 @@ def test_xpool_equals_a_numpy_oracle(monkeypatch):
             assert found[t, v].item() == pytest.approx(cosine, abs=1e-12)
             if t == v:
                 np.testing.assert_allclose(relevance[t].detach().numpy(), scores, atol=1e-12)
-    monkeypatch.setattr(xpool, "MAX_CELLS", 1)  # a video at a time
+    monkeypatch.setattr(pooling, "MAX_CELLS", 1)  # a video at a time
     assert (head(text, video, scaled=False) - found).abs().max() < 1e-12
 
 

@@ -6,13 +6,15 @@
 
 Always measured: 10,000 synthetic videos with features of the papers' sizes (ViT-B/32: 512 numbers, 12 frames, 49
 patches a frame, 32 words), in which coarse and full scores go together about as in trained models. Needs 10 GB of
-memory, for the patches, and about eight minutes. With releases: also those, on the videos and captions of a frame set.
+memory, for the patches, and about a quarter of an hour. With releases: also those, on the videos and captions of a
+frame set.
 
     MAC/pair    multiply-accumulates of one text and one video by the published formula, of the full score
     M MAC       million multiply-accumulates a query as computed here; encoding the query is not counted
-    ms          median time of a query alone, and of a query when 16 come at once
+    ms          median time of a query alone, and of a query when 16 or 64 come at once
     of X-CLIP   1/n of what X-CLIP takes, whose calls are cut to the size that this machine does fastest
-    bytes       a video: vectors (a teacher's: all its features, float32) + tokens (float16)
+    bytes       a video: vectors (a teacher's: all its features, float32) + tokens (float16); a sketch of the vectors
+                takes another quarter of them in memory
     top 10      how much of the model's own exhaustive top ten is found
     lost        R@1 points against its own exhaustive search
 

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--temperature", type=float, help="glscl: of the softmax over frames (default 3; LSMDC: 5)")
     parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="glscl: rule of its frames (default glscl)")
     parser.add_argument("--clip-frames", type=int, help="prompt_switch: num_frames of training (default: its prompts)")
+    parser.add_argument("--heads", type=int, help="prompt_switch: num_mha_heads of pool_frames.* (default 1)")
     parser.add_argument("--ema", choices=["on", "off"], help="prompt_switch: take state_dict_ema, where there is one")
     parser.add_argument("--quickgelu", action="store_true", default=None, help="openai: the towers are known to use it")
     args = vars(parser.parse_args(argv))

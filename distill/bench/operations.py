@@ -1,10 +1,12 @@
 """Multiply-accumulates of a search, by formula: what a model's score costs apart from encoding.
 
-Counted are matrix products and weighted sums; softmax, normalisation and sorting are not, for no model. Encoding a
-query is not counted either (text towers; GLSCL's decoder reads a text's words once). Sizes: D dim, F frames, W words,
-N patches of a video, Q concepts.
+Counted are matrix products (of whole numbers too) and weighted sums; softmax, normalisation and sorting are not, for no
+model, nor are the few vectors that an exact search scores again after a sketch. Encoding a query is not counted either
+(text towers; GLSCL's decoder reads a text's words once). Sizes: D dim, F frames, W words, N patches of a video, Q
+concepts.
 
-    one vector (CLIP4Clip, TeachCLIP)   D
+    one vector (CLIP4Clip, TeachCLIP,   D
+        Prompt Switch as published)
     TS2-Net                             FD cosines; F weights
     X-CLIP                              D + WD + FD + WFD cosines; W^2 + F^2 + FW^2 + WF^2 + F^2 + W^2 for the learned
                                         matrices; W + F + 2WF + F + W weights
@@ -12,6 +14,7 @@ N patches of a video, Q concepts.
                                         video are 2FD^2
     EERCF                               D by the coarse vectors; FD cosines, F^2 and F for the learned matrix, FD and D
                                         for the gated sum; with patches ND cosines and N weights
+    Prompt Switch that asks             as X-Pool (transformer); or FD cosines, FD and F for the weighted sum
     GLSCL                               FD products, FD and F for the weighted sum, QD concepts
 
 For ViT-B/32 (D 512, F 12, W 32, N 588, Q 8) X-CLIP takes 239.7 k a pair, TS2-Net 6.2 k, EERCF 13.5 k without patches,
@@ -21,7 +24,7 @@ frames' inner products, F^2 D once a video, instead.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distill.bench.synthetic import Sizes
@@ -95,6 +98,15 @@ def eercf(s: Sizes, config: Any) -> Operations:
     )
 
 
+def prompt_switch(s: Sizes, config: Any) -> Operations:
+    """One vector, or a pooling that asks the sentence after one vector has recalled."""
+    if config.pooling in ("mean", "afa"):
+        return one_vector(s, config)
+    if config.pooling == "transformer":
+        return replace(xpool(s, config), recall=s.dim)
+    return Operations(recall=s.dim, products=2 * s.frames * s.dim, sums=s.frames)
+
+
 def glscl(s: Sizes, config: Any) -> Operations:
     """GIM and LIM of the paper (section III), recalled by what the config says."""
     f, d, concepts = s.frames, s.dim, s.concepts * s.dim
@@ -109,7 +121,7 @@ def glscl(s: Sizes, config: Any) -> Operations:
 FORMULAS: dict[str, Callable[[Sizes, Any], Operations]] = {
     "clip4clip": one_vector,
     "teachclip": one_vector,
-    "prompt_switch": one_vector,
+    "prompt_switch": prompt_switch,
     "eercf": eercf,
     "glscl": glscl,
     "xclip": xclip,

@@ -2,11 +2,11 @@
 
 A *contender* is a model with the features of a gallery and of queries. Its searches:
 
-    one vector    inner products with one vector a video
+    one vector    inner products with one vector a video, exact, by a sketch (`distill/retrieval/sketch.py`)
     exhaustive    the full score of the query with every video, in calls of as many videos as turn out fastest
-    two stages    the `recall` best inner products, and the full score of these, from float16 tokens, as a gallery does
+    two stages    the `recall` best inner products by the sketch, and the full score of these, from float16 tokens
 
-Time is the median over queries that come one by one, and per query where `TOGETHER` come at once, searches taking
+Time is the median over queries that come one by one, and per query where some come at once (`AT_ONCE`), searches taking
 turns. Encoding a query is left out, as it is in the counted operations (`operations`). What a search finds is compared
 with the model's own exhaustive search in float32 (with patches: float16), over all queries.
 """
@@ -31,13 +31,13 @@ from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.retrieval import two_stage
+from distill.retrieval.sketch import Sketch
 from distill.retrieval.tokens import Tokens
-from distill.retrieval.topk import top_k
 
 BEST = 10  # answers of a search
-TOGETHER = 16  # queries that come at once
-CALLS = (64, 256, 1024)  # videos in a call of an exhaustive search, of which the fastest is taken
-TRIALS = 2  # of each, of which the better counts
+AT_ONCE = (1, 16, 64)  # queries that come together
+CALLS = (32, 64, 128, 256)  # videos in a call of an exhaustive search, of which the fastest is taken
+TRIALS, TRIED = 2, 1024  # of each, of which the better counts, on so many videos
 ROUNDS = 8  # through all searches: what else the machine does meanwhile then slows all of them alike
 IN_A_ROUND = 4  # queries of a search that are timed, after one that only warms the caches
 ENOUGH = 6.0  # seconds of a search after which it sits out further rounds
@@ -55,7 +55,7 @@ class Contender:
     config: Any
     model: RetrievalModel
     text: TextFeatures
-    vectors: Float[Tensor, "video dim"] | None  # of the first stage, or the only one; None: a teacher has none
+    sketch: Sketch | None  # the vectors of the first stage, or the only one; None: a teacher has none
     exact: VideoFeatures | Tokens | None  # what an exhaustive search reads
     tokens: Tokens | None  # what a second stage reads
     stored: tuple[int, int]  # bytes a video: vectors (a teacher's: all its features), tokens
@@ -77,8 +77,7 @@ class Row:
     recall: int | None  # videos scored in full, in two stages
     operations: int  # multiply-accumulates a query
     published_pair: int | None  # multiply-accumulates a pair by the published formula, of the full score
-    milliseconds: float  # a query alone
-    milliseconds_together: float  # a query of `TOGETHER`
+    milliseconds: dict[int, float]  # a query, by how many come at once
     vector_bytes: int  # a video
     token_bytes: int
     shared: float | None  # of the exhaustive ten best, how many are found, from 0 to 1
@@ -96,7 +95,7 @@ class Claim:
     recall: int | None = None
     shared: float | None = None
     operations: float | None = None  # times fewer than X-CLIP's
-    time: float | None = None  # times faster
+    time: dict[int, float] = field(default_factory=dict)  # times faster, by how many queries come at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,18 +127,17 @@ FOUND = 0.99  # of the exhaustive ten best: a search that finds less is no fair 
 def measure(contenders: Sequence[Contender], own: Int[Tensor, " text"], recalls: Sequence[int]) -> list[Row]:
     """All searches of all contenders; query i is answered rightly by video `own[i]`."""
     rows: list[Row] = []
-    searches: list[tuple[Search, TextFeatures]] = []
+    searches: list[tuple[Contender, int | None]] = []
     for contender in progress(contenders, "what is found (models)"):
         expected = None if contender.exact is None else _all_scores(contender)
-        rows.append(_row(contender, None, own, expected))
-        searches.append((_one_vector(contender) if expected is None else _fastest(contender), contender.text))
-        for recall in [k for k in recalls if k < contender.videos and contender.tokens is not None]:
+        recalled = [k for k in recalls if k < contender.videos and contender.tokens is not None]
+        for recall in (None, *recalled):
             rows.append(_row(contender, recall, own, expected))
-            searches.append((_two_stage(contender, recall), contender.text))
-    alone, together = _milliseconds(searches, 1), _milliseconds(searches, TOGETHER)
+            searches.append((contender, recall))
+    took = {at_once: _milliseconds(searches, at_once) for at_once in AT_ONCE}
     return [
-        replace(row, milliseconds=one, milliseconds_together=many)
-        for row, one, many in zip(rows, alone, together, strict=True)
+        replace(row, milliseconds={at_once: times[number] for at_once, times in took.items()})
+        for number, row in enumerate(rows)
     ]
 
 
@@ -149,17 +147,17 @@ def _row(
     """What is found, not yet timed; `expected` are all full scores."""
     operations, model, lost, shared = contender.operations, contender.model, None, None
     if recall is not None:
-        assert contender.vectors is not None and contender.tokens is not None and expected is not None
+        assert contender.sketch is not None and contender.tokens is not None and expected is not None
         pairs = two_stage.of_texts(model.similarity, contender.text, contender.tokens)
-        found = two_stage.ranking(pairs, model.recall_text(contender.text), contender.vectors, recall)
+        found = two_stage.ranking(pairs, model.recall_text(contender.text), contender.sketch, recall)
         shared = float(top_shared(found, expected.double(), BEST).mean())
         calls = -(-recall // two_stage.in_one_call(contender.tokens))
         name, count = "two stages", operations.two_stage(contender.videos, recall, calls)
     elif expected is not None:
         found, name, count = expected.double(), "exhaustive", operations.exhaustive(contender.videos)
     else:
-        assert contender.vectors is not None
-        found = (model.recall_text(contender.text) @ contender.vectors.T).double()
+        assert contender.sketch is not None
+        found = (model.recall_text(contender.text) @ contender.sketch.vectors.T).double()
         name, count = "one vector", operations.recall * contender.videos
     r1 = summarise(ranks_t2v(found, own))["R@1"]
     if recall is not None and expected is not None:
@@ -170,8 +168,7 @@ def _row(
         recall=recall,
         operations=count,
         published_pair=operations.published() if recall is None else None,
-        milliseconds=0.0,
-        milliseconds_together=0.0,
+        milliseconds={},
         vector_bytes=contender.stored[0],
         token_bytes=contender.stored[1],
         shared=shared,
@@ -180,16 +177,15 @@ def _row(
     )
 
 
-def _milliseconds(searches: Sequence[tuple[Search, TextFeatures]], at_once: int) -> list[float]:
+def _milliseconds(asked: Sequence[tuple[Contender, int | None]], at_once: int) -> list[float]:
     """Median time of a query where `at_once` come together, for every search, in rounds through all of them."""
+    searches = [(_search(contender, recall, at_once), contender.text) for contender, recall in asked]
     took: list[list[float]] = [[] for _ in searches]
     for _ in progress(range(ROUNDS), f"time, {at_once} at once (rounds)"):
         for (search, text), times in zip(searches, took, strict=True):
             for turn in range(1 + IN_A_ROUND if sum(times) < ENOUGH else 0):
                 first = (len(times) + turn) * at_once % max(1, len(text) - at_once + 1)
-                started = time.perf_counter()
-                search(text[first : first + at_once])
-                seconds = time.perf_counter() - started
+                seconds = _seconds(search, text[first : first + at_once])
                 if turn or seconds > ENOUGH:
                     times.append(seconds)
                 if sum(times) > ENOUGH:
@@ -198,37 +194,47 @@ def _milliseconds(searches: Sequence[tuple[Search, TextFeatures]], at_once: int)
     return [1000 * statistics.median(times) / number for times, number in zip(took, queries, strict=True)]
 
 
+def _seconds(search: Search, text: TextFeatures) -> float:
+    started = time.perf_counter()
+    search(text)
+    return time.perf_counter() - started
+
+
+def _search(contender: Contender, recall: int | None, at_once: int) -> Search:
+    if contender.exact is None:
+        return _one_vector(contender)
+    return _fastest(contender, at_once) if recall is None else _two_stage(contender, recall)
+
+
 def _one_vector(contender: Contender) -> Search:
-    vectors = contender.vectors
-    assert vectors is not None
-    return lambda text: top_k(contender.model.recall_text(text), vectors, BEST)
+    sketch = contender.sketch
+    assert sketch is not None
+    return lambda text: sketch.top_k(contender.model.recall_text(text), BEST)
 
 
 def _two_stage(contender: Contender, recall: int) -> Search:
-    vectors, tokens, model = contender.vectors, contender.tokens, contender.model
-    assert vectors is not None and tokens is not None
+    sketch, tokens, model = contender.sketch, contender.tokens, contender.model
+    assert sketch is not None and tokens is not None
 
     def search(text: TextFeatures) -> tuple[Tensor, Tensor]:
         pairs = two_stage.of_texts(model.similarity, text, tokens)
-        return two_stage.search(pairs, model.recall_text(text), vectors, BEST, recall)
+        return two_stage.search(pairs, model.recall_text(text), sketch, BEST, recall)
 
     return search
 
 
-def _fastest(contender: Contender) -> Search:
-    """An exhaustive search in calls of the number of videos at which one query is answered soonest."""
+def _fastest(contender: Contender, at_once: int) -> Search:
+    """An exhaustive search in calls of the number of videos at which so many queries are answered soonest."""
     exact = contender.exact
     assert exact is not None
-    sizes = (two_stage.in_one_call(exact),) if isinstance(exact, Tokens) else CALLS
-    searches = {size: _exhaustive(contender.model, exact, contender.videos, size) for size in sizes}
-    if len(sizes) == 1:
-        return searches[sizes[0]]
-    took = dict.fromkeys(sizes, float("inf"))
-    for _, size in itertools.product(range(TRIALS), sizes):
-        started = time.perf_counter()
-        searches[size](contender.text[:1])
-        took[size] = min(took[size], time.perf_counter() - started)
-    return searches[min(sizes, key=lambda size: took[size])]
+    best = two_stage.in_one_call(exact)
+    if not isinstance(exact, Tokens):
+        took = dict.fromkeys(CALLS, float("inf"))
+        for _, size in itertools.product(range(TRIALS), CALLS):
+            search = _exhaustive(contender.model, exact, min(TRIED, contender.videos), size)
+            took[size] = min(took[size], _seconds(search, contender.text[:at_once]))
+        best = min(CALLS, key=lambda size: took[size])
+    return _exhaustive(contender.model, exact, contender.videos, best)
 
 
 def _exhaustive(model: RetrievalModel, exact: VideoFeatures | Tokens, videos: int, size: int) -> Search:
@@ -260,7 +266,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
                 found.append(Claim(words=claim.words, model=name, factor=claim.factor))
                 continue
             row = min(enough, key=lambda row: row.operations)
-            operations, faster = heavy[0].operations / row.operations, heavy[0].milliseconds / row.milliseconds
+            operations = heavy[0].operations / row.operations
+            faster = {number: heavy[0].milliseconds[number] / row.milliseconds[number] for number in row.milliseconds}
             found.append(
                 Claim(
                     words=claim.words,
@@ -286,7 +293,7 @@ def table(measured: Measured) -> str:
         "of X-CLIP",
         "ms",
         "of X-CLIP",
-        f"ms ({TOGETHER} at once)",
+        *(f"ms ({number} at once)" for number in AT_ONCE[1:]),
         "bytes/video",
         "top 10",
         "R@1",
@@ -304,9 +311,9 @@ def table(measured: Measured) -> str:
                 else _part(row.published_pair, None if heavy is None else heavy.published_pair),
                 f"{row.operations / 1e6:,.1f}",
                 _part(row.operations, None if heavy is None else heavy.operations),
-                f"{row.milliseconds:,.2f}",
-                _part(row.milliseconds, None if heavy is None else heavy.milliseconds),
-                f"{row.milliseconds_together:,.2f}",
+                f"{row.milliseconds[1]:,.2f}",
+                _part(row.milliseconds[1], None if heavy is None else heavy.milliseconds[1]),
+                *(f"{row.milliseconds[number]:,.2f}" for number in AT_ONCE[1:]),
                 f"{row.vector_bytes:,}" + (f" + {row.token_bytes:,}" if row.token_bytes else ""),
                 "" if row.shared is None else f"{100 * row.shared:.1f} %",
                 f"{row.r1:.1f}",
@@ -319,14 +326,15 @@ def table(measured: Measured) -> str:
 
 def _verdict(claim: Claim) -> str:
     """The claim in a sentence."""
-    if claim.recall is None or claim.operations is None or claim.time is None or claim.shared is None:
+    if claim.recall is None or claim.operations is None or claim.shared is None:
         return (
             f"{claim.words}: {claim.model}: not shown, no search in two stages finds {100 * FOUND:.0f} % of the top ten"
         )
+    times = [f"1/{times:,.0f} ({_held(times >= claim.factor)})" for times in claim.time.values()]
     return (
         f"{claim.words}: {claim.model}, recall {claim.recall:,}, finds {100 * claim.shared:.1f} % of the top ten for "
-        f"1/{claim.operations:,.0f} of the operations ({_held(claim.operations >= claim.factor)}) in "
-        f"1/{claim.time:,.0f} of the time ({_held(claim.time >= claim.factor)})"
+        f"1/{claim.operations:,.0f} of the operations ({_held(claim.operations >= claim.factor)}); of the time, with "
+        f"{', '.join(map(str, claim.time))} queries at once, in {', '.join(times)}"
     )
 
 

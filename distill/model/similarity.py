@@ -1,4 +1,4 @@
-"""The two formulas every model shares: cosine similarity and the masked mean over frames.
+"""The formulas that models share: inner products, cosine similarity, and the masked mean over frames.
 
 Similarity is always [text, video], and always computed in float32 or better: a cosine in half precision would not
 survive a logit scale of 100.
@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+SHORTEST = 1e-12  # the least length that a vector is divided by, as in torch's normalize
+
 
 def precise(features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
     """The same in float32 or better."""
@@ -18,6 +20,18 @@ def precise(features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
 def unit(features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
     """Vectors of length 1, in float32 or better."""
     return F.normalize(precise(features), dim=-1)
+
+
+def lengths(features: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows"]:
+    """What `unit` divides by, to divide fewer numbers after an inner product than before it."""
+    return features.norm(dim=-1).clamp(min=SHORTEST)
+
+
+def inner(
+    sentence: Float[Tensor, "text dim"], parts: Float[Tensor, "video part dim"]
+) -> Float[Tensor, "text video part"]:
+    """Inner products of every sentence with every part of every video, as one matrix product."""
+    return (sentence @ parts.flatten(0, 1).T).unflatten(1, parts.shape[:2])
 
 
 def cosine(text: Float[Tensor, "text dim"], video: Float[Tensor, "video dim"]) -> Float[Tensor, "text video"]:

@@ -44,7 +44,13 @@ MODELS: dict[str, dict[str, str]] = {
         "queries.decoder.*": "transformer_decoder_noun.layers.*",
         "queries.video_decoder.*": "transformer_decoder_spatial.layers.*",
     },
-    "prompt_switch": STUDENT | {"prompts.cube": "clip.visual.prompts"},
+    "prompt_switch": STUDENT
+    | {
+        "prompts.cube": "clip.visual.prompts",
+        "cross.norm*": "pool_frames.layer_norm*",
+        "cross.linear_proj.*": "pool_frames.linear_proj.*",
+        "cross.*": "pool_frames.cross_attn.*",
+    },
     "xclip": TEACHER
     | TEMPORAL
     | {
@@ -67,11 +73,9 @@ MODELS: dict[str, dict[str, str]] = {
     },
     "xpool": TEACHER
     | {
-        "interaction.norm1.*": "pool_frames.layer_norm1.*",
-        "interaction.norm2.*": "pool_frames.layer_norm2.*",
-        "interaction.norm3.*": "pool_frames.layer_norm3.*",
-        "interaction.linear_proj.*": "pool_frames.linear_proj.*",
-        "interaction.*_proj.*": "pool_frames.cross_attn.*_proj.*",
+        "interaction.pooling.norm*": "pool_frames.layer_norm*",
+        "interaction.pooling.linear_proj.*": "pool_frames.linear_proj.*",
+        "interaction.pooling.*": "pool_frames.cross_attn.*",
     },
     "openai": {"*": "*"},
 }

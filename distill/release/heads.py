@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from distill.errors import ArtefactError, ExpectedError
-from distill.release.authors import MODELS, Checkpoint, some
+from distill.release.authors import MODELS, Checkpoint
 from distill.release.geometry import heads_of
 
 KINDS = tuple(MODELS)
@@ -33,6 +33,7 @@ class Options:
     temperature: float | None = None  # of GLSCL's weights of frames
     sampler: str | None = None  # glscl or clip4clip
     clip_frames: int | None = None  # whose prompts are aggregated together
+    heads: int | None = None  # of the transformer by which Prompt Switch pools frames
     ema: str | None = None  # on: the moving average of the weights
     quickgelu: bool | None = None  # the user's word that towers without a config use QuickGELU
 
@@ -45,6 +46,7 @@ class Options:
                     f"{', '.join(BELONGS[field.name])}; leave it out"
                 )
         counts = (("words", self.words, 3), ("frames", self.frames, 1), ("clip-frames", self.clip_frames, 1))
+        counts += (("heads", self.heads, 1),)
         for name, found, least in counts:
             if found is not None and found < least:
                 raise ExpectedError(f"--{name} {found}: expected at least {least}")
@@ -63,6 +65,7 @@ BELONGS = {
     "temperature": ("glscl",),
     "sampler": ("glscl",),
     "clip_frames": ("prompt_switch",),
+    "heads": ("prompt_switch",),
     "ema": ("prompt_switch",),
     "quickgelu": ("openai",),
 }
@@ -225,12 +228,6 @@ def _shared_decoder(checkpoint: Checkpoint, shared: bool) -> str:
 
 
 def _prompt_switch(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
-    other = [name for name in checkpoint.tensors if name.startswith("pool_frames")]
-    if other:
-        raise ArtefactError(
-            f"{checkpoint.path}: holds {some(sorted(other))}: frames pooled by a transformer for every caption; only "
-            f"the mean is supported, which needs no caption"
-        )
     prompts, slots, _ = checkpoint.shape("prompts.cube", 3)
     clip_frames, frames = options.clip_frames or prompts, options.frames or FRAMES
     if prompts != slots or clip_frames % prompts or frames % clip_frames:
@@ -239,13 +236,42 @@ def _prompt_switch(checkpoint: Checkpoint, options: Options, architecture: dict[
             f"together, {frames} frames of a video: the cube must be square, and each number a multiple of the one "
             f"before it; change --clip-frames or --frames"
         )
-    config = {"prompts": prompts, "frames": clip_frames, "captions": None}
-    guess = (
-        f"the file does not show how many frames are aggregated together, the num_frames of training; taken for the "
-        f"{prompts} of its prompts, as the authors' defaults are (--clip-frames)"
-    )
-    head = _sized(checkpoint, options, architecture, config, notes=() if options.clip_frames else (guess,))
+    pooling, notes = _pooling(checkpoint, options.heads, architecture["embed_dim"])
+    if not options.clip_frames:
+        notes += (
+            f"the file does not show how many frames are aggregated together, the num_frames of training; taken for "
+            f"the {prompts} of its prompts, as the authors' defaults are (--clip-frames)",
+        )
+    config = {"prompts": prompts, "frames": clip_frames, **pooling, "captions": None}
+    head = _sized(checkpoint, options, architecture, config, notes=notes)
     return replace(head, sampler="prompt_switch", prompts=prompts)
+
+
+def _pooling(checkpoint: Checkpoint, heads: int | None, dim: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """How Prompt Switch pools frames, and what is worth saying about it.
+
+    The authors' model has its transformer under two names, for training and for tests, and saves it twice.
+    """
+    stem, twin, found = "pool_frames.", "pool_frames_test.", checkpoint.tensors
+    if not any(name.startswith((stem, twin)) for name in found):
+        if heads is not None:
+            raise ExpectedError(
+                f"{checkpoint.path}: --heads {heads}, but the file holds no {stem}*: frames are pooled by their mean; "
+                f"leave it out"
+            )
+        return {}, ()
+    for name in found:
+        own = name.replace(twin, stem, 1)
+        if name.startswith(twin) and not (own in found and torch.equal(found[name], found[own])):
+            raise ArtefactError(
+                f"{checkpoint.path}: {name} is not {own}; the authors' model has one transformer under both names, so "
+                f"which of the two was trained is unknown"
+            )
+    checkpoint.left_out[f"{twin}*"] = f"{stem}* under its second name"
+    if dim % (heads or 1):
+        raise ExpectedError(f"{checkpoint.path}: --heads {heads} does not divide the {dim} numbers of a frame")
+    guess = "the file does not show the heads of pool_frames, num_mha_heads; taken for 1, as published (--heads)"
+    return {"pooling": "transformer", "heads": heads or 1}, (() if heads else (guess,))
 
 
 def _xpool(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:

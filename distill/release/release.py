@@ -29,8 +29,8 @@ from torch import Tensor
 from distill import __version__
 from distill.catalogue import INTERACTIONS, build, parse_model_config
 from distill.config import Config
-from distill.data.frames import fit
 from distill.data.loader import pad
+from distill.data.pictures import fit
 from distill.data.sampler import Sampler
 from distill.data.tokens import Tokenizer
 from distill.data.video import decode, probe

@@ -29,8 +29,11 @@ def _best(scores: Float[Tensor, "query column"], k: int) -> tuple[Float[Tensor, 
     num_columns = scores.shape[1]
     k = min(k, num_columns)
     values, columns = scores.topk(min(k + 1, num_columns))  # one more tells whether torch had to choose among equals
-    choice = (values[:, k:] == values[:, k - 1 : k]).any()
+    equal = values[:, 1:] == values[:, :-1]
+    choice = equal[:, k - 1 :].any()
     values, columns = values[:, :k], columns[:, :k]
+    if not equal.any():
+        return values, columns
     if choice:  # take the lowest columns of the last score instead
         last, numbers = values[:, -1:], torch.arange(num_columns, device=scores.device)
         tied = torch.where(scores == last, numbers, num_columns).topk(k, largest=False).values

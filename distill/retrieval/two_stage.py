@@ -1,6 +1,6 @@
 """Two stages: inner products recall the likeliest candidates, and the model's full score ranks those and no others.
 
-    stage one   the k best inner products of `recall_text` and `recall_video` vectors, exact (`topk`)
+    stage one   the k best inner products of `recall_text` and `recall_video` vectors: exact, or from a `Sketch`
     stage two   `similarity` of each query with the candidates that it recalled, from their stored features
 
 Text-to-video recalls videos for a text, video-to-text recalls texts for a video. Queries and candidates are handled in
@@ -15,12 +15,13 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.retrieval.sketch import Sketch
 from distill.retrieval.tokens import Tokens
 from distill.retrieval.topk import top_k
 
 TOGETHER = 16  # queries that may be scored in one call
 SHARED = 2  # ... if that scores at most so many times the pairs that were recalled
-CALL = 2**22  # numbers of candidates in one call: 16 MiB, which the processor's cache and the allocator can hold
+CALL = 2**21  # numbers of candidates in one call: 8 MiB, which the processor's cache and the allocator can hold
 QUERIES = 1024  # ranked at once
 
 Similarity = Callable[[TextFeatures, VideoFeatures], Float[Tensor, "text video"]]  # a model's
@@ -50,7 +51,11 @@ def in_one_call(candidates: TextFeatures | VideoFeatures | Tokens) -> int:
 
 
 def search(
-    pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], k: int, recall: int
+    pairs: Pairs,
+    queries: Float[Tensor, "query dim"],
+    vectors: Float[Tensor, "candidate dim"] | Sketch,
+    k: int,
+    recall: int,
 ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
     """The `k` best of the `recall` recalled (of `k`, if that is more) for every query, best first, by full score."""
     recalled = _recalled(queries, vectors, max(k, recall))
@@ -60,19 +65,19 @@ def search(
 
 
 def ranking(
-    pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], recall: int
+    pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"] | Sketch, recall: int
 ) -> Float64[Tensor, "query candidate"]:
     """Scores that rank all candidates of every query, to evaluate: the recalled have their full score.
 
     All others follow, in the order of their inner products: these are shifted, row by row, below every full score, so
     rows must not be compared with one another.
     """
-    parts = []
+    parts, exact = [], vectors.vectors if isinstance(vectors, Sketch) else vectors
     for start in range(0, len(queries), QUERIES):
         asking = queries[start : start + QUERIES]
         recalled = _recalled(asking, vectors, recall)
         full = rerank(lambda rows, columns, start=start: pairs(rows + start, columns), recalled).double()
-        coarse = (asking @ vectors.T).double()
+        coarse = (asking @ exact.T).double()
         behind = full.amin(1, keepdim=True) - coarse.amax(1, keepdim=True) - 1
         parts.append((coarse + behind).scatter(1, recalled, full))
     return torch.cat(parts)
@@ -87,6 +92,9 @@ def rerank(pairs: Pairs, recalled: Int64[Tensor, "query k"]) -> Float[Tensor, "q
     """
     parts = []
     for queries in torch.arange(len(recalled), device=recalled.device).split(TOGETHER):
+        if len(queries) == 1:
+            parts.append(pairs(queries, recalled[int(queries)]))
+            continue
         union, places = recalled[queries].unique(return_inverse=True)
         if len(union) <= SHARED * recalled.shape[1]:
             parts.append(pairs(queries, union).gather(1, places))
@@ -96,7 +104,9 @@ def rerank(pairs: Pairs, recalled: Int64[Tensor, "query k"]) -> Float[Tensor, "q
 
 
 def _recalled(
-    queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], recall: int
+    queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"] | Sketch, recall: int
 ) -> Int64[Tensor, "query k"]:
     """In ascending order, so that the order of the first stage decides nothing among equal full scores."""
+    if isinstance(vectors, Sketch):
+        return vectors.recall(queries, recall)
     return top_k(queries, vectors, recall)[1].sort(dim=1).values

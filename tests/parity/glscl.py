@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from distill.data.sampler import GlsclSampler
 from distill.losses import consistency, diversity
+from distill.model import pooling
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.queries import QueryConfig
 from distill.model.similarity import mean_pool
@@ -14,7 +15,6 @@ from distill.model.temporal import TemporalConfig
 from distill.training.objective import ContrastiveConfig, LossConfig, weigh
 from parity.fixture import Fixture
 from parity.modules import CLIP, Outputs, Runs, load, log_scale, towers_giving
-from students import glscl
 from students.glscl import Glscl, GlsclConfig, local_score
 
 YES = {"1|[Tt]rue": True, "0|[Ff]alse": False}
@@ -42,11 +42,11 @@ def training(fixture: Fixture, dtype: torch.dtype) -> Runs:
 def evaluation(fixture: Fixture, dtype: torch.dtype) -> Runs:
     """The scores, whole and a video at a time."""
     model, text, video = given(fixture, dtype)
-    cells = glscl.MAX_CELLS
+    cells = pooling.MAX_CELLS
     for label, limit in (("", cells), ("a video at a time", 1)):
-        glscl.MAX_CELLS = limit
+        pooling.MAX_CELLS = limit
         found = scores(model, text, video)
-        glscl.MAX_CELLS = cells
+        pooling.MAX_CELLS = cells
         yield label, found
 
 

@@ -221,7 +221,7 @@ def xpool(fixture: Fixture, dtype: torch.dtype) -> Runs:
     yield (
         "",
         {
-            "pooled": interaction.pool(sentence, frames),
+            "pooled": interaction.pooling(sentence, frames),
             "similarity": interaction(text, video),
             "relevance": interaction.relevance(text[:pairs], video[:pairs]).softmax(-1),
         },
