@@ -2,17 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import python
-from test_release import make, release
 
-from distill.data.frames import FrameSet, PackConfig, pack
-from distill.data.sampler import Clip4ClipSampler
-from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
-from distill.release.release import load
 from distill.retrieval.bigfile import read_bigfile, write_bigfile
-from distill.retrieval.gallery import Gallery, build_gallery
-from tools import export_bigfile
 
 VECTORS = np.array([[0, 1, -2, 0.5], [3, 4, 5, 6], [1e-8, -0.0, 7, 8]], np.float32)
 IDS = ["video7", "Höhle#1-2", "-v_0,;"]
@@ -65,21 +57,3 @@ def test_a_damaged_folder_is_refused(name, content, words, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(ArtefactError, match=words):
         read_bigfile(tmp_path)
-
-
-def test_the_door_writes_the_vectors_of_a_gallery(tmp_path):
-    for name in ("red", "blue"):
-        write_video(tmp_path / "videos" / f"{name}.mp4", np.full((8, 32, 32, 3), len(name), np.uint8), fps=4)
-    (tmp_path / "all.csv").write_text("video,caption\nred,red\nblue,blue\n")
-    config = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=4), size=32)
-    pack(tmp_path / "all.csv", "csv", tmp_path / "videos", tmp_path / "frames", config, workers=1)
-    release(tmp_path / "release", *make())
-    student = load(tmp_path / "release")
-    build_gallery(student, FrameSet(tmp_path / "frames"), tmp_path / "gallery")
-    said = python("tools/export_bigfile.py", tmp_path / "gallery", "--out", tmp_path / "out").stdout
-    assert said == f"{tmp_path / 'out'}: 2 vectors of 64 floats, unit length\n"
-    ids, vectors = read_bigfile(tmp_path / "out")
-    assert ids == ["red", "blue"]
-    assert (vectors == Gallery.open(tmp_path / "gallery", student).vectors.numpy()).all()
-    with pytest.raises(ArtefactError, match="expected a gallery"):
-        export_bigfile.main([str(tmp_path / "frames"), "--out", str(tmp_path / "other")])

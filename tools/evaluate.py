@@ -29,6 +29,7 @@ from distill.evaluation.protocol import PROTOCOLS, captions_of, fingerprint
 from distill.evaluation.report import Subject, check_comparable, measure, read_result, report
 from distill.manifest import write_json
 from distill.release.release import Release, load
+from distill.remote import locate
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("release", type=Path, metavar="RELEASE", help="the release to evaluate, student or teacher")
     parser.add_argument(
-        "frames", type=Path, metavar="FRAMES", help="a folder made by tools/pack_frames.py: the test split"
+        "frames", type=locate, metavar="FRAMES", help="a folder made by tools/pack_frames.py: the test split"
     )
     parser.add_argument("--protocol", required=True, choices=PROTOCOLS, metavar="NAME", help="see below")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--dsl", action="store_true", help="also by dual softmax, which uses all other test queries")
     parser.add_argument(
-        "--qbnorm", type=Path, metavar="BANK", help="also by QB-Norm with the captions of this frame set (training)"
+        "--qbnorm", type=locate, metavar="BANK", help="also by QB-Norm with the captions of this frame set (training)"
     )
     parser.add_argument("--out", type=Path, metavar="RESULT", help="JSON file to write the result to")
     parser.add_argument(

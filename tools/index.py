@@ -1,10 +1,17 @@
-"""Encodes a frame set with a release into a gallery that tools/search.py can search.
+"""Encodes videos with a release into a gallery that tools/search.py and tools/serve.py search.
 
-    python tools/index.py runs/student/release frames/test --out gallery --videos videos
+    python tools/index.py runs/student/release my/videos --out gallery
+    python tools/index.py runs/student/release frames/test --out gallery --videos videos --captions
+    python tools/index.py runs/student/release films.txt --out gallery --segments 30 --overlap 5
+    python tools/index.py runs/student/release my/videos --out gallery --append
 
-Every model stores a vector per video, by whose inner product with a query videos are found. A model of two stages
-(EERCF, GLSCL) also stores tokens, in float16, from which the likeliest are ordered anew. What that takes per video is
-printed.
+SOURCE is a folder of video files (searched through), a text file with the path of one in every line, or a frame set
+made by tools/pack_frames.py. Files are decoded on all cores. One that cannot be read is left out and reported; the
+gallery's manifest lists them with the reasons. Started again after an interruption, the command continues, and ends
+with the same bytes. --append skips videos whose ids the gallery has; tools/gallery.py deletes some.
+
+Every model stores a vector per video, by whose inner product with a query videos are found. One of two stages (EERCF,
+GLSCL) also stores tokens, in float16, from which the likeliest are ordered anew. What that takes per video is printed.
 """
 
 import pathlib
@@ -16,34 +23,65 @@ if not __package__:
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from distill import log
-from distill.data.frames import FrameSet
 from distill.errors import door
-from distill.release.release import load
-from distill.retrieval.gallery import build_gallery
-from distill.retrieval.tokens import FLOAT_BYTES
+from distill.remote import locate
+
+SHOWN = 10  # broken videos
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parses, indexes, and prints what came out."""
+    import torch  # here, because each process that decodes imports this file, and needs none of these
+
+    from distill.release.release import load
+    from distill.retrieval.indexing import build_gallery
+    from distill.retrieval.sources import Cut
+    from distill.retrieval.vectors import KINDS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", type=Path, metavar="RELEASE", help="the release that encodes")
-    parser.add_argument("frames", type=Path, metavar="FRAMES", help="a folder made by tools/pack_frames.py")
+    parser.add_argument("source", type=locate, metavar="SOURCE", help="video files or a frame set, see above")
     parser.add_argument("--out", type=Path, required=True, metavar="GALLERY", help="the folder to make")
-    parser.add_argument("--videos", type=Path, metavar="DIR", help="folder of the video files, so that hits name them")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that decode frames (default 0)")
+    parser.add_argument("--append", action="store_true", help="add what the gallery lacks")
+    parser.add_argument("--videos", type=Path, metavar="DIR", help="folder of the video files (default: SOURCE's)")
+    parser.add_argument("--vectors", choices=KINDS, help=f"how vectors are stored (default {KINDS[0]})")
+    parser.add_argument("--segments", type=float, metavar="SECONDS", help="cut longer files into spans of this length")
+    parser.add_argument("--overlap", type=float, default=0.0, metavar="SECONDS", help="... that share so much (0)")
+    parser.add_argument("--captions", action="store_true", help="store a frame set's captions, for video-to-text")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
     args = parser.parse_args(argv)
     log.setup()
+    cut = None if args.segments is None else Cut(args.segments, args.overlap)
     release = load(args.release, "cuda" if torch.cuda.is_available() else "cpu")
-    frames = FrameSet(args.frames)
-    manifest = build_gallery(release, frames, args.out, videos=args.videos, workers=args.workers)
-    size = sum(file.bytes for file in manifest.files.values()) / 2**20
-    vectors, tokens = manifest.counts["dim"] * FLOAT_BYTES, manifest.counts.get("token_bytes", 0)
-    stored = f"{vectors:,} bytes of vectors" + (f" and {tokens:,} of tokens" if tokens else "") + " a video"
-    print(f"{args.out}: {manifest.counts['videos']} videos, {stored}, {size:.1f} MiB, gallery {manifest.id[:12]}")
+    manifest = build_gallery(
+        release,
+        args.source,
+        args.out,
+        videos=args.videos,
+        vectors=args.vectors,
+        cut=cut,
+        captions=args.captions,
+        append=args.append,
+        workers=args.workers,
+    )
+    _report(args.out, manifest)
+
+
+def _report(out: Path, manifest: Any) -> None:
+    counts = manifest.counts
+    tokens, captions = counts.get("token_bytes", 0), counts.get("captions", 0)
+    stored = f"{counts['vector_bytes']:,} bytes of vectors" + (f" and {tokens:,} of tokens" if tokens else "")
+    total = sum(file.bytes for file in manifest.files.values())
+    what = f"{counts['videos']:,} videos" + (f", {captions:,} captions" if captions else "")
+    each = f"{total / counts['rows']:,.0f} bytes with all else"
+    print(f"{out}: {what}, {stored} a video, {each}, {total / 2**20:.1f} MiB, gallery {manifest.id[:12]}")
+    for note in manifest.notes[:SHOWN]:
+        print(f"  left out {note['video']} ({note['source']}): {note['reason']}")
+    if len(manifest.notes) > SHOWN:
+        print(f"  ... and {len(manifest.notes) - SHOWN} more; {out / 'manifest.json'} lists them all")
 
 
 if __name__ == "__main__":

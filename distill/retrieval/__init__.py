@@ -1,1 +1,5 @@
 """Galleries of video vectors, and ranking them for a query."""
+
+from distill.retrieval.gallery import CaptionHit, Gallery, Hit
+
+__all__ = ["CaptionHit", "Gallery", "Hit"]

@@ -7,17 +7,14 @@
 `shape.txt` is written last: without it the folder is not finished.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
-from safetensors.torch import load_file
 
 from distill.errors import ArtefactError, ExpectedError
-from distill.manifest import open_sealed, published
-from distill.retrieval import gallery
+from distill.manifest import published
 
 FEATURES, IDS, SHAPE = "feature.bin", "id.txt", "shape.txt"
 FLOAT = np.dtype("<f4")
@@ -61,15 +58,6 @@ def read_bigfile(folder: Path) -> tuple[list[str], Float32[np.ndarray, "row dim"
             f"float32 as in {SHAPE}; write the folder again"
         )
     return ids, np.frombuffer(content, FLOAT).reshape(rows, dim)
-
-
-def export_gallery(path: Path, out: Path) -> tuple[int, int]:
-    """Writes the vectors of a gallery as a BigFile, tokens left out; returns how many, and their dimension."""
-    open_sealed(path, "gallery", gallery.VERSION)
-    vectors = load_file(path / gallery.VECTORS)["vectors"].numpy()
-    about = (path / gallery.VIDEOS).read_bytes().splitlines()
-    write_bigfile(out, [json.loads(line)["id"] for line in about], vectors)
-    return vectors.shape
 
 
 def _read(path: Path) -> bytes:

@@ -1,311 +1,287 @@
 """Galleries: what a set of videos is searched by, sealed with the release that made it.
 
-    vectors.safetensors   vectors [video, dim] (`recall_video`) and frame_weights [video, frame], float32
-    tokens.safetensors    what a second stage scores (`tokens`); only for models that rerank
-    videos.jsonl          one line per row: id, source, timestamps and duration in seconds, number of captions
-    manifest.json         parents: the release and the frame set; how frames were weighed; bytes per video of tokens
+A gallery is a folder (distill/retrieval/generation.py) of segments (distill/retrieval/segment.py), made and added to by
+distill/retrieval/indexing.py. It is opened by its release, which encodes what is asked. Rows are numbered over all
+segments in order; a deleted row keeps its number until the gallery is compacted.
 
 A model of one stage is searched by the inner products of its vectors. One that reranks (`rerank_fields`) takes the best
 of these and orders them anew by its full score, from their tokens.
-
-Frame weights say which seconds of a video to show. A model that pools its frames by learned relevance gives each its
-weight in the vector (`pooling`). For any other model they are a softmax over the cosine of a frame with the whole
-video: of the frame as the tokens hold it (`tokens`), or, in one stage, as the model gives it; one that gives none
-encodes each frame as a video of its own, which doubles the work (`resemblance`). Padding weighs nothing.
 """
 
 import itertools
-import json
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, UInt8
-from safetensors import safe_open
-from safetensors.torch import save
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from distill.data.frames import FrameSet
-from distill.data.loader import VideoDataset, load_batches
 from distill.errors import ArtefactError, ExpectedError
-from distill.log import progress
-from distill.manifest import NAME, Manifest, canonical_json, open_sealed, published, seal, sealed_file
-from distill.model.contract import RetrievalModel
-from distill.model.features import TextFeatures, VideoFeatures
-from distill.model.similarity import unit
-from distill.retrieval.tokens import Tokens, TokenWriter, row_bytes, stored
-from distill.retrieval.topk import top_k
-from distill.retrieval.two_stage import of_texts
-from distill.retrieval.two_stage import search as search_two_stage
+from distill.manifest import Manifest
+from distill.model.features import VideoFeatures
+from distill.retrieval import generation
+from distill.retrieval.encoder import Encoder
+from distill.retrieval.segment import Segment
+from distill.retrieval.stretch import best_stretch
+from distill.retrieval.table import Table
+from distill.retrieval.two_stage import Pairs, in_one_call, rerank
 
-VERSION = 1
-VECTORS, TOKENS, VIDEOS = "vectors.safetensors", "tokens.safetensors", "videos.jsonl"
 RECALL = 200  # videos that are reranked: 99 % of the best ten in 10,000 are among them (tools/bench_retrieval.py)
-RESEMBLANCE_TEMPERATURE = 0.1  # a frame whose cosine is 0.07 below the best counts half
-STRETCH = 0.5  # of the peak's weight: neighbours above it belong to the stretch that is shown
-LONE_FRAME = 1.0  # seconds that a video's only frame stands for
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """What a gallery needs of a release."""
-
-    path: Path
-    manifest: Manifest
-    frames_config: dict[str, Any]  # sampler and size
-    num_frames: int
-    searchable: bool  # whether inner products find its videos; a teacher's do not
-    model: RetrievalModel
-
-    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
-        """Features of queries."""
-        ...
-
-    def encode_frames(
-        self, pixels: UInt8[Tensor, "video frame 3 row column"], real: Bool[Tensor, "video frame"]
-    ) -> VideoFeatures:
-        """Features of padded videos."""
-        ...
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer: a video, how well it matches (the model's score), and its stretch that weighs most (seconds)."""
+    """One answer: a video, how well it matches, and when. Seconds are those of the file."""
 
-    video: str
+    video: str  # id
     source: str  # the file, inside the video folder where the gallery knows it
+    score: float  # the model's
+    seconds: tuple[float, float]  # the stretch that weighs most
+    duration: float  # of the file
+    timestamps: tuple[float, ...]  # of the frames that the model saw
+    weights: tuple[float, ...]  # what the model gives each of them; padding, if it pools that too, takes the rest of 1
+    span: tuple[float, float] | None  # what this row stands for; None: the whole file
+
+
+@dataclass(frozen=True)
+class CaptionHit:
+    """One answer of `search_captions`: a stored caption, the video that it was said of, and how well it matches."""
+
+    caption: str  # id
+    text: str
+    video: str  # id
     score: float
-    seconds: tuple[float, float]
-    duration: float
-
-
-def build_gallery(
-    release: Encoder,
-    frames: FrameSet,
-    out: Path,
-    batch: int = 64,
-    *,
-    videos: Path | None = None,
-    workers: int = 0,
-) -> Manifest:
-    """Encodes every video of `frames` into `out`; a gallery of the same parents that is there already is kept.
-
-    `videos` is the folder of the video files, stored as given so that answers name files; `workers` processes decode.
-    """
-    parents = {"release": release.manifest.id, "frames": frames.manifest.id}
-    config = _config(release, frames, videos)
-    if (out / NAME).is_file():
-        manifest = open_sealed(out, "gallery", VERSION)
-        if (manifest.parents, manifest.config) != (parents, config):
-            raise ArtefactError(f"{out}: already holds another gallery; choose another folder for tools/index.py")
-        return manifest
-    if out.is_dir() and any(not _ours(path) for path in out.iterdir()):
-        raise ArtefactError(f"{out}: exists and was not begun by tools/index.py; choose an empty or new folder")
-    with ExitStack() as stack:
-        tokens = None
-        if release.model.rerank_fields:
-            tokens = TokenWriter(stack.enter_context(published(out / TOKENS)), len(frames))
-        vectors, weights, token_bytes = _encode(release, frames, batch, workers, tokens)
-    with published(out / VECTORS) as file:
-        file.write(save({"vectors": vectors, "frame_weights": weights}))
-    with published(out / VIDEOS) as file:
-        file.writelines(canonical_json(_about(video)) + b"\n" for video in frames.videos)
-    manifest = Manifest(
-        kind="gallery",
-        version=VERSION,
-        config=config,
-        counts={"videos": len(frames), "dim": vectors.shape[1]} | ({"token_bytes": token_bytes} if tokens else {}),
-        parents=parents,
-        files={name: sealed_file(out / name, len(frames)) for name in (VECTORS, *([TOKENS] if tokens else []), VIDEOS)},
-    )
-    return seal(out, manifest)
-
-
-def _config(release: Encoder, frames: FrameSet, videos: Path | None) -> dict[str, Any]:
-    if not release.searchable:
-        raise ArtefactError(
-            f"{release.path}: a teacher, which scores text and video together and has no vectors to search; "
-            "train a student from its labels and index that"
-        )
-    frames.check_settings(release.frames_config, release.path)
-    model = release.model
-    learned = model.pool_temperature is not None
-    by_cosine = "tokens" if model.rerank_fields else "resemblance"
-    return {
-        "release": str(release.path),
-        "videos": None if videos is None else str(videos),
-        "frame_weights": "pooling" if learned else by_cosine,
-        "frame_temperature": model.pool_temperature if learned else RESEMBLANCE_TEMPERATURE,
-    } | ({"tokens": ["vector", *model.rerank_fields]} if model.rerank_fields else {})
-
-
-def _ours(path: Path) -> bool:
-    """Whether a killed run of `build_gallery` may have left this file."""
-    return path.name in (VECTORS, TOKENS, VIDEOS) or path.suffix == ".part"
-
-
-def _about(video: Any) -> dict[str, Any]:
-    return {
-        "id": video.id,
-        "source": video.source,
-        "timestamps": list(video.timestamps),
-        "duration": video.duration,
-        "captions": len(video.captions),
-    }
-
-
-@torch.inference_mode()
-def _encode(
-    release: Encoder, frames: FrameSet, batch: int, workers: int, tokens: TokenWriter | None
-) -> tuple[Float[Tensor, "video dim"], Float[Tensor, "video frame"], int]:
-    """Vectors, frame weights, and the bytes of a video's tokens, which go into their file."""
-    vectors, weights, token_bytes = [], [], 0
-    rows = [list(range(start, min(start + batch, len(frames)))) for start in range(0, len(frames), batch)]
-    batches = load_batches(VideoDataset(frames, release.num_frames), rows, workers)
-    for numbers, (pixels, real) in zip(
-        rows, progress(batches, f"index {len(frames)} videos (batches)", len(rows)), strict=True
-    ):
-        names = [frames.videos[number].id for number in numbers]
-        video = release.encode_frames(pixels, real)
-        found = release.model.recall_video(video).cpu()
-        _check_finite(release, "vector", names, found)
-        vectors.append(found)
-        weights.append(_frame_weights(release, pixels, real, video.to("cpu")))
-        if tokens is not None:
-            kept = stored(video, release.model.rerank_fields)
-            for name, value in kept.items():
-                _check_finite(release, f"{name} in float16", names, value)
-            tokens.append(kept)
-            token_bytes = row_bytes(kept)
-    return torch.cat(vectors), torch.cat(weights), token_bytes
-
-
-def _check_finite(release: Encoder, what: str, names: Sequence[str], rows: Tensor) -> None:
-    broken = ~rows.isfinite().flatten(1).all(1)
-    if broken.any():
-        name = names[int(broken.nonzero()[0])]
-        raise ArtefactError(f"{release.path}: its {what} of video {name!r} is not finite; release a sound model")
-
-
-def _frame_weights(
-    release: Encoder,
-    pixels: UInt8[Tensor, "video frame 3 row column"],
-    real: Bool[Tensor, "video frame"],
-    video: VideoFeatures,
-) -> Float[Tensor, "video frame"]:
-    if release.model.pool_temperature is not None:
-        assert video.relevance is not None, "a model that pools by relevance gives its relevance"
-        weights = (video.relevance.float() / release.model.pool_temperature).softmax(-1)
-        return weights.masked_fill(~real, 0)  # the model may have pooled padding; nobody can watch it
-    cosines = torch.full(real.shape, -torch.inf)
-    owner = real.nonzero()[:, 0]
-    cosines[real] = (unit(_alone(release, pixels, real, video)) * unit(video.vector)[owner]).sum(-1)
-    return (cosines / RESEMBLANCE_TEMPERATURE).softmax(-1)
-
-
-def _alone(
-    release: Encoder,
-    pixels: UInt8[Tensor, "video frame 3 row column"],
-    real: Bool[Tensor, "video frame"],
-    video: VideoFeatures,
-) -> Float[Tensor, "real dim"]:
-    """A vector for every real frame."""
-    frames = video.contextual if video.contextual is not None else video.frames
-    if frames is None:
-        return release.encode_frames(pixels[real].unsqueeze(1), real[real].unsqueeze(1)).to("cpu").vector
-    return frames[real].float()
-
-
-def best_stretch(weights: Sequence[float], timestamps: Sequence[float], duration: float) -> tuple[float, float]:
-    """The seconds around the heaviest frame whose frames weigh at least half as much, without a gap.
-
-    A frame stands for the time up to half way to its neighbours. Frames come in any order, and may come twice.
-    """
-    heaviest: dict[float, float] = {}
-    for second, weight in zip(timestamps, weights, strict=False):  # padded frames have weights, but no time
-        heaviest[second] = max(weight, heaviest.get(second, 0.0))
-    timestamps = sorted(heaviest)
-    weights = [heaviest[second] for second in timestamps]
-    peak = max(range(len(timestamps)), key=lambda frame: weights[frame])
-    first = last = peak
-    while first > 0 and weights[first - 1] >= STRETCH * weights[peak]:
-        first -= 1
-    while last + 1 < len(timestamps) and weights[last + 1] >= STRETCH * weights[peak]:
-        last += 1
-    gaps = [after - before for before, after in itertools.pairwise(timestamps)] or [LONE_FRAME]
-    start = timestamps[first] - gaps[max(first - 1, 0)] / 2
-    end = timestamps[last] + gaps[min(last, len(gaps) - 1)] / 2
-    length = max(duration, timestamps[-1])  # some containers declare less than they hold
-    return round(max(start, 0.0), 3), round(min(end, length), 3)
 
 
 class Gallery:
-    """An open gallery and the release that encodes its queries."""
+    """An open gallery and the release that encodes its queries.
 
-    def __init__(self, path: Path, manifest: Manifest, release: Encoder):
+    It keeps the generation that it was opened with, whatever others add or delete; `refreshed` gives the newest. Asking
+    is safe from several threads at once.
+
+        release = distill.release.load("runs/student/release")
+        gallery = distill.retrieval.Gallery.open("gallery", release)
+        for hit in gallery.search(["a red star falls"], k=5)[0]:
+            print(hit.score, hit.source, hit.seconds)
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, release: Encoder, known: dict[str, Segment] | None = None):
         self.path, self.manifest, self.release = path, manifest, release
-        with safe_open(path / VECTORS, "pt") as file:  # maps the file: only what is scored gets read
-            self.vectors: Float[Tensor, "video dim"] = file.get_tensor("vectors")
-            self.frame_weights: Float[Tensor, "video frame"] = file.get_tensor("frame_weights")
         device = next(release.model.parameters(), torch.empty(0)).device
-        self.tokens = Tokens.open(path / TOKENS, device) if TOKENS in manifest.files else None
-        self.videos = [json.loads(line) for line in (path / VIDEOS).read_text(encoding="utf-8").splitlines()]
+        self.table = Table(path, manifest, device, known)
 
     @classmethod
     def open(cls, path: str | Path, release: Encoder) -> "Gallery":
-        """Opens a gallery; one that another release made is an `ArtefactError`."""
-        manifest = open_sealed(Path(path), "gallery", VERSION)
-        found, expected = release.manifest.id, manifest.parents["release"]
-        if found != expected:
-            raise ArtefactError(
-                f"{path}: made by release {expected[:12]}, but {release.path} is {found[:12]}; "
-                "open it with its own release or run tools/index.py again"
-            )
-        return cls(Path(path), manifest, release)
+        """Opens the current generation. Files are mapped, not read: a million videos open in milliseconds.
+
+        Raises `ArtefactError` for a folder that is no gallery, is damaged, or was made by another release.
+        """
+        return cls._open(Path(path), release, {})
+
+    @classmethod
+    def _open(cls, path: Path, release: Encoder, known: dict[str, Segment]) -> "Gallery":
+        for attempt in itertools.count(1):
+            manifest = generation.read(path)
+            check_release(path, manifest, release)
+            try:
+                return cls(path, manifest, release, known)
+            except OSError as error:
+                if attempt < generation.TRIES and not generation.current(path, manifest):
+                    continue  # another process has replaced this generation just now
+                raise ArtefactError(f"{path}: cannot be opened: {error}; restore it or index again") from None
+        raise AssertionError("unreachable")
+
+    def refreshed(self) -> "Gallery":
+        """The newest generation: this very object if nothing changed; what has not changed is not opened again."""
+        if generation.current(self.path, self.manifest):
+            return self
+        return self._open(self.path, self.release, self.table.segments)
 
     def __len__(self) -> int:
-        return len(self.videos)
+        return self.manifest.counts["videos"]
+
+    def __contains__(self, video: str) -> bool:
+        return self.row(video) is not None
+
+    def row(self, video: str) -> int | None:
+        """The row of a video, by its id; None if it is not here or was deleted."""
+        return next((row for row in self.table.find(video) if self.about(row)["id"] == video), None)
+
+    def about(self, row: int) -> dict[str, Any]:
+        """What is known of a row: `id`, `source`, `timestamps` and `duration` (seconds); of a span `file`, `span`."""
+        return self.table.about(row)
+
+    def file(self, video: str) -> Path | None:
+        """The file of a video (by its id, or a file's); None where the gallery does not know the video or its folder.
+
+        Never a file outside that folder, wherever a link or a damaged gallery points.
+        """
+        rows = self.table.find(video)
+        folder = self.table.folder(self.about(rows[0])) if rows else None
+        if folder is None:
+            return None
+        path = folder / self.about(rows[0])["source"]
+        return path if path.resolve().is_relative_to(folder.resolve()) else None
 
     @torch.inference_mode()
-    def search(self, queries: Sequence[str], k: int, recall: int | None = None) -> list[list[Hit]]:
-        """The `k` best videos for each query, best first.
+    def search(
+        self, queries: Sequence[str], k: int, recall: int | None = None, *, exact: bool = False
+    ) -> list[list[Hit]]:
+        """The `k` best videos for each query, best first; among equal scores the lower row.
 
         Where tokens are stored, `recall` videos (default `RECALL`, and at least `k`) are ordered by the full score.
+        `exact` compares with every vector even where there is an approximate index.
+        Raises `ExpectedError` for an empty query, a `k` or `recall` below 1, and a `recall` where nothing reranks.
         """
-        if k < 1:
-            raise ExpectedError(f"k: {k}, expected the number of videos to show, at least 1")
-        if recall is not None and self.tokens is None:
-            raise ExpectedError(f"recall: {self.path} holds one vector per video and nothing to rerank; leave it out")
-        if recall is not None and recall < 1:
-            raise ExpectedError(f"recall: {recall}, expected the number of videos to rerank, at least 1")
+        _check_asked(k, recall, self.path, self.reranks)
         if not all(query.strip() for query in queries):
             raise ExpectedError("empty query; say in a few words what the video shows")
-        if not queries:
-            return []
-        text, model = self.release.encode_text(queries), self.release.model
-        vectors = model.recall_text(text).cpu()
-        if self.tokens is None:
-            scores, rows = top_k(vectors, self.vectors, k)
-        else:
-            pairs = of_texts(model.similarity, text, self.tokens)
-            scores, rows = search_two_stage(pairs, vectors, self.vectors, k, recall or RECALL)
-        ranked = zip(scores.tolist(), rows.tolist(), strict=True)
-        return [[self._hit(row, score) for score, row in zip(*answer, strict=True)] for answer in ranked]
+        if not queries or not len(self):
+            return [[] for _ in queries]
+        text = self.release.encode_text(queries)
+        vectors = self.release.model.recall_text(text).cpu()
+        if not self.reranks:
+            return self._hits(*self.table.nearest(vectors, k, exact=exact))
+        similarity, size = self.release.model.similarity, self._together
+
+        def pairs(texts: Tensor, rows: Tensor) -> Tensor:
+            return torch.cat([similarity(text[texts], self.table.tokens(some)) for some in rows.split(size)], 1)
+
+        recalled = self.table.nearest(vectors, max(k, recall or RECALL), exact=exact)[1]
+        return self._hits(*reordered(pairs, recalled, k))
+
+    @torch.inference_mode()
+    def like(self, video: str | Path | VideoFeatures, k: int) -> list[Hit]:
+        """The `k` videos most like a video: an id of this gallery, a file, or features (one row) of the release.
+
+        Scores are inner products of vectors, of models that rerank too: their full score takes a text. The video itself
+        is left out, and so are other spans of its file. Raises `ExpectedError` for an unknown id, `VideoError` for a
+        file that cannot be read.
+        """
+        _check_asked(k, None, self.path, self.reranks)
+        vector, own = self._vector_of(video)
+        scores, rows = self.table.nearest(vector, k + len(own))
+        others = [place for place, row in enumerate(rows[0].tolist()) if row not in own][:k]
+        return self._hits(scores[:, others], rows[:, others])[0]
+
+    @torch.inference_mode()
+    def search_captions(self, video: str | Path | VideoFeatures, k: int, recall: int | None = None) -> list[CaptionHit]:
+        """The `k` stored captions that fit a video best; `video` as in `like`.
+
+        Where the model reranks, `recall` captions are ordered by its full score. For that their texts are encoded
+        again, since only their vectors are stored: on a CPU that is the slow part, and fewer are faster.
+        Raises `ExpectedError` where no captions are stored.
+        """
+        _check_asked(k, recall, self.path, self.reranks)
+        if not any(part.captions for part in self.table.parts):
+            raise ExpectedError(f"{self.path}: has no captions; index a frame set with --captions to search them")
+        features = self._features_of(video)
+        vector = self._vector_of(video)[0] if features is None else self._recall_vector(features)
+        scores, found = self.table.nearest_captions(vector, max(k, recall or RECALL) if self.reranks else k)
+        if self.reranks:
+            asking = self.table.tokens(torch.tensor([self.row(str(video))])) if features is None else features
+            similarity, size = self.release.model.similarity, RECALL
+
+            def pairs(videos: Tensor, captions: Tensor) -> Tensor:
+                texts = [
+                    [self.table.caption(number)[0]["text"] for number in some.tolist()] for some in captions.split(size)
+                ]
+                parts = [similarity(self.release.encode_text(some), asking[videos]) for some in texts]
+                return torch.cat(parts).T
+
+            scores, found = reordered(pairs, found, k)
+        hits = []
+        for score, number in zip(scores[0].tolist(), found[0].tolist(), strict=True):
+            said, row = self.table.caption(number)
+            hits.append(CaptionHit(said["id"], said["text"], self.about(row)["id"], score))
+        return hits
+
+    @property
+    def reranks(self) -> bool:
+        """Whether searching has a second stage."""
+        return "tokens" in self.manifest.config
+
+    @cached_property
+    def _together(self) -> int:
+        """How many videos are scored in one call."""
+        tokens = self.table.parts[0].tokens
+        assert tokens is not None, "a gallery that reranks has tokens"
+        return in_one_call(tokens)
+
+    def _hits(self, scores: Float[Tensor, "query k"], rows: Int64[Tensor, "query k"]) -> list[list[Hit]]:
+        answers = zip(scores.tolist(), rows.tolist(), strict=True)
+        return [[self._hit(row, score) for score, row in zip(*answer, strict=True)] for answer in answers]
 
     def _hit(self, row: int, score: float) -> Hit:
-        about, folder = self.videos[row], self.manifest.config["videos"]
+        part, own = self.table.place(row)
+        about, weights = part.about[own], part.frame_weights[own].tolist()
+        timestamps, duration, span = about["timestamps"], about["duration"], about.get("span")
+        folder = self.table.folder(about)
+        begin, end = span or (0.0, duration)
         return Hit(
             video=about["id"],
-            source=about["source"] if folder is None else str(Path(folder) / about["source"]),
+            source=about["source"] if folder is None else str(folder / about["source"]),
             score=score,
-            seconds=best_stretch(self.frame_weights[row].tolist(), about["timestamps"], about["duration"]),
-            duration=about["duration"],
+            seconds=best_stretch(weights, timestamps, end, begin),
+            duration=duration,
+            timestamps=tuple(timestamps),
+            weights=tuple(weights[: len(timestamps)]),
+            span=None if span is None else (begin, end),
+        )
+
+    def _features_of(self, video: str | Path | VideoFeatures) -> VideoFeatures | None:
+        """None for an id, whose vector is stored."""
+        if isinstance(video, Path):
+            return self.release.encode_video(video)
+        return None if isinstance(video, str) else video
+
+    def _vector_of(self, video: str | Path | VideoFeatures) -> tuple[Float[Tensor, "1 dim"], set[int]]:
+        """The vector, and the rows of the gallery that are of the same file."""
+        features = self._features_of(video)
+        if features is not None:
+            return self._recall_vector(features), set()
+        row = self.row(str(video))
+        if row is None:
+            raise ExpectedError(f"{self.path}: has no video {video!r}; give an id that it has, or the path of a file")
+        about = self.about(row)
+        return self.table.vectors(torch.tensor([row])), {row, *self.table.find(about.get("file", about["id"]))}
+
+    def _recall_vector(self, features: VideoFeatures) -> Float[Tensor, "1 dim"]:
+        return self.release.model.recall_video(features).cpu()
+
+
+def reordered(
+    pairs: Pairs, recalled: Int64[Tensor, "query recall"], k: int
+) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    """The `k` best of what was recalled by their full scores, best first; among equals the lower number."""
+    recalled = recalled.sort(dim=1).values
+    scores = rerank(pairs, recalled)
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return scores.gather(1, order), recalled.gather(1, order)
+
+
+def check_release(path: Path, manifest: Manifest, release: Encoder) -> None:
+    """Refuses a release that did not make the gallery."""
+    found, expected = release.manifest.id, manifest.parents["release"]
+    if found != expected:
+        raise ArtefactError(
+            f"{path}: made by release {expected[:12]}, but {release.path} is {found[:12]}; "
+            "open it with its own release or run tools/index.py again"
         )
 
 
 def release_path(gallery: str | Path) -> Path:
     """Where the release stood when the gallery was made, as it was given."""
-    return Path(open_sealed(Path(gallery), "gallery", VERSION, verify=False).config["release"])
+    return Path(generation.read(Path(gallery)).config["release"])
+
+
+def _check_asked(k: int, recall: int | None, path: Path, reranks: bool) -> None:
+    if k < 1:
+        raise ExpectedError(f"k: {k}, expected the number of videos to show, at least 1")
+    if recall is not None and not reranks:
+        raise ExpectedError(f"recall: {path} holds one vector per video and nothing to rerank; leave it out")
+    if recall is not None and recall < 1:
+        raise ExpectedError(f"recall: {recall}, expected the number of videos to rerank, at least 1")

@@ -20,7 +20,7 @@ from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
 
 FLOAT_BYTES = 4  # of a number in the vectors, float32
-DTYPES = {torch.float16: "F16", torch.bool: "BOOL"}  # as safetensors names them
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int8: "I8", torch.bool: "BOOL"}  # as safetensors does
 
 
 def stored(video: VideoFeatures, names: tuple[str, ...]) -> dict[str, Tensor]:

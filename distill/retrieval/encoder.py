@@ -1,0 +1,89 @@
+"""What a gallery needs of a release, and the frame weights that it takes from a model.
+
+Frame weights say which seconds of a video to show. A model that pools its frames by learned relevance gives each its
+weight in the vector (`pooling`). For any other model they are a softmax over the cosine of a frame with the whole
+video: of the frame as the tokens hold it (`tokens`), or, in one stage, as the model gives it; one that gives none
+encodes each frame as a video of its own, which doubles the work (`resemblance`). Padding weighs nothing.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from distill.manifest import Manifest
+from distill.model.contract import RetrievalModel
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.similarity import unit
+
+RESEMBLANCE_TEMPERATURE = 0.1  # a frame whose cosine is 0.07 below the best counts half
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What a gallery needs of a release."""
+
+    path: Path
+    manifest: Manifest
+    frames_config: dict[str, Any]  # sampler and size
+    num_frames: int
+    searchable: bool  # whether inner products find its videos; a teacher's do not
+    model: RetrievalModel
+
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
+        """Features of queries."""
+        ...
+
+    def encode_frames(
+        self, pixels: UInt8[Tensor, "video frame 3 row column"], real: Bool[Tensor, "video frame"]
+    ) -> VideoFeatures:
+        """Features of padded videos."""
+        ...
+
+    def encode_video(self, video: Path) -> VideoFeatures:
+        """Features (one row) of a file."""
+        ...
+
+
+def weighing(release: Encoder) -> dict[str, Any]:
+    """How `frame_weights` weighs frames, for the manifest."""
+    model = release.model
+    learned = model.pool_temperature is not None
+    by_cosine = "tokens" if model.rerank_fields else "resemblance"
+    return {
+        "frame_weights": "pooling" if learned else by_cosine,
+        "frame_temperature": model.pool_temperature if learned else RESEMBLANCE_TEMPERATURE,
+    }
+
+
+def frame_weights(
+    release: Encoder,
+    pixels: UInt8[Tensor, "video frame 3 row column"],
+    real: Bool[Tensor, "video frame"],
+    video: VideoFeatures,
+) -> Float[Tensor, "video frame"]:
+    """What each frame weighs; padding nothing. `video` is what the release makes of the pixels, on the CPU."""
+    if release.model.pool_temperature is not None:
+        assert video.relevance is not None, "a model that pools by relevance gives its relevance"
+        weights = (video.relevance.float() / release.model.pool_temperature).softmax(-1)
+        return weights.masked_fill(~real, 0)  # the model may have pooled padding; nobody can watch it
+    cosines = torch.full(real.shape, -torch.inf)
+    owner = real.nonzero()[:, 0]
+    cosines[real] = (unit(_alone(release, pixels, real, video)) * unit(video.vector)[owner]).sum(-1)
+    return (cosines / RESEMBLANCE_TEMPERATURE).softmax(-1)
+
+
+def _alone(
+    release: Encoder,
+    pixels: UInt8[Tensor, "video frame 3 row column"],
+    real: Bool[Tensor, "video frame"],
+    video: VideoFeatures,
+) -> Float[Tensor, "real dim"]:
+    """A vector for every real frame."""
+    frames = video.contextual if video.contextual is not None else video.frames
+    if frames is None:
+        return release.encode_frames(pixels[real].unsqueeze(1), real[real].unsqueeze(1)).to("cpu").vector
+    return frames[real].float()

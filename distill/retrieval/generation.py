@@ -1,0 +1,112 @@
+"""Generations: a gallery's state between two changes, and the change from one to the next.
+
+    manifest.json                    the current generation: which segments there are, which rows are deleted
+    segments/00001/                  what generation 1 added, never changed after (distill/retrieval/segment.py)
+    deleted/00003.safetensors        rows [row] that are deleted in generation 3, ascending, numbered over all segments
+    approximate/00004.faiss          an approximate index that generation 4 made (distill/retrieval/approximate.py)
+    .work/                           what an unfinished index has done so far
+    .lock                            held by the one process that changes the gallery
+
+New files come first, under names that no generation used before; then the manifest is replaced, by a rename; then files
+that it does not list are deleted. So a process killed at any moment leaves the old or the new generation, and whoever
+has the old one open keeps it.
+"""
+
+import fcntl
+import itertools
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from safetensors.torch import save
+from torch import Tensor
+
+from distill import manifest as sealed
+from distill.errors import ArtefactError
+from distill.manifest import NAME, Manifest, check_files, published, read_manifest, seal
+from distill.retrieval.segment import VIDEOS, mapped
+
+VERSION = 2
+SEGMENTS, DELETED, APPROXIMATE, WORK, LOCK = "segments", "deleted", "approximate", ".work", ".lock"
+TRIES = 5  # to read a gallery that others keep changing
+
+
+def read(path: Path) -> Manifest:
+    """The manifest of the current generation; files are compared by size, not by hash."""
+    for attempt in itertools.count(1):
+        manifest = read_manifest(path, "gallery", VERSION)
+        try:
+            check_files(path, manifest, verify=False)
+        except (ArtefactError, OSError):
+            if attempt < TRIES and not current(path, manifest):
+                continue  # another process has replaced this generation just now, and deleted its files
+            raise
+        return manifest
+    raise AssertionError("unreachable")
+
+
+def current(path: Path, manifest: Manifest) -> bool:
+    """Whether this is the current generation."""
+    return read_manifest(path, "gallery", VERSION).id == manifest.id
+
+
+def segments(manifest: Manifest) -> dict[str, int]:
+    """The names of the segments in the order of their rows, and how many each has, deleted ones included."""
+    named = {Path(name): file.rows for name, file in manifest.files.items() if Path(name).name == VIDEOS}
+    return {name.parent.name: named[name] for name in sorted(named, key=lambda name: int(name.parent.name))}
+
+
+def deleted_rows(path: Path, manifest: Manifest) -> Int64[Tensor, " row"]:
+    """Rows that are deleted, ascending."""
+    names = [name for name in manifest.files if Path(name).parts[0] == DELETED]
+    return mapped(path / names[0])["rows"] if names else torch.empty(0, dtype=torch.int64)
+
+
+def write_deleted(path: Path, generation: int, rows: Int64[Tensor, " row"]) -> str:
+    """Writes the file of deleted rows of a generation; returns its name in the manifest."""
+    name = f"{DELETED}/{generation:05d}.safetensors"
+    with published(path / name) as file:
+        file.write(save({"rows": rows}))
+    return name
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[Manifest | None]:
+    """The only process that may change a gallery, until it is left; gives the current generation, if there is one."""
+    if path.is_dir() and not (path / NAME).exists() and any(not _ours(child) for child in path.iterdir()):
+        raise ArtefactError(f"{path}: exists and was not begun by tools/index.py; choose an empty or new folder")
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
+        except OSError:
+            raise ArtefactError(
+                f"{path}: another process is changing this gallery; wait for it, then try again"
+            ) from None
+        yield read(path) if (path / NAME).is_file() else None
+
+
+def publish(path: Path, manifest: Manifest) -> Manifest:
+    """Makes this the current generation, and deletes what it does not list."""
+    seal(path, manifest)
+    sweep(path, manifest)
+    return manifest
+
+
+def sweep(path: Path, manifest: Manifest | None) -> None:
+    """Deletes what neither a killed change nor an older generation needs any more."""
+    listed = set() if manifest is None else {path / name for name in manifest.files}
+    sealed.sweep(path)
+    for folder in (SEGMENTS, DELETED, APPROXIMATE):
+        for child in (path / folder).iterdir() if (path / folder).is_dir() else ():
+            if child.is_dir() and not any(child in file.parents for file in listed):
+                shutil.rmtree(child)
+            elif child.is_file() and child not in listed:
+                child.unlink()
+
+
+def _ours(path: Path) -> bool:
+    return path.name in (SEGMENTS, DELETED, APPROXIMATE, WORK, LOCK) or path.suffix == ".part"

@@ -1,0 +1,302 @@
+"""Indexing: encodes the videos of a source into a gallery, or adds those that it lacks.
+
+Rows are made in parts of bounded size, each a small segment under `.work/` whose name is the hash of all that decides
+its content, so a killed index started again finds what it did and ends with the same bytes. When all parts are there
+they become one segment, and the manifest is replaced (distill/retrieval/generation.py).
+
+The same video gives the same row, bit for bit, from a frame set or from its file: a file's frames pass through the JPEG
+that packing writes.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.data.loader import pad
+from distill.errors import ArtefactError, ExpectedError
+from distill.log import progress
+from distill.manifest import Manifest, SealedFile, canonical_json, write_json
+from distill.remote import Place
+from distill.retrieval import generation
+from distill.retrieval.encoder import Encoder, frame_weights, weighing
+from distill.retrieval.gallery import check_release
+from distill.retrieval.generation import SEGMENTS, VERSION, WORK
+from distill.retrieval.segment import Segment, id_hash, merge, sealed_segment, write_segment
+from distill.retrieval.sources import Cut, Item, Loaded, Note, Source, open_source
+from distill.retrieval.table import Table
+from distill.retrieval.tokens import bytes_per_video, row_bytes, stored
+from distill.retrieval.vectors import KINDS, among, encode
+
+PART = 1024  # rows that are lost at most when an index is killed
+PART_BYTES = 2**28  # of tokens; fewer rows where they take more
+BATCH = 64
+CAPTIONS = 256  # encoded at once
+DONE = "part.json"
+
+
+@dataclass
+class _Rows:
+    """What a part gathers before it is written."""
+
+    about: list[dict[str, Any]] = field(default_factory=list)
+    columns: list[dict[str, Tensor]] = field(default_factory=list)
+    tokens: list[dict[str, Tensor]] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+    broken: list[Note] = field(default_factory=list)
+
+
+def build_gallery(
+    release: Encoder,
+    path: Place,
+    out: Path,
+    *,
+    videos: Path | None = None,
+    vectors: str | None = None,
+    cut: Cut | None = None,
+    captions: bool = False,
+    append: bool = False,
+    batch: int = BATCH,
+    workers: int | None = None,
+) -> Manifest:
+    """Indexes `path` (a frame set, a folder of video files, or a text file that lists some) into the gallery `out`.
+
+    A gallery that was made of the same source by the same release is kept; any other is refused, unless `append`: then
+    videos whose ids it has are skipped and the others added. Videos that cannot be read are left out and listed in the
+    manifest's `notes`, with the reason. `videos` is the folder of the video files, stored as given so that answers name
+    files; `vectors` one of `vectors.KINDS` (float32, or what the gallery has); `captions` stores those of a frame set;
+    `workers` processes decode (one per core).
+    """
+    if not release.searchable:
+        raise ArtefactError(
+            f"{release.path}: a teacher, which scores text and video together and has no vectors to search; "
+            "train a student from its labels and index that"
+        )
+    with open_source(path, videos, release.frames_config, release.path, cut, workers) as source:
+        if captions and not any(source.captions(item) for item in source.items):
+            raise ExpectedError(f"{path}: has no captions to store; only a frame set has them")
+        with generation.changing(out) as before:
+            return _Index(release, source, out, before, vectors, captions, cut, batch).run(append)
+
+
+class _Index:
+    """One run, while it holds the gallery's lock."""
+
+    def __init__(
+        self,
+        release: Encoder,
+        source: Source,
+        out: Path,
+        before: Manifest | None,
+        vectors: str | None,
+        captions: bool,
+        cut: Cut | None,
+        batch: int,
+    ):
+        self.release, self.source, self.out, self.before, self.batch = release, source, out, before, batch
+        self.captions, self.cut, self.model = captions, cut, release.model
+        had = None if before is None else before.config["vectors"]
+        self.kind = vectors or had or KINDS[0]
+        if self.kind != (had or self.kind):
+            raise ArtefactError(f"{out}: holds {had} vectors, not {self.kind}; leave --vectors out, or index anew")
+        folder = None if source.folder is None else str(source.folder)
+        self.folders: list[str] = [] if before is None else list(before.config["folders"])
+        if folder is not None and folder not in self.folders:
+            self.folders.append(folder)
+        self.folder = {} if folder is None else {"folder": self.folders.index(folder)}
+        if before is not None:
+            check_release(out, before, release)
+
+    def run(self, append: bool) -> Manifest:
+        """Makes the parts that are missing, joins them, and publishes the manifest."""
+        made = self._made_of()
+        items = self.source.items
+        if self.before is not None:
+            if not append:
+                same = self.before.config["made_of"] == [made] and self.before.config["folders"] == self.folders
+                if same and self.before.counts["generation"] == 1:
+                    return self._finished(self.before)
+                raise ArtefactError(
+                    f"{self.out}: already holds another gallery; choose another folder, or add to it by --append"
+                )
+            items = self._missing(items)
+            if not items:
+                return self._finished(self.before)
+        elif append:
+            raise ArtefactError(f"{self.out}: no gallery to append to; make one without --append")
+        generation.sweep(self.out, self.before)
+        parts = list(self._parts(items))
+        missing = [part for part in parts if not (part[0] / DONE).is_file()]
+        total = sum(len(items) for _, items in missing)
+        for _ in progress(self._work(missing), f"index {total} videos", total):
+            pass
+        return self._join([folder for folder, _ in parts], made)
+
+    def _made_of(self) -> dict[str, Any]:
+        marks = [[item.id, *item.mark] for item in self.source.items]
+        made = {"source": self.source.name, "items_sha256": hashlib.sha256(canonical_json(marks)).hexdigest()}
+        if self.cut is not None:
+            made |= {"seconds": self.cut.seconds, "overlap": self.cut.overlap}
+        return made | ({"captions": True} if self.captions else {})
+
+    def _missing(self, items: Sequence[Item]) -> list[Item]:
+        """Those whose file the gallery does not have."""
+        assert self.before is not None
+        table, files = Table(self.out, self.before), list({item.file: None for item in items})
+        keys, here = torch.tensor([id_hash(file) for file in files], dtype=torch.int64), set()
+        for segment in table.parts:
+            likely = [files[place] for place in among(keys, segment.hashes).nonzero()[:, 0].tolist()]
+            here |= {file for file in likely if table.find(file)}
+        return [item for item in items if item.file not in here]
+
+    def _parts(self, items: Sequence[Item]) -> Iterator[tuple[Path, Sequence[Item]]]:
+        """Folders of the parts, and what goes into each."""
+        config = self.release.frames_config
+        rows = PART
+        if self.model.rerank_fields:
+            rows = max(
+                1, min(PART, PART_BYTES // bytes_per_video(self.model, self.release.num_frames, config["size"])[1])
+            )
+        settings = [VERSION, self.release.manifest.id, self.kind, config, self.captions, self.batch, self.folder]
+        for start in range(0, len(items), rows):
+            some = items[start : start + rows]
+            content = canonical_json([settings, [[item.id, *item.mark, item.changed] for item in some]])
+            yield self.out / WORK / hashlib.sha256(content).hexdigest()[:16], some
+
+    def _work(self, parts: Sequence[tuple[Path, Sequence[Item]]]) -> Iterator[Item]:
+        """Makes each part; yields what is done with."""
+        for folder, items in parts:
+            shutil.rmtree(folder, ignore_errors=True)
+            rows, waiting = _Rows(), []
+            for loaded in self.source.load(items):
+                if isinstance(loaded, Loaded):
+                    waiting.append(loaded)
+                    yield loaded.item
+                else:
+                    rows.broken.append(loaded)
+                if len(waiting) == self.batch:
+                    self._encode(rows, waiting)
+                    waiting = []
+            if waiting:
+                self._encode(rows, waiting)
+            self._write(folder, rows)
+
+    @torch.inference_mode()
+    def _encode(self, rows: _Rows, batch: Sequence[Loaded]) -> None:
+        padded = [pad(loaded.pixels, self.release.num_frames) for loaded in batch]
+        pixels, real = (torch.stack([torch.from_numpy(pair[i]) for pair in padded]) for i in (0, 1))
+        video = self.release.encode_frames(pixels, real)
+        names = [loaded.item.id for loaded in batch]
+        vectors = self.model.recall_video(video).cpu()
+        _check_finite(self.release, "vector", names, vectors)
+        weights = frame_weights(self.release, pixels, real, video.to("cpu"))
+        rows.columns.append({"frame_weights": weights} | encode(vectors, self.kind))
+        if self.model.rerank_fields:
+            kept = stored(video, self.model.rerank_fields)
+            for name, value in kept.items():
+                _check_finite(self.release, f"{name} in float16", names, value)
+            rows.tokens.append(kept)
+        rows.about += [loaded.about | self.folder for loaded in batch]
+        rows.items += [loaded.item for loaded in batch]
+
+    def _write(self, folder: Path, rows: _Rows) -> None:
+        if rows.about:
+            columns, tokens = _cat(rows.columns), _cat(rows.tokens) if rows.tokens else None
+            write_segment(folder, rows.about, columns, tokens, self._said(rows.items) if self.captions else None)
+        write_json(folder / DONE, {"broken": rows.broken, "rows": len(rows.about)})
+
+    @torch.inference_mode()
+    def _said(self, items: Sequence[Item]) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
+        said = [(row, *caption) for row, item in enumerate(items) for caption in self.source.captions(item)]
+        if not said:
+            return None
+        texts = [text for _, _, text in said]
+        parts = [texts[start : start + CAPTIONS] for start in range(0, len(texts), CAPTIONS)]
+        vectors = torch.cat([self.model.recall_text(self.release.encode_text(part)).cpu() for part in parts])
+        _check_finite(self.release, "vector of a caption", [items[row].id for row, _, _ in said], vectors)
+        rows = torch.tensor([row for row, _, _ in said])
+        return [{"id": name, "text": text} for _, name, text in said], encode(vectors, self.kind) | {"rows": rows}
+
+    def _join(self, parts: Sequence[Path], made: dict[str, Any]) -> Manifest:
+        """One segment of all parts, and the generation that has it."""
+        records = [json.loads((part / DONE).read_bytes()) for part in parts]
+        notes = self.source.broken + [note for record in records for note in record["broken"]]
+        segments = [Segment(part) for part, record in zip(parts, records, strict=True) if record["rows"]]
+        number = 1 if self.before is None else self.before.counts["generation"] + 1
+        if not segments:
+            reasons = sorted({note["reason"] for note in notes})
+            raise ArtefactError(
+                f"{self.source.name}: none of {len(notes)} videos could be used ({'; '.join(reasons[:3])})"
+            )
+        folder = self.out / SEGMENTS / f"{number:05d}"
+        merge(folder, [(segment, torch.arange(len(segment))) for segment in segments])
+        files = {f"{SEGMENTS}/{folder.name}/{name}": file for name, file in sealed_segment(folder).items()}
+        return self._finished(generation.publish(self.out, self._manifest(number, files, notes, made, Segment(folder))))
+
+    def _finished(self, manifest: Manifest) -> Manifest:
+        """Without what was kept for a killed run to continue with."""
+        shutil.rmtree(self.out / WORK, ignore_errors=True)
+        return manifest
+
+    def _manifest(
+        self, number: int, files: dict[str, SealedFile], notes: list[Note], made: dict[str, Any], segment: Segment
+    ) -> Manifest:
+        before = self.before
+        old: dict[str, int] = {} if before is None else before.counts
+        counts = {name: old.get(name, 0) + len(segment) for name in ("videos", "rows")}
+        counts |= {"generation": number, "dim": segment.vectors.stored.shape[1]}
+        counts["vector_bytes"] = row_bytes(segment.vectors.columns)
+        if segment.tokens is not None:
+            counts["token_bytes"] = row_bytes(segment.tokens.tensors())
+        said = old.get("captions", 0) + (0 if segment.captions is None else len(segment.captions))
+        config = {
+            "release": str(self.release.path),
+            "frames": self.release.frames_config,
+            "vectors": self.kind,
+            "folders": self.folders,
+            "made_of": [*(before.config["made_of"] if before else []), made],
+            **weighing(self.release),
+        } | ({"tokens": ["vector", *self.model.rerank_fields]} if self.model.rerank_fields else {})
+        if before is not None and "approximate" in before.config:
+            config["approximate"] = before.config["approximate"]
+        return Manifest(
+            kind="gallery",
+            version=VERSION,
+            config=config,
+            counts=counts | ({"captions": said} if said else {}),
+            parents=_parents(before, self.release, self.source),
+            files=(before.files if before else {}) | files,
+            notes=_notes(before, notes, {item.file for item in self.source.items}),
+        )
+
+
+def _parents(before: Manifest | None, release: Encoder, source: Source) -> dict[str, str]:
+    """The release, `frames`, and, where other frame sets were added, `frames 2` and so on."""
+    parents = {"release": release.manifest.id} if before is None else dict(before.parents)
+    for found in source.parents.values():
+        if found not in parents.values():
+            parents["frames" if len(parents) == 1 else f"frames {len(parents)}"] = found
+    return parents
+
+
+def _notes(before: Manifest | None, notes: Sequence[Note], tried: set[str]) -> list[Note]:
+    """Broken videos: those of before that were not tried again, and those of now, each once."""
+    old = [note for note in before.notes if note["video"] not in tried] if before else []
+    return list({canonical_json(note): note for note in [*old, *notes]}.values())
+
+
+def _cat(tables: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
+
+
+def _check_finite(release: Encoder, what: str, names: Sequence[str], rows: Tensor) -> None:
+    broken = ~rows.isfinite().flatten(1).all(1)
+    if broken.any():
+        name = names[int(broken.nonzero()[0])]
+        raise ArtefactError(f"{release.path}: its {what} of video {name!r} is not finite; release a sound model")

@@ -1,0 +1,178 @@
+"""Segments: some rows of a gallery in a folder that is written once and mapped into memory ever after.
+
+    vectors.safetensors    vectors [row, dim] (distill/retrieval/vectors.py) and frame_weights [row, frame]
+    tokens.safetensors     what a second stage scores (distill/retrieval/tokens.py); only for models that rerank
+    videos.jsonl           one line per row: id, source, timestamps and duration in seconds; of a span also file, span
+    rows.safetensors       lines [row + 1]: the byte where each line begins; hashes, rows: the ids, to be looked up
+    captions.safetensors   vectors [caption, dim], rows, lines; captions.jsonl: id and text. Only if asked for
+
+What an index has done so far is kept in small segments; they are merged when all is done, and compacting merges large
+ones. Nothing but the rows that are asked for is read.
+"""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from distill.manifest import SealedFile, canonical_json, published, sealed_file
+from distill.retrieval.tokens import Tokens, TokenWriter
+from distill.retrieval.vectors import Vectors
+
+VECTORS, TOKENS, VIDEOS, ROWS = "vectors.safetensors", "tokens.safetensors", "videos.jsonl", "rows.safetensors"
+CAPTIONS, CAPTION_LINES = "captions.safetensors", "captions.jsonl"
+COPY = 2**26  # bytes copied at once
+
+
+class Lines:
+    """The lines of a mapped file of JSON."""
+
+    def __init__(self, path: Path, starts: Int64[Tensor, " line"]):
+        with path.open("rb") as file:
+            self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.starts = starts  # and the end
+
+    def raw(self, line: int) -> bytes:
+        """One line, with its end."""
+        return self.content[int(self.starts[line]) : int(self.starts[line + 1])]
+
+    def __getitem__(self, line: int) -> dict[str, Any]:
+        return json.loads(self.raw(line))
+
+
+class Captions:
+    """What was said of the videos of a segment: vectors to search by, and the row that each belongs to."""
+
+    def __init__(self, folder: Path):
+        columns = mapped(folder / CAPTIONS)
+        self.vectors, self.rows = Vectors(columns), columns["rows"]
+        self.lines = Lines(folder / CAPTION_LINES, columns["lines"])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Segment:
+    """An open segment. Reading is safe from several threads."""
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu"):
+        self.folder = folder
+        columns, rows = mapped(folder / VECTORS), mapped(folder / ROWS)
+        self.vectors, self.frame_weights = Vectors(columns), columns["frame_weights"]
+        self.hashes, self.places = rows["hashes"], rows["rows"]
+        self.about = Lines(folder / VIDEOS, rows["lines"])
+        self.tokens = Tokens.open(folder / TOKENS, device) if (folder / TOKENS).is_file() else None
+        self.captions = Captions(folder) if (folder / CAPTIONS).is_file() else None
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def find(self, name: str) -> list[int]:
+        """The rows of a video, or of all spans of a file, by id."""
+        key = torch.tensor(id_hash(name))
+        first, last = (int(torch.searchsorted(self.hashes, key, right=right)) for right in (False, True))
+        rows = sorted(self.places[first:last].tolist())
+        return [row for row in rows if name in (self.about[row]["id"], self.about[row].get("file"))]
+
+
+def mapped(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: the file is mapped, and only what is used gets read."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+
+
+def id_hash(name: str) -> int:
+    """64 bits of an id's sha256, as a signed number."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little", signed=True)
+
+
+def write_segment(
+    folder: Path,
+    about: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, Tensor],
+    tokens: Mapping[str, Tensor] | None,
+    captions: tuple[Sequence[Mapping[str, Any]], Mapping[str, Tensor]] | None,
+) -> None:
+    """Writes a segment that fits into memory. `captions`: their lines, and the columns `vectors` (...) and `rows`."""
+    _save(folder / VECTORS, columns)
+    if tokens is not None:
+        _save(folder / TOKENS, tokens)
+    names = [(id_hash(name), row) for row, a in enumerate(about) for name in {a["id"], a.get("file", a["id"])}]
+    hashes, rows = torch.tensor(sorted(names), dtype=torch.int64).reshape(-1, 2).T.contiguous()
+    starts = _write_lines(folder / VIDEOS, (canonical_json(a) + b"\n" for a in about))
+    _save(folder / ROWS, {"lines": starts, "hashes": hashes.clone(), "rows": rows.clone()})
+    if captions is not None:
+        starts = _write_lines(folder / CAPTION_LINES, (canonical_json(a) + b"\n" for a in captions[0]))
+        _save(folder / CAPTIONS, {**captions[1], "lines": starts})
+
+
+def merge(folder: Path, parts: Sequence[tuple[Segment, Int64[Tensor, " _"]]]) -> None:
+    """Writes a segment of the given rows (ascending) of others, reading a little of them at a time."""
+    parts = [(segment, rows) for segment, rows in parts if len(rows)]
+    assert parts, "a segment has rows"
+    rows = sum(len(rows) for _, rows in parts)
+    _copy(folder / VECTORS, rows, [({"frame_weights": s.frame_weights} | s.vectors.columns, keep) for s, keep in parts])
+    if parts[0][0].tokens is not None:
+        _copy(folder / TOKENS, rows, [(s.tokens.tensors(), keep) for s, keep in parts if s.tokens is not None])
+    starts = _write_lines(folder / VIDEOS, (s.about.raw(row) for s, keep in parts for row in keep.tolist()))
+    hashes, places, captions, base = [], [], [], 0
+    for segment, keep in parts:
+        number = torch.full((len(segment),), -1)  # of each row in the new segment
+        number[keep] = torch.arange(base, base + len(keep))
+        base += len(keep)
+        kept = number[segment.places] >= 0
+        hashes.append(segment.hashes[kept])
+        places.append(number[segment.places[kept]])
+        if segment.captions is not None:
+            of = number[segment.captions.rows]
+            captions.append((segment.captions, (of >= 0).nonzero()[:, 0], of[of >= 0]))
+    order = torch.cat(hashes).sort(stable=True)
+    _save(folder / ROWS, {"lines": starts, "hashes": order.values, "rows": torch.cat(places)[order.indices]})
+    captions = [part for part in captions if len(part[1])]
+    if captions:
+        lines = (some.lines.raw(caption) for some, keep, _ in captions for caption in keep.tolist())
+        starts = _write_lines(folder / CAPTION_LINES, lines)
+        vectors = {
+            name: torch.cat([some.vectors.columns[name].index_select(0, keep) for some, keep, _ in captions])
+            for name in captions[0][0].vectors.columns
+        }
+        _save(folder / CAPTIONS, {**vectors, "rows": torch.cat([of for _, _, of in captions]), "lines": starts})
+
+
+def sealed_segment(folder: Path) -> dict[str, SealedFile]:
+    """The files of a segment by name, hashed; each with the number of its rows."""
+    rows = len(mapped(folder / ROWS)["lines"]) - 1
+    return {path.name: sealed_file(path, rows) for path in sorted(folder.iterdir())}
+
+
+def _save(path: Path, columns: Mapping[str, Tensor]) -> None:
+    with published(path) as file:
+        file.write(save(dict(columns)))
+
+
+def _write_lines(path: Path, lines: Iterator[bytes]) -> Int64[Tensor, " line"]:
+    """Writes lines; returns where each begins, and the end."""
+    starts = [0]
+    with published(path) as file:
+        for line in lines:
+            file.write(line)
+            starts.append(starts[-1] + len(line))
+    return torch.tensor(starts)
+
+
+def _copy(path: Path, total: int, parts: Sequence[tuple[Mapping[str, Tensor], Int64[Tensor, " _"]]]) -> None:
+    """Writes the given rows of all columns, the widest numbers first so that all stay aligned."""
+    with published(path) as file:
+        writer = TokenWriter(file, total)
+        for columns, rows in parts:
+            ordered = dict(sorted(columns.items(), key=lambda item: -item[1].element_size()))
+            for some in rows.split(max(1, COPY // sum(column[0].nbytes for column in ordered.values()))):
+                writer.append({name: column.index_select(0, some) for name, column in ordered.items()})

@@ -1,0 +1,33 @@
+"""The stretch of a video that weighs most: which seconds of a hit to show."""
+
+import itertools
+from collections.abc import Sequence
+
+STRETCH = 0.5  # of the peak's weight: neighbours above it belong to the stretch that is shown
+LONE_FRAME = 1.0  # seconds that a video's only frame stands for
+
+
+def best_stretch(
+    weights: Sequence[float], timestamps: Sequence[float], duration: float, start: float = 0.0
+) -> tuple[float, float]:
+    """The seconds around the heaviest frame whose frames weigh at least half as much, without a gap.
+
+    A frame stands for the time up to half way to its neighbours; nothing is shown before `start` or after `duration`.
+    Frames come in any order, and may come twice.
+    """
+    heaviest: dict[float, float] = {}
+    for second, weight in zip(timestamps, weights, strict=False):  # padded frames have weights, but no time
+        heaviest[second] = max(weight, heaviest.get(second, 0.0))
+    timestamps = sorted(heaviest)
+    weights = [heaviest[second] for second in timestamps]
+    peak = max(range(len(timestamps)), key=lambda frame: weights[frame])
+    first = last = peak
+    while first > 0 and weights[first - 1] >= STRETCH * weights[peak]:
+        first -= 1
+    while last + 1 < len(timestamps) and weights[last + 1] >= STRETCH * weights[peak]:
+        last += 1
+    gaps = [after - before for before, after in itertools.pairwise(timestamps)] or [LONE_FRAME]
+    begin = timestamps[first] - gaps[max(first - 1, 0)] / 2
+    end = timestamps[last] + gaps[min(last, len(gaps) - 1)] / 2
+    length = max(duration, timestamps[-1])  # some containers declare less than they hold
+    return round(max(begin, start), 3), round(min(end, length), 3)

@@ -1,0 +1,148 @@
+"""A gallery's rows as one table: numbered over its segments in order, found by id, read, and searched by vector.
+
+A deleted row keeps its number until the gallery is compacted; nothing here gives it out.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from distill.manifest import Manifest
+from distill.model.features import VideoFeatures
+from distill.retrieval import generation
+from distill.retrieval.approximate import Approximate
+from distill.retrieval.generation import APPROXIMATE, SEGMENTS
+from distill.retrieval.segment import Segment
+from distill.retrieval.vectors import among, best, nearest
+
+
+class Table:
+    """The rows of one generation, mapped. Segments in `known` are not opened again."""
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        device: torch.device | str = "cpu",
+        known: Mapping[str, Segment] | None = None,
+    ):
+        old = known or {}
+        names = generation.segments(manifest)
+        self.segments = {name: old.get(name) or Segment(path / SEGMENTS / name, device) for name in names}
+        self.deleted: Int64[Tensor, " row"] = generation.deleted_rows(path, manifest)
+        self.parts = list(self.segments.values())
+        self.bases = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # first rows, and the end
+        self.folders: list[str] = manifest.config["folders"]
+        facts = manifest.config.get(APPROXIMATE)
+        self.approximate = None if facts is None else Approximate(path / facts["file"], facts)
+
+    def __len__(self) -> int:
+        return int(self.bases[-1])
+
+    def rows(self) -> Int64[Tensor, " row"]:
+        """All rows that are not deleted, ascending."""
+        everything = torch.arange(len(self))
+        return everything[~among(everything, self.deleted)]
+
+    def live(self) -> Iterator[tuple[Segment, Int64[Tensor, " row"]]]:
+        """Each segment, and its own numbers of the rows that are not deleted."""
+        for base, part in self.based():
+            own = torch.arange(len(part))
+            yield part, own[~among(own + base, self.deleted)]
+
+    def find(self, name: str) -> list[int]:
+        """The rows of a video or, where a file was cut, of all its spans; by the id of the video or of the file."""
+        found = torch.tensor([base + row for base, part in self.based() for row in part.find(name)], dtype=torch.int64)
+        return found[~among(found, self.deleted)].tolist()
+
+    def about(self, row: int) -> dict[str, Any]:
+        """What is known of a row: `id`, `source`, `timestamps` and `duration` (seconds); of a span `file`, `span`."""
+        part, own = self.place(row)
+        return part.about[own]
+
+    def folder(self, about: Mapping[str, Any]) -> Path | None:
+        """The folder of the file of a row, if it is known."""
+        return Path(self.folders[about["folder"]]) if "folder" in about else None
+
+    def vectors(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row dim"]:
+        """The stored vectors of some rows."""
+        return self._gather(rows, lambda part, own: part.vectors[own])
+
+    def frame_weights(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row frame"]:
+        """What the frames of some rows weigh; padding, at the end, nothing."""
+        return self._gather(rows, lambda part, own: part.frame_weights.index_select(0, own))
+
+    def tokens(self, rows: Int64[Tensor, " row"]) -> VideoFeatures:
+        """What a second stage scores of some rows, as float32 on the model's device."""
+
+        def read(part: Segment, own: Tensor) -> VideoFeatures:
+            assert part.tokens is not None, "a gallery that reranks has tokens"
+            return part.tokens[own]
+
+        return self._gather(rows, read)
+
+    def nearest(
+        self, queries: Float[Tensor, "query dim"], k: int, *, exact: bool = False
+    ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+        """The `k` rows of highest inner product, best first; fewer if there are. Among equals the lower row.
+
+        Through the approximate index where there is one, unless `exact`, or unless it finds fewer than `k`.
+        """
+        if self.approximate is not None and not exact:
+            covered = self.approximate.covers
+            scores, rows = self.approximate.top(queries, k, self.vectors, self.deleted)
+            if scores.shape[1] == k and scores.isfinite().all():
+                later = [part.vectors for base, part in self.based() if base >= covered]
+                gone = self.deleted[self.deleted >= covered] - covered
+                more_scores, more = nearest(queries, later, k, gone)
+                return best([(scores, rows), (more_scores, more + covered)], k)
+        return nearest(queries, [part.vectors for part in self.parts], k, self.deleted)
+
+    def nearest_captions(
+        self, queries: Float[Tensor, "query dim"], k: int
+    ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+        """The `k` captions of highest inner product, numbered over all segments, of videos that are not deleted."""
+        stored = [part.captions.vectors for part in self.parts if part.captions is not None]
+        return nearest(queries, stored, k, self._unsaid)
+
+    def caption(self, number: int) -> tuple[dict[str, Any], int]:
+        """A caption by number: its `id` and `text`, and the row of its video."""
+        for base, part in self.based():
+            if part.captions is not None:
+                if number < len(part.captions):
+                    return part.captions.lines[number], base + int(part.captions.rows[number])
+                number -= len(part.captions)
+        raise IndexError("no such caption")
+
+    @cached_property
+    def _unsaid(self) -> Int64[Tensor, " caption"]:
+        """The numbers of captions whose videos are deleted."""
+        rows = [part.captions.rows + base for base, part in self.based() if part.captions is not None]
+        return among(torch.cat(rows), self.deleted).nonzero()[:, 0]
+
+    def based(self) -> list[tuple[int, Segment]]:
+        """Each segment, after the number of its first row."""
+        return list(zip(self.bases.tolist(), self.parts, strict=False))
+
+    def place(self, row: int) -> tuple[Segment, int]:
+        """The segment of a row, and the row's number in it."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        number = int(torch.searchsorted(self.bases, row, right=True)) - 1
+        return self.parts[number], row - int(self.bases[number])
+
+    def _gather(self, rows: Int64[Tensor, " row"], read: Callable[[Segment, Tensor], Any]) -> Any:
+        """What `read(segment, its rows)` gives, in the order of `rows`."""
+        owners = torch.searchsorted(self.bases, rows, right=True) - 1
+        used = owners.unique().tolist()
+        if len(used) == 1:
+            return read(self.parts[used[0]], rows - self.bases[used[0]])
+        places = [(owners == owner).nonzero()[:, 0] for owner in used]
+        found = [read(self.parts[o], rows[p] - self.bases[o]) for o, p in zip(used, places, strict=True)]
+        joined = VideoFeatures.cat(found) if isinstance(found[0], VideoFeatures) else torch.cat(found)
+        return joined[torch.cat(places).argsort()]

@@ -1,0 +1,100 @@
+"""Upkeep of galleries: deleting videos, compacting, an approximate index, verifying.
+
+Each change is a new generation, whole or not at all.
+"""
+
+import itertools
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.errors import ExpectedError
+from distill.manifest import Manifest, SealedFile, check_files, sealed_file
+from distill.retrieval import generation
+from distill.retrieval.approximate import build, check_installed
+from distill.retrieval.generation import APPROXIMATE, DELETED, SEGMENTS, WORK
+from distill.retrieval.segment import Segment, merge, sealed_segment
+from distill.retrieval.table import Table
+
+LEAST = 400  # videos that an approximate index takes
+SHOWN = 5  # unknown ids in an error
+
+
+def delete(path: Path, names: Sequence[str]) -> Manifest:
+    """Deletes videos by id; the id of a file that was cut deletes all its spans. An unknown id is an error.
+
+    Rows are only marked, and take their bytes until the gallery is compacted.
+    """
+    if not names:
+        raise ExpectedError(f"{path}: no ids to delete; give some, or a file of them")
+    with _existing(path) as before:
+        table = Table(path, before)
+        found = {video: table.find(video) for video in names}
+        unknown = [video for video, rows in found.items() if not rows]
+        if unknown:
+            shown = ", ".join(repr(video) for video in unknown[:SHOWN])
+            raise ExpectedError(
+                f"{path}: has no video {shown}{' and more' if len(unknown) > SHOWN else ''}; nothing was deleted"
+            )
+        number = before.counts["generation"] + 1
+        rows = torch.tensor(sorted({*table.deleted.tolist(), *itertools.chain(*found.values())}))
+        name = generation.write_deleted(path, number, rows)
+        files = {old: file for old, file in before.files.items() if Path(old).parts[0] != DELETED}
+        files[name] = sealed_file(path / name, len(rows))
+        counts = before.counts | {"generation": number, "videos": before.counts["rows"] - len(rows)}
+        return generation.publish(path, before.model_copy(update={"files": files, "counts": counts}))
+
+
+def compact(path: Path) -> Manifest:
+    """One segment of all rows that are not deleted. An approximate index is dropped, since rows get other numbers."""
+    with _existing(path) as before:
+        shutil.rmtree(path / WORK, ignore_errors=True)  # of an index that was killed and never continued
+        table = Table(path, before)
+        if len(table.parts) < 2 and not len(table.deleted):
+            return before
+        number = before.counts["generation"] + 1
+        folder = path / SEGMENTS / f"{number:05d}"
+        files: dict[str, SealedFile] = {}
+        counts: dict[str, Any] = {k: v for k, v in before.counts.items() if k != "captions"}
+        counts |= {"generation": number, "rows": before.counts["videos"]}
+        if before.counts["videos"]:
+            generation.sweep(path, before)
+            merge(folder, list(table.live()))
+            files = {f"{SEGMENTS}/{folder.name}/{name}": file for name, file in sealed_segment(folder).items()}
+            captions = Segment(folder).captions
+            counts |= {} if captions is None else {"captions": len(captions)}
+        config = {k: v for k, v in before.config.items() if k != APPROXIMATE}
+        update = {"files": files, "counts": counts, "config": config}
+        return generation.publish(path, before.model_copy(update=update))
+
+
+def approximate(path: Path) -> Manifest:
+    """Builds an approximate index of all videos, measures what it finds, and stores both."""
+    check_installed()
+    with _existing(path) as before:
+        table, number = Table(path, before), before.counts["generation"] + 1
+        rows = table.rows()
+        if len(rows) < LEAST:
+            raise ExpectedError(f"{path}: {len(rows)} videos, expected at least {LEAST} to group; search them exactly")
+        name = f"{APPROXIMATE}/{number:05d}.faiss"
+        facts = build(path / name, table.vectors, lambda queries, k: table.nearest(queries, k, exact=True), rows)
+        files = {old: file for old, file in before.files.items() if Path(old).parts[0] != APPROXIMATE}
+        files[name] = sealed_file(path / name, len(rows))
+        config = before.config | {APPROXIMATE: facts | {"file": name, "covers": len(table)}}
+        update = {"files": files, "config": config, "counts": before.counts | {"generation": number}}
+        return generation.publish(path, before.model_copy(update=update))
+
+
+def verify(path: Path) -> Manifest:
+    """Compares every file with its hash; opening a gallery compares sizes alone."""
+    manifest = generation.read(path)
+    check_files(path, manifest, verify=True)
+    return manifest
+
+
+def _existing(path: Path) -> Any:
+    generation.read(path)  # says what is wrong with a folder that is no gallery, before it is locked
+    return generation.changing(path)

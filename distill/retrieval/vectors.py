@@ -1,0 +1,117 @@
+"""Stored vectors: one per row, mapped into memory, in one of three precisions; searched exactly as they are stored.
+
+    float32   as the model gave them
+    float16   half the bytes; a number changes by at most 1 part in 2048
+    int8      a quarter: whole numbers from -127 to 127 and one float32 `scales` per vector. A number changes by at most
+              half a scale (a 254th of the vector's largest), a score by at most that times the sum of |query|
+
+Fewer bytes are less to read from disk and to keep in memory. They are turned to float32 a block at a time to be scored,
+which takes no longer than scoring float32 vectors, of which more must be read.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from distill.retrieval.topk import top_k
+
+KINDS = ("float32", "float16", "int8")
+BLOCK = 2048  # rows that are float32 at a time: 4 MiB at 512 dimensions, which a processor's cache holds
+QUERIES = 64  # searched at once: 32 MiB of scores for each of `top_k`'s chunks
+SPARE = 16  # rows asked for beyond k where some are deleted; more if that was too few
+LEVELS = 127
+
+
+def encode(vectors: Float[Tensor, "row dim"], kind: str) -> dict[str, Tensor]:
+    """The columns that hold these vectors."""
+    if kind == "int8":
+        scales = vectors.float().abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
+        return {"vectors": (vectors / scales[:, None]).round().to(torch.int8), "scales": scales}
+    return {"vectors": vectors.to({"float32": torch.float32, "float16": torch.float16}[kind])}
+
+
+class Vectors:
+    """The vectors of one segment. Indexing gives float32."""
+
+    def __init__(self, columns: Mapping[str, Tensor]):
+        self.columns = {name: columns[name] for name in ("vectors", "scales") if name in columns}
+        self.stored = self.columns["vectors"]
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, rows: slice | Tensor) -> Float[Tensor, "row dim"]:
+        found = {
+            name: c[rows] if isinstance(rows, slice) else c.index_select(0, rows) for name, c in self.columns.items()
+        }
+        return found["vectors"] * found["scales"][:, None] if "scales" in found else found["vectors"].float()
+
+    def top(
+        self, queries: Float[Tensor, "query dim"], k: int
+    ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+        """The `k` highest inner products of every query and their rows, best first, as `topk.top_k`."""
+        if self.stored.dtype == torch.float32:
+            return top_k(queries, self.stored, k)
+        floats, parts = torch.empty(min(BLOCK, len(self)), self.stored.shape[1]), []
+        for start in range(0, len(self), BLOCK):
+            stored = self.stored[start : start + BLOCK]
+            block = floats[: len(stored)].copy_(stored)  # one piece of memory for all: getting new ones took longer
+            if "scales" in self.columns:
+                block *= self.columns["scales"][start : start + BLOCK, None]
+            scores, rows = top_k(queries, block, k)
+            parts.append((scores, rows + start))
+        return best(parts, k)
+
+
+def best(
+    parts: Sequence[tuple[Float[Tensor, "query _"], Int64[Tensor, "query _"]]], k: int
+) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    """The `k` best of several answers, each best first; among equals the earlier part, so the lower row."""
+    if len(parts) == 1:
+        return parts[0][0][:, :k], parts[0][1][:, :k]
+    scores, rows = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return scores.gather(1, order), rows.gather(1, order)
+
+
+def nearest(
+    queries: Float[Tensor, "query dim"], segments: Sequence[Vectors], k: int, deleted: Int64[Tensor, " row"]
+) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    """The `k` best rows over all segments, numbered through, without the `deleted` (ascending); fewer if there are."""
+    answers = []
+    for asking in queries.split(QUERIES):
+        parts, base = [], 0
+        for vectors in segments:
+            first, last = torch.searchsorted(deleted, torch.tensor([base, base + len(vectors)])).tolist()
+            if last - first < len(vectors):
+                scores, rows = _live(asking, vectors, k, deleted[first:last] - base)
+                parts.append((scores, rows + base))
+            base += len(vectors)
+        answers.append(
+            best(parts, k) if parts else (asking.new_empty(len(asking), 0), deleted.new_empty(len(asking), 0))
+        )
+    return torch.cat([scores for scores, _ in answers]), torch.cat([rows for _, rows in answers])
+
+
+def _live(
+    queries: Float[Tensor, "query dim"], vectors: Vectors, k: int, deleted: Int64[Tensor, " row"]
+) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    """`Vectors.top` without the deleted rows: asks for more than `k` until so many are left."""
+    k, spare = min(k, len(vectors) - len(deleted)), min(SPARE, len(deleted))
+    scores, rows = vectors.top(queries, k + spare)
+    gone = among(rows, deleted)
+    while int((~gone).sum(1).min()) < k:
+        spare = min(4 * spare, len(deleted))
+        scores, rows = vectors.top(queries, k + spare)
+        gone = among(rows, deleted)
+    order = gone.sort(dim=1, stable=True).indices[:, :k]  # the live first, as they were
+    return scores.gather(1, order), rows.gather(1, order)
+
+
+def among(rows: Int64[Tensor, "*shape"], some: Int64[Tensor, " row"]) -> Bool[Tensor, "*shape"]:
+    """Which of `rows` are in `some`, which ascends."""
+    if not len(some):
+        return torch.zeros_like(rows, dtype=torch.bool)
+    return some[torch.searchsorted(some, rows).clamp(max=len(some) - 1)] == rows

@@ -1,0 +1,178 @@
+"""Exports and the approximate index: other engines give the same answers, and what is approximate says how much."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_gallery import corpus, two_stage_release  # noqa: F401 a fixture
+from test_release import make, release
+
+from distill.data.video import write_video
+from distill.errors import ArtefactError, ExpectedError
+from distill.manifest import Manifest, seal
+from distill.release.release import load
+from distill.retrieval import Gallery, upkeep
+from distill.retrieval.bigfile import read_bigfile
+from distill.retrieval.export import export
+from distill.retrieval.indexing import build_gallery
+from distill.retrieval.segment import id_hash, sealed_segment
+from distill.retrieval.sources import Cut
+from tools import export_gallery
+from tools import gallery as gallery_tool
+
+K = 10
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A gallery of spans and whole files in two segments, one video deleted, and the release that made it."""
+    folder, rng = tmp_path_factory.mktemp("small"), np.random.default_rng(0)
+    for number in range(12):
+        clip = rng.integers(0, 256, (12, 4, 4, 3), np.uint8).repeat(12, 1).repeat(12, 2)
+        write_video(folder / "videos" / f"{number // 6}" / f"{number}.mp4", clip, fps=4)
+    loaded = two_stage_release(folder / "release", kind="eercf", frames=4)
+    build_gallery(loaded, folder / "videos" / "0", folder / "gallery", cut=Cut(1.0), videos=folder / "videos")
+    build_gallery(loaded, folder / "videos", folder / "gallery", append=True)
+    upkeep.delete(folder / "gallery", ["1/7"])
+    return Gallery.open(folder / "gallery", loaded)
+
+
+def first_stage(gallery, query):
+    """The ids of the best ten, as the first stage ranks them, and the vector that asks."""
+    vector = gallery.release.embed_text([query])
+    rows = gallery.table.nearest(vector, K)[1][0].tolist()
+    return [gallery.about(row)["id"] for row in rows], vector[0].numpy()
+
+
+QUERIES = ["a red square moves", "something green", "blue"]
+
+
+def test_lancedb_answers_alike(small, tmp_path):
+    lancedb = pytest.importorskip("lancedb", reason="the extra [export] is not installed")
+    export(small.path, "lancedb", tmp_path / "out")
+    table = lancedb.connect(tmp_path / "out").open_table("videos")
+    assert table.count_rows() == len(small)
+    for query in QUERIES:
+        expected, vector = first_stage(small, query)
+        found = table.search(vector, vector_column_name="vector").distance_type("dot").limit(K).to_list()
+        assert [row["id"] for row in found] == expected
+    row = small.row(expected[0])
+    tokens = small.table.tokens(torch.tensor([row]))
+    assert found[0]["source"] == small.about(row)["source"] and found[0]["file"] == str(small.file(expected[0]))
+    real = tokens.real[0]
+    for name in ("frames", "patches"):
+        stored = np.array(found[0][f"token_{name}"], np.float32)
+        assert np.array_equal(stored, getattr(tokens, name)[0][real].reshape(-1, 64).numpy())
+
+
+def test_qdrant_answers_alike(small, tmp_path):
+    qdrant = pytest.importorskip("qdrant_client", reason="the extra [export] is not installed")
+    export(small.path, "qdrant", tmp_path / "out")
+    client = qdrant.QdrantClient(path=str(tmp_path / "out"))
+    for query in QUERIES:
+        expected, vector = first_stage(small, query)
+        found = client.query_points("videos", query=vector.tolist(), using="vector", limit=K, with_vectors=True).points
+        assert [point.payload["id"] for point in found] == expected
+    tokens = small.table.tokens(torch.tensor([small.row(expected[0])]))
+    frames = tokens.frames[0][tokens.real[0]].numpy()
+    assert np.allclose(np.array(found[0].vector["token_frames"]), frames, rtol=1e-3)
+    query = frames[:1].tolist()
+    best = client.query_points("videos", query=query, using="token_frames", limit=1).points[0]
+    assert best.score >= float((frames[:1] @ frames.T).max()) * 0.999, "the engine scores them as a multi-vector"
+    client.close()
+
+
+def test_parquet_and_faiss_hold_the_same_rows(small, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra [export] is not installed")
+    faiss = pytest.importorskip("faiss", reason="the extra [export] is not installed")
+    export(small.path, "parquet", tmp_path / "parquet")
+    export(small.path, "faiss", tmp_path / "faiss")
+    rows = parquet.read_table(tmp_path / "parquet" / "videos.parquet").to_pylist()
+    vectors = small.table.vectors(small.table.rows()).numpy()
+    assert np.array_equal(np.array([row["vector"] for row in rows], np.float32), vectors)
+    lines = [json.loads(line) for line in (tmp_path / "faiss" / "videos.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [line["id"] for line in lines]
+    assert {tuple(line["span"]) if line["span"] else None for line in lines} >= {None, (0.0, 1.0)}
+    assert all(len(line["weights"]) == len(line["timestamps"]) for line in lines)
+    index = faiss.read_index(str(tmp_path / "faiss" / "index.faiss"))
+    for query in QUERIES:
+        expected, vector = first_stage(small, query)
+        found = index.search(vector[None], K)[1][0]
+        assert [lines[number]["id"] for number in found] == expected
+
+
+def test_the_door_writes_a_bigfile_and_leaves_other_folders_alone(small, corpus, tmp_path, capsys):  # noqa: F811
+    export_gallery.main([str(small.path), "--to", "bigfile", str(tmp_path / "out")])
+    said = f"{tmp_path / 'out'}: {len(small)} vectors of 64 floats, unit length, for bigfile\n"
+    assert capsys.readouterr().out == said
+    ids, vectors = read_bigfile(tmp_path / "out")
+    assert ids == [small.about(row)["id"] for row in small.table.rows().tolist()] and "1/7" not in ids
+    assert np.array_equal(vectors, small.table.vectors(small.table.rows()).numpy())
+    with pytest.raises(ArtefactError, match="expected a gallery"):
+        export_gallery.main([str(corpus / "frames4"), str(tmp_path / "other"), "--to", "bigfile"])
+    with pytest.raises(ArtefactError, match="holds something already"):
+        export(small.path, "parquet", tmp_path / "out")
+
+
+def grown(gallery, path, rows, dim):
+    """Makes a small gallery one of `rows` clustered random vectors, in the format's own files."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(50, dim, generator=generator)
+    vectors = centres[torch.randint(50, (rows,), generator=generator)] + torch.randn(rows, dim, generator=generator)
+    folder = gallery.path / "segments" / "00001"
+    line = (folder / "videos.jsonl").read_bytes().splitlines()[0]
+    ids = [f"v{number}" for number in range(rows)]
+    lines = [json.dumps(json.loads(line) | {"id": name}).encode() + b"\n" for name in ids]
+    starts = torch.tensor([0, *map(len, lines)]).cumsum(0)
+    hashes = torch.tensor([id_hash(name) for name in ids]).sort()
+    out = path / "segments" / "00001"
+    out.mkdir(parents=True)
+    frames = load_file(folder / "vectors.safetensors")["frame_weights"][:1]
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    save_file({"vectors": unit, "frame_weights": frames.expand(rows, -1).contiguous()}, out / "vectors.safetensors")
+    save_file({"lines": starts, "hashes": hashes.values, "rows": hashes.indices}, out / "rows.safetensors")
+    (out / "videos.jsonl").write_bytes(b"".join(lines))
+    manifest: Manifest = gallery.manifest
+    files = {f"segments/00001/{name}": file for name, file in sealed_segment(out).items()}
+    counts = {"videos": rows, "rows": rows, "generation": 1, "dim": dim, "vector_bytes": 4 * dim}
+    seal(path, manifest.model_copy(update={"files": files, "counts": counts}))
+
+
+def test_an_approximate_index_finds_what_it_says(corpus, tmp_path, capsys):  # noqa: F811
+    pytest.importorskip("faiss", reason="the extra [index] is not installed")
+    release(tmp_path / "release", *make())
+    loaded = load(tmp_path / "release")
+    build_gallery(loaded, corpus / "videos", tmp_path / "three")
+    with pytest.raises(ExpectedError, match="expected at least 400 to group"):
+        upkeep.approximate(tmp_path / "three")
+    path = tmp_path / "gallery"
+    grown(Gallery.open(tmp_path / "three", loaded), path, 20000, 64)
+    exact = Gallery.open(path, loaded)
+    gallery_tool.main([str(path), "approximate"])
+    assert "approximate index with recall@10 0.9" in capsys.readouterr().out
+    found = exact.refreshed()
+    facts = found.manifest.config["approximate"]
+    assert facts["covers"] == 20000 and 0.95 <= facts["recall@10"] <= 1 and facts["probe"] < facts["centres"]
+    stored = found.table.vectors(torch.arange(1000, 1100))
+    asked = torch.nn.functional.normalize(stored + torch.randn(stored.shape) / 8, dim=1)
+    scores, rows = found.table.nearest(asked, K)
+    _, true_rows = found.table.nearest(asked, K, exact=True)
+    recall = sum(len({*a} & {*b}) for a, b in zip(rows.tolist(), true_rows.tolist(), strict=True)) / (100 * K)
+    assert abs(recall - facts["recall@10"]) < 0.05, "as measured when it was built"
+    assert torch.allclose(
+        scores, torch.einsum("qd,qkd->qk", asked, found.table.vectors(rows.flatten()).view(100, K, -1))
+    )
+
+    best = found.about(int(true_rows[0, 0]))["id"]
+    upkeep.delete(path, [best])
+    build_gallery(loaded, corpus / "videos", path, append=True)
+    less = found.refreshed()
+    assert best not in less and int(true_rows[0, 0]) not in less.table.nearest(asked[:1], K)[1][0].tolist()
+    red = less.table.vectors(torch.tensor([less.row("red")]))
+    assert less.about(int(less.table.nearest(red, 1)[1][0, 0]))["id"] == "red", "what came later is found too"
+    few = Gallery.open(path, loaded).table.nearest(asked[:1], 19000)
+    assert few[1].shape == (1, 19000) and len(set(few[1][0].tolist())) == 19000, "too many asked: searched exactly"
+    upkeep.compact(path)
+    assert "approximate" not in less.refreshed().manifest.config and not list((path / "approximate").iterdir())

@@ -1,0 +1,40 @@
+"""Hands a gallery to an engine that you already run: vectors, rerank tokens, ids, and what is known of the videos.
+
+    python tools/export_gallery.py gallery --to lancedb database
+    python tools/export_gallery.py gallery --to bigfile features/videos
+
+lancedb, qdrant (a folder of qdrant-client), parquet and faiss need the extra [export]; bigfile is what TeachCLIP's and
+many other retrieval tools read. Search them with the inner products of distill.release.load(...).embed_text([query]).
+Of a model of two stages (EERCF, GLSCL) these vectors recall; its tokens follow as columns token_..., which BigFile and
+faiss have no place for.
+"""
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill import log
+from distill.errors import door
+from distill.retrieval.export import EXPORTERS, export
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, exports, and prints what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    parser.add_argument("--to", choices=sorted(EXPORTERS), required=True, help="the engine")
+    args = parser.parse_args(argv)
+    log.setup()
+    videos, dim = export(args.gallery, args.to, args.out)
+    print(f"{args.out}: {videos} vectors of {dim} floats, unit length, for {args.to}")
+
+
+if __name__ == "__main__":
+    door(main)

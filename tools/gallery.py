@@ -1,0 +1,79 @@
+"""Looks after a gallery that tools/index.py made.
+
+    python tools/gallery.py gallery show
+    python tools/gallery.py gallery delete video7 "holiday@30-60"
+    python tools/gallery.py gallery delete --file ids.txt
+    python tools/gallery.py gallery compact
+    python tools/gallery.py gallery approximate
+    python tools/gallery.py gallery verify
+
+delete marks videos, and only compact frees their bytes; compact also joins what many --append left in pieces, which
+makes searching faster. verify compares every file with its hash. A change is whole or not at all, however the command
+ends, and a server or a search that has the gallery open is not disturbed.
+"""
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill import log
+from distill.errors import ArtefactError, door
+from distill.manifest import Manifest
+from distill.retrieval import generation, upkeep
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, changes what is to be changed, and prints what there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
+    does = parser.add_subparsers(dest="does", required=True, metavar="ACTION")
+    does.add_parser("show", help="say what is in it")
+    delete = does.add_parser("delete", help="delete videos")
+    delete.add_argument("ids", nargs="*", metavar="ID", help="of a video; that of a file deletes all its spans")
+    delete.add_argument("--file", type=Path, metavar="TXT", help="a text file with an id in every line")
+    does.add_parser("compact", help="free the bytes of deleted videos, and join what was added")
+    does.add_parser("approximate", help="build an approximate index (extra [index])")
+    does.add_parser("verify", help="compare every file with its hash")
+    args = parser.parse_args(argv)
+    log.setup()
+    if args.does == "show":
+        manifest = generation.read(args.gallery)
+    elif args.does == "delete":
+        manifest = upkeep.delete(args.gallery, args.ids + _ids(args.file))
+    elif args.does == "compact":
+        manifest = upkeep.compact(args.gallery)
+    elif args.does == "approximate":
+        manifest = upkeep.approximate(args.gallery)
+    else:
+        manifest = upkeep.verify(args.gallery)
+    print(_shown(args.gallery, manifest))
+
+
+def _ids(path: Path | None) -> list[str]:
+    try:
+        return [] if path is None else [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{path}: {error}; expected a text file with an id in every line") from None
+
+
+def _shown(path: Path, manifest: Manifest) -> str:
+    counts, size = manifest.counts, sum(file.bytes for file in manifest.files.values())
+    gone = counts["rows"] - counts["videos"]
+    pieces = len(generation.segments(manifest))
+    index = manifest.config.get(generation.APPROXIMATE)
+    found = f", approximate index with recall@10 {index['recall@10']:.3f}" if index else ""
+    return (
+        f"{path}: {counts['videos']:,} videos ({gone:,} deleted) in {pieces} segments, {counts.get('captions', 0):,} "
+        f"captions, {manifest.config['vectors']} vectors{found}, {size / 2**20:.1f} MiB, "
+        f"generation {counts['generation']}, gallery {manifest.id[:12]}"
+    )
+
+
+if __name__ == "__main__":
+    door(main)
