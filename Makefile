@@ -5,16 +5,27 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo study test two-hosts lint install clean
+PORT ?= 8000
+
+.PHONY: demo serve study test faults fuzz two-hosts lint install clean
 
 demo: install  ## the whole arrow on the embedded corpus, and one table
 	$(BIN)/python tools/demo.py
+
+serve: install  ## after `make demo`: a page that searches its gallery (PORT=8000)
+	$(BIN)/python tools/serve.py demo/gallery --port $(PORT) --examples "a hatching chick" "a red apple, then a fire engine" "an octopus spins on a blue background"
 
 study: install  ## the demo's comparison over several seeds, with intervals (takes two hours or so)
 	$(BIN)/python tools/demo_study.py
 
 test: install lint  ## everything that CI checks
 	$(BIN)/python -m pytest -n auto
+
+faults: install  ## kills packing, labelling and training at 200 random points (half an hour or so)
+	$(BIN)/python tests/faults --kills 200
+
+fuzz: install  ## thousands of made-up requests at the server that `make serve` runs; no finding is allowed
+	$(BIN)/schemathesis run http://127.0.0.1:$(PORT)/openapi.json --checks all -n 2000
 
 two-hosts: install  ## launches over two network namespaces with ssh, as root; docs/multi-node.md
 	$(BIN)/python tests/two_hosts.py
@@ -29,7 +40,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,serve,dev]'
 	touch $@
 
 clean:

@@ -1,0 +1,132 @@
+"""What stands before the web application: limits that hold for every request, security headers, one line of log each.
+
+Plain ASGI. A request body is read whole, and within limits, before the application sees the request.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+class Refused(Exception):
+    """A request that goes no further: its status and the reason for its sender."""
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+class Guard:
+    """Wraps an application.
+
+    `hosts` are the names a request may be addressed to (None: any), so that a page of another site that has its name
+    point here is turned away. `slowest` is the number of seconds in which a body must have come, `retry` that after
+    which an overloaded server is worth asking again.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        headers: dict[str, str],
+        hosts: frozenset[str] | None,
+        max_headers: int,
+        max_body: int,
+        max_requests: int,
+        slowest: float,
+        retry: int,
+    ):
+        self._app, self._hosts = app, hosts
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        self._max_headers, self._max_body, self._max_requests = max_headers, max_body, max_requests
+        self._slowest, self._retry = slowest, retry
+        self._requests = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *self._headers]
+            await send(message)
+
+        self._requests += 1
+        try:
+            await self._admit(scope, receive, send_with_headers)
+        finally:
+            self._requests -= 1
+            path = scope["raw_path"].decode("ascii", "backslashreplace")  # as sent: neither decoded nor with its query
+            log.info("%s %s %d %.0f ms", scope["method"], path[:200], status, 1000 * (time.monotonic() - began))
+
+    async def _admit(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        try:
+            self._check(scope)
+            body = await self._body(receive)
+        except Refused as refused:
+            await self._refuse(send, refused)
+            return
+        if body is None:
+            return  # its sender is gone
+        waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return waiting.pop() if waiting else await receive()
+
+        await self._app(scope, replay, send)
+
+    def _check(self, scope: MutableMapping[str, Any]) -> None:
+        size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
+        if size > self._max_headers:
+            raise Refused(431, f"address and headers are too large; at most {self._max_headers} bytes are read")
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host  # "[::1]:8000", "localhost"
+        if self._hosts is not None and name not in self._hosts:
+            raise Refused(421, "this server answers to localhost only; ask whoever runs it to start it with --host")
+        if self._requests > self._max_requests:
+            raise Refused(503, "too many requests are under way; try again soon")
+        length = headers.get(b"content-length", b"0")
+        if len(length) > 15 or int(length) > self._max_body:  # h11 lets digits through only
+            raise Refused(413, f"the request's body is too large; at most {self._max_body} bytes are read")
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """All of the body; None if its sender has gone."""
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._slowest):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    if len(body) > self._max_body:
+                        raise Refused(413, f"the request's body is too large; at most {self._max_body} bytes are read")
+                    if not message.get("more_body", False):
+                        return bytes(body)
+        except TimeoutError:
+            raise Refused(408, f"the request's body did not come within {self._slowest:g} seconds") from None
+
+    async def _refuse(self, send: Send, refused: Refused) -> None:
+        body = json.dumps({"error": str(refused)}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        if refused.status == 503:
+            headers.append((b"retry-after", str(self._retry).encode()))
+        if refused.status == 408:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,56 @@
+"""Serves a gallery: a page in the browser, the same as JSON for programs. docs/serving.md says more.
+
+    python tools/serve.py gallery
+    python tools/serve.py gallery --port 8080 --examples "a hatching chick" "a red apple, then a fire engine"
+
+It is there for this machine alone unless --host says otherwise; whoever reaches it can see all videos of the gallery.
+Ctrl-C stops it.
+"""
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from distill import log
+from distill.errors import ArtefactError, ExpectedError, door
+from distill.release.release import load
+from distill.retrieval.gallery import Gallery, release_path
+
+EXAMPLES = ("someone laughs", "a dog runs along a beach", "food on a table, seen from above")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, opens the gallery, and serves it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
+    parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 for any free one (default 8000)")
+    parser.add_argument("--examples", nargs="+", default=EXAMPLES, metavar="QUERY", help="searches the page offers")
+    parser.add_argument("--release", type=Path, metavar="PATH", help="where the gallery's release is, if it was moved")
+    args = parser.parse_args(argv)
+    log.setup()
+    try:
+        from distill.retrieval.server import serve
+    except ModuleNotFoundError as missing:
+        raise ExpectedError(f"{missing.name} is missing, which serving needs; run pip install -e '.[serve]'") from None
+    path = args.release or release_path(args.gallery)
+    if not path.is_dir():
+        raise ArtefactError(f"{args.gallery}: its release is not at {path}; give its place by --release")
+    gallery = Gallery.open(args.gallery, load(path, "cuda" if torch.cuda.is_available() else "cpu"))
+
+    def ready(url: str) -> None:
+        print(f"{len(gallery)} videos of {args.gallery} at {url} (Ctrl-C stops)", flush=True)
+
+    serve(gallery, host=args.host, port=args.port, examples=args.examples, ready=ready)
+
+
+if __name__ == "__main__":
+    door(main)
