@@ -1,0 +1,76 @@
+"""Frame sets that nobody filmed, of any size: pictures with about the detail of natural ones, because what it takes to
+decode a JPEG goes by its bytes.
+
+A picture is a window on a texture whose amplitudes fall with the frequency, as those of photographs do; from frame to
+frame the window moves. Everything follows from the seed.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from distill.data.captions import Caption, Clip
+from distill.data.frames import FrameSet, frame_sample, seal_frames
+from distill.data.sampler import Clip4ClipSampler
+from distill.data.shards import ShardContent, build, claim, split
+from distill.log import progress
+
+TEXTURES = 8
+PER_SHARD = 32  # videos
+DETAIL = 1.2  # amplitude is frequency to the power of minus this
+CONTRAST = 50.0  # standard deviation of the pixels
+WORDS = (
+    "a man woman dog child is are runs talks plays sings cooks in on with the red old big small car kitchen street "
+    "field guitar ball game food water news song and then while two people"
+)
+
+
+def draw_frames(out: Path, *, videos: int, captions: int, num_frames: int, size: int, seed: int = 0) -> FrameSet:
+    """Seals and opens a frame set of `videos` videos with `captions` distinct captions each, of eleven words."""
+    sampler = Clip4ClipSampler(kind="clip4clip", num_frames=num_frames).model_dump(mode="json")
+    settings = {"sampler": sampler, "size": size, "drawn": videos, "captions": captions, "seed": seed}
+    claim(out, settings, command="tools/bench.py")
+    rng = np.random.default_rng(seed)
+    textures = [_texture(2 * size, rng) for _ in range(TEXTURES)]
+
+    def shard(name: str, rows: range) -> ShardContent:
+        samples = {}
+        for row in rows:
+            said = tuple(Caption(f"{row}#{n}", _caption(row, n, rng)) for n in range(captions))
+            clip = Clip(video=f"drawn{row}", captions=said, source=f"drawn{row}.png")
+            pictures = _windows(textures[row % TEXTURES], num_frames, size, rng)
+            samples[f"{name}{row:05d}"] = frame_sample(
+                clip, pictures, [float(n) for n in range(num_frames)], float(num_frames), size
+            )
+        report = {"skipped": [], "captions": captions * len(rows), "frames": num_frames * len(rows)}
+        return ShardContent(samples, report)
+
+    parts = list(split(videos, PER_SHARD))
+    records = [
+        build(out, name, lambda name=name, rows=rows: shard(name, rows))
+        for name, rows in progress(parts, f"draw {videos} videos (shards)")
+    ]
+    seal_frames(out, settings, records)
+    return FrameSet(out)
+
+
+def _texture(size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "row column 3"]:
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))
+    frequency[0, 0] = np.inf
+    grey = rng.standard_normal((size, size, 1))
+    noise = grey + 0.3 * rng.standard_normal((size, size, 3))  # colours differ less than brightness
+    drawn = np.fft.ifft2(np.fft.fft2(noise, axes=(0, 1)) / frequency[..., None] ** DETAIL, axes=(0, 1)).real
+    return np.clip(128 + CONTRAST * drawn / drawn.std(), 0, 255).astype(np.uint8)
+
+
+def _windows(
+    texture: UInt8[np.ndarray, "row column 3"], num_frames: int, size: int, rng: np.random.Generator
+) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    (row, column), (down, right) = rng.integers(0, size, 2), rng.integers(-5, 6, 2)
+    corners = [np.clip((row + n * down, column + n * right), 0, size) for n in range(num_frames)]
+    return [texture[y : y + size, x : x + size] for y, x in corners]
+
+
+def _caption(video: int, number: int, rng: np.random.Generator) -> str:
+    return " ".join([*rng.choice(WORDS.split(), 9), str(video), str(number)])

@@ -1,0 +1,292 @@
+"""What labels cost a training step and what they save: a student's step without any teacher, with stored labels, and
+with the teachers run beside it.
+
+One student, one optimizer and one objective take all three steps, in turns, on the same pairs. Weights are random: what
+a step costs does not depend on them. Frames are decoded and on the device before time counts, for all three alike (what
+decoding costs is the loader's matter), but labels are read from their shards within the step, without a worker that
+would hide it. Teachers that run beside the step make the rows that stand in label shards, which the objective then
+treats as it treats stored ones, so both steps compute the same loss; by how much it differs is measured too.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill import catalogue, comm
+from distill.bench.rounds import Goal, ratio, take_turns
+from distill.data.frames import FrameSet
+from distill.data.labels import LabelSet, Storage
+from distill.data.loader import Batch, DataConfig, PairDataset
+from distill.data.tokens import Tokenizer, read_vocabulary
+from distill.evaluation.report import aligned
+from distill.model.clip import Clip
+from distill.model.contract import Interaction, RetrievalConfig, RetrievalModel, Teacher
+from distill.training.engine import Engine
+from distill.training.objective import LossConfig, Objective
+from distill.training.optim import OptimConfig
+from distill.training.teach import Teaching
+
+OF_PLAIN = 1.10  # a step with labels over one without any teacher, at most
+OF_LIVE = 0.63  # over one with live teachers; three passes of the student's size instead of five are 0.6
+PLAIN, LABELS, LIVE = "no teacher", "labels", "live teachers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A student, its teachers and how it is trained: the parts of their recipes."""
+
+    student: RetrievalConfig
+    teachers: Sequence[RetrievalConfig]
+    data: DataConfig
+    losses: LossConfig
+    optim: OptimConfig
+    bf16: bool
+
+    def tokenizer(self) -> Tokenizer:
+        """The student's."""
+        return Tokenizer(self.data.max_words, read_vocabulary(Path(self.student.clip.model)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One kind of step."""
+
+    step: str
+    flops: int  # of matrix products, convolutions and attention, forwards and backwards, as counted while it ran
+    milliseconds: float
+    of_plain: float  # of its time over the one without a teacher, the median over rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The three kinds of step."""
+
+    pairs: int
+    num_frames: int
+    max_words: int
+    precision: str
+    rows: list[Row]
+    by_operations: float  # labels over live, counted
+    loss_difference: float  # between stored and live labels, relative, on the same weights
+    goals: list[Goal]
+
+    def tree(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {**asdict(self), "goals": [goal.tree() for goal in self.goals]}
+
+    def table(self) -> str:
+        """As people read it."""
+        lines = [["step", "GFLOP", "ms", "of no teacher"]]
+        for row in self.rows:
+            lines.append([row.step, f"{row.flops / 1e9:,.1f}", f"{row.milliseconds:,.1f}", f"{row.of_plain:.3f}"])
+        about = (
+            f"a step of {self.pairs} pairs, {self.num_frames} frames, {self.max_words} words, {self.precision}\n"
+            f"labels over live teachers by counted operations: {self.by_operations:.3f}; their losses differ by "
+            f"{self.loss_difference:.1e}, relatively"
+        )
+        return "\n\n".join([about, aligned(lines), "\n".join(goal.sentence() for goal in self.goals)])
+
+
+def build(config: RetrievalConfig, seed: int) -> RetrievalModel:
+    """The model of a config on this process's device."""
+    torch.manual_seed(seed)
+    return catalogue.build(config, Clip.from_config(config.clip)).to(comm.device())
+
+
+def build_teachers(configs: Sequence[RetrievalConfig]) -> list[Teacher]:
+    """Frozen teachers, whose scoring heads are not what they start from."""
+    teachers = []
+    for number, config in enumerate(configs):
+        teacher = build(config, 1 + number)
+        assert isinstance(teacher, Teacher)
+        with torch.no_grad():
+            for parameter in teacher.interaction.parameters():
+                if parameter.numel() > 1:
+                    parameter.add_(0.02 * torch.randn_like(parameter))
+        teachers.append(teacher.eval().requires_grad_(False))
+    return teachers
+
+
+def write_labels(
+    teacher: Teacher, kind: str, setting: Setting, frames: FrameSet, out: Path, *, batch: int, storage: Storage
+) -> LabelSet:
+    """Labels a frame set as tools/dump_soft_labels.py does, and opens them."""
+    job = Teaching(
+        teacher,
+        teacher_id=f"random {kind}",
+        kind=kind,
+        tokenizer=setting.tokenizer(),
+        frames=frames,
+        out=out,
+        tiers=["relevance", "features"],
+        storage=storage,
+        batch=batch,
+        workers=0,
+        bf16=setting.bf16,
+        device=comm.device(),
+    )
+    assert job.begin() is None, "a new folder"
+    job.label()
+    return LabelSet(out, frames)
+
+
+def objective(model: RetrievalModel, labels: Sequence[LabelSet], setting: Setting) -> Objective:
+    """As a training run builds it from label sets."""
+    heads = [
+        catalogue.build_interaction(**one.interaction, weights=one.interaction_weights(), where=str(one.path))
+        for one in labels
+    ]
+    heads = [head.to(comm.device()) for head in heads]
+    return Objective(model, heads, [1.0] * len(heads), setting.losses, bf16=setting.bf16)
+
+
+@torch.no_grad()
+def live_rows(teacher: Teacher, batch: Batch, *, bf16: bool) -> dict[str, Tensor]:
+    """What a label set would hold of these pairs, from the teacher's towers on the batch's own frames and captions."""
+    assert batch.frames is not None, "pixels"
+    with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=bf16):
+        text, video = teacher.encode_text(batch.ids), teacher.encode_video(batch.frames, batch.real)
+    text = replace(text, **{name: value.float() for name, value in text.tensors().items()})
+    video = replace(video, **{n: v.float() for n, v in video.tensors().items() if v.is_floating_point()})
+    head: Interaction = teacher.interaction
+    stored = {name: value.float() for name, value in video.tensors().items() if name in head.video_fields}
+    return {"relevance": head.relevance(text, video), **text.tensors(), **stored}
+
+
+def measure(setting: Setting, frames: FrameSet, folder: Path, *, rounds: int) -> Measured:
+    """Writes labels of random teachers of the setting's size, then times and counts the steps on them."""
+    teachers = build_teachers(setting.teachers)
+    kinds = [config.kind for config in setting.teachers]
+    pairs_in_step = setting.data.batch_size
+    labels = [
+        write_labels(teacher, kind, setting, frames, folder / kind, batch=min(pairs_in_step, 32), storage="float16")
+        for teacher, kind in zip(teachers, kinds, strict=True)
+    ]
+    student = build(setting.student, 0).train()
+    losses = objective(student, labels, setting)
+    engine = Engine(losses, student, setting.optim, 0, pairs_in_step)
+    steps = _Steps(setting, frames, labels, teachers, engine)
+    batches = {kind: getattr(steps, name) for kind, name in ((PLAIN, "plain"), (LABELS, "stored"), (LIVE, "live"))}
+    with torch.no_grad():
+        stored, live = (float(losses(batches[kind]())["total"]) for kind in (LABELS, LIVE))
+    found = take_turns(
+        {kind: partial(steps.seconds, make) for kind, make in batches.items()}, rounds, "steps in turns (rounds)"
+    )
+    flops = {kind: steps.flops(make) for kind, make in batches.items()}
+    rows = [
+        Row(
+            step=kind,
+            flops=flops[kind],
+            milliseconds=1e3 * statistics.median(found[kind]),
+            of_plain=ratio(found[kind], found[PLAIN]),
+        )
+        for kind in batches
+    ]
+    return Measured(
+        pairs=pairs_in_step,
+        num_frames=setting.data.num_frames,
+        max_words=setting.data.max_words,
+        precision="bf16" if setting.bf16 else "fp32",
+        rows=rows,
+        by_operations=flops[LABELS] / flops[LIVE],
+        loss_difference=abs(stored - live) / abs(live),
+        goals=_goals(rows, found),
+    )
+
+
+class _Steps:
+    """The three ways to fill a batch, and what is done with it."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        frames: FrameSet,
+        labels: Sequence[LabelSet],
+        teachers: Sequence[Teacher],
+        engine: Engine,
+    ):
+        size = setting.data.batch_size
+        self._pairs = [(video, 0) for video in range(size)]
+        options: Any = {"tokenizer": setting.tokenizer(), "num_frames": setting.data.num_frames}
+        self._without = PairDataset(frames, [], pixels=False, **options)
+        self._with = PairDataset(frames, labels, pixels=False, **options)
+        pictures = PairDataset(frames, [], pixels=True, **options).__getitems__(self._pairs)
+        self._frames = pictures.to(comm.device()).frames
+        self._teachers, self._engine, self._bf16 = teachers, engine, setting.bf16
+
+    def plain(self) -> Batch:
+        """No labels: the contrastive loss alone."""
+        return self._filled(self._without)
+
+    def stored(self) -> Batch:
+        """Labels read from their shards."""
+        return self._filled(self._with)
+
+    def live(self) -> Batch:
+        """Labels that the teachers make now."""
+        batch = self._filled(self._without)
+        return replace(batch, labels=[live_rows(teacher, batch, bf16=self._bf16) for teacher in self._teachers])
+
+    def seconds(self, make) -> float:
+        """Of making a batch and taking a step on it."""
+        _synchronise()
+        start = time.perf_counter()
+        self._step(make())
+        _synchronise()
+        return time.perf_counter() - start
+
+    def flops(self, make) -> int:
+        """Of the same, as torch counts them while they are executed."""
+        with _counted_attention(), FlopCounterMode(display=False) as counter:
+            self._step(make())
+        return counter.get_total_flops()
+
+    def _filled(self, dataset: PairDataset) -> Batch:
+        return replace(dataset.__getitems__(self._pairs).to(comm.device()), frames=self._frames)
+
+    def _step(self, batch: Batch) -> None:
+        self._engine.step(batch, 0, 1 << 20)
+
+
+@contextmanager
+def _counted_attention() -> Iterator[None]:
+    """Teachers' attention in parts that the counter knows, instead of torch's fused layer for inference."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    yield
+    torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _goals(rows: Sequence[Row], found: dict[str, list[float]]) -> list[Goal]:
+    plain, labels, live = rows
+    rate = {row.step: row.flops / row.milliseconds / 1e9 for row in rows}  # TFLOP/s
+    extra = (live.flops - plain.flops) / max(live.milliseconds - plain.milliseconds, 1e-9) / 1e9
+    return [
+        Goal(
+            what="step with labels over step without a teacher",
+            found=labels.of_plain,
+            limit=OF_PLAIN,
+            why=f"operations give {labels.flops / plain.flops:.3f}; the rest is reading labels and small products",
+        ),
+        Goal(
+            what="step with labels over step with live teachers",
+            found=ratio(found[LABELS], found[LIVE]),
+            limit=OF_LIVE,
+            why=f"operations give {labels.flops / live.flops:.3f}, but teachers, who only go forwards, run at "
+            f"{extra:.2f} TFLOP/s and the student's whole step, optimizer included, at {rate[LABELS]:.2f}",
+        ),
+    ]

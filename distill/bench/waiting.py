@@ -1,0 +1,152 @@
+"""The share of a training step that is spent waiting for its batch, as the training loop itself records it.
+
+Every combination of loader workers and stem cache is a run of its own: `distill/run.py` in a process, with a recipe,
+until enough steps are in its `metrics.jsonl`. The first steps of every epoch are left out, because workers fill their
+queues while a run validates and saves.
+"""
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.bench.rounds import Goal
+from distill.errors import ExpectedError
+from distill.evaluation.report import aligned
+
+SHARE = 0.05  # of a step, at most
+LEFT_OUT = 4  # steps at the start of every epoch: what two workers may have ready
+RUN = Path(__file__).resolve().parents[1] / "run.py"
+POLL = 0.2  # seconds
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run."""
+
+    stem_cache_gb: float
+    workers: int
+    steps: int  # that count
+    milliseconds: float  # of a step, waiting included
+    waited: float  # milliseconds of it
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """All runs of one recipe."""
+
+    recipe: str
+    overrides: list[str]
+    rows: list[Row]
+    goals: list[Goal]
+
+    def tree(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {**asdict(self), "goals": [goal.tree() for goal in self.goals]}
+
+    def table(self) -> str:
+        """As people read it."""
+        lines = [["stem cache", "workers", "steps", "ms a step", "ms waiting", "share"]]
+        for row in self.rows:
+            cache = f"{row.stem_cache_gb:g} GB" if row.stem_cache_gb else "none"
+            times = f"{row.milliseconds:.1f}", f"{row.waited:.1f}", f"{100 * row.share:.1f} %"
+            lines.append([cache, str(row.workers), str(row.steps), *times])
+        about = " ".join([self.recipe, *self.overrides])
+        return "\n\n".join([about, aligned(lines), "\n".join(goal.sentence() for goal in self.goals)])
+
+
+def measure(
+    recipe: str, overrides: Sequence[str], *, caches: Sequence[float], workers: Sequence[int], steps: int
+) -> Measured:
+    """Runs the recipe once for every cache size (0: none) and number of workers."""
+    runs, rows = [(cache, number) for cache in caches for number in workers], []
+    for cache, number in runs:
+        log.info(f"run {len(rows) + 1} of {len(runs)}: {_named(cache)}, {number} workers")
+        rows.append(_row(recipe, overrides, cache, number, steps))
+    return Measured(recipe=recipe, overrides=list(overrides), rows=rows, goals=[_goal(row) for row in rows])
+
+
+def _row(recipe: str, overrides: Sequence[str], cache: float, workers: int, steps: int) -> Row:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "name": "run",
+            "out": folder,
+            "data.workers": workers,
+            "data.test": "null",
+            "train.stem_cache_gb": float(cache),
+        }
+        given = [*overrides, *(f"{name}={value}" for name, value in settings.items())]
+        counted = _until(steps, [sys.executable, str(RUN), recipe, *given], Path(folder) / "run" / "metrics.jsonl")
+    seconds, waited = sum(row["seconds"] for row in counted), sum(row["data_wait"] for row in counted)
+    return Row(
+        stem_cache_gb=cache,
+        workers=workers,
+        steps=len(counted),
+        milliseconds=1e3 * seconds / len(counted),
+        waited=1e3 * waited / len(counted),
+        share=waited / seconds,
+    )
+
+
+def _until(steps: int, command: Sequence[str], metrics: Path) -> list[dict[str, Any]]:
+    """The rows that count of a run, which is stopped once there are enough."""
+    with tempfile.TemporaryFile() as said:
+        run = subprocess.Popen(command, stdout=said, stderr=said)
+        try:
+            while run.poll() is None and len(_counted(metrics)) < steps:
+                time.sleep(POLL)
+        finally:
+            if run.poll() is None:
+                run.send_signal(signal.SIGTERM)
+            try:
+                run.wait(120)
+            except subprocess.TimeoutExpired:
+                run.kill()
+                run.wait()
+        rows = _counted(metrics)
+        if rows:
+            return rows[:steps]
+        said.seek(0)
+        lines = said.read().decode(errors="replace").splitlines() or ["nothing"]
+    raise ExpectedError(
+        f"{' '.join(command)}: ended before it had taken more than {LEFT_OUT} steps of an epoch; it said: {lines[-1]}"
+    )
+
+
+def _counted(metrics: Path) -> list[dict[str, Any]]:
+    """The rows of optimisation steps without the first ones of every epoch."""
+    if not metrics.is_file():
+        return []
+    lines = metrics.read_text().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be half written
+    taken = [row for row in rows if "total" in row]
+    first: dict[int, int] = {}
+    for row in taken:
+        first.setdefault(row["epoch"], row["step"])
+    return [row for row in taken if row["step"] - first[row["epoch"]] >= LEFT_OUT]
+
+
+def _goal(row: Row) -> Goal:
+    computed = row.milliseconds - row.waited
+    why = f"a step computes for {computed:.0f} ms and then waits {row.waited:.0f} ms for its batch"
+    advice = "data.workers=1 loads it meanwhile" if row.workers == 0 else "more workers, or cores, are needed"
+    return Goal(
+        what=f"waiting for data, {_named(row.stem_cache_gb)}, {row.workers} workers",
+        found=row.share,
+        limit=SHARE,
+        percent=True,
+        why=f"{why}: {advice}",
+    )
+
+
+def _named(cache: float) -> str:
+    return "with stem cache" if cache else "without stem cache"

@@ -1,0 +1,190 @@
+"""The training benches: what they count is what a count by hand gives, and all they print is in their JSON."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import World, python
+
+from distill.bench import steps
+from distill.bench.drawn import draw_frames
+from distill.bench.rounds import Goal, ratio, take_turns
+from distill.bench.waiting import LEFT_OUT
+from distill.data.loader import PairDataset, VideoDataset, load_batches
+from distill.errors import ExpectedError
+from tools import bench as tools_bench
+
+TOWER = {"tokens": 17, "patch": 16, "width": 64, "layers": 3, "heads": 2}  # conftest.ARCHITECTURE
+WORDS, FRAMES, DIM, PAIRS, EPOCHS, CAPTIONS, VIDEOS = 24, 12, 64, 4, 2, 20, 8
+
+
+def bench(*args: str | Path, **options) -> dict:
+    """The JSON of a bench that ran as a process."""
+    path = Path(str(args[-1]))
+    result = python("tools/bench.py", *args[:-1], "--json", path, **options)
+    return json.loads(path.read_text()) | {"shown": result.stdout}
+
+
+def test_sides_take_turns_and_a_ratio_is_of_one_round():
+    order: list[str] = []
+
+    def side(name: str, value: float):
+        return lambda: order.append(name) or value * len(order)
+
+    found = take_turns({"a": side("a", 1.0), "b": side("b", 2.0)}, 2, "turns")
+    assert "".join(order) == "baabba"  # the first two warm up
+    assert found == {"a": [3.0, 6.0], "b": [8.0, 10.0]}
+    assert math.isclose(ratio(found["b"], found["a"]), (8 / 3 + 10 / 6) / 2)
+
+
+def test_a_goal_says_by_how_much_it_is_missed():
+    reached = Goal(what="x", found=0.95, limit=0.9, at_least=True)
+    assert reached.reached and reached.sentence() == "x: 0.95, goal >= 0.9: reached"
+    missed = Goal(what="waiting", found=0.08, limit=0.05, percent=True, why="too few workers")
+    assert missed.sentence() == "waiting: 8.0 %, goal <= 5.0 %: missed by 3.0 %; too few workers"
+    assert missed.tree()["reached"] is False
+
+
+def test_the_loader_gives_what_the_shards_hold(tmp_path: Path):
+    """Drawn sets are alike at every seed, and pictures laid out for the decoder are the same numbers."""
+    frames = draw_frames(tmp_path / "a", videos=3, captions=2, num_frames=2, size=32)
+    again = draw_frames(tmp_path / "b", videos=3, captions=2, num_frames=2, size=32)
+    assert frames.manifest.id == again.manifest.id
+    assert len({caption.text for video in frames.videos for caption in video.captions}) == 6
+    dataset = PairDataset(frames, [], steps.Tokenizer(WORDS), 3, pixels=True)
+    for workers in (0, 1):
+        (batch,) = load_batches(dataset, [[(2, 1), (0, 0)]], workers)
+        assert batch.frames.shape == (2, 3, 3, 32, 32) and batch.real.tolist() == [[True, True, False]] * 2
+        assert (batch.frames[0, :2].numpy() == frames.pixels(2)).all() and not batch.frames[:, 2].any()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_never_change_a_batch_that_was_handed_over(tmp_path: Path, workers: int):
+    """Workers fill the same memory again; padding must not show what another batch left there."""
+    frames = draw_frames(tmp_path, videos=6, captions=1, num_frames=2, size=32)
+    video = frames.videos[3]
+    frames.videos[3] = replace(video, timestamps=video.timestamps[:1])  # shorter than the one before it in its slot
+    rows = [[(number % 6, 0), ((number + 1) % 6, 0)] for number in range(40)]
+    dataset = PairDataset(frames, [], steps.Tokenizer(WORDS), 3, pixels=True)
+    held = list(load_batches(dataset, rows, workers))
+    for batch, expected in zip(held, load_batches(dataset, rows, 0), strict=True):
+        assert torch.equal(batch.frames, expected.frames) and torch.equal(batch.ids, expected.ids)
+    videos = list(load_batches(VideoDataset(frames, 3), [[0, 1], [2, 3], [4, 5]] * 9 + [[3]], workers))
+    assert torch.equal(videos[1][0], held[2].frames) and torch.equal(videos[-1][0][0], held[3].frames[0])
+
+
+def test_loader_is_measured_beside_decoding_alone(tmp_path: Path):
+    frames = draw_frames(tmp_path / "frames", videos=6, captions=1, num_frames=3, size=64)
+    found = bench("loader", frames.path, "--batch", "4", "--rounds", "1", "--workers", "0", "2", tmp_path / "out.json")
+    measured, shown = found["loader"], found["shown"]
+    assert [row["workers"] for row in measured["rows"]] == [0, 2]
+    for row, goal in zip(measured["rows"], measured["goals"], strict=True):
+        assert row["of_limit"] == pytest.approx(row["loader"] / row["limit"]) == goal["found"]
+        assert goal["limit"] == 0.9 and goal["reached"] == (goal["found"] >= 0.9)
+        assert row["mib"] == pytest.approx(row["loader"] * measured["video_bytes"] / 2**20)
+        assert f"{row['of_limit']:.3f}" in shown and goal["what"] in shown
+    jpegs = sum(len(frames._shards.read(video.key, f"{n:03d}.jpg")) for video in frames.videos for n in range(3))
+    assert measured["video_bytes"] == jpegs / 6
+    assert measured["parts"].keys() >= {"decode", "read from the shard", "captions to tokens"}
+    with pytest.raises(ExpectedError, match="6 videos do not fill a batch of 16; give --batch"):
+        tools_bench.main(["loader", str(frames.path)])
+
+
+@pytest.fixture(scope="module")
+def labels(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The bench of labels on small towers."""
+    folder = tmp_path_factory.mktemp("labels")
+    recipes = {kind: world.recipe(kind, kind, folder) for kind in ("teachclip", "xclip", "ts2net")}
+    options = ["--pairs", str(PAIRS), "--rounds", "1", "--epochs", str(EPOCHS)]
+    teachers = ["--teachers", recipes["xclip"], recipes["ts2net"]]
+    return bench("labels", recipes["teachclip"], *options, *teachers, folder / "out.json")
+
+
+def block(rows: int, tokens: int, width: int) -> int:
+    """Multiply-accumulates of a transformer block on so many sequences: projections, attention, MLP."""
+    return rows * (12 * tokens * width**2 + 2 * tokens**2 * width)
+
+
+def by_hand() -> int:
+    """Multiply-accumulates of both teachers' towers and relevance on the pairs of a step, from their equations."""
+    images, tokens, width = PAIRS * FRAMES, TOWER["tokens"], TOWER["width"]
+    patches = (tokens - 1) * 3 * TOWER["patch"] ** 2 * width
+    text = 2 * block(PAIRS, WORDS, DIM) + PAIRS * WORDS * DIM**2  # two layers, and the projection of every word
+    full = images * patches + TOWER["layers"] * block(images, tokens, width)
+    # The class token's query alone in the last block (ClassTokenAttention): q, q W_k, scores, sum, W_v, out; MLP.
+    per_head = 2 * TOWER["heads"] * tokens * width
+    last = images * (width**2 + 2 * width**2 + per_head + width**2 + 8 * width**2)
+    xclip = (
+        images * patches + 2 * block(images, tokens, width) + last + images * width * DIM + block(PAIRS, FRAMES, DIM)
+    )
+    selector = images * tokens * (DIM * DIM // 2 + DIM * DIM // 2 + DIM // 2) + images * 3 * (tokens - 1) * DIM
+    ts2net = full + images * tokens * width * DIM + selector + block(PAIRS, 4 * FRAMES, DIM)
+    return xclip + ts2net + 2 * text
+
+
+def test_operations_of_live_teachers_are_those_of_their_towers(labels: dict):
+    plain, stored, live = (row["flops"] for row in labels["steps"]["rows"])
+    assert live - stored == 2 * by_hand()
+    # Interactions with stored features: X-CLIP's and TS2-Net's scores of every pair of the batch.
+    sizes = steps_sizes()
+    assert stored - plain == 2 * sizes
+    assert labels["steps"]["by_operations"] == stored / live < 1
+
+
+def steps_sizes() -> int:
+    """Multiply-accumulates of both interactions on the batch, by the formulas of the search bench."""
+    from distill.bench.operations import FORMULAS
+    from distill.bench.synthetic import Sizes
+
+    sizes, total = Sizes(dim=DIM, frames=FRAMES, words=WORDS), 0
+    for kind in ("xclip", "ts2net"):
+        counted = FORMULAS[kind](sizes, None)
+        total += PAIRS * counted.query + PAIRS * counted.video + PAIRS**2 * counted.products
+    return total
+
+
+def test_stored_and_live_labels_give_the_same_loss(labels: dict):
+    assert labels["steps"]["loss_difference"] < 1e-3  # stored in half precision, as by default
+    assert labels["passes"]["loss_difference"] < 1e-4  # in single precision, over whole trainings
+
+
+def test_teachers_passes_are_those_counted_by_hand(labels: dict):
+    """A label set takes every video and caption once; live teachers see every pair of every epoch; two teachers."""
+    counted = labels["passes"]
+    pairs = EPOCHS * VIDEOS * CAPTIONS
+    assert counted["steps"] == pairs // VIDEOS
+    job, stored, live = counted["rows"]
+    assert (job["frames"], job["captions"]) == (2 * VIDEOS * FRAMES, 2 * VIDEOS * CAPTIONS)
+    assert (stored["frames"], stored["captions"]) == (0, 0)
+    assert (live["frames"], live["captions"]) == (2 * pairs * FRAMES, 2 * pairs)
+    assert counted["saved_frames"] == 2 * FRAMES * (pairs - VIDEOS)
+    assert counted["saved_captions"] == 2 * (pairs - VIDEOS * CAPTIONS)
+    assert f"{EPOCHS * CAPTIONS} times fewer frames, {EPOCHS} times fewer captions" in labels["shown"]
+
+
+def test_labels_are_judged_by_their_goals(labels: dict):
+    rows, goals = labels["steps"]["rows"], labels["steps"]["goals"]
+    assert [row["step"] for row in rows] == ["no teacher", "labels", "live teachers"]
+    assert rows[0]["of_plain"] == 1 and all(row["milliseconds"] > 0 for row in rows)
+    assert [goal["limit"] for goal in goals] == [1.10, 0.63]
+    assert goals[0]["found"] == rows[1]["of_plain"] and all(goal["what"] in labels["shown"] for goal in goals)
+    assert labels["machine"]["torch"] == torch.__version__
+
+
+def test_waiting_is_what_the_loop_records(world: World, tmp_path: Path):
+    recipe = world.recipe("clip", "clip4clip", tmp_path / "recipe")
+    found = bench("train", recipe, "labels=[]", "--workers", "0", "--steps", "3", tmp_path / "out.json")["train"]
+    assert [(row["stem_cache_gb"], row["workers"]) for row in found["rows"]] == [(1, 0), (0, 0)]
+    for row, goal in zip(found["rows"], found["goals"], strict=True):
+        assert row["steps"] == 3 and 0 <= row["waited"] < row["milliseconds"]
+        assert row["share"] == pytest.approx(row["waited"] / row["milliseconds"]) == goal["found"]
+    assert found["rows"][1]["waited"] > found["rows"][0]["waited"] > 0, "frames are decoded where stems are not cached"
+
+
+def test_a_run_that_ends_too_soon_says_what_it_said(world: World, tmp_path: Path):
+    recipe = world.recipe("clip", "clip4clip", tmp_path / "recipe", data={"train": str(tmp_path / "nothing")})
+    with pytest.raises(ExpectedError, match=f"more than {LEFT_OUT} steps of an epoch; it said: error: .*/nothing: no"):
+        tools_bench.main(["train", str(recipe), "--workers", "0"])

@@ -1,0 +1,150 @@
+"""What training costs beside what it cannot do without: three benches, each with its goals.
+
+    tools/bench.py loader                        frames per second beside decoding alone
+    tools/bench.py labels                        a step with labels beside one without, and one with live teachers
+    tools/bench.py train recipes/teachclip.yaml  how long a training step waits for its batch
+
+Every figure stands beside a limit that was measured in the same run, in turns with it, so that a busy machine slows
+both; a ratio is the median over rounds. At the end stands, for every goal, whether it was reached, and what stood in
+the way. `tools/bench.py COMMAND --help` says what is measured and how. tools/bench_retrieval.py measures searching.
+"""
+
+import pathlib
+import sys
+
+if not __package__:
+    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill import comm, log
+from distill.bench import loader, passes, steps, waiting
+from distill.bench.drawn import draw_frames
+from distill.bench.rounds import machine
+from distill.config import read_recipe
+from distill.data.frames import FrameSet
+from distill.errors import ExpectedError, door
+from distill.manifest import write_json
+from distill.model.clip import read_architecture
+from distill.recipe import Recipe
+from distill.training import engine
+
+LOADER = """How many videos a second the training loader decodes, beside PIL alone.
+
+The limit decodes the same JPEGs from memory, in as many processes and in the same batches, and keeps nothing; the
+loader also reads its shards, spells captions, pads, stacks and hands batches over. Goal: 0.9 of the limit with any
+number of workers. Without FRAMES a set of 64 videos of 12 frames of 224 pixels is drawn. About a minute.
+"""
+LABELS = """What stored labels cost a training step, and what they save beside teachers that run in it.
+
+The student and its teachers are those of the recipes, with random weights: time does not depend on them. Random label
+shards of that size are written by a real label job and read within the step. Goals: at most 1.10 of the step without
+a teacher, at most 0.63 of the step with live teachers. Operations are counted while the steps run. Then, with small
+towers, frames and captions are counted that go through teachers' towers over all epochs, with labels and without.
+With the recipes that stand by default: ViT-B/32, 12 frames, 32 words, about three minutes and 10 GB of memory.
+"""
+TRAIN = """How long a training step waits for its batch, with and without the cache of stem outputs, by workers.
+
+Runs the recipe as distill/run.py does, until enough steps are in its metrics.jsonl, in a folder of its own that is
+removed; the recipe's frames and labels must be there (the default recipe's: after `make demo`). The first steps of
+every epoch do not count. Goal: at most 5 % of a step. Without a cache only, where the recipe has no stem_cache_gb.
+"""
+TEACHERS = ["recipes/msrvtt/xclip.yaml", "recipes/msrvtt/ts2net.yaml"]
+PAIRS = 8  # in a step on a CPU, whose batch a recipe's would not end on
+CAPTIONS = 20  # of a video, as in MSR-VTT
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parses, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    one = _command(commands, "loader", LOADER, _loader)
+    one.add_argument("frames", type=Path, nargs="?", help="a folder made by tools/pack_frames.py")
+    one.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="processes (default 0 1 2)")
+    one.add_argument("--batch", type=int, default=16, metavar="N", help="videos in a batch (default 16)")
+    one.add_argument("--rounds", type=int, default=5, metavar="N", help="of which the median is taken (default 5)")
+    one = _command(commands, "labels", LABELS, _labels)
+    one.add_argument("recipe", nargs="?", default="recipes/msrvtt/teachclip.yaml", help="of the student")
+    one.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to it: train.precision=fp32")
+    one.add_argument("--teachers", nargs="+", default=TEACHERS, metavar="RECIPE", help="default: X-CLIP and TS2-Net")
+    one.add_argument("--pairs", type=int, metavar="N", help="in a step (default: 8 on a CPU, the recipe's on a GPU)")
+    one.add_argument("--rounds", type=int, default=5, metavar="N", help="of which the median is taken (default 5)")
+    one.add_argument("--epochs", type=int, metavar="N", help="of the counted training (default: the recipe's)")
+    one = _command(commands, "train", TRAIN, _train)
+    one.add_argument("recipe", nargs="?", default="recipes/teachclip.yaml", help="what to train")
+    one.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to it")
+    one.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="processes (default 0 1 2)")
+    one.add_argument("--steps", type=int, default=15, metavar="N", help="that count (default 15)")
+    args = parser.parse_args(argv)
+    log.setup()
+    numbers = [value for name in ("batch", "rounds", "pairs", "epochs", "steps") if (value := getattr(args, name, 1))]
+    if min(numbers) < 1 or min(getattr(args, "workers", [0])) < 0:
+        raise ExpectedError("counts must be at least 1, and --workers at least 0")
+    measured = args.measure(args)
+    if args.json is not None:
+        write_json(args.json, {"machine": machine()} | {part: found.tree() for part, found in measured.items()})
+    print("\n\n".join(found.table() for found in measured.values()))
+
+
+def _command(commands: Any, name: str, about: str, measure: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=about.partition("\n")[0], description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
+    parser.set_defaults(measure=measure)
+    return parser
+
+
+def _loader(args: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        if args.frames is not None:
+            frames = FrameSet(args.frames)
+        else:
+            frames = draw_frames(Path(folder) / "drawn", videos=64, captions=1, num_frames=12, size=224)
+        return {"loader": loader.measure(frames, args.workers, batch=args.batch, rounds=args.rounds)}
+
+
+def _labels(args: argparse.Namespace) -> dict[str, Any]:
+    student = read_recipe(args.recipe, [*args.overrides, "model.clip.weights=random", "labels=[]"], Recipe)
+    teachers = [read_recipe(path, ["model.clip.weights=random"], Recipe) for path in args.teachers]
+    pairs = args.pairs or (student.data.batch_size if torch.cuda.is_available() else PAIRS)
+    setting = steps.Setting(
+        student=student.model,
+        teachers=[teacher.model for teacher in teachers],
+        data=student.data.model_copy(update={"batch_size": pairs}),
+        losses=student.losses,
+        optim=student.optim,
+        bf16=student.train.precision == "bf16",
+    )
+    engine.start(student.train.timeout_minutes)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        size = read_architecture(student.model.clip)["vision_cfg"]["image_size"]
+        drawn = {"num_frames": student.data.num_frames}
+        frames = draw_frames(folder / "frames", videos=pairs, captions=1, size=size, **drawn)
+        measured = steps.measure(setting, frames, folder / "labels", rounds=args.rounds)
+        little = passes.small(setting, folder / "towers", pairs=PAIRS)
+        size = passes.TOWERS["vision_cfg"]["image_size"]
+        frames = draw_frames(folder / "few", videos=PAIRS, captions=CAPTIONS, size=size, **drawn)
+        epochs = args.epochs or student.train.epochs
+        counted = passes.count(little, frames, folder / "few-labels", epochs=epochs)
+    comm.close()
+    return {"steps": measured, "passes": counted}
+
+
+def _train(args: argparse.Namespace) -> dict[str, Any]:
+    recipe = read_recipe(args.recipe, args.overrides, Recipe)
+    cached = recipe.train.stem_cache_gb
+    caches = [cached, 0.0] if cached else [0.0]
+    measured = waiting.measure(args.recipe, args.overrides, caches=caches, workers=args.workers, steps=args.steps)
+    return {"train": measured}
+
+
+if __name__ == "__main__":
+    door(main)
