@@ -4,13 +4,25 @@ Works the same with one process (no group at all) and under `deepspeed` or `torc
 """
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
-TIMEOUT = timedelta(minutes=30)  # no collective waits longer than this for a lost rank
+from distill.errors import ExpectedError
+
+# What gloo, NCCL and the rendezvous store say when another process is gone, and when it does not answer.
+GONE = re.compile(
+    "closed by peer|reset by peer|connection refused|connection was likely closed|broken pipe|remote ?error|"
+    "ncclsystemerror|communicator was aborted|connectfullmesh failed",
+    re.IGNORECASE,
+)
+SILENT = re.compile("timed out|timeout", re.IGNORECASE)
 
 
 def rank() -> int:
@@ -82,6 +94,41 @@ def share(total: int) -> list[int]:
     world = world_size()
     each = -(-total // world)
     return [min(i * world + rank(), total - 1) for i in range(each)]
+
+
+def largest(number: int) -> int:
+    """The largest of all ranks' numbers."""
+    if world_size() == 1:
+        return number
+    value = torch.tensor([number], device=device())
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)
+
+
+def limit_waiting(minutes: float) -> timedelta:
+    """From now on no collective waits longer than this for another rank; call it before any group is made."""
+    limit = timedelta(minutes=minutes)
+    # DeepSpeed makes groups of its own, which would have torch's default.
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
+    return limit
+
+
+@contextmanager
+def reporting_lost_ranks(minutes: float) -> Iterator[None]:
+    """Turns a collective that failed because of another process into an `ExpectedError`; our own bugs pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        about_others = isinstance(error, dist.DistError) or "gloo" in text.lower()
+        if not about_others or not (GONE.search(text) or SILENT.search(text)):
+            raise
+        said = re.sub(r"^\[[^]]*\] ", "", text.splitlines()[0]).partition(". This is")[0]  # without gloo's line number
+        what = "was lost" if GONE.search(text) else f"did not answer within {minutes:g} minutes"
+        raise ExpectedError(
+            f"rank {rank()}: another process {what} ({said}); unless it said why itself, it was killed or "
+            f"stopped; run the same command again, it continues with what is finished"
+        ) from error
 
 
 def barrier() -> None:

@@ -15,16 +15,20 @@ if not __package__:  # run by path: the repository root must be first, not disti
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 import argparse
+import errno
+import fcntl
 import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import yaml
 from safetensors.torch import save
 
 import distill
@@ -33,12 +37,13 @@ from distill.config import dump_recipe, read_recipe
 from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
 from distill.data.tokens import Tokenizer, read_vocabulary
-from distill.errors import RecipeError, door
+from distill.errors import ExpectedError, RecipeError, door
 from distill.evaluation.evaluate import Scores, evaluate
-from distill.manifest import published, write_json
+from distill.manifest import published, sweep, write_json
+from distill.model.blocks import require_compiler
 from distill.model.clip import Clip
 from distill.model.contract import RetrievalModel
-from distill.recipe import Recipe
+from distill.recipe import Recipe, changed, kept_apart
 from distill.release.card import model_card
 from distill.release.release import write_release
 from distill.retrieval.tokens import bytes_per_video
@@ -46,6 +51,7 @@ from distill.training import engine
 from distill.training.loop import Job, train
 
 RECIPE = "recipe.yaml"
+LOCK = ".lock"
 logger = logging.getLogger("distill.run")
 
 
@@ -58,37 +64,59 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     log.setup(comm.rank())
     recipe = read_recipe(args.recipe, args.overrides, Recipe)
+    with comm.reporting_lost_ranks(recipe.train.timeout_minutes):
+        run(recipe)
+
+
+def run(recipe: Recipe) -> None:
+    """What the recipe says, from nothing or from the last checkpoint of the same recipe. A collective."""
     started = time.time()
     job_for, test = prepare(recipe)
-    engine.start()
+    engine.start(recipe.train.timeout_minutes)
     folder = _run_folder(recipe)
-    job = job_for(folder)
-    logger.info(f"{recipe.model.kind} into {folder} on {comm.world_size()} process(es), {comm.device().type}")
-    weights = train(job)
-    job = replace(job, model=_restored(recipe, weights))
-    scores = _test(job, test) if test is not None else None
-    if comm.rank() == 0:
-        _release(recipe, job, weights, scores, time.time() - started)
+    with alone_in(folder):
+        job = job_for(folder)
+        logger.info(f"{recipe.model.kind} into {folder} on {comm.world_size()} process(es), {comm.device().type}")
+        weights = train(job)
+        job = replace(job, model=_restored(recipe, weights))
+        scores = _test(job, test) if test is not None else None
+        if comm.rank() == 0:
+            _release(recipe, job, weights, scores, time.time() - started)
     comm.close()
 
 
 def prepare(recipe: Recipe):
     """Opens and checks everything a recipe names; returns what makes the job in a run folder, and the test frames."""
     world = int(os.environ.get("WORLD_SIZE", 1))
-    if recipe.data.batch_size % world:
+    parts = world * recipe.train.accumulate
+    if recipe.data.batch_size % parts:
+        micro = f" in {recipe.train.accumulate} micro-batches each (train.accumulate)" if parts > world else ""
         raise RecipeError(
-            f"data.batch_size: {recipe.data.batch_size} pairs cannot be shared equally by {world} processes; "
-            f"use a multiple of {world}"
+            f"data.batch_size: {recipe.data.batch_size} pairs cannot be shared equally by {world} processes{micro}; "
+            f"use a multiple of {parts}"
         )
+    if recipe.train.compile:
+        require_compiler(comm.device())
     verify = comm.rank() == 0
-    train_set, val_set = FrameSet(recipe.data.train, verify=verify), FrameSet(recipe.data.val, verify=verify)
-    test_set = FrameSet(recipe.data.test, verify=verify) if recipe.data.test else None
+    cache = recipe.data.open_cache()
+    train_set, val_set = (FrameSet(path, verify=verify, cache=cache) for path in (recipe.data.train, recipe.data.val))
+    test_set = FrameSet(recipe.data.test, verify=verify, cache=cache) if recipe.data.test else None
     for frames in filter(None, (train_set, val_set, test_set)):
         recipe.data.check(frames, str(frames.path))
-    labels = [LabelSet(label.path, train_set, verify=verify) for label in recipe.labels]
-    for label_set in labels:
-        if recipe.losses.coarse.weight:
-            label_set.require("features", "losses.coarse")
+    coarse = bool(recipe.losses.coarse.weight)
+    labels = [
+        LabelSet(
+            label.path,
+            train_set,
+            verify=verify,
+            coarse=label.coarse if coarse else None,
+            on_mismatch=label.on_mismatch,
+        )
+        for label in recipe.labels
+    ]
+    for label, label_set in zip(recipe.labels, labels, strict=True):
+        if coarse:
+            label_set.require(label.coarse, "losses.coarse")
         if recipe.losses.fine.weight:
             label_set.require("relevance", "losses.fine")
     interactions = [
@@ -152,17 +180,21 @@ def _test(job: Job, frames: FrameSet) -> Scores:
 
 
 def _run_folder(recipe: Recipe) -> Path:
-    """The first of OUT/NAME, OUT/NAME-2, ... that is free or holds this very recipe's unfinished run."""
+    """The first of OUT/NAME, OUT/NAME-2, ... that is free or holds an unfinished run of this recipe.
+
+    What is changed in how a run is carried out does not make another recipe of it, as long as the numbers stay.
+    """
     chosen: list[str | None] = [None]
     if comm.rank() == 0:
         text, number = dump_recipe(recipe), 1
         while True:
             folder = Path(recipe.out) / (recipe.name if number == 1 else f"{recipe.name}-{number}")
-            if not (folder / RECIPE).is_file():
+            old = (folder / RECIPE).read_text() if (folder / RECIPE).is_file() else None
+            if old == text and not (folder / "release").is_dir():
+                break
+            if old is None or not ((folder / "release").is_dir() or _begun_otherwise(folder, old, recipe)):
                 with published(folder / RECIPE) as file:
                     file.write(text.encode())
-                break
-            if (folder / RECIPE).read_text() == text and not (folder / "release").is_dir():
                 break
             number += 1
         chosen[0] = str(folder)
@@ -170,6 +202,42 @@ def _run_folder(recipe: Recipe) -> Path:
         dist.broadcast_object_list(chosen, src=0)
     assert chosen[0] is not None
     return Path(chosen[0])
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Refuses a folder into which another job trains; the lock ends with the process of rank 0, however that ends."""
+    if comm.rank():
+        yield
+        return
+    with (folder / LOCK).open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ExpectedError(
+                    f"{folder}: the same command is running already and trains into it; wait for it, or stop it first"
+                ) from None
+            logger.warning(f"{folder}: not locked ({error.strerror}), so see to it that nothing else trains into it")
+        sweep(folder)
+        yield
+
+
+def _begun_otherwise(folder: Path, old: str, recipe: Recipe) -> bool:
+    """Whether the unfinished run in the folder must be left as it is; says why, or what has changed."""
+    try:
+        tree = yaml.safe_load(old)
+    except yaml.YAMLError:
+        tree = None
+    if not isinstance(tree, dict):
+        logger.info(f"{folder}: left as it is, its {RECIPE} cannot be read")
+        return True
+    apart = kept_apart(tree, recipe)
+    if apart:
+        logger.info(f"{folder}: left as it is, an unfinished run with another {', '.join(apart)}")
+    else:
+        logger.info(f"{folder}: continued with another {', '.join(changed(tree, recipe.model_dump(mode='json')))}")
+    return bool(apart)
 
 
 def _release(recipe: Recipe, job: Job, weights: dict[str, torch.Tensor], scores: Scores | None, seconds: float) -> None:

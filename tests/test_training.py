@@ -1,103 +1,184 @@
-"""Training is exact: two processes equal one, a killed run equals a whole one, ZeRO stages equal each other."""
+"""Training is exact: any number of processes, any ZeRO stage, micro-batches, any kill: the same batches and losses."""
 
 import math
 import os
-import signal
+import random
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, World, metrics, python, steps, torchrun
+from faults.processes import Ranks
+from labelling import write_labels
+from safetensors.torch import load_file, save_file
+
+from distill.config import read_recipe
+from distill.model.clip import WEIGHTS_FILE, LogitScale
+from distill.recipe import Recipe, kept_apart
+
+# Rates at which rounding stays rounding. Adam divides a gradient by its own size, so what is 1e-7 of a gradient that is
+# all but zero moves a weight by a share of the rate; at ten times these rates losses part by 2e-5 within an epoch.
+SLOW = {"lr": 1.0e-4, "clip_lr": 1.0e-5, "head_lr": 1.0e-3}
+MEET = {"same_video": "mask", "batch_size": 16}  # captions of one video meet, and are masked
+RECIPES = {  # the student learns by all three losses; TS2-Net's selection draws noise, X-Pool's head dropout
+    "student": ("teachclip", {"optim": SLOW}),
+    "ts2net": ("ts2net", {"optim": SLOW, "data": MEET}),
+    "xpool": ("xpool", {"optim": SLOW, "data": MEET}),
+    "bertadam": ("clip4clip", {"optim": {**SLOW, "kind": "bertadam"}}),
+    "plain": ("clip4clip", {"losses": {"contrastive": {"weight": 1.0}}}),
+}
+BF16 = ("train.precision=bf16", "train.epochs=2")
+ALONE = {  # run -> recipe, and what is changed in it
+    "student": ("student",),
+    "student-micro": ("student", "train.accumulate=4"),
+    "student-recomputed": ("student", "train.activation_checkpointing=true"),
+    "student-pixels": ("student", "train.stem_cache_gb=0.0", "data.workers=1"),
+    "ts2net": ("ts2net",),
+    "xpool": ("xpool",),
+    "bertadam": ("bertadam",),
+    "plain-meanP": ("plain", *BF16),
+    "plain-seqTransf": ("plain", *BF16, "model.head=seqTransf"),
+}
+TOGETHER = {  # by two processes
+    "student-2": ("student",),
+    "student-2-zero1": ("student", "train.zero=1", "train.accumulate=2"),
+    "student-2-zero2": ("student", "train.zero=2"),
+    "student-2-zero3": ("student", "train.zero=3", "train.accumulate=2", "train.activation_checkpointing=true"),
+    "ts2net-2-zero3": ("ts2net", "train.zero=3", "train.accumulate=2"),
+    "xpool-2": ("xpool",),
+    "bertadam-2-zero2": ("bertadam", "train.zero=2"),
+}
+EQUAL = ["student-micro", "student-pixels", *TOGETHER]  # to the run of the same recipe on one process
 
 
-@pytest.fixture
-def single(teacher_run: Path) -> Path:
-    """An uninterrupted run on one process."""
-    return teacher_run
+@pytest.fixture(scope="module")
+def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipes, and where their runs go."""
+    folder = tmp_path_factory.mktemp("training")
+    labels = write_labels(world, "xclip", folder / "labels")
+    capped = _capped_towers(world, folder / "towers")
+    for name, (kind, sections) in RECIPES.items():
+        taught = world if name != "ts2net" else replace(world, towers=capped)
+        taught.recipe(name, kind, folder, labels=[str(labels)] if name == "student" else [], **sections)
+    return folder
 
 
-def test_a_run_leaves_its_recipe_metrics_and_release(single: Path):
-    rows = metrics(single)
-    assert [row["step"] for row in rows if "total" in row] == list(range(1, len(steps(single)) + 1))
+def _capped_towers(world: World, folder: Path) -> Path:
+    """The towers with a logit scale beyond its limit, at which CLIP's own stands: the first step must bring it back."""
+    shutil.copytree(world.towers, folder)
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file(tensors | {"logit_scale": torch.tensor(LogitScale.MAX_LOG + 0.01)}, folder / WEIGHTS_FILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    """All runs of one process, without interruption."""
+    python("tests/trainings.py", *_wanted(folder, ALONE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(alone: Path) -> Path:
+    """And all of two."""
+    torchrun(2, "tests/trainings.py", *_wanted(alone, TOGETHER))
+    return alone
+
+
+def _wanted(folder: Path, runs: dict[str, tuple[str, ...]]) -> list[str]:
+    return [",".join([str(folder / f"{recipe}.yaml"), f"name={run}", *over]) for run, (recipe, *over) in runs.items()]
+
+
+def same(found: Path, expected: Path) -> None:
+    """The same batches in the same order, all losses to 1e-5, and gradients of the same length."""
+    assert len(steps(found)) == len(steps(expected)) > 5
+    for a, b in zip(steps(found), steps(expected), strict=True):
+        assert a["batch"] == b["batch"], f"step {a['step']}"
+        for name in a.keys() - {"step", "epoch", "batch", "lr", "grad_norm"}:
+            assert math.isclose(a[name], b[name], rel_tol=1e-5), f"step {a['step']}: {name} {a[name]}, not {b[name]}"
+        assert math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=1e-4), f"step {a['step']}"
+
+
+def test_a_run_leaves_its_recipe_metrics_and_release(teacher_run: Path):
+    rows = metrics(teacher_run)
+    assert [row["step"] for row in rows if "total" in row] == list(range(1, len(steps(teacher_run)) + 1))
     assert "R@1" in rows[-1]["val"]["t2v"]
-    assert (single / "recipe.yaml").is_file()
-    assert {path.name for path in (single / "release").iterdir()} >= {"model.safetensors", "config.json", "README.md"}
+    assert (teacher_run / "recipe.yaml").is_file()
+    assert {path.name for path in (teacher_run / "release").iterdir()} >= {"model.safetensors", "config.json"}
 
 
-def test_two_processes_equal_one(world: World, single: Path, tmp_path: Path):
-    torchrun(2, "distill/run.py", world.recipe("xclip", "xclip", tmp_path))
-    one, two = steps(single), steps(tmp_path / "xclip")
-    assert len(one) == len(two)
-    for name in ("total", "grad_norm"):
-        assert math.isclose(one[0][name], two[0][name], rel_tol=1e-5)
-    for a, b in zip(one, two, strict=True):
-        assert math.isclose(a["total"], b["total"], rel_tol=1e-4), f"step {a['step']}"
+@pytest.mark.parametrize("run", EQUAL)
+def test_all_ways_of_one_recipe_give_the_same_losses(together: Path, run: str):
+    same(together / run, together / run.split("-")[0])
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_zero_stages_give_the_same_losses(world: World, single: Path, tmp_path: Path, zero: int):
-    torchrun(2, "distill/run.py", world.recipe("xclip", "xclip", tmp_path), f"train.zero={zero}")
-    for a, b in zip(steps(single), steps(tmp_path / "xclip"), strict=True):
-        assert math.isclose(a["total"], b["total"], rel_tol=1e-4), f"step {a['step']}"
-        assert math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=1e-3), f"step {a['step']}"
+def test_every_loss_is_there_and_every_batch_another(alone: Path):
+    rows = steps(alone / "student")
+    assert rows[0].keys() >= {"total", "contrastive", "coarse", "fine", "grad_norm"}
+    assert len({row["batch"] for row in rows}) == len(rows)
+    assert rows[0]["batch"] == steps(alone / "bertadam")[0]["batch"] != steps(alone / "xpool")[0]["batch"]
 
 
-@pytest.mark.parametrize(("kind", "zero"), [("ts2net", 3), ("xpool", 0)])
-def test_two_processes_equal_one_where_models_draw(world: World, tmp_path: Path, kind: str, zero: int):
-    """TS2-Net's selection draws noise, X-Pool's head dropout; captions of one video meet, and are masked."""
-    recipe = world.recipe("one", kind, tmp_path, data={"same_video": "mask", "batch_size": 16})
-    python("distill/run.py", recipe)
-    torchrun(2, "distill/run.py", recipe, "name=two", f"train.zero={zero}")
-    for a, b in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
-        assert math.isclose(a["total"], b["total"], rel_tol=1e-4), f"step {a['step']}"
-        assert math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=1e-3), f"step {a['step']}"
+def test_recomputed_blocks_change_no_bit(alone: Path):
+    assert metrics(alone / "student-recomputed") == metrics(alone / "student")
 
 
-def test_bertadam_gives_the_same_losses_in_shards(world: World, tmp_path: Path):
-    recipe = world.recipe("one", "clip4clip", tmp_path, optim={"kind": "bertadam"})
-    python("distill/run.py", recipe)
-    torchrun(2, "distill/run.py", recipe, "name=two", "train.zero=2")
-    one, two = steps(tmp_path / "one"), steps(tmp_path / "two")
-    assert one[0]["lr"] == 0 and one[-1]["total"] < one[0]["total"]
-    for a, b in zip(one, two, strict=True):
-        assert math.isclose(a["total"], b["total"], rel_tol=1e-4), f"step {a['step']}"
+@pytest.mark.parametrize("run", ["ts2net", "ts2net-2-zero3"])
+def test_the_logit_scale_is_capped(together: Path, run: str):
+    log = load_file(together / run / "best.safetensors")["interaction.logit_scale.log"]
+    assert LogitScale.MAX_LOG - 1e-3 < log.item() < LogitScale.MAX_LOG + 1e-7
 
 
-@pytest.mark.parametrize("zero", [0, 2])
-def test_a_killed_run_continues_to_the_same_losses(world: World, single: Path, tmp_path: Path, zero: int):
-    recipe = world.recipe("xclip", "xclip", tmp_path, train={"zero": zero, "checkpoint_every": 3})
-    killed_at = _kill_after(recipe, tmp_path / "xclip", step=5)
-    python("distill/run.py", recipe)
-    resumed = metrics(tmp_path / "xclip")
-    assert killed_at < len(steps(single))
-    if zero == 0:
-        assert resumed == metrics(single)
-    else:
-        python("distill/run.py", world.recipe("whole", "xclip", tmp_path, train={"zero": zero, "checkpoint_every": 3}))
-        assert resumed == metrics(tmp_path / "whole")
+def test_bertadam_begins_at_rate_0(alone: Path):
+    rows = steps(alone / "bertadam")
+    assert rows[0]["lr"] == 0 < rows[1]["lr"]
 
 
-def test_a_run_continues_on_another_number_of_processes(world: World, single: Path, tmp_path: Path):
-    recipe = world.recipe("xclip", "xclip", tmp_path, train={"checkpoint_every": 3})
-    _kill_after(recipe, tmp_path / "xclip", step=5)
-    torchrun(2, "distill/run.py", recipe)
-    for a, b in zip(steps(single), steps(tmp_path / "xclip"), strict=True):
-        assert math.isclose(a["total"], b["total"], rel_tol=1e-4), f"step {a['step']}"
+@pytest.mark.parametrize("head", ["meanP", "seqTransf"])
+def test_the_plain_baselines_train_in_bf16(alone: Path, head: str):
+    losses = [row["total"] for row in steps(alone / f"plain-{head}")]
+    assert sum(losses[-3:]) < sum(losses[:3])
 
 
-def test_a_finished_run_is_left_alone(world: World, single: Path):
-    before = (single / "metrics.jsonl").read_bytes()
-    python("distill/run.py", single.parent / "xclip.yaml")  # the same command again
-    assert (single / "metrics.jsonl").read_bytes() == before
-    assert metrics(single.parent / "xclip-2") == metrics(single)
+def test_a_killed_run_continues_to_the_same_bits(alone: Path, tmp_path: Path):
+    options = (alone / "student.yaml", f"out={tmp_path}", "train.checkpoint_every=3")
+    _kill(tmp_path / "student", random.randint(2, 7), *options)
+    python("distill/run.py", *options)
+    assert metrics(tmp_path / "student") == metrics(alone / "student")
 
 
-def test_cached_stems_change_nothing(world: World, single: Path, tmp_path: Path):
-    python("distill/run.py", world.recipe("xclip", "xclip", tmp_path), "train.stem_cache_gb=0.0", "data.workers=1")
-    for a, b in zip(steps(single), steps(tmp_path / "xclip"), strict=True):
-        assert math.isclose(a["total"], b["total"], rel_tol=1e-5), f"step {a['step']}"
+def test_a_run_killed_twice_continues_on_one_process_then_on_two(alone: Path, tmp_path: Path):
+    """And of other ZeRO stages, and in micro-batches: none of it makes another run of it."""
+    options = (alone / "student.yaml", f"out={tmp_path}", "train.checkpoint_every=2")
+    run = tmp_path / "student"
+    killed = _kill(run, random.randint(3, 5), *options, "train.zero=3", processes=2)
+    killed = _kill(run, killed + 2, *options, "train.zero=2", "train.accumulate=2")
+    assert killed < len(steps(alone / "student"))
+    last = torchrun(2, "distill/run.py", *options, "train.zero=3")
+    assert f"{run}: continued with another train.accumulate, train.zero\n" in last.stderr
+    same(run, alone / "student")
+
+
+def test_an_unfinished_run_is_kept_apart_from_what_would_change_its_numbers(folder: Path):
+    recipe = read_recipe(folder / "student.yaml", ["train.accumulate=2", "data.workers=1"], Recipe)
+    same = read_recipe(folder / "student.yaml", [], Recipe).model_dump(mode="json")
+    assert kept_apart(same, recipe) == []
+    other = read_recipe(folder / "student.yaml", ["data.batch_size=16", "optim.lr=0.1"], Recipe)
+    assert kept_apart(same, other) == ["data.batch_size", "optim.lr"]
+    half = read_recipe(folder / "student.yaml", ["train.precision=bf16", "train.zero=1", "data.workers=1"], Recipe)
+    assert kept_apart(same, half) == ["train.precision", "train.zero"]  # bf16 shows in which order it was summed
+
+
+def test_a_finished_run_is_left_alone(teacher_run: Path):
+    before = (teacher_run / "metrics.jsonl").read_bytes()
+    python("distill/run.py", teacher_run.parent / "xclip.yaml")  # the same command again
+    assert (teacher_run / "metrics.jsonl").read_bytes() == before
+    assert metrics(teacher_run.parent / "xclip-2") == metrics(teacher_run)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_part(world: World, tmp_path: Path):
@@ -107,7 +188,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_part(world: World
     assert "loss part" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_deepspeed_launches_the_same_run(world: World, single: Path, tmp_path: Path):
+def test_deepspeed_launches_the_same_run(world: World, teacher_run: Path, tmp_path: Path):
     recipe = world.recipe("xclip", "xclip", tmp_path)
     launcher = (sys.executable, "-m", "deepspeed.launcher.runner", "--master_port", "0", "--num_accelerators", "1")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -120,31 +201,17 @@ def test_deepspeed_launches_the_same_run(world: World, single: Path, tmp_path: P
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert steps(tmp_path / "xclip") == steps(single)
+    assert steps(tmp_path / "xclip") == steps(teacher_run)
 
 
-def _kill_after(recipe: Path, run: Path, step: int) -> int:
-    """Starts a run and kills it without warning once it has written `step`; returns the last step written."""
-    process = subprocess.Popen(
-        [sys.executable, "distill/run.py", str(recipe)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
+def _kill(run: Path, step: int, *options: str | Path, processes: int = 1) -> int:
+    """Starts a run, kills all of it without warning once it has written `step`, and returns the last step written."""
+    ranks = Ranks([sys.executable, "distill/run.py", *options], processes, run.with_name("log"))
     path, deadline = run / "metrics.jsonl", time.monotonic() + 300
     while not path.is_file() or path.read_bytes().count(b"\n") < step:
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert ranks.running, ranks.said(0)
         assert time.monotonic() < deadline, "the run never got there"
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    ranks.kill_all()
+    assert ranks.ended(30)
     return path.read_bytes().count(b"\n")
-
-
-@pytest.mark.parametrize("head", ["meanP", "seqTransf"])
-def test_the_plain_baselines_train_in_bf16(world: World, tmp_path: Path, head: str):
-    recipe = world.recipe("plain", "clip4clip", tmp_path, losses={"contrastive": {"weight": 1.0}})
-    python("distill/run.py", recipe, f"model.head={head}", "train.precision=bf16", "train.epochs=2")
-    losses = [row["total"] for row in steps(tmp_path / "plain")]
-    assert sum(losses[-3:]) < sum(losses[:3])

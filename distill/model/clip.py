@@ -62,9 +62,9 @@ class ClipConfig(Config):
 
 
 def normalise(frames: UInt8[Tensor, "*image 3 row column"]) -> Float[Tensor, "*image 3 row column"]:
-    """Pixels 0..255 to what CLIP was trained on, in float32."""
+    """Pixels 0..255 to what CLIP was trained on, in float32, and each colour by itself in memory, as weights expect."""
     mean, std = torch.tensor([CLIP_MEAN, CLIP_STD], device=frames.device).view(2, 3, 1, 1)
-    return (frames.float() / 255 - mean) / std
+    return (frames.to(torch.float32, memory_format=torch.contiguous_format) / 255 - mean) / std
 
 
 class VisionTower(nn.Module):

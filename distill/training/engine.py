@@ -5,10 +5,12 @@ number of processes that wrote it.
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill import comm
@@ -19,8 +21,9 @@ from distill.training.optim import OptimConfig, build_optimizer, schedule
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def start() -> None:
+def start(timeout_minutes: float) -> None:
     """Joins the process group that `deepspeed` or `torchrun` announced; a plain `python` is a group of one."""
+    limit = comm.limit_waiting(timeout_minutes)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -35,8 +38,8 @@ def start() -> None:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     if int(os.environ["WORLD_SIZE"]) == 1 and os.environ["MASTER_PORT"] == "0":
         # Port 0 lets the system choose, so that any number of single runs share a machine.
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=comm.TIMEOUT)
-    deepspeed.init_distributed(verbose=False, timeout=comm.TIMEOUT)
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
+    deepspeed.init_distributed(verbose=False, timeout=limit)
 
 
 class Engine:
@@ -79,6 +82,11 @@ class Engine:
         self._engine.step()
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())
+        if not _finite(norm):
+            raise ExpectedError(
+                f"step {step + 1}: gradient norm is {norm}, though the loss is finite: {values}; lower "
+                f"the learning rates, or look for damaged inputs (the last checkpoint is untouched)"
+            )
         self._clamp_scales()
         return {**values, "grad_norm": norm, "lr": self._config.lr * factor}
 
@@ -150,14 +158,21 @@ class Engine:
             else:
                 self._optimizer.state[parameter][moment].copy_(value)
             return
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed import utils
 
-        if moment is None:
-            safe_set_full_fp32_param(parameter, value)
-            if self._zero < 3:
-                parameter.data.copy_(value)
+        if self._zero == 3:  # DeepSpeed's setters of whole tensors know nothing of the padding of the last rank's part
+            own = _own_part(parameter, value)
+            if moment is not None:
+                utils.safe_set_local_optimizer_state(parameter, own, moment)
+                return
+            utils.safe_set_local_fp32_param(parameter, own)
+        elif moment is not None:
+            utils.safe_set_full_optimizer_state(parameter, value, moment)
+            return
         else:
-            safe_set_full_optimizer_state(parameter, value, moment)
+            utils.safe_set_full_fp32_param(parameter, value)
+        with _gathered(parameter, changed=True):  # what was set is the optimizer's copy; the module has its own
+            parameter.data.copy_(value)
 
     def _clamp_scales(self) -> None:
         """CLIP keeps its logit scale at 100 or below after every step."""
@@ -188,12 +203,24 @@ def _check_parameters(model: nn.Module) -> None:
 
 
 def _whole(parameter: nn.Parameter) -> Tensor:
-    if hasattr(parameter, "ds_id"):  # a frozen parameter under ZeRO 3 is partitioned too
-        import deepspeed
+    with _gathered(parameter, changed=False):
+        return parameter.detach().clone()
 
-        with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().clone()
-    return parameter.detach().clone()
+
+def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """This rank's share of a whole value under ZeRO 3: equal shares of the flat tensor, the last ones padded."""
+    each = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    flat = F.pad(value.flatten(), (0, each * comm.world_size() - value.numel()))
+    return flat[comm.rank() * each : (comm.rank() + 1) * each]
+
+
+def _gathered(parameter: nn.Parameter, *, changed: bool) -> AbstractContextManager[None]:
+    """The whole parameter where ZeRO 3 has taken it apart (frozen ones too); if it is changed, by all ranks alike."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changed else None)
 
 
 def _finite(value: float) -> bool:

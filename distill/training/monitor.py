@@ -1,5 +1,6 @@
 """metrics.jsonl is the truth; the console and TensorBoard (if installed) show what it says."""
 
+import errno
 import importlib.util
 import json
 import logging
@@ -7,6 +8,8 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+
+from distill.disk import writing
 
 log = logging.getLogger(__name__)
 
@@ -16,17 +19,21 @@ class Monitor:
 
     def __init__(self, folder: Path, total_steps: int, keep_bytes: int = 0):
         self._total = total_steps
-        path = folder / "metrics.jsonl"
-        self._file = path.open("ab")
+        self._path = folder / "metrics.jsonl"
+        self._file = self._path.open("ab", buffering=0)
         self._file.truncate(keep_bytes)
-        self._file.seek(keep_bytes)
+        self._bytes = keep_bytes
         self._board = _tensorboard(folder)
         self._recent: list[float] = []
 
     def row(self, step: int, values: dict[str, Any]) -> None:
         """Writes one row; `step` counts from 1."""
-        self._file.write(json.dumps({"step": step, **values}).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps({"step": step, **values}).encode() + b"\n"
+        with writing(self._path, needed=len(line)):
+            if self._file.write(line) < len(line):
+                self._file.truncate(self._bytes)
+                raise OSError(errno.ENOSPC, "only a part of the row was written")
+        self._bytes += len(line)
         if self._board is not None:
             for name, value in _flat(values).items():
                 self._board.add_scalar(name, value, step)
@@ -44,8 +51,9 @@ class Monitor:
 
     def bytes(self) -> int:
         """Length of metrics.jsonl, on disk."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+        return self._bytes
 
     def close(self) -> None:
         """Closes the files."""

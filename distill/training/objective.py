@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from distill import comm
 from distill.config import Config
+from distill.data.labels import SHORTLIST
 from distill.data.loader import Batch
 from distill.losses import coarse, fine
 from distill.losses.contrastive import contrastive
+from distill.model.blocks import recomputed
 from distill.model.contract import Interaction, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
+from distill.training.shortlist import rebuilt_logits
 
 
 class ContrastiveConfig(Config):
@@ -130,6 +133,7 @@ class Objective(nn.Module):
         *,
         bf16: bool,
         mask_same_video: bool = False,
+        accumulate: int = 1,
     ):
         super().__init__()
         self.model = model
@@ -137,15 +141,14 @@ class Objective(nn.Module):
         self._config = config
         self._bf16 = bf16
         self._mask_same_video = mask_same_video
+        self._accumulate = accumulate
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         assert batch.frames is not None, "pixels or stem outputs"
-        with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=self._bf16):
-            text = self.model.encode_text(batch.ids)
-            video = self.model.encode_video(batch.frames, batch.real)
-            pair = self.model.encode_pair(batch.ids, text, video)
+        encode = self._encode if self._accumulate == 1 else self._encode_in_parts
+        features = encode(batch.ids, batch.frames, batch.real)
         videos = torch.tensor(batch.videos, device=batch.ids.device)
-        text, video, pair, labels, videos = gather(text, video, pair, batch.labels, videos)
+        text, video, pair, labels, videos = gather(features, batch.labels, videos)
         with torch.no_grad():
             targets = [
                 self._target(interaction, weight, rows)
@@ -159,43 +162,89 @@ class Objective(nn.Module):
             videos=videos if self._mask_same_video else None,
         )
 
+    def _encode(self, ids: Tensor, frames: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """The features of some pairs by their names in `gather`."""
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._bf16):
+            text = self.model.encode_text(ids)
+            video = self.model.encode_video(frames, real)
+            pair = self.model.encode_pair(ids, text, video)
+        sides = {"text": text, "video": video, "pair": pair}
+        return {
+            f"{side}.{name}": value
+            for side, features in sides.items()
+            if features is not None
+            for name, value in features.tensors().items()
+        }
+
+    def _encode_in_parts(self, ids: Tensor, frames: Tensor, real: Tensor) -> dict[str, Tensor]:
+        """The same features, but only one part's activations are ever there (GradCache, Gao et al. 2021).
+
+        The first forward keeps nothing but features. When the backward of the whole loss comes to a part, it is encoded
+        again from the same random state, and the gradient of its features goes on to the weights. It is all one
+        backward, so each weight gets one gradient, which is reduced over processes once. Every part draws from where
+        the step began, as every process does: models that draw do so alike for all of a batch.
+        """
+        names: list[str] = []
+
+        def encode(*part: Tensor) -> tuple[Tensor, ...]:
+            features = self._encode(*part)
+            names[:] = features
+            return tuple(features.values())
+
+        state, parts = _random_state(ids.device), []
+        for part in zip(*(whole.chunk(self._accumulate) for whole in (ids, frames, real)), strict=True):
+            _restore_random_state(ids.device, state)
+            parts.append(recomputed(encode)(*part))
+        return {name: torch.cat(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
+
     def _target(self, interaction: Interaction, weight: float, rows: dict[str, Tensor]) -> Target:
         logits = teacher_logits(interaction, rows) if self._config.coarse.weight else None
         return Target(logits=logits, relevance=rows["relevance"], weight=weight)
 
 
 def gather(
-    text: TextFeatures,
-    video: VideoFeatures,
-    pair: PairFeatures | None,
-    labels: list[dict[str, Tensor]],
-    videos: Int[Tensor, " pair"],
+    features: dict[str, Tensor], labels: list[dict[str, Tensor]], videos: Int[Tensor, " pair"]
 ) -> tuple[TextFeatures, VideoFeatures, PairFeatures | None, list[dict[str, Tensor]], Int[Tensor, " pair"]]:
-    """The global batch from all ranks' shares in one collective, with a true gradient."""
-    flat = {f"text.{name}": value for name, value in text.tensors().items()}
-    flat |= {f"video.{name}": value for name, value in video.tensors().items()}
-    flat |= {f"pair.{name}": value for name, value in pair.tensors().items()} if pair is not None else {}
-    flat |= {f"{number}.{name}": value for number, rows in enumerate(labels) for name, value in rows.items()}
+    """The global batch from all ranks' shares in one collective, with a true gradient; `features` are called
+    `text.sentence`, `video.vector`, `pair.attention` and so on."""
+    flat = features | {f"{number}.{name}": value for number, rows in enumerate(labels) for name, value in rows.items()}
     whole = comm.gather({**flat, "videos": videos})
 
     def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): _fp32(value) for name, value in whole.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): _precise(value) for name, value in whole.items() if name.startswith(prefix)}
 
     tables = [part(f"{number}.") for number in range(len(labels))]
-    pairs = PairFeatures(**part("pair.")) if pair is not None else None
+    pair = part("pair.")
+    pairs = PairFeatures(**pair) if pair else None
     return TextFeatures(**part("text.")), VideoFeatures(**part("video.")), pairs, tables, whole["videos"]
 
 
 def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:
-    """The teacher's text x video logits of a batch, rebuilt from stored features by its own scoring head."""
+    """The teacher's text x video logits of a batch, rebuilt from stored features by its own scoring head.
+
+    Where the label set gives shortlists instead (tier `topk`), videos that are on none have their caption's tail.
+    """
+    if SHORTLIST[0] in rows:
+        return rebuilt_logits(rows)
     text = TextFeatures(sentence=rows["sentence"], words=rows.get("words"))
     real = rows["real"].bool() if "real" in rows else None
     return interaction(text, VideoFeatures(vector=rows["vector"], frames=rows.get("frames"), real=real))
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
+
+
+def _restore_random_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.cuda.set_rng_state(state, device)
 
 
 def _mean(losses: list[Tensor], shares: list[float]) -> Tensor:
     return sum((share * loss for share, loss in zip(shares, losses, strict=True)), torch.zeros_like(losses[0]))
 
 
-def _fp32(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
+def _precise(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value

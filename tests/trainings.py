@@ -1,0 +1,33 @@
+"""`python tests/trainings.py RECIPE[,section.key=value ...] ...`: several trainings, one after the other.
+
+Training alone, without tests and releases, so that starting a process is paid once for all of them. Under torchrun
+every process takes its part in each.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from distill import comm
+from distill.config import read_recipe
+from distill.recipe import Recipe
+from distill.run import prepare
+from distill.training import engine
+from distill.training.loop import train
+
+
+def main(*wanted: str) -> None:
+    """Trains each into the folder OUT/NAME of its recipe."""
+    engine.start(timeout_minutes=5)
+    for path, *overrides in (given.split(",") for given in wanted):
+        recipe = read_recipe(path, overrides, Recipe)
+        job_for, _ = prepare(recipe)
+        folder = Path(recipe.out) / recipe.name
+        folder.mkdir(parents=True, exist_ok=True)
+        train(job_for(folder))
+    comm.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
