@@ -67,9 +67,9 @@ def waiting() -> int:
 def leave_to_parent(_worker: int = 0) -> None:
     """For worker processes: whoever started them ends them; what a terminal or a launcher sends to all does not."""
     signal.set_wakeup_fd(-1)
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)  # what is ignored could not be waited for
     threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
 
 
@@ -98,8 +98,8 @@ def _obey(parent: int) -> None:
 
 
 def _watch(read: int) -> None:
-    while (number := os.read(read, 1)[0]) not in SIGNALS:
-        pass
+    while (number := os.read(read, 1)[0]) not in SIGNALS or signal.getsignal(number) not in (_arrived, signal.SIG_IGN):
+        pass  # another signal, or one that somebody else handles for the time being, as web servers do
     if _holding:
         log.info(f"{signal.Signals(number).name}: stopping after this step")
         return

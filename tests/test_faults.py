@@ -1,82 +1,22 @@
 """Real crashes and wrong inputs: killed jobs finish with the same bytes, bad input is one line and exit code 2."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from conftest import ROOT, World, one_line_error, python, tree_bytes
+from conftest import World, one_line_error, python
+from faults.campaign import campaign
+from faults.setting import prepare
 
 
-def kill_when(arguments: list[str], ready: Callable[[], bool]) -> None:
-    """Starts a command in a group of its own and kills the whole group without warning as soon as `ready`."""
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 300
-    while not ready():
-        assert process.poll() is None, "the job ended before it could be killed"
-        assert time.monotonic() < deadline, "the job never got there"
-        time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-@pytest.fixture(scope="module")
-def many_shards(world: World, tmp_path_factory) -> Path:
-    """The corpus' annotations repeated until packing takes several shards."""
-    folder = tmp_path_factory.mktemp("many")
-    source = json.loads((world.corpus / "MSRVTT_data.json").read_text())
-    videos = folder / "videos"
-    videos.mkdir()
-    with (folder / "all.csv").open("w") as file:
-        file.write("video,caption\n")
-        for take in range(4):
-            for row in source["sentences"]:
-                file.write(f'{row["video_id"]}-{take},"{row["caption"]}"\n')
-    for path in (world.corpus / "videos").glob("*.mp4"):
-        for take in range(4):
-            shutil.copy(path, videos / f"{path.stem}-{take}.mp4")
-    return folder
-
-
-def test_a_killed_pack_ends_with_the_same_bytes(many_shards: Path, tmp_path: Path):
-    def pack(out: Path) -> list[str]:
-        return ["tools/pack_frames.py", str(many_shards / "all.csv"), str(many_shards / "videos"), "--out", str(out)]
-
-    python(*pack(tmp_path / "whole"), "--size", "64")
-    killed = tmp_path / "killed"
-    kill_when([*pack(killed), "--size", "64"], lambda: any(killed.glob("*.tar")))
-    assert not (killed / "manifest.json").exists()
-    python(*pack(killed), "--size", "64")
-    assert tree_bytes(killed) == tree_bytes(tmp_path / "whole")
-
-
-def test_a_killed_label_job_ends_with_the_same_bytes(many_shards: Path, teacher: Path, tmp_path: Path):
-    frames = tmp_path / "frames"
-    pack = ("tools/pack_frames.py", many_shards / "all.csv", many_shards / "videos", "--size", "64", "--out", frames)
-    python(*pack)
-
-    def dump(out: Path) -> list[str]:
-        return ["tools/dump_soft_labels.py", str(teacher), str(frames), "--out", str(out), "--batch", "16"]
-
-    python(*dump(tmp_path / "whole"))
-    killed = tmp_path / "killed"
-    kill_when(dump(killed), lambda: any(killed.glob("*.tar")))
-    assert not (killed / "manifest.json").exists()
-    python(*dump(killed))
-    assert tree_bytes(killed) == tree_bytes(tmp_path / "whole")
+def test_random_kills_change_nothing(world: World, tmp_path: Path):
+    """A small sample of `make faults`."""
+    jobs = prepare(tmp_path, world, ("pack", "train"), clips=15)
+    tallies = campaign(jobs, kills=7, seed=5, folder=tmp_path / "killed")
+    assert not [failure for tally in tallies for failure in tally.failures]
+    assert sum(tally.kills for tally in tallies) == 7
+    assert all(tally.equal == tally.jobs > 0 for tally in tallies)
 
 
 def test_unusable_videos_are_reported_and_never_become_samples(world: World, tmp_path: Path):

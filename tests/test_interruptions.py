@@ -1,0 +1,315 @@
+"""Every interruption ends with one line and a state from which the same command continues."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, World, metrics, one_line_error, python, steps, tree_bytes
+from faults.processes import Ranks
+
+from distill import comm
+from distill.data.frames import FrameSet
+from distill.data.labels import LabelSet
+from distill.data.loader import VideoDataset, load_batches
+from distill.errors import ArtefactError, ExpectedError
+from distill.run import alone_in
+from distill.training import checkpoint
+from distill.training.checkpoint import Progress
+from distill.training.monitor import Monitor
+
+MB = 1 << 20
+
+
+def script(folder: Path, text: str) -> Path:
+    """A little command of the project's kind."""
+    path = folder / "script.py"
+    path.write_text(f"import sys\nsys.path[0] = {str(ROOT)!r}\n" + textwrap.dedent(text))
+    return path
+
+
+def wait_for(condition: Callable[[], bool], ranks: Ranks) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert ranks.running, ranks.said(0)
+        assert time.monotonic() < deadline, "it never came so far"
+        time.sleep(0.002)
+
+
+def rows(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def test_a_signal_ends_training_after_its_step_and_the_same_command_continues(
+    world: World, teacher_run: Path, tmp_path: Path
+):
+    recipe, run = world.recipe("xclip", "xclip", tmp_path), tmp_path / "xclip"
+    ranks = Ranks([sys.executable, "distill/run.py", recipe], 1, tmp_path / "log")
+    wait_for(lambda: rows(run) >= 2, ranks)
+    seen = rows(run)
+    ranks.processes[0].terminate()
+    assert ranks.ended(60) and ranks.codes == [143]
+    done = rows(run)
+    assert seen <= done <= seen + 2, "it ended after the step that it was in"
+    assert ranks.said(0)[-1] == f"stopped by SIGTERM after step {done}; the same command continues there"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step{done:06d}"]
+    python("distill/run.py", recipe)
+    assert metrics(run) == metrics(teacher_run)
+    assert tree_bytes(run)["release/model.safetensors"] == tree_bytes(teacher_run)["release/model.safetensors"]
+
+
+def test_a_signal_to_one_rank_ends_all_of_them_and_says_so_once(world: World, tmp_path: Path):
+    recipe, run = world.recipe("xclip", "xclip", tmp_path), tmp_path / "xclip"
+    ranks = Ranks([sys.executable, "distill/run.py", recipe, "train.epochs=9"], 2, tmp_path / "log")
+    wait_for(lambda: rows(run) >= 2, ranks)
+    ranks.processes[1].send_signal(signal.SIGINT)
+    assert ranks.ended(60) and ranks.codes == [130, 130]
+    said = [line for rank in (0, 1) for line in ranks.said(rank) if "stopped" in line]
+    assert said == [f"stopped by SIGINT after step {rows(run)}; the same command continues there"]
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step{rows(run):06d}"]
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks_and_names_the_part(world: World, tmp_path: Path):
+    recipe = world.recipe("xclip", "xclip", tmp_path)
+    command = [sys.executable, "distill/run.py", recipe, "optim.clip_lr=1.0e+30", "optim.lr=1.0e+30"]
+    ranks = Ranks(command, 2, tmp_path / "log")
+    assert ranks.ended(300) and ranks.codes == [2, 2]
+    for rank in (0, 1):
+        assert ranks.said(rank)[-1].startswith("error: step") and "loss part" in ranks.said(rank)[-1]
+        assert "Traceback" not in "".join(ranks.said(rank))
+
+
+def test_a_second_job_in_the_same_folder_is_refused(tmp_path: Path):
+    path = script(
+        tmp_path,
+        """
+        import time
+        from pathlib import Path
+        from distill.run import alone_in
+
+        with alone_in(Path(sys.argv[1])):
+            print("in", flush=True)
+            time.sleep(600)
+        """,
+    )
+    first = Ranks([sys.executable, path, tmp_path], 1, tmp_path / "log")
+    wait_for(lambda: first.said(0) == ["in"], first)
+    with pytest.raises(ExpectedError, match="running already"), alone_in(tmp_path):
+        pass
+    first.kill_all()
+    with alone_in(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_share_that_breaks_while_it_is_read_is_named(world: World, tmp_path: Path, workers: int):
+    folder = shutil.copytree(world.frames["val"], tmp_path / "share")
+    frames = FrameSet(folder)
+    (folder / "00000.tar").unlink()
+    (folder / "00000.tar").symlink_to("/proc/self/mem")  # reads fail with an I/O error
+    with pytest.raises(ArtefactError, match=r"share/00000\.tar: cannot be read \(Input/output error\)"):
+        list(load_batches(VideoDataset(frames, 12), [[0, 1]], workers))
+
+
+GROUP = """
+    import os, time, torch, torch.distributed as dist
+    from distill import comm
+    from distill.errors import door
+
+    def main():
+        with comm.reporting_lost_ranks(0.05):
+            dist.init_process_group("gloo", timeout=comm.limit_waiting(0.05))
+            group = dist.new_group([0, 1])  # as DeepSpeed makes one
+            dist.all_reduce(torch.ones(1), group=group)
+            open(f"{sys.argv[1]}.{dist.get_rank()}", "w").close()
+            while True:
+                time.sleep(0.1)
+                dist.all_reduce(torch.ones(1), group=group)
+
+    door(main)
+"""
+
+
+@pytest.mark.parametrize(("how", "says"), [(signal.SIGKILL, "was lost"), (signal.SIGSTOP, "did not answer within")])
+def test_a_rank_that_dies_or_stops_ends_the_others_with_a_line(tmp_path: Path, how: signal.Signals, says: str):
+    ranks = Ranks([sys.executable, script(tmp_path, GROUP), tmp_path / "ready"], 2, tmp_path / "log")
+    wait_for(lambda: all((tmp_path / f"ready.{rank}").exists() for rank in (0, 1)), ranks)
+    ranks.processes[1].send_signal(how)
+    assert ranks.processes[0].wait(30) == 2
+    ranks.kill_all()
+    assert len(ranks.said(0)) == 1, ranks.said(0)
+    assert ranks.said(0)[0].startswith("error: rank 0: another process " + says)
+
+
+@pytest.mark.parametrize("text", ["[pair.cc:1] op.preamble.length <= op.nbytes. 8 vs 4 (gloo)", "index out of range"])
+def test_our_own_mistakes_keep_their_traceback(text: str):
+    with pytest.raises(RuntimeError, match=r"nbytes|range"), comm.reporting_lost_ranks(1.0):
+        raise RuntimeError(text)
+
+
+def test_a_command_that_waits_inside_a_library_ends_all_the_same(tmp_path: Path):
+    """A mutex taken twice never returns to Python, as a collective may not for half an hour."""
+    path = script(
+        tmp_path,
+        """
+        import ctypes
+        from distill.errors import door
+
+        def main():
+            library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            print("ready", flush=True)
+            while True:
+                library.pthread_mutex_lock(mutex)
+
+        door(main)
+        """,
+    )
+    ranks = Ranks([sys.executable, path], 1, tmp_path / "log")
+    wait_for(lambda: ranks.said(0) == ["ready"], ranks)
+    ranks.processes[0].terminate()
+    assert ranks.ended(20) and ranks.codes == [143]
+    assert ranks.said(0)[1:] == ["stopped by SIGTERM; what is finished is kept, and the same command continues there"]
+
+
+WORKERS = """
+    import os, time
+    from distill.errors import door
+    from distill.workers import worker_pool
+
+    def work(number):
+        open(f"{sys.argv[1]}.{os.getpid()}", "w").close()
+        time.sleep(600)
+
+    def main():
+        with worker_pool(2) as pool:
+            for done in [pool.submit(work, number) for number in range(4)]:
+                done.result()
+
+    if __name__ == "__main__":
+        door(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("whom", "how", "code", "says"),
+    [
+        ("parent", signal.SIGTERM, 143, "stopped by SIGTERM"),
+        ("parent", signal.SIGKILL, -9, None),
+        ("worker", signal.SIGKILL, 2, "error: a worker process was killed"),
+    ],
+)
+def test_workers_end_with_their_parent_and_say_so(tmp_path: Path, whom: str, how: signal.Signals, code: int, says):
+    ranks = Ranks([sys.executable, script(tmp_path, WORKERS), tmp_path / "ready"], 1, tmp_path / "log")
+    wait_for(lambda: len(list(tmp_path.glob("ready.*"))) == 2, ranks)
+    worker = int(next(tmp_path.glob("ready.*")).suffix[1:])
+    os.kill(ranks.processes[0].pid if whom == "parent" else worker, how)
+    assert ranks.ended(20), f"{ranks.left()} are left"
+    assert ranks.codes == [code]
+    if says:  # a killed parent's resource tracker has its own words
+        assert [line[: len(says)] for line in ranks.said(0)] == [says]
+
+
+class Disk:
+    """A file system of a given size, which can be made larger."""
+
+    def __init__(self, path: Path, size: int):
+        self.path = path
+        path.mkdir()
+        self._mount(size, "-t", "tmpfs", "none")
+
+    def grow(self, size: int) -> None:
+        self._mount(size, "-o", "remount")
+
+    def _mount(self, size: int, *how: str) -> None:
+        done = subprocess.run(["mount", *how, "-o", f"size={size}", str(self.path)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Disk]]:
+    """Makes one disk of so many bytes."""
+    path = tmp_path / "disk"
+    if shutil.which("mount") is None or os.geteuid():
+        pytest.skip("only root can mount a small file system")
+    yield lambda size: Disk(path, size)
+    subprocess.run(["umount", "--lazy", str(path)], capture_output=True)
+
+
+def nothing_torn(folder: Path) -> None:
+    assert not [path for path in folder.rglob("*") if ".part" in path.name]
+
+
+def test_a_full_disk_stops_packing_and_after_making_room_the_bytes_are_the_same(world: World, small_disk):
+    disk = small_disk(MB // 4)
+    out = disk.path / "frames"
+    pack = ["tools/pack_frames.py", world.corpus / "val.csv", world.corpus / "videos", "--layout", "msrvtt"]
+    pack += ["--size", "64", "--out", out]
+    one_line_error(python(*pack, check=False), "00000.tar", "disk is full", "bytes", "are free")
+    nothing_torn(out)
+    disk.grow(64 * MB)
+    python(*pack)
+    assert tree_bytes(out) == tree_bytes(world.frames["val"])
+
+
+def test_a_full_disk_stops_a_label_dump(world: World, teacher: Path, small_disk):
+    disk = small_disk(MB // 16)
+    dump = ["tools/dump_soft_labels.py", teacher, world.frames["val"], "--out"]
+    one_line_error(python(*dump, disk.path / "labels", check=False), "00000", "disk is full", "are free")
+    nothing_torn(disk.path)
+    disk.grow(64 * MB)
+    python(*dump, disk.path / "labels")
+    LabelSet(disk.path / "labels", FrameSet(world.frames["val"]))  # whole, every byte as it was sealed
+
+
+def test_a_full_disk_stops_a_run_and_after_making_room_it_continues(world: World, teacher_run: Path, small_disk):
+    disk = small_disk(60 * MB)  # one checkpoint and the start of a second
+    recipe = world.recipe("xclip", "xclip", disk.path)
+    command = ("distill/run.py", recipe, "train.checkpoint_every=5")
+    result = python(*command, check=False)
+    one_line_error(result, "step000010", "disk is full", "bytes", "are free")
+    nothing_torn(disk.path)
+    assert [path.name for path in (disk.path / "xclip" / "checkpoints").iterdir()] == ["step000005"]
+    disk.grow(400 * MB)
+    python(*command)
+    assert metrics(disk.path / "xclip") == metrics(teacher_run)
+
+
+def test_a_checkpoint_that_meets_a_full_disk_while_it_is_written_leaves_the_older_one(small_disk, monkeypatch):
+    disk = small_disk(3 * MB)
+    folder, weights = disk.path / "checkpoints", {"w": torch.ones(MB // 4)}
+    checkpoint.save(folder, weights, {"m": torch.zeros(1)}, Progress(step=1, metrics_bytes=0))
+    monkeypatch.setattr(checkpoint, "check_room", lambda path, needed: None)  # another one filled it in between
+    with pytest.raises(
+        ExpectedError, match=r"optimizer\.safetensors: the disk is full: the file takes 2,097,152 bytes, 1,0"
+    ):
+        checkpoint.save(folder, weights, {"m": torch.ones(MB // 2)}, Progress(step=2, metrics_bytes=0))
+    nothing_torn(disk.path)
+    found = checkpoint.latest(folder)
+    assert found is not None and found[2].step == 1 and torch.equal(found[0]["w"], weights["w"])
+
+
+def test_metrics_on_a_full_disk_stop_with_a_line_and_whole_rows(small_disk):
+    disk = small_disk(64 << 10)
+    monitor = Monitor(disk.path, total_steps=10)
+    monitor.row(1, {"total": 0.5})
+    kept = monitor.bytes()
+    (disk.path / "filler").write_bytes(bytes(shutil.disk_usage(disk.path).free))
+    with pytest.raises(ExpectedError, match=r"metrics\.jsonl: the disk is full"):
+        for step in range(2, 5000):
+            monitor.row(step, {"total": 0.5})
+    monitor.close()
+    (disk.path / "filler").unlink()
+    assert all(line.endswith(b"}\n") for line in (disk.path / "metrics.jsonl").read_bytes().splitlines(keepends=True))
+    again = Monitor(disk.path, total_steps=10, keep_bytes=kept)
+    again.row(2, {"total": 0.25})
+    again.close()
+    assert [row["step"] for row in steps(disk.path)] == [1, 2]
