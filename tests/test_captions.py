@@ -219,7 +219,7 @@ def test_files_that_cannot_be_annotations_are_refused(tmp_path):
         ("latin.csv", "csv", "not UTF-8 at byte"),
         ("raw-captions.pkl", "csv", "pickles can run code"),
         ("latin.csv", "youcook", "unknown annotation layout 'youcook'; expected one of activitynet, csv, didemo"),
-        ("videos", "csv", "cannot be read"),
+        ("videos", "csv", "a folder, expected a plain file"),
     ):
         with pytest.raises(ArtefactError, match=message):
             read_annotations(tmp_path / name, layout, videos)

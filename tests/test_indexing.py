@@ -341,10 +341,10 @@ def test_an_index_that_is_killed_again_and_again_ends_with_the_same_bytes(corpus
     (tmp_path / "videos" / "broken.mp4").write_text("text")
     build_gallery(encoder, tmp_path / "videos", tmp_path / "whole")
     kills, args = 0, (encoder, tmp_path / "videos", tmp_path / "gallery")
-    while killed(processes.Process(target=_index_in_parts, args=args), rng.uniform(0.1, 0.5)):
+    while killed(processes.Process(target=_index_in_parts, args=args), rng.uniform(0.05, 0.3)):
         kills += 1
         assert kills < 200
-    assert kills >= 2
+    assert kills >= 1
     assert tree_bytes(tmp_path / "gallery") == tree_bytes(tmp_path / "whole")
     assert not (tmp_path / "gallery" / ".work").exists()
 
