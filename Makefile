@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PORT ?= 8000
 
-.PHONY: demo serve study test faults fuzz two-hosts lint install clean
+.PHONY: demo serve study test faults mutations fuzz two-hosts lint install clean
 
 demo: install  ## the whole arrow on the embedded corpus, and one table
 	$(BIN)/python tools/demo.py
@@ -23,6 +23,9 @@ test: install lint  ## everything that CI checks
 
 faults: install  ## kills packing, labelling and training at 200 random points (half an hour or so)
 	$(BIN)/python tests/faults --kills 200
+
+mutations: install  ## 2,000 damaged and hostile files into every reader (about 7 minutes)
+	$(BIN)/python tests/mutations --count 2000
 
 fuzz: install  ## thousands of made-up requests at the server that `make serve` runs; no finding is allowed
 	$(BIN)/schemathesis run http://127.0.0.1:$(PORT)/openapi.json --checks all -n 2000

@@ -6,6 +6,8 @@ validation: unknown keys, wrong types and missing keys are errors with their pat
 """
 
 import difflib
+import os
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from distill.errors import RecipeError
+from distill.errors import RecipeError, check_regular
 
 
 class Config(BaseModel):
@@ -23,6 +25,13 @@ class Config(BaseModel):
 
 
 Tree = dict[str, Any]
+# What PyYAML raises for text that is no YAML, or that its tags cannot mean: `2001-99-99`, `!!int x`, `!!bool x`.
+NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+LONGEST_PATH = 4096  # characters that a system takes
+LONGEST_SHOWN = 300  # characters of anything that an error repeats
+_SHOWER = reprlib.Repr()
+_SHOWER.maxstring = _SHOWER.maxother = _SHOWER.maxlong = LONGEST_SHOWN
+_SHOWER.maxlist = _SHOWER.maxdict = 10
 C = TypeVar("C", bound=Config)
 
 
@@ -47,25 +56,57 @@ def dump_recipe(recipe: Config) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain values alone, each written out once: an alias can stand for billions of values, a key twice drops one."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "an alias (*name); write its value out", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:
+    """Raises one of `NOT_YAML`."""
+    return yaml.load(text, _Loader)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} ..."
+
+
+def _shown(value: Any) -> str:
+    """A value as an error shows it, without most of what is endless."""
+    return _SHOWER.repr(value)
+
+
 def _read_tree(path: Path, seen: tuple[Path, ...]) -> Tree:
-    if path.resolve() in seen:
+    if Path(os.path.realpath(path)) in seen:
         raise RecipeError(f"{path}: extends itself through {' -> '.join(str(p) for p in seen)}")
+    check_regular(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; recipes/ holds the ones that come with the project") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    except NOT_YAML as error:
+        raise RecipeError(f"{path}: not valid YAML: {_short(str(error))}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: expected a mapping of sections at the top, found {type(tree).__name__}")
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
-    if not isinstance(parent, str):
-        raise RecipeError(f"{path}: extends: expected the path of a recipe, found {parent!r}")
-    return _merge(_read_tree(path.parent / parent, (*seen, path.resolve())), tree)
+    if not isinstance(parent, str) or "\0" in parent or len(parent) > LONGEST_PATH:
+        raise RecipeError(f"{path}: extends: expected the path of a recipe, found {_shown(parent)}")
+    return _merge(_read_tree(path.parent / parent, (*seen, Path(os.path.realpath(path)))), tree)
 
 
 def _merge(base: Tree, over: Tree) -> Tree:
@@ -83,8 +124,8 @@ def _parse_override(text: str) -> Tree:
     if not equals or not path or any(not part for part in path.split(".")):
         raise RecipeError(f"override {text!r}: expected section.key=value, e.g. optim.lr=0.001")
     try:
-        tree = yaml.safe_load(value)
-    except yaml.YAMLError:
+        tree = _parse(value)
+    except NOT_YAML:
         raise RecipeError(f"override {text!r}: {value!r} is not valid YAML") from None
     for part in reversed(path.split(".")):
         tree = {part: tree}
@@ -96,7 +137,7 @@ def _explain(error: ValidationError, tree: Tree, root: type[BaseModel]) -> str:
     problems = error.errors()
     problem = problems[0]
     keys = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    path = ".".join(str(part) for part in keys) or "recipe"
+    path = ".".join(_short(str(part)) for part in keys) or "recipe"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     found = problem.get("input")
     if problem["type"] == "extra_forbidden":
@@ -112,7 +153,7 @@ def _explain(error: ValidationError, tree: Tree, root: type[BaseModel]) -> str:
     advice = ""
     if isinstance(found, str) and _is_number(found):
         advice = f"; YAML reads {found} as text: write {_yaml_float(found)}"
-    return f"{path}: found {found!r}, {message}{advice}{more}"
+    return f"{path}: found {_shown(found)}, {message}{advice}{more}"
 
 
 def _siblings(root: type[BaseModel], keys: Sequence[Any]) -> list[str]:

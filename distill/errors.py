@@ -5,12 +5,19 @@ next. Our own invariants are `assert`s and keep their traceback.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 from distill import signals
 
+LONGEST, CLOSE = 1500, 400  # characters of an error, and of its end, which says what to do
+
 
 class ExpectedError(Exception):
-    """Something the user can mend; shown as one line, exit code 2."""
+    """Something the user can mend; shown as one line, exit code 2. What a damaged file makes too long is cut out."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - CLOSE]} ... {text[-CLOSE:]}"
 
 
 class RecipeError(ExpectedError):
@@ -23,6 +30,13 @@ class ArtefactError(ExpectedError):
 
 class VideoError(ExpectedError):
     """One video cannot be used; packing reports it by id and goes on."""
+
+
+def check_regular(path: Path) -> None:
+    """Refuses what is no plain file: opening a pipe would wait for ever, and a device may never end."""
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise ArtefactError(f"{path}: {kind}, expected a plain file; restore it, or name another one")
 
 
 def door(main: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal, cast
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distill.disk import writing
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, check_regular
 from distill.log import progress
 from distill.remote import Place, RemotePath
 
@@ -137,6 +137,8 @@ def read_manifest(folder: Place, kind: Kind, version: int) -> Manifest:
     path = folder / NAME
     if isinstance(folder, Path) and not folder.is_dir():
         raise ArtefactError(f"{folder}: no such folder; expected {_article(kind)} made by {MAKER[kind]}")
+    if isinstance(path, Path):
+        check_regular(path)
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from distill import log
-from distill.errors import ArtefactError, ExpectedError, door
+from distill.errors import ArtefactError, ExpectedError, check_regular, door
 from distill.release.release import Release, load
 from distill.retrieval.gallery import RECALL, CaptionHit, Gallery, Hit, release_path
 
@@ -77,6 +77,8 @@ def _release(gallery: Path, given: Path | None) -> Release:
 
 
 def _queries(given: str) -> list[str]:
+    if given != "-":
+        check_regular(Path(given))
     try:
         text = sys.stdin.read() if given == "-" else Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

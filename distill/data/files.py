@@ -15,7 +15,7 @@ from distill.data.datasets import EXTENSIONS, stem
 from distill.data.pictures import encode_jpeg
 from distill.data.sampler import Sampler
 from distill.data.video import probe, walk
-from distill.errors import ArtefactError, ExpectedError, VideoError
+from distill.errors import ArtefactError, ExpectedError, VideoError, check_regular
 
 Span = tuple[float, float] | None  # seconds of the file from and to; None: the whole file
 
@@ -82,6 +82,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _listed(path: Path) -> list[Path]:
+    check_regular(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

@@ -7,6 +7,7 @@ A frame set holds one split; its manifest lists the videos that could not be use
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -42,6 +43,7 @@ from distill.manifest import NAME, Manifest, canonical_json, file_sha256, seal
 from distill.remote import Place, locate
 from distill.workers import worker_pool
 
+LARGEST = 1 << 14  # pixels of a side, and frames of a video: beyond any model
 VERSION = 2  # 1: an index did not hold what is known of the videos
 
 
@@ -197,8 +199,20 @@ class FrameSet:
             self.path, "frames", VERSION, verify=verify, cache=cache, told=self._add
         )
         self.cache = self._shards.cache
-        self.size: int = self.manifest.config["size"]
-        self.num_frames: int = self.manifest.config["sampler"]["num_frames"]
+        self.size, self.num_frames = self._geometry()
+
+    def _geometry(self) -> tuple[int, int]:
+        """Pixels of a side, and frames of a video, as the manifest says."""
+        sampler = self.manifest.config.get("sampler")
+        size = self.manifest.config.get("size")
+        frames = sampler.get("num_frames") if isinstance(sampler, dict) else None
+        most = max((len(video.timestamps) for video in self.videos), default=0)
+        if type(size) is not int or type(frames) is not int or not 0 < size <= LARGEST or not most <= frames <= LARGEST:
+            raise ArtefactError(
+                f"{self.path / NAME}: {frames!r} frames of {size!r} pixels, expected whole numbers from 1 to {LARGEST} "
+                f"and at least {most} frames; make the set again"
+            )
+        return size, frames
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -253,7 +267,12 @@ class FrameSet:
                 duration=about["duration"],
                 frames_sha256=about["frames_sha256"],
             )
-        except (KeyError, TypeError) as error:
+            texts = [video.id, video.source, video.frames_sha256, *(t for c in video.captions for t in (c.id, c.text))]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("a text is none")
+            if not video.timestamps or not all(math.isfinite(second) for second in (video.duration, *video.timestamps)):
+                raise TypeError("a time is none")
+        except (KeyError, TypeError, OverflowError) as error:
             raise ArtefactError(
                 f"{self.path}: sample {key} is wrongly described ({error}); make the set again"
             ) from None

@@ -24,7 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ from distill.data.shards import (
 )
 from distill.errors import ArtefactError
 from distill.log import progress
-from distill.manifest import MAKER, Manifest, SealedFile, canonical_json, published, seal
+from distill.manifest import MAKER, NAME, Manifest, SealedFile, canonical_json, published, seal
 from distill.remote import Place, locate
 
 VERSION = 1
@@ -223,7 +223,9 @@ class StoredLabels:
     def __init__(self, path: str | Place, *, verify: bool = True, cache: Cache | None = None):
         self.path = locate(path)
         self.manifest, self._shards = open_sealed_shards(self.path, "labels", VERSION, verify=verify, cache=cache)
-        self.tiers: list[str] = self.manifest.config["tiers"]
+        self.tiers: list[str] = self.manifest.config.get("tiers", [])
+        if not isinstance(self.tiers, list) or not set(map(str, self.tiers)) <= set(get_args(Tier)):
+            raise ArtefactError(f"{self.path / NAME}: tiers are {self.tiers!r}; make the set again")
         self._headers: dict[str, dict[str, _Entry]] = {}
 
     @property
@@ -237,7 +239,16 @@ class StoredLabels:
 
     def about(self, key: str) -> dict[str, Any]:
         """Of one sample: `video`, `captions` (`id`, `text_sha256`), `timestamps`, `frames_sha256`."""
-        return json.loads(self._shards.read(key, "labels.json"))
+        try:
+            found = json.loads(self._shards.read(key, "labels.json"))
+            texts = [found["video"], *(caption[k] for caption in found["captions"] for k in ("id", "text_sha256"))]
+            if not all(isinstance(text, str) for text in [*texts, found["frames_sha256"]]):
+                raise ValueError("a text is none")
+            if not found["timestamps"] or not all(math.isfinite(second) for second in found["timestamps"]):
+                raise ValueError("a time is none")
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise ArtefactError(f"{self.path}: sample {key} is wrongly described ({error}); make it again") from None
+        return found
 
     def names(self, key: str) -> list[str]:
         """The tensors of one sample."""
@@ -255,7 +266,7 @@ class StoredLabels:
             raise ArtefactError(f"{self.path}: sample {key} has no {name!r}; make the set again")
         dtype, shape, begin, end = header[name]
         if row is not None:
-            if not row < shape[0]:
+            if not shape or not row < shape[0]:
                 raise ArtefactError(f"{self.path}: {name!r} of sample {key} has no row {row}; make the set again")
             shape = shape[1:]
             size = math.prod(shape) * dtype.itemsize
@@ -265,7 +276,18 @@ class StoredLabels:
     def rows(self, places: Sequence[tuple[str, int]], tier: Tier) -> dict[str, Tensor]:
         """One tier of (key, caption row) pairs by name, real numbers as fp32; the first axis is the pair."""
         names = [name for name in self.names(places[0][0]) if tier_of(name) == tier]
-        return {name: torch.stack([self._row(key, name, row) for key, row in places]) for name in names}
+        return {name: self.stacked(name, [(key, self._row(key, name, row)) for key, row in places]) for name in names}
+
+    def stacked(self, name: str, rows: Sequence[tuple[str, Tensor]]) -> Tensor:
+        """The rows of samples (by key) as one tensor; they must be of one shape."""
+        odd = [(key, row) for key, row in rows if row.shape != rows[0][1].shape or row.dtype != rows[0][1].dtype]
+        if odd:
+            key, row = odd[0]
+            raise ArtefactError(
+                f"{self.path}: {name!r} of sample {key} is {row.dtype} {list(row.shape)}, that of {rows[0][0]} "
+                f"{rows[0][1].dtype} {list(rows[0][1].shape)}; make the set again"
+            )
+        return torch.stack([row for _, row in rows])
 
     def _row(self, key: str, name: str, row: int) -> Tensor:
         value = self.tensor(key, name, None if name in PER_VIDEO else row)
@@ -273,6 +295,8 @@ class StoredLabels:
 
     def interaction_weights(self) -> dict[str, Tensor]:
         """State of the teacher's scoring head."""
+        if INTERACTION not in self.manifest.files:
+            raise ArtefactError(f"{self.path / NAME}: lists no {INTERACTION}; make the set again")
         try:
             return load(self._shards.file(INTERACTION, self.manifest.files[INTERACTION]))
         except SafetensorError as error:
@@ -336,7 +360,9 @@ class LabelSet:
     ):
         self.stored = StoredLabels(path, verify=verify, cache=frames.cache)
         self.path, self.manifest, self.tiers = self.stored.path, self.stored.manifest, self.stored.tiers
-        self.interaction: dict[str, Any] = self.manifest.config["interaction"]
+        self.interaction: dict[str, Any] = self.manifest.config.get("interaction", {})
+        if not isinstance(self.interaction, dict) or not {"kind", "config"} <= self.interaction.keys():
+            raise ArtefactError(f"{self.path / NAME}: does not say which scoring head it has; make the set again")
         self._frames, self._coarse = frames, coarse
         expected, found = frames.manifest.id, self.manifest.parents.get("frames", "nothing")
         if found == expected:
@@ -373,6 +399,11 @@ class LabelSet:
         """The teacher's raw score of every frame for one caption."""
         there = self._places[video]
         row = self.stored.tensor(there.key, "relevance", there.rows[caption])
+        if row.dim() != 1 or not row.is_floating_point() or len(row) < len(there.labelled or ()):
+            raise ArtefactError(
+                f"{self.path}: 'relevance' of sample {there.key} is {row.dtype} {list(row.shape)} in each row, not "
+                f"one number per frame; make the set again"
+            )
         if there.labelled is None:
             return row
         return interpolated(row, there.labelled, self._frames.videos[video].timestamps, self._frames.num_frames)
@@ -381,7 +412,8 @@ class LabelSet:
         """Rows of (video, caption) pairs by name, real numbers as fp32; the first axis is the pair."""
         rows = [(self._places[video].key, self._places[video].rows[caption]) for video, caption in pairs]
         coarse = self.stored.rows(rows, self._coarse) if self._coarse else {}
-        return {"relevance": torch.stack([self.relevance(video, caption) for video, caption in pairs]), **coarse}
+        relevance = [(self._places[video].key, self.relevance(video, caption)) for video, caption in pairs]
+        return {"relevance": self.stored.stacked("relevance", relevance), **coarse}
 
 
 def interpolated(

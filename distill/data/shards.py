@@ -29,7 +29,7 @@ import webdataset
 
 from distill.cache import Cache
 from distill.data.tars import members
-from distill.errors import ArtefactError, ExpectedError
+from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.log import progress
 from distill.manifest import (
     MAKER,
@@ -263,6 +263,7 @@ class Shards:
         path = self.folder / name
         if isinstance(path, RemotePath):
             return self.cache.read(path, expected.sha256, expected.bytes)
+        check_regular(path)
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != expected.sha256:
             raise ArtefactError(f"{path}: not the file that was sealed; restore it or make the folder again")

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, check_regular
 
 
 def read_text(path: Path) -> str:
     """The whole file, without a byte order mark."""
+    check_regular(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

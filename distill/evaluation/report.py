@@ -5,6 +5,7 @@ two stages, and scores that use other queries (`normalise`), are measured on req
 Two results whose fingerprints differ never stand in one table.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from distill import __version__
 from distill.config import Config
 from distill.data.frames import FrameSet
 from distill.data.tokens import Tokenizer
-from distill.errors import ArtefactError, ExpectedError
+from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.evaluation.evaluate import (
     encode_texts,
     encode_videos,
@@ -229,14 +230,29 @@ def _gallery(state: Standing) -> GalleryState:
 
 def read_result(path: Path) -> Result:
     """Reads a result file."""
+    check_regular(path)
     try:
-        return Result.model_validate_json(path.read_bytes())
+        found = Result.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read as a result: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtefactError(f"{path}: not a result of tools/evaluate.py: {where or 'top'}: {first['msg']}") from None
+    also = [] if found.dsl is None else [found.dsl]
+    also += [] if found.qbnorm is None else [found.qbnorm.measured]
+    for measured in (found.scores, *also, *(stage.measured for stage in found.two_stage)):
+        needed = {"t2v"} if found.qbnorm is not None and measured is found.qbnorm.measured else {"t2v", "v2t"}
+        if not needed <= measured.metrics.keys() & measured.intervals.keys():
+            raise ArtefactError(f"{path}: not a result of tools/evaluate.py: needs {' and '.join(sorted(needed))}")
+        for way, row in measured.metrics.items():
+            if not set(COLUMNS) <= row.keys() or not all(math.isfinite(number) for number in row.values()):
+                raise ArtefactError(f"{path}: not a result of tools/evaluate.py: {way} needs {', '.join(COLUMNS)}")
+        for way, bounds in measured.intervals.items():
+            known = {f"R@{k}" for k in RECALLS} <= bounds.keys()
+            if not known or not all(math.isfinite(number) for pair in bounds.values() for number in pair):
+                raise ArtefactError(f"{path}: not a result of tools/evaluate.py: the intervals of {way} are not whole")
+    return found
 
 
 def check_comparable(path: Path, earlier: Result, protocol: str, fingerprint: str) -> None:

@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.config import Config
-from distill.errors import RecipeError
+from distill.errors import RecipeError, check_regular
 from distill.model.attention import ClassTokenAttention, TokenAttention, shift_tokens
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -350,11 +350,12 @@ def _read_folder(folder: Path, weights: str) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if weights == "folder" and not (folder / WEIGHTS_FILE).is_file():
         raise RecipeError(f"clip.model: {folder} holds no {WEIGHTS_FILE}; add it, or say clip.weights: random")
+    check_regular(path)
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"clip.model: {folder} holds no {CONFIG_FILE}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("model_cfg"), dict):
         raise RecipeError(f"{path}: expected a mapping with a model_cfg")

@@ -272,7 +272,7 @@ def read_tensors(path: Path, kind: str, ema: str | None = None) -> dict[str, Ten
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except SafetensorError as error:
+        except (OSError, SafetensorError) as error:
             raise ArtefactError(f"{path}: not readable as safetensors ({error}); download it again") from None
     if _is_torchscript(path):
         return _read_archive(path, kind)

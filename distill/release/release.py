@@ -43,6 +43,7 @@ from distill.model.features import TextFeatures, VideoFeatures
 VERSION = 1
 WEIGHTS, CONFIG, PROVENANCE, CARD = "model.safetensors", "config.json", "provenance.json", "README.md"
 BATCH = 64  # texts or videos encoded at once
+LARGEST_PICTURE = 1024  # pixels of a side
 LISTED = 5  # names of tensors in an error
 
 
@@ -169,12 +170,20 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
     """Opens a release on `device`, ready to encode; a damaged or foreign folder is an `ArtefactError`."""
     folder = Path(path)
     manifest = open_sealed(folder, "release", VERSION)
+    unlisted = [name for name in (CONFIG, WEIGHTS) if name not in manifest.files]
+    if unlisted:
+        raise ArtefactError(f"{folder}: the manifest lists no {unlisted[0]}; release again")
     config = _read_config(folder)
+    weights = _read_weights(folder / WEIGHTS)
+    _check_sizes(config, weights, folder / CONFIG)
     model_config = parse_model_config(config.model, str(folder / CONFIG))
     freeze = model_config.clip.freeze_vision, model_config.clip.freeze_text
     with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's random stream stays put
-        model = build(model_config, Clip.from_architecture(config.architecture, *freeze))
-    _load_weights(model, folder / WEIGHTS)
+        try:
+            model = build(model_config, Clip.from_architecture(config.architecture, *freeze))
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ArtefactError(f"{folder / CONFIG}: not a model that can be built ({error}); release again") from None
+    _load_weights(model, weights, folder / WEIGHTS)
     # `requires_grad` stays as in training: torch.matmul picks its kernel by it, and the last bits would differ.
     return Release(folder, manifest, config, model.eval().to(device))
 
@@ -191,11 +200,27 @@ def _read_config(folder: Path) -> ReleaseConfig:
         ) from None
 
 
-def _load_weights(model: RetrievalModel, path: Path) -> None:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        found = load_file(path)
-    except SafetensorError as error:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{path}: not readable as safetensors ({error}); release again") from None
+
+
+def _check_sizes(config: ReleaseConfig, weights: dict[str, Tensor], path: Path) -> None:
+    """No size of the towers may go beyond the largest axis of any weight: building must not take memory for nothing."""
+    largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
+    parts = [part for part in config.architecture.values() if isinstance(part, dict)]
+    numbers = [
+        value for part in (config.architecture, *parts) for value in part.values() if type(value) in (int, float)
+    ]
+    # A picture's side is no axis of a weight: its patches are.
+    odd = [number for number in numbers if not 0 <= number <= max(largest, LARGEST_PICTURE)]
+    if odd:
+        raise ArtefactError(f"{path}: architecture: {odd[0]}, but no weight is larger than {largest}; release again")
+
+
+def _load_weights(model: RetrievalModel, found: dict[str, Tensor], path: Path) -> None:
     expected = model.state_dict()
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
@@ -208,6 +233,9 @@ def _load_weights(model: RetrievalModel, path: Path) -> None:
     if missing or unexpected or shapes:
         problems = "; ".join(f"{what}: {_some(names)}" for what, names in odd.items() if names)
         raise ArtefactError(f"{path}: does not fit {CONFIG} beside it: {problems}; release again")
+    broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ArtefactError(f"{path}: {_some(broken)} not finite; release again")
     model.load_state_dict(found)
 
 

@@ -9,6 +9,7 @@ of these and orders them anew by its full score, from their tokens.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,7 @@ from distill.retrieval.encoder import Encoder
 from distill.retrieval.segment import Segment
 from distill.retrieval.stretch import best_stretch
 from distill.retrieval.table import Table
+from distill.retrieval.tokens import damaged
 from distill.retrieval.two_stage import Pairs, in_one_call, rerank
 
 RECALL = 200  # videos that are reranked: 99 % of the best ten in 10,000 are among them (tools/bench_retrieval.py)
@@ -193,6 +195,7 @@ class Gallery:
                 return torch.cat(parts).T
 
             scores, found = reordered(pairs, found, k)
+        self._check_scores(scores)
         hits = []
         for score, number in zip(scores[0].tolist(), found[0].tolist(), strict=True):
             said, row = self.table.caption(number)
@@ -212,12 +215,15 @@ class Gallery:
         return in_one_call(tokens)
 
     def _hits(self, scores: Float[Tensor, "query k"], rows: Int64[Tensor, "query k"]) -> list[list[Hit]]:
+        self._check_scores(scores)
         answers = zip(scores.tolist(), rows.tolist(), strict=True)
         return [[self._hit(row, score) for score, row in zip(*answer, strict=True)] for answer in answers]
 
     def _hit(self, row: int, score: float) -> Hit:
         part, own = self.table.place(row)
         about, weights = part.about[own], part.frame_weights[own].tolist()
+        if not 0 < len(about["timestamps"]) <= len(weights) or not all(math.isfinite(weight) for weight in weights):
+            raise damaged(part.folder, f"frames of {about['id']!r} do not weigh what they could")
         timestamps, duration, span = about["timestamps"], about["duration"], about.get("span")
         folder = self.table.folder(about)
         begin, end = span or (0.0, duration)
@@ -231,6 +237,11 @@ class Gallery:
             weights=tuple(weights[: len(timestamps)]),
             span=None if span is None else (begin, end),
         )
+
+    def _check_scores(self, scores: Float[Tensor, "query k"]) -> None:
+        """Opening a gallery does not read its vectors, so damage may show only here."""
+        if not scores.isfinite().all():
+            raise damaged(self.path, "a score is no finite number: tools/gallery.py verify finds the file")
 
     def _features_of(self, video: str | Path | VideoFeatures) -> VideoFeatures | None:
         """None for an id, whose vector is stored."""

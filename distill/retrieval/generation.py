@@ -27,7 +27,8 @@ from torch import Tensor
 from distill import manifest as sealed
 from distill.errors import ArtefactError
 from distill.manifest import NAME, Manifest, check_files, published, read_manifest, seal
-from distill.retrieval.segment import VIDEOS, mapped
+from distill.retrieval.segment import VIDEOS
+from distill.retrieval.tokens import damaged, mapped
 
 VERSION = 2
 SEGMENTS, DELETED, APPROXIMATE, WORK, LOCK = "segments", "deleted", "approximate", ".work", ".lock"
@@ -38,6 +39,7 @@ def read(path: Path) -> Manifest:
     """The manifest of the current generation; files are compared by size, not by hash."""
     for attempt in itertools.count(1):
         manifest = read_manifest(path, "gallery", VERSION)
+        _check_config(path, manifest)
         try:
             check_files(path, manifest, verify=False)
         except (ArtefactError, OSError):
@@ -46,6 +48,46 @@ def read(path: Path) -> Manifest:
             raise
         return manifest
     raise AssertionError("unreachable")
+
+
+def _check_config(path: Path, manifest: Manifest) -> None:
+    """Looks at what others take for granted."""
+    config, counts = manifest.config, manifest.counts
+    tokens, approximate = config.get("tokens"), config.get(APPROXIMATE)
+    sound = {
+        "config.release": isinstance(config.get("release"), str),
+        "config.vectors": isinstance(config.get("vectors"), str),
+        "config.folders": _strings(config.get("folders")),
+        "config.tokens": "tokens" not in config or _strings(tokens),
+        f"config.{APPROXIMATE}": APPROXIMATE not in config
+        or (isinstance(approximate, dict) and {"file", "covers", "probe"} <= approximate.keys()),
+        "counts": {"videos", "rows", "generation"} <= counts.keys() and min(counts.values()) >= 0,
+        "parents.release": "release" in manifest.parents,
+        "files": all(_placed(name) for name in manifest.files),
+    }
+    odd = [where for where, well in sound.items() if not well]
+    if odd:
+        raise ArtefactError(f"{path / NAME}: damaged at {odd[0]}; restore it, or index again with tools/index.py")
+    found = sum(segments(manifest).values())
+    if found != counts["rows"] or not 0 <= counts["videos"] <= found:
+        raise ArtefactError(
+            f"{path / NAME}: counts {counts['rows']} rows of {counts['videos']} videos, but its segments hold {found}; "
+            f"restore it, or index again with tools/index.py"
+        )
+
+
+def _strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _placed(name: str) -> bool:
+    """Whether a file lies where those of a gallery do."""
+    match Path(name).parts:
+        case [folder, number, _]:
+            return folder == SEGMENTS and number.isascii() and number.isdigit()
+        case [folder, _]:
+            return folder in (DELETED, APPROXIMATE)
+    return False
 
 
 def current(path: Path, manifest: Manifest) -> bool:
@@ -62,7 +104,12 @@ def segments(manifest: Manifest) -> dict[str, int]:
 def deleted_rows(path: Path, manifest: Manifest) -> Int64[Tensor, " row"]:
     """Rows that are deleted, ascending."""
     names = [name for name in manifest.files if Path(name).parts[0] == DELETED]
-    return mapped(path / names[0])["rows"] if names else torch.empty(0, dtype=torch.int64)
+    if not names:
+        return torch.empty(0, dtype=torch.int64)
+    rows = mapped(path / names[0]).get("rows", torch.empty(0))
+    if rows.dtype != torch.int64 or rows.dim() != 1 or (rows.diff() <= 0).any():
+        raise damaged(path / names[0], f"'rows' are {rows.dtype} {list(rows.shape)}, or do not ascend")
+    return rows
 
 
 def write_deleted(path: Path, generation: int, rows: Int64[Tensor, " row"]) -> str:

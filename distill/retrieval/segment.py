@@ -12,6 +12,7 @@ ones. Nothing but the rows that are asked for is read.
 
 import hashlib
 import json
+import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,42 +20,62 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from distill.manifest import SealedFile, canonical_json, published, sealed_file
-from distill.retrieval.tokens import Tokens, TokenWriter
+from distill.retrieval.tokens import Tokens, TokenWriter, damaged, mapped
 from distill.retrieval.vectors import Vectors
 
 VECTORS, TOKENS, VIDEOS, ROWS = "vectors.safetensors", "tokens.safetensors", "videos.jsonl", "rows.safetensors"
 CAPTIONS, CAPTION_LINES = "captions.safetensors", "captions.jsonl"
+INTS, FLOATS, INT8 = (torch.int64,), (torch.float32,), (torch.int8,)
+ROW = {"id": str, "source": str, "timestamps": list, "duration": int | float}  # what every line says
+CAPTION = {"id": str, "text": str}
 COPY = 2**26  # bytes copied at once
 
 
 class Lines:
-    """The lines of a mapped file of JSON."""
+    """The lines of a mapped file of JSON, each an object that has these fields."""
 
-    def __init__(self, path: Path, starts: Int64[Tensor, " line"]):
+    def __init__(self, path: Path, starts: Int64[Tensor, " line"], fields: Mapping[str, Any]):
         with path.open("rb") as file:
-            self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.starts = starts  # and the end
+            try:
+                self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError:  # it cannot map nothing
+                raise damaged(path, "empty") from None
+        self.path, self.starts, self.fields = path, starts, fields  # starts, and the end
+        if not len(starts):
+            raise damaged(path, "it is not known where its lines begin")
 
     def raw(self, line: int) -> bytes:
         """One line, with its end."""
         return self.content[int(self.starts[line]) : int(self.starts[line + 1])]
 
     def __getitem__(self, line: int) -> dict[str, Any]:
-        return json.loads(self.raw(line))
+        try:
+            found = json.loads(self.raw(line))
+            if not isinstance(found, dict):
+                raise ValueError("not an object")
+            for field, kind in self.fields.items():
+                if not isinstance(found[field], kind):
+                    raise ValueError(f"{field} is {type(found[field]).__name__}")
+            if not all(math.isfinite(second) for second in found.get("timestamps", ())):
+                raise ValueError("a time that is none")
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+            raise damaged(self.path, f"line {line + 1}: {error}") from None
+        return found
 
 
 class Captions:
     """What was said of the videos of a segment: vectors to search by, and the row that each belongs to."""
 
     def __init__(self, folder: Path):
-        columns = mapped(folder / CAPTIONS)
+        columns = _scored(folder / CAPTIONS, rows=(1, INTS), lines=(1, INTS))
         self.vectors, self.rows = Vectors(columns), columns["rows"]
-        self.lines = Lines(folder / CAPTION_LINES, columns["lines"])
+        self.lines = Lines(folder / CAPTION_LINES, columns["lines"], CAPTION)
+        rows = len(columns["lines"]) - 1
+        _same_length(folder / CAPTIONS, rows, {**self.vectors.columns, "rows": self.rows})
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -65,11 +86,16 @@ class Segment:
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu"):
         self.folder = folder
-        columns, rows = mapped(folder / VECTORS), mapped(folder / ROWS)
+        columns = _scored(folder / VECTORS, frame_weights=(2, FLOATS))
+        rows = _columns(folder / ROWS, lines=(1, INTS), hashes=(1, INTS), rows=(1, INTS))
         self.vectors, self.frame_weights = Vectors(columns), columns["frame_weights"]
         self.hashes, self.places = rows["hashes"], rows["rows"]
-        self.about = Lines(folder / VIDEOS, rows["lines"])
+        self.about = Lines(folder / VIDEOS, rows["lines"], ROW)
+        _same_length(folder / VECTORS, len(rows["lines"]) - 1, {**self.vectors.columns, "frames": self.frame_weights})
+        _same_length(folder / ROWS, len(self.hashes), {"rows": self.places})
         self.tokens = Tokens.open(folder / TOKENS, device) if (folder / TOKENS).is_file() else None
+        if self.tokens is not None:
+            _same_length(folder / TOKENS, len(self), self.tokens.tensors())
         self.captions = Captions(folder) if (folder / CAPTIONS).is_file() else None
 
     def __len__(self) -> int:
@@ -80,13 +106,33 @@ class Segment:
         key = torch.tensor(id_hash(name))
         first, last = (int(torch.searchsorted(self.hashes, key, right=right)) for right in (False, True))
         rows = sorted(self.places[first:last].tolist())
+        if rows and not 0 <= rows[0] <= rows[-1] < len(self):
+            raise damaged(self.folder / ROWS, f"{name!r} is said to be in row {rows[-1]} of {len(self)}")
         return [row for row in rows if name in (self.about[row]["id"], self.about[row].get("file"))]
 
 
-def mapped(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file: the file is mapped, and only what is used gets read."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+def _columns(path: Path, **wanted: tuple[int, Sequence[torch.dtype]]) -> dict[str, Tensor]:
+    """The columns of a file, after a look at their number of axes and their types."""
+    found = mapped(path)
+    for name, (axes, dtypes) in wanted.items():
+        if name not in found or found[name].dim() != axes or found[name].dtype not in dtypes:
+            is_there = f"is {found[name].dtype} {list(found[name].shape)}" if name in found else "is missing"
+            raise damaged(path, f"{name!r} {is_there}")
+    return found
+
+
+def _scored(path: Path, **wanted: tuple[int, Sequence[torch.dtype]]) -> dict[str, Tensor]:
+    """The columns of a file of vectors, whose int8 vectors have scales."""
+    found = _columns(path, vectors=(2, (torch.float32, torch.float16, torch.int8)), **wanted)
+    if (found["vectors"].dtype == torch.int8) != ("scales" in found):
+        raise damaged(path, "int8 vectors and 'scales' belong together")
+    return found if "scales" not in found else _columns(path, **wanted, vectors=(2, INT8), scales=(1, FLOATS))
+
+
+def _same_length(path: Path, rows: int, columns: Mapping[str, Tensor]) -> None:
+    odd = [name for name, column in columns.items() if len(column) != rows]
+    if odd:
+        raise damaged(path, f"{odd[0]!r} has {len(columns[odd[0]])} rows, not {rows}")
 
 
 def id_hash(name: str) -> int:

@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from distill.errors import ArtefactError
 from distill.manifest import Manifest
 from distill.model.features import VideoFeatures
 from distill.retrieval import generation
 from distill.retrieval.approximate import Approximate
 from distill.retrieval.generation import APPROXIMATE, SEGMENTS
 from distill.retrieval.segment import Segment
+from distill.retrieval.tokens import damaged
 from distill.retrieval.vectors import among, best, nearest
 
 
@@ -31,6 +33,7 @@ class Table:
         device: torch.device | str = "cpu",
         known: Mapping[str, Segment] | None = None,
     ):
+        self.path = path
         old = known or {}
         names = generation.segments(manifest)
         self.segments = {name: old.get(name) or Segment(path / SEGMENTS / name, device) for name in names}
@@ -38,8 +41,22 @@ class Table:
         self.parts = list(self.segments.values())
         self.bases = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # first rows, and the end
         self.folders: list[str] = manifest.config["folders"]
+        self._check(path, manifest, names)
         facts = manifest.config.get(APPROXIMATE)
         self.approximate = None if facts is None else Approximate(path / facts["file"], facts)
+
+    def _check(self, path: Path, manifest: Manifest, names: Mapping[str, int]) -> None:
+        """Whether the segments fit the manifest and one another."""
+        for name, part in self.segments.items():
+            first, tokens = self.parts[0], set(part.tokens.tensors()) if part.tokens is not None else set()
+            if len(part) != names[name] or part.vectors.stored.shape[1:] != first.vectors.stored.shape[1:]:
+                raise damaged(part.folder, f"{len(part)} rows of {list(part.vectors.stored.shape[1:])} numbers")
+            if tokens != set(manifest.config.get("tokens", ())):
+                raise damaged(part.folder, f"tokens {sorted(tokens)}")
+        if len(self.deleted) and not 0 <= self.deleted[0] <= self.deleted[-1] < len(self):
+            raise damaged(path, f"row {int(self.deleted[-1])} of {len(self)} is deleted")
+        if len(self) - len(self.deleted) != manifest.counts["videos"]:
+            raise damaged(path, f"{len(self)} rows, {len(self.deleted)} deleted, {manifest.counts['videos']} videos")
 
     def __len__(self) -> int:
         return int(self.bases[-1])
@@ -67,7 +84,12 @@ class Table:
 
     def folder(self, about: Mapping[str, Any]) -> Path | None:
         """The folder of the file of a row, if it is known."""
-        return Path(self.folders[about["folder"]]) if "folder" in about else None
+        number = about.get("folder")
+        if number is None:
+            return None
+        if not (isinstance(number, int) and 0 <= number < len(self.folders)):
+            raise ArtefactError(f"{self.path}: row {about['id']!r} names no video folder of it; index again")
+        return Path(self.folders[number])
 
     def vectors(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row dim"]:
         """The stored vectors of some rows."""
@@ -115,7 +137,10 @@ class Table:
         for base, part in self.based():
             if part.captions is not None:
                 if number < len(part.captions):
-                    return part.captions.lines[number], base + int(part.captions.rows[number])
+                    row = int(part.captions.rows[number])
+                    if not 0 <= row < len(part):
+                        raise damaged(part.folder, f"caption {number} is of row {row} of {len(part)}")
+                    return part.captions.lines[number], base + row
                 number -= len(part.captions)
         raise IndexError("no such caption")
 

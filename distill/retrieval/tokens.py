@@ -13,13 +13,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from distill.errors import ArtefactError
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
 
 FLOAT_BYTES = 4  # of a number in the vectors, float32
+AXES = {  # of what may be stored; those of one name are of one size
+    "vector": "video dim",
+    "frames": "video frame dim",
+    "contextual": "video frame dim",
+    "patches": "video frame patch dim",
+    "concepts": "video concept dim",
+    "reading": "video concept frame",
+    "relevance": "video frame",
+    "real": "video frame",
+}
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int8: "I8", torch.bool: "BOOL"}  # as safetensors does
 
 
@@ -49,6 +60,20 @@ def bytes_per_video(model: RetrievalModel, num_frames: int, size: int) -> tuple[
     vector = model.recall_video(video).shape[1] * FLOAT_BYTES
     model.train(training)
     return vector, row_bytes(stored(video, model.rerank_fields)) if model.rerank_fields else 0
+
+
+def mapped(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file: the file is mapped, and only what is used gets read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+    except SafetensorError as error:
+        raise damaged(path, str(error)) from None
+
+
+def damaged(path: Path, found: str) -> ArtefactError:
+    """What to say of a file of a gallery that is not as it was written."""
+    return ArtefactError(f"{path}: damaged ({found}); restore it, or index again with tools/index.py")
 
 
 class TokenWriter:
@@ -89,8 +114,16 @@ class Tokens:
     @classmethod
     def open(cls, path: Path, device: torch.device | str = "cpu") -> "Tokens":
         """Those of a file, mapped into memory."""
-        with safe_open(path, "pt") as file:
-            return cls({name: file.get_tensor(name) for name in file.keys()}, device)  # noqa: SIM118 not a dict
+        found = mapped(path)
+        sizes: dict[str, int] = {}
+        for name, value in found.items():
+            axes = AXES.get(name, "").split()
+            fits = len(axes) == value.dim() and value.dtype == (torch.bool if name == "real" else torch.float16)
+            if not fits or any(sizes.setdefault(*axis) != axis[1] for axis in zip(axes, value.shape, strict=True)):
+                raise damaged(path, f"{name!r} is {value.dtype} {list(value.shape)}")
+        if "vector" not in found:
+            raise damaged(path, "no 'vector'")
+        return cls(found, device)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """By name, as they are stored."""

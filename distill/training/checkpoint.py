@@ -6,6 +6,7 @@ under a temporary name and renamed, so what is there under its name is whole; ol
 
 import errno
 import json
+import math
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.disk import check_room, writing
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, check_regular
 from distill.manifest import write_json
 
 
@@ -64,10 +65,17 @@ def latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress
     if not found:
         return None
     path = found[-1]
+    for name in ("state.json", "model.safetensors", "optimizer.safetensors"):
+        check_regular(path / name)
     try:
         progress = Progress(**json.loads((path / "state.json").read_bytes()))
+        numbers = asdict(progress)
+        if any(type(value) not in (int, float) or not math.isfinite(value) for value in numbers.values()):
+            raise ValueError("state.json holds what is no number")
+        if type(progress.step) is not int or progress.step < 0 or progress.metrics_bytes < 0:
+            raise ValueError(f"step {progress.step} with {progress.metrics_bytes} bytes of metrics")
         return load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), progress
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         raise ArtefactError(f"{path}: damaged checkpoint ({error}); delete the run folder and start again") from None
 
 

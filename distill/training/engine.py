@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill import comm
 from distill.data.loader import Batch
-from distill.errors import ExpectedError
+from distill.errors import ArtefactError, ExpectedError
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -101,6 +101,18 @@ class Engine:
 
     def load(self, weights: dict[str, Tensor], state: dict[str, Tensor], steps: int) -> None:
         """Puts back what `weights` and `optimizer_state` gave after `steps` steps, on any number of processes."""
+        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self._model.named_parameters()}
+        wanted = {"": weights} | {f"{moment}/": state for moment in MOMENTS}
+        trained = {name for name, p in self._model.named_parameters() if p.requires_grad}
+        for prefix, found in wanted.items():
+            for name in shapes if not prefix else trained:
+                tensor = found.get(f"{prefix}{name}")
+                if tensor is None or tensor.shape != shapes[name]:
+                    is_there = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
+                    raise ArtefactError(
+                        f"the checkpoint of step {steps} is not of this model: {prefix}{name} is {is_there}, expected "
+                        f"{list(shapes[name])}; delete the run folder and start again"
+                    )
         for name, parameter in self._model.named_parameters():
             self._set(parameter, weights[name], None)
             if parameter.requires_grad:

@@ -1,0 +1,168 @@
+"""The readers: what is done with every kind of artefact, as a command of the project would do it.
+
+A reader gives back what it read as values that can be compared. Numbers that people are shown must be finite.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from test_convert import options
+
+from distill.config import read_recipe
+from distill.data.captions import read_annotations
+from distill.data.frames import FrameSet, PackConfig, pack
+from distill.data.labels import LabelSet
+from distill.data.sampler import Clip4ClipSampler
+from distill.evaluation.report import read_result, report
+from distill.recipe import Recipe
+from distill.release.convert import convert
+from distill.release.release import Release, load
+from distill.retrieval import Gallery
+from distill.training import checkpoint
+from tools.search import _queries
+
+PACK = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=2), size=32)
+
+
+@dataclass
+class Whole:
+    """What readers need beside the damaged artefact, opened once."""
+
+    folder: Path
+    scratch: Path  # a new place to write to
+    frames: FrameSet
+    release: Release
+    two_stage: Release
+
+
+def frames(path: Path, whole: Whole) -> Any:
+    found = FrameSet(path)
+    return [[asdict(video), found.pixels(number)] for number, video in enumerate(found.videos)]
+
+
+def labels(path: Path, whole: Whole) -> Any:
+    read = []
+    for coarse in ("features", "topk"):
+        found = LabelSet(path, whole.frames, coarse=coarse, on_mismatch="interpolate")
+        found.require(coarse, "the campaign")
+        pairs = [(n, caption) for n, video in enumerate(whole.frames.videos) for caption in range(len(video.captions))]
+        read += [found.batch(pairs), found.interaction_weights()]
+    return read
+
+
+def release(path: Path, whole: Whole) -> Any:
+    found = load(path)
+    text = found.embed_text(["a red square"])
+    video = found.encode_video(np.full((4, 32, 32, 3), 99, np.uint8)).vector
+    return finite([text, video])
+
+
+def gallery(path: Path, whole: Whole) -> Any:
+    return _searched(Gallery.open(path, whole.release))
+
+
+def tokens(path: Path, whole: Whole) -> Any:
+    return _searched(Gallery.open(path, whole.two_stage))
+
+
+def _searched(found: Gallery) -> Any:
+    hits = found.search(["a red square", "something blue"], 3)
+    like = [found.like(name, 2) for name in ("red", "blue") if name in found]
+    said = [found.search_captions(name, 2) for name in ("red",) if name in found]
+    return finite([[asdict(hit) for part in answers for hit in part] for answers in (hits, like, said)])
+
+
+def latest(path: Path, whole: Whole) -> Any:
+    found = checkpoint.latest(path)
+    return None if found is None else [found[0], found[1], asdict(found[2])]
+
+
+def recipe(path: Path, whole: Whole) -> Any:
+    return read_recipe(path / "student.yaml", [], Recipe).model_dump(mode="json")
+
+
+def authors(suffix: str) -> Callable[[Path, Whole], Any]:
+    def read(path: Path, whole: Whole) -> Any:
+        convert(path / f"model{suffix}", "clip4clip", whole.scratch / "out", options("clip4clip"))
+        return finite(dict(load(whole.scratch / "out").model.state_dict()))
+
+    return read
+
+
+def csv(path: Path, whole: Whole) -> Any:
+    return [asdict(clip) for clip in read_annotations(path / "all.csv", "csv", whole.folder / "video")]
+
+
+def msrvtt(path: Path, whole: Whole) -> Any:
+    return [asdict(clip) for clip in read_annotations(path / "train.csv", "msrvtt", whole.folder / "video")]
+
+
+def downloads(path: Path, whole: Whole) -> Any:
+    manifest = pack(path, "webdataset", path, whole.scratch / "out", PACK, workers=1)
+    return [manifest.counts, frames(whole.scratch / "out", whole)]
+
+
+def video(path: Path, whole: Whole) -> Any:
+    return [finite(whole.release.encode_video(path / f"{name}.mp4").vector) for name in ("red", "green", "blue")]
+
+
+def result(path: Path, whole: Whole) -> Any:
+    found = read_result(path / "result.json")
+    report(found, [found])
+    return finite(found.model_dump(mode="json"))
+
+
+def queries(path: Path, whole: Whole) -> Any:
+    return _queries(str(path / "queries.txt"))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A reader, whether its artefact has a manifest, and whether it compares every file with its hash in there."""
+
+    read: Callable[[Path, Whole], Any]
+    sealed: bool = False
+    hashed: bool = False
+
+
+READERS = {
+    "frames": Reader(frames, sealed=True, hashed=True),
+    "labels": Reader(labels, sealed=True, hashed=True),
+    "release": Reader(release, sealed=True, hashed=True),
+    "gallery": Reader(gallery, sealed=True),
+    "tokens": Reader(tokens, sealed=True),
+    "checkpoint": Reader(latest),
+    "recipe": Reader(recipe),
+    "authors.pt": Reader(authors(".pt")),
+    "authors.bin": Reader(authors(".bin")),
+    "authors.safetensors": Reader(authors(".safetensors")),
+    "csv": Reader(csv),
+    "msrvtt": Reader(msrvtt),
+    "downloads": Reader(downloads),
+    "video": Reader(video),
+    "result": Reader(result),
+    "queries": Reader(queries),
+}
+
+
+class NotFiniteError(Exception):
+    """A reader gave a number that is none."""
+
+
+def finite(value: Any) -> Any:
+    """The value itself, all of whose numbers are finite."""
+    if isinstance(value, torch.Tensor):
+        good = bool(value.isfinite().all())
+    elif isinstance(value, float):
+        good = math.isfinite(value)
+    else:
+        children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        good = all(finite(child) is child for child in children)
+    if not good:
+        raise NotFiniteError("a number that is not finite")
+    return value
