@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from distill.errors import RecipeError, check_regular
+from distill.errors import ArtefactError, RecipeError, check_regular
 
 
 class Config(BaseModel):
@@ -90,13 +90,16 @@ def _shown(value: Any) -> str:
 def _read_tree(path: Path, seen: tuple[Path, ...]) -> Tree:
     if Path(os.path.realpath(path)) in seen:
         raise RecipeError(f"{path}: extends itself through {' -> '.join(str(p) for p in seen)}")
-    check_regular(path)
+    by = f" (extended by {seen[-1]})" if seen else ""
     try:
+        check_regular(path)
         tree = _parse(path.read_text(encoding="utf-8"))
+    except ArtefactError as error:
+        raise RecipeError(f"{error}{by}") from None
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; recipes/ holds the ones that come with the project") from None
+        raise RecipeError(f"{path}{by}: no such recipe; recipes/ holds the ones that come with the project") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
+        raise RecipeError(f"{path}{by}: cannot be read: {error}") from None
     except NOT_YAML as error:
         raise RecipeError(f"{path}: not valid YAML: {_short(str(error))}") from None
     if not isinstance(tree, dict):

@@ -1,5 +1,6 @@
 """The reader is strict, and its errors say where, what was found, what was expected."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,12 @@ def test_no_tree_escapes_as_another_error(tree):
         validate({"optim": tree}, Tree, where="r.yaml")
     except RecipeError as error:
         assert str(error).startswith("r.yaml: ")
+
+
+def test_what_a_recipe_extends_is_named_with_the_recipe(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for parent, words in (("pipe.yaml", "a pipe or a device"), ("gone.yaml", "no such recipe")):
+        (tmp_path / "child.yaml").write_text(f"extends: {parent}\n")
+        with pytest.raises(RecipeError, match=rf"{parent}.*child\.yaml") as error:
+            read_recipe(tmp_path / "child.yaml", [], Recipe)
+        assert words in str(error.value)

@@ -61,7 +61,7 @@ def _check_config(path: Path, manifest: Manifest) -> None:
         "config.tokens": "tokens" not in config or _strings(tokens),
         f"config.{APPROXIMATE}": APPROXIMATE not in config
         or (isinstance(approximate, dict) and {"file", "covers", "probe"} <= approximate.keys()),
-        "counts": {"videos", "rows", "generation"} <= counts.keys() and min(counts.values()) >= 0,
+        "counts": {"videos", "rows", "dim", "generation"} <= counts.keys() and min(counts.values()) >= 0,
         "parents.release": "release" in manifest.parents,
         "files": all(_placed(name) for name in manifest.files),
     }

@@ -48,9 +48,10 @@ class Table:
     def _check(self, path: Path, manifest: Manifest, names: Mapping[str, int]) -> None:
         """Whether the segments fit the manifest and one another."""
         for name, part in self.segments.items():
-            first, tokens = self.parts[0], set(part.tokens.tensors()) if part.tokens is not None else set()
-            if len(part) != names[name] or part.vectors.stored.shape[1:] != first.vectors.stored.shape[1:]:
-                raise damaged(part.folder, f"{len(part)} rows of {list(part.vectors.stored.shape[1:])} numbers")
+            dim, tokens = part.vectors.stored.shape[1], set(part.tokens.tensors()) if part.tokens is not None else set()
+            if (len(part), dim) != (names[name], manifest.counts["dim"]):
+                expected = f"{names[name]} rows of {manifest.counts['dim']}"
+                raise damaged(part.folder, f"{len(part)} rows of {dim} numbers, expected {expected}")
             if tokens != set(manifest.config.get("tokens", ())):
                 raise damaged(part.folder, f"tokens {sorted(tokens)}")
         if len(self.deleted) and not 0 <= self.deleted[0] <= self.deleted[-1] < len(self):
