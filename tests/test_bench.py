@@ -42,8 +42,8 @@ def test_the_table_counts_what_the_module_computes(number, small):
     for texts, videos in ((1, 1), (1, 7), (3, 2), (3, 24)):
         text, rows = contender.text[:texts], torch.arange(videos)
         recalled, scored = counted.recall * texts * videos, 0
-        if contender.sketch is not None:
-            vectors = contender.sketch.vectors[:videos]
+        if contender.vectors is not None:
+            vectors = contender.vectors[:videos]
             found = products(lambda text=text, vectors=vectors: model.recall_text(text) @ vectors.T)
             assert found == texts * counted.recall_query + recalled
         if contender.exact is not None:

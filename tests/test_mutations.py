@@ -10,7 +10,7 @@ from mutations.artefacts import prepare
 from mutations.readers import READERS, Reader
 
 from distill.config import read_recipe
-from distill.errors import ArtefactError, RecipeError
+from distill.errors import RecipeError
 from distill.recipe import Recipe
 
 
@@ -77,5 +77,5 @@ def test_what_a_recipe_may_not_say(text: str, words: str, tmp_path: Path):
 
 
 def test_a_folder_in_place_of_a_recipe(tmp_path: Path):
-    with pytest.raises(ArtefactError, match="a folder, expected a plain file"):
+    with pytest.raises(RecipeError, match="a folder, expected a plain file"):
         read_recipe(tmp_path, [], Recipe)

@@ -12,7 +12,6 @@ from distill.model.clip import Clip
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.retrieval import two_stage
-from distill.retrieval.sketch import Sketch
 from distill.retrieval.tokens import Tokens, TokenWriter, row_bytes, stored
 from distill.retrieval.topk import top_k
 
@@ -92,26 +91,6 @@ def test_recalling_the_whole_gallery_is_the_exhaustive_search(name):
     assert torch.equal(ranks_v2t(both, own), ranks_v2t(whole, own))
     both = two_stage.ranking(two_stage.of_texts(model.similarity, text, video), by_text, by_video, VIDEOS)
     assert torch.equal(ranks_t2v(both, own), ranks_t2v(whole, own))
-
-
-@pytest.mark.parametrize("name", ["eercf", "glscl by concepts", "prompt_switch by attention"])
-def test_a_sketch_recalls_for_the_same_answer(name):
-    model, (text, video) = student(name).float(), features()
-    text, video = (
-        type(side)(**{key: v if v.dtype == torch.bool else v.float() for key, v in side.tensors().items()})
-        for side in (text, video)
-    )
-    with torch.no_grad():
-        pairs = two_stage.of_texts(model.similarity, text, video)
-        by_text, by_video = model.recall_text(text), model.recall_video(video)
-        expected = two_stage.search(pairs, by_text, by_video, 5, VIDEOS)
-        found = two_stage.search(pairs, by_text, Sketch(by_video), 5, VIDEOS)
-        ranked = two_stage.ranking(pairs, by_text, Sketch(by_video), VIDEOS)
-        watched = Watched(TEXTS, VIDEOS)
-        two_stage.search(watched, by_text[:1], Sketch(by_video), 3, 7)
-    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-    assert torch.equal(ranked, two_stage.ranking(pairs, by_text, by_video, VIDEOS))
-    assert watched.asked.sum() == 7
 
 
 @pytest.mark.parametrize("name", STUDENTS)

@@ -13,8 +13,7 @@ frame set.
     M MAC       million multiply-accumulates a query as computed here; encoding the query is not counted
     ms          median time of a query alone, and of a query when 16 or 64 come at once
     of X-CLIP   1/n of what X-CLIP takes, whose calls are cut to the size that this machine does fastest
-    bytes       a video: vectors (a teacher's: all its features, float32) + tokens (float16); a sketch of the vectors
-                takes another quarter of them in memory
+    bytes       a video: vectors (a teacher's: all its features, float32) + tokens (float16)
     top 10      how much of the model's own exhaustive top ten is found
     lost        R@1 points against its own exhaustive search
 

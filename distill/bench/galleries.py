@@ -16,7 +16,6 @@ from distill.model.clip import Clip
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.release.release import Release
-from distill.retrieval.sketch import Sketch
 from distill.retrieval.tokens import FLOAT_BYTES, Tokens, row_bytes, stored
 
 NAMES = {
@@ -118,7 +117,7 @@ def contender(
         config=config,
         model=model,
         text=text,
-        sketch=None if vectors is None else Sketch(vectors),
+        vectors=vectors,
         exact=exact,
         tokens=tokens,
         stored=(vector_bytes, token_bytes),

@@ -1,9 +1,8 @@
 """Multiply-accumulates of a search, by formula: what a model's score costs apart from encoding.
 
-Counted are matrix products (of whole numbers too) and weighted sums; softmax, normalisation and sorting are not, for no
-model, nor are the few vectors that an exact search scores again after a sketch. Encoding a query is not counted either
-(text towers; GLSCL's decoder reads a text's words once). Sizes: D dim, F frames, W words, N patches of a video, Q
-concepts.
+Counted are matrix products and weighted sums; softmax, normalisation and sorting are not, for no model. Encoding a
+query is not counted either (text towers; GLSCL's decoder reads a text's words once). Sizes: D dim, F frames, W words, N
+patches of a video, Q concepts.
 
     one vector (CLIP4Clip, TeachCLIP,   D
         Prompt Switch as published)

@@ -2,9 +2,9 @@
 
 A *contender* is a model with the features of a gallery and of queries. Its searches:
 
-    one vector    inner products with one vector a video, exact, by a sketch (`distill/retrieval/sketch.py`)
+    one vector    inner products with one vector a video
     exhaustive    the full score of the query with every video, in calls of as many videos as turn out fastest
-    two stages    the `recall` best inner products by the sketch, and the full score of these, from float16 tokens
+    two stages    the `recall` best inner products, and the full score of these, from float16 tokens
 
 Time is the median over queries that come one by one, and per query where some come at once (`AT_ONCE`), searches taking
 turns. Encoding a query is left out, as it is in the counted operations (`operations`). What a search finds is compared
@@ -31,8 +31,8 @@ from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.retrieval import two_stage
-from distill.retrieval.sketch import Sketch
 from distill.retrieval.tokens import Tokens
+from distill.retrieval.topk import top_k
 
 BEST = 10  # answers of a search
 AT_ONCE = (1, 16, 64)  # queries that come together
@@ -55,7 +55,9 @@ class Contender:
     config: Any
     model: RetrievalModel
     text: TextFeatures
-    sketch: Sketch | None  # the vectors of the first stage, or the only one; None: a teacher has none
+    vectors: (
+        Float[Tensor, "video dim"] | None
+    )  # the vectors of the first stage, or the only one; None: a teacher has none
     exact: VideoFeatures | Tokens | None  # what an exhaustive search reads
     tokens: Tokens | None  # what a second stage reads
     stored: tuple[int, int]  # bytes a video: vectors (a teacher's: all its features), tokens
@@ -147,17 +149,17 @@ def _row(
     """What is found, not yet timed; `expected` are all full scores."""
     operations, model, lost, shared = contender.operations, contender.model, None, None
     if recall is not None:
-        assert contender.sketch is not None and contender.tokens is not None and expected is not None
+        assert contender.vectors is not None and contender.tokens is not None and expected is not None
         pairs = two_stage.of_texts(model.similarity, contender.text, contender.tokens)
-        found = two_stage.ranking(pairs, model.recall_text(contender.text), contender.sketch, recall)
+        found = two_stage.ranking(pairs, model.recall_text(contender.text), contender.vectors, recall)
         shared = float(top_shared(found, expected.double(), BEST).mean())
         calls = -(-recall // two_stage.in_one_call(contender.tokens))
         name, count = "two stages", operations.two_stage(contender.videos, recall, calls)
     elif expected is not None:
         found, name, count = expected.double(), "exhaustive", operations.exhaustive(contender.videos)
     else:
-        assert contender.sketch is not None
-        found = (model.recall_text(contender.text) @ contender.sketch.vectors.T).double()
+        assert contender.vectors is not None
+        found = (model.recall_text(contender.text) @ contender.vectors.T).double()
         name, count = "one vector", operations.recall * contender.videos
     r1 = summarise(ranks_t2v(found, own))["R@1"]
     if recall is not None and expected is not None:
@@ -207,18 +209,18 @@ def _search(contender: Contender, recall: int | None, at_once: int) -> Search:
 
 
 def _one_vector(contender: Contender) -> Search:
-    sketch = contender.sketch
-    assert sketch is not None
-    return lambda text: sketch.top_k(contender.model.recall_text(text), BEST)
+    vectors = contender.vectors
+    assert vectors is not None
+    return lambda text: top_k(contender.model.recall_text(text), vectors, BEST)
 
 
 def _two_stage(contender: Contender, recall: int) -> Search:
-    sketch, tokens, model = contender.sketch, contender.tokens, contender.model
-    assert sketch is not None and tokens is not None
+    vectors, tokens, model = contender.vectors, contender.tokens, contender.model
+    assert vectors is not None and tokens is not None
 
     def search(text: TextFeatures) -> tuple[Tensor, Tensor]:
         pairs = two_stage.of_texts(model.similarity, text, tokens)
-        return two_stage.search(pairs, model.recall_text(text), sketch, BEST, recall)
+        return two_stage.search(pairs, model.recall_text(text), vectors, BEST, recall)
 
     return search
 

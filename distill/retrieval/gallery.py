@@ -29,7 +29,7 @@ from distill.retrieval.segment import Segment
 from distill.retrieval.stretch import best_stretch
 from distill.retrieval.table import Table
 from distill.retrieval.tokens import damaged
-from distill.retrieval.two_stage import Pairs, in_one_call, rerank
+from distill.retrieval.two_stage import best_of, in_one_call
 
 RECALL = 200  # videos that are reranked: 99 % of the best ten in 10,000 are among them (tools/bench_retrieval.py)
 
@@ -153,7 +153,7 @@ class Gallery:
             return torch.cat([similarity(text[texts], self.table.tokens(some)) for some in rows.split(size)], 1)
 
         recalled = self.table.nearest(vectors, max(k, recall or RECALL), exact=exact)[1]
-        return self._hits(*reordered(pairs, recalled, k))
+        return self._hits(*best_of(pairs, recalled, k))
 
     @torch.inference_mode()
     def like(self, video: str | Path | VideoFeatures, k: int) -> list[Hit]:
@@ -194,7 +194,7 @@ class Gallery:
                 parts = [similarity(self.release.encode_text(some), asking[videos]) for some in texts]
                 return torch.cat(parts).T
 
-            scores, found = reordered(pairs, found, k)
+            scores, found = best_of(pairs, found, k)
         self._check_scores(scores)
         hits = []
         for score, number in zip(scores[0].tolist(), found[0].tolist(), strict=True):
@@ -262,16 +262,6 @@ class Gallery:
 
     def _recall_vector(self, features: VideoFeatures) -> Float[Tensor, "1 dim"]:
         return self.release.model.recall_video(features).cpu()
-
-
-def reordered(
-    pairs: Pairs, recalled: Int64[Tensor, "query recall"], k: int
-) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-    """The `k` best of what was recalled by their full scores, best first; among equals the lower number."""
-    recalled = recalled.sort(dim=1).values
-    scores = rerank(pairs, recalled)
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return scores.gather(1, order), recalled.gather(1, order)
 
 
 def check_release(path: Path, manifest: Manifest, release: Encoder) -> None:

@@ -1,6 +1,6 @@
 """Two stages: inner products recall the likeliest candidates, and the model's full score ranks those and no others.
 
-    stage one   the k best inner products of `recall_text` and `recall_video` vectors: exact, or from a `Sketch`
+    stage one   the k best inner products of `recall_text` and `recall_video` vectors, exact (`topk`)
     stage two   `similarity` of each query with the candidates that it recalled, from their stored features
 
 Text-to-video recalls videos for a text, video-to-text recalls texts for a video. Queries and candidates are handled in
@@ -15,7 +15,6 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.retrieval.sketch import Sketch
 from distill.retrieval.tokens import Tokens
 from distill.retrieval.topk import top_k
 
@@ -51,33 +50,39 @@ def in_one_call(candidates: TextFeatures | VideoFeatures | Tokens) -> int:
 
 
 def search(
-    pairs: Pairs,
-    queries: Float[Tensor, "query dim"],
-    vectors: Float[Tensor, "candidate dim"] | Sketch,
-    k: int,
-    recall: int,
+    pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], k: int, recall: int
 ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
     """The `k` best of the `recall` recalled (of `k`, if that is more) for every query, best first, by full score."""
-    recalled = _recalled(queries, vectors, max(k, recall))
+    return best_of(pairs, top_k(queries, vectors, max(k, recall))[1], k)
+
+
+def best_of(
+    pairs: Pairs, recalled: Int64[Tensor, "query recall"], k: int
+) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    """The `k` best of what was recalled, best first, by full score; among equals the lower number.
+
+    The order of the first stage decides nothing.
+    """
+    recalled = recalled.sort(dim=1).values
     scores = rerank(pairs, recalled)
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
     return scores.gather(1, order), recalled.gather(1, order)
 
 
 def ranking(
-    pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"] | Sketch, recall: int
+    pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], recall: int
 ) -> Float64[Tensor, "query candidate"]:
     """Scores that rank all candidates of every query, to evaluate: the recalled have their full score.
 
     All others follow, in the order of their inner products: these are shifted, row by row, below every full score, so
     rows must not be compared with one another.
     """
-    parts, exact = [], vectors.vectors if isinstance(vectors, Sketch) else vectors
+    parts = []
     for start in range(0, len(queries), QUERIES):
         asking = queries[start : start + QUERIES]
-        recalled = _recalled(asking, vectors, recall)
+        recalled = top_k(asking, vectors, recall)[1]
         full = rerank(lambda rows, columns, start=start: pairs(rows + start, columns), recalled).double()
-        coarse = (asking @ exact.T).double()
+        coarse = (asking @ vectors.T).double()
         behind = full.amin(1, keepdim=True) - coarse.amax(1, keepdim=True) - 1
         parts.append((coarse + behind).scatter(1, recalled, full))
     return torch.cat(parts)
@@ -101,12 +106,3 @@ def rerank(pairs: Pairs, recalled: Int64[Tensor, "query k"]) -> Float[Tensor, "q
         else:
             parts += [pairs(query, recalled[query].squeeze(0)) for query in queries.split(1)]
     return torch.cat(parts)
-
-
-def _recalled(
-    queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"] | Sketch, recall: int
-) -> Int64[Tensor, "query k"]:
-    """In ascending order, so that the order of the first stage decides nothing among equal full scores."""
-    if isinstance(vectors, Sketch):
-        return vectors.recall(queries, recall)
-    return top_k(queries, vectors, recall)[1].sort(dim=1).values
