@@ -8,7 +8,7 @@ from test_gallery import two_stage_release
 from test_release import make, release
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.bench import galleries, retrieval
+from distill.bench import galleries, retrieval, scale
 from distill.bench.operations import FORMULAS
 from distill.bench.retrieval import Claim, Row, claims, table
 from distill.bench.synthetic import Sizes, Synthetic, World
@@ -56,7 +56,7 @@ def test_the_table_counts_what_the_module_computes(number, small):
 def test_every_pooling_of_prompt_switch_is_counted(pooling, small):
     raw = {"kind": "prompt_switch", "prompts": 2, "frames": 4, "captions": None, "pooling": pooling}
     raw |= {"k": 2} if pooling == "top_k" else {}
-    config, model = galleries._built(raw, SMALL, 0)
+    config, model = galleries.built(raw, SMALL, 0)
     other = next(c for c in small[0] if c.name == "GLSCL by coarse vector")
     contender = galleries.contender(pooling, config, model, other.text, other.exact, SMALL)
     counted = contender.operations
@@ -153,11 +153,23 @@ def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
     release(tmp_path / "teachclip", *make())
     two_stage_release(tmp_path / "eercf", kind="eercf", frames=4)
     asked = [str(tmp_path / name) for name in ("xclip", "teachclip", "eercf")]
-    asked += ["--frames", str(tmp_path / "frames"), "--videos", "40", "--queries", "20", "--recall", "2", "39"]
+    asked += [
+        "--frames",
+        str(tmp_path / "frames"),
+        "--videos",
+        "40",
+        "--queries",
+        "20",
+        "--recall",
+        "2",
+        "39",
+        "--sizes",
+    ]
     bench_retrieval.main([*asked, "--json", str(tmp_path / "bench.json")])
     shown, found = capsys.readouterr().out, json.loads((tmp_path / "bench.json").read_text())
     assert found["machine"]["threads"] == 1
-    real, drawn = found["galleries"]
+    assert found["galleries"] == found["goals"] == []
+    real, drawn = found["models"]
     assert (real["videos"], real["queries"], drawn["videos"], drawn["queries"]) == (3, 3, 40, 20)
     names = {row["model"] for row in drawn["rows"]}
     assert names == {
@@ -187,3 +199,33 @@ def test_releases_and_frames_belong_together(tmp_path):
         bench_retrieval.main(["--frames", str(tmp_path)])
     with pytest.raises(ExpectedError, match="no more queries than videos"):
         bench_retrieval.main(["--videos", "5", "--queries", "6"])
+    with pytest.raises(ExpectedError, match="at least 400 videos"):
+        bench_retrieval.main(["--videos", "0", "--sizes", "399"])
+    with pytest.raises(ExpectedError, match=r"GB are free, galleries of 1,000,000,000,000 videos take \d+; choose"):
+        bench_retrieval.main(["--videos", "0", "--sizes", "1000000000000", "--folder", str(tmp_path)])
+
+
+def test_galleries_of_every_size_are_searched_beside_a_plain_product(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scale, "ROUNDS", {1: 2, 64: 1})
+    monkeypatch.setattr(scale, "DRAWN", 150)
+    asked = ["--videos", "0", "--sizes", "400", "500", "--folder", str(tmp_path / "work")]
+    bench_retrieval.main([*asked, "--json", str(tmp_path / "bench.json")])
+    shown, found = capsys.readouterr().out, json.loads((tmp_path / "bench.json").read_text())
+    assert not list((tmp_path / "work").iterdir()), "what was written is gone"
+    assert [g["videos"] for g in found["galleries"]] == [400, 500] and found["models"] == []
+    for gallery in found["galleries"]:
+        rows = {row["search"]: row for row in gallery["rows"]}
+        assert list(rows) == [
+            *("plain product", "exact", "approximate"),
+            *("two stages, 50 ranked", "two stages, 200 ranked"),
+        ]
+        assert rows["exact"]["recall"] == 1 and rows["approximate"]["recall"] > 0.5
+        assert rows["two stages, 50 ranked"]["recall"] <= rows["two stages, 200 ranked"]["recall"] > 0.98
+        assert rows["exact"]["bytes"] == rows["plain product"]["bytes"] == 4 * 512 < rows["approximate"]["bytes"]
+        assert rows["two stages, 50 ranked"]["bytes"] == 4 * 512 + 2 * 512 * (1 + 12 + 12) + 12
+        assert all(0 < row["p50"][n] <= row["p95"][n] for row in rows.values() for n in ("1", "64"))
+        assert gallery["opening"] > 0 and gallery["slower"].keys() == {"1", "64"}
+    assert [goal["limit"] for goal in found["goals"]] == [1.2, 1.2, 1.0, 200.0]
+    assert (
+        "500: two stages, 200 ranked" in shown and "of 500 videos:\nexact search over the plain product, 1 at" in shown
+    )

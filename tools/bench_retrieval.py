@@ -4,10 +4,9 @@
     tools/bench_retrieval.py --json results/retrieval.json
     tools/bench_retrieval.py runs/xclip/release runs/glscl/release --frames frames/test
 
-Always measured: 10,000 synthetic videos with features of the papers' sizes (ViT-B/32: 512 numbers, 12 frames, 49
-patches a frame, 32 words), in which coarse and full scores go together about as in trained models. Needs 10 GB of
-memory, for the patches, and about a quarter of an hour. With releases: also those, on the videos and captions of a
-frame set.
+Models: 10,000 synthetic videos with features of the papers' sizes (ViT-B/32: 512 numbers, 12 frames, 49 patches a
+frame, 32 words), in which coarse and full scores go together about as in trained models. Needs 10 GB of memory, for the
+patches, and about a quarter of an hour. With releases: also those, on the videos and captions of a frame set.
 
     MAC/pair    multiply-accumulates of one text and one video by the published formula, of the full score
     M MAC       million multiply-accumulates a query as computed here; encoding the query is not counted
@@ -16,6 +15,13 @@ frame set.
     bytes       a video: vectors (a teacher's: all its features, float32) + tokens (float16)
     top 10      how much of the model's own exhaustive top ten is found
     lost        R@1 points against its own exhaustive search
+
+Galleries: 10,000, 100,000 and 1,000,000 such videos (--sizes) in galleries on disk, searched exactly, approximately
+(extra [index]) and in two stages beside a plain matrix product. The largest takes 30 GB in --folder, which are removed
+again, and a quarter of an hour.
+
+    built in    seconds to write and hash a gallery of known vectors, or to make an approximate index of it
+    top 10      how much of the exact ten best is found; in two stages, of the ten best by the full score of all videos
 
 One thread by default: ratios then depend least on what else the machine does. At the end stands what became of the
 papers' claims, at searches that find 99 % of the exhaustive top ten.
@@ -28,8 +34,6 @@ if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
 import argparse
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,13 +41,16 @@ from pathlib import Path
 import torch
 
 from distill import log
-from distill.bench import galleries
+from distill.bench import galleries, scale
 from distill.bench.retrieval import Measured, claims, measure, table
+from distill.bench.rounds import machine
 from distill.bench.synthetic import Sizes, World
 from distill.data.frames import FrameSet
 from distill.errors import ExpectedError, door
 from distill.manifest import write_json
 from distill.release.release import load
+from distill.retrieval.approximate import check_installed
+from distill.retrieval.upkeep import LEAST
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("releases", type=Path, nargs="*", metavar="RELEASE", help="releases to measure on --frames")
     parser.add_argument("--frames", type=Path, metavar="FRAMES", help="a folder made by tools/pack_frames.py")
-    parser.add_argument("--videos", type=int, default=10_000, metavar="N", help="synthetic ones (default 10000)")
+    parser.add_argument(
+        "--videos", type=int, default=10_000, metavar="N", help="of the models (default 10000; 0: leave them out)"
+    )
     parser.add_argument("--queries", type=int, default=100, metavar="N", help="synthetic ones (default 100)")
     parser.add_argument(
         "--recall",
@@ -61,19 +70,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="K",
         help="scored in full (default 20 ...)",
     )
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=[10_000, 100_000, 1_000_000],
+        metavar="N",
+        help="of the galleries (default 10000 100000 1000000; none: leave them out)",
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/bench"), metavar="DIR", help="for the galleries (build/bench)"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
     args = parser.parse_args(argv)
     log.setup()
     if bool(args.releases) != (args.frames is not None):
         raise ExpectedError("RELEASE and --frames belong together: releases are measured on a frame set; give both")
-    numbers = (*args.recall, args.videos, args.queries, args.threads)
-    if min(numbers) < 1 or args.queries > args.videos:
+    if min(*args.recall, args.queries, args.threads, args.videos + 1) < 1 or 0 < args.videos < args.queries:
         raise ExpectedError(
             "--videos, --queries, --recall, --threads: at least 1 each, and no more queries than videos"
         )
+    if args.sizes:
+        check_installed()
+        if min(args.sizes) < LEAST:
+            raise ExpectedError(f"--sizes: {min(args.sizes)}, expected at least {LEAST} videos, to group them")
+        scale.check_room(args.folder, args.sizes, Sizes())
     torch.set_num_threads(args.threads)
-    measured = []
+    measured, scales, sizes, world = [], [], Sizes(), World()
     if args.releases:
         contenders, own = galleries.of_releases([load(path) for path in args.releases], FrameSet(args.frames))
         rows = measure(contenders, own, args.recall)
@@ -81,21 +105,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured.append(
             Measured(gallery=str(args.frames), videos=contenders[0].videos, queries=len(own), about=about, rows=rows)
         )
-    sizes, world = Sizes(), World()
-    contenders, own = galleries.synthetic(args.videos, args.queries, sizes, world)
-    rows = measure(contenders, own, args.recall)
-    about = {"sizes": asdict(sizes), "world": asdict(world)}
-    measured.append(
-        Measured(
-            gallery="synthetic", videos=args.videos, queries=args.queries, about=about, rows=rows, claims=claims(rows)
+    if args.videos:
+        contenders, own = galleries.synthetic(args.videos, args.queries, sizes, world)
+        rows = measure(contenders, own, args.recall)
+        about = {"sizes": asdict(sizes), "world": asdict(world)}
+        measured.append(
+            Measured(
+                gallery="synthetic",
+                videos=args.videos,
+                queries=args.queries,
+                about=about,
+                rows=rows,
+                claims=claims(rows),
+            )
         )
-    )
+        del contenders
+    for size in args.sizes:
+        scales.append(scale.measure(args.folder, size, sizes, world))
     if args.json is not None:
-        machine = {"processor": platform.processor(), "cores": os.cpu_count(), "threads": args.threads}
-        write_json(
-            args.json, {"machine": machine | {"torch": torch.__version__}, "galleries": [m.tree() for m in measured]}
-        )
-    print("\n\n".join(map(table, measured)))
+        found = {"models": [m.tree() for m in measured], "galleries": [s.tree() for s in scales]}
+        goals = [goal.tree() for goal in scale.goals(scales[-1])] if scales else []
+        write_json(args.json, {"machine": machine(), **found, "goals": goals})
+    print("\n\n".join([*map(table, measured), *([scale.table(scales)] if scales else [])]))
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ def synthetic(videos: int, queries: int, sizes: Sizes, world: World) -> tuple[li
         ("GLSCL by concepts", {"kind": "glscl", "recall": "concepts", "temporal": TEMPORAL}),
         ("EERCF", {"kind": "eercf", "frames": sizes.frames, "patches": False, "temporal": TEMPORAL}),
     ]
-    contenders = [contender(name, *_built(raw, sizes, world.seed), text, video, sizes) for name, raw in models]
+    contenders = [contender(name, *built(raw, sizes, world.seed), text, video, sizes) for name, raw in models]
     with_patches = {"kind": "eercf", "frames": sizes.frames, "temporal": TEMPORAL}
-    config, model = _built(with_patches, sizes, world.seed)
+    config, model = built(with_patches, sizes, world.seed)
     assert video.frames is not None
     others = tuple(name for name in model.rerank_fields if name != "patches")
     tokens = Tokens(stored(video, others) | {"patches": drawn.patches(plots, video.frames)})
@@ -56,7 +56,7 @@ def synthetic(videos: int, queries: int, sizes: Sizes, world: World) -> tuple[li
     return contenders, torch.arange(queries)
 
 
-def _built(raw: dict[str, Any], sizes: Sizes, seed: int) -> tuple[Any, RetrievalModel]:
+def built(raw: dict[str, Any], sizes: Sizes, seed: int) -> tuple[Any, RetrievalModel]:
     architecture = {
         "embed_dim": sizes.dim,
         "quick_gelu": True,
