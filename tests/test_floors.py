@@ -37,7 +37,7 @@ FLOORS = {
 ONLY_IN = {
     "deepspeed": {"distill/training/engine.py"},
     "av": {"distill/data/video.py"},
-    "webdataset": {"distill/data/shards.py"},
+    "webdataset": {"distill/data/building.py"},
     "fsspec": {"distill/remote.py"},
     "aiohttp": {"distill/remote.py"},
     **{key: {"distill/retrieval/server.py"} for key in ("fastapi", "starlette", "uvicorn", "h11")},

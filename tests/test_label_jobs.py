@@ -16,7 +16,8 @@ from labelling import label_job, pack_shards
 
 import tools.dump_soft_labels
 from distill.data.frames import FrameSet
-from distill.data.labels import StoredLabels, merge_labels, seal_labels, tier_of
+from distill.data.labeljobs import merge_labels, seal_labels
+from distill.data.labels import StoredLabels, tier_of
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
 from distill.remote import Place, locate

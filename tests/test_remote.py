@@ -25,9 +25,10 @@ from labelling import pack_shards, write_labels
 
 from distill import remote
 from distill.cache import Cache
+from distill.data.building import ShardContent, build, claim, finished, sealed_files
 from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
-from distill.data.shards import ShardContent, Shards, build, claim, finished, open_sealed_shards, sealed_files
+from distill.data.shards import Shards, open_sealed_shards
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest, open_sealed, seal
 from distill.remote import Place, RemotePath, locate

@@ -24,7 +24,8 @@ from distill.release.release import load
 from distill.retrieval import Gallery, upkeep
 from distill.retrieval.guard import Guard
 from distill.retrieval.indexing import build_gallery
-from distill.retrieval.server import MAX_BODY, MAX_CHARACTERS, MAX_QUERIES
+from distill.retrieval.messages import MAX_CHARACTERS, MAX_QUERIES
+from distill.retrieval.server import MAX_BODY
 from tools import serve
 
 JSON = {"Content-Type": "application/json"}

@@ -13,17 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from distill.data.building import ShardContent, build, claim, finished, sealed_files
 from distill.data.frames import FrameSet
-from distill.data.shards import (
-    MOST_OPEN,
-    ShardContent,
-    Shards,
-    build,
-    claim,
-    finished,
-    open_sealed_shards,
-    sealed_files,
-)
+from distill.data.shards import MOST_OPEN, Shards, open_sealed_shards
 from distill.errors import ArtefactError
 from distill.manifest import Manifest, SealedFile, open_sealed, published, seal, sealed_file
 

@@ -26,7 +26,8 @@ from typing import Any
 
 from distill import comm, log
 from distill.data.frames import FrameSet
-from distill.data.labels import StoredLabels, merge_labels
+from distill.data.labeljobs import merge_labels
+from distill.data.labels import StoredLabels
 from distill.errors import ArtefactError, ExpectedError, door
 from distill.evaluation.report import aligned
 from distill.model.contract import Teacher

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from distill.data.building import ShardContent, build, claim, split
 from distill.data.captions import Caption, Clip
 from distill.data.frames import FrameSet, frame_sample, seal_frames
 from distill.data.sampler import Clip4ClipSampler
-from distill.data.shards import ShardContent, build, claim, split
 from distill.log import progress
 
 TEXTURES = 8

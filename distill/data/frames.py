@@ -22,20 +22,12 @@ from PIL import Image
 from distill.cache import Cache
 from distill.config import Config
 from distill.data.ahead import Source
+from distill.data.building import Sample, ShardContent, ShardRecord, build, claim, sealed_files, split
 from distill.data.captions import Caption, Clip, read_annotations
 from distill.data.downloads import Section, open_video, tars
 from distill.data.pictures import JPEG_QUALITY, decode_jpeg, encode_jpeg
 from distill.data.sampler import Sampler
-from distill.data.shards import (
-    Sample,
-    ShardContent,
-    ShardRecord,
-    build,
-    claim,
-    open_sealed_shards,
-    sealed_files,
-    split,
-)
+from distill.data.shards import open_sealed_shards
 from distill.data.video import decode, probe
 from distill.errors import ArtefactError, VideoError
 from distill.log import progress

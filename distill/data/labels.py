@@ -13,8 +13,7 @@ Shards have the names and keys of the frame shards they annotate. Per sample:
 The frame axis is the sampler's `num_frames`, padding included, because the published teachers do not mask it. Teachers
 see frames in the order of time: so stand `frames` and `real`, while `relevance` has the order in which the frames are
 packed. `interaction.safetensors` is the teacher's light scoring head; `manifest.json` says which class it belongs to.
-
-`begin_labels` claims a folder, the shards are made by anyone, anywhere, and `seal_labels` looks at the folder alone.
+distill/data/labeljobs.py writes them.
 """
 
 import hashlib
@@ -23,7 +22,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -35,22 +33,13 @@ from torch import Tensor
 
 from distill.cache import Cache
 from distill.data.ahead import Source
-from distill.data.frames import FrameSet, Video
-from distill.data.shards import (
-    WORK,
+from distill.data.building import (
     Sample,
-    ShardContent,
-    ShardRecord,
-    build,
-    claim,
-    finished,
-    open_built_shards,
-    open_sealed_shards,
-    sealed_files,
 )
+from distill.data.frames import FrameSet, Video
+from distill.data.shards import open_sealed_shards
 from distill.errors import ArtefactError
-from distill.log import progress
-from distill.manifest import MAKER, NAME, Manifest, SealedFile, canonical_json, published, seal
+from distill.manifest import MAKER, NAME, canonical_json
 from distill.remote import Place, locate
 
 VERSION = 1
@@ -92,120 +81,6 @@ def label_sample(video: Video, rows: dict[str, Tensor], storage: Storage) -> Sam
         name: (value if name in AS_THEY_ARE else value.to(DTYPES[storage])).contiguous() for name, value in rows.items()
     }
     return {"labels.json": canonical_json(about), "labels.safetensors": save(stored)}
-
-
-def begin_labels(
-    out: Place, config: dict[str, Any], frames: str, shards: Sequence[str], counts: dict[str, int], head: bytes
-) -> None:
-    """Claims `out` for a label set of these shards of the frame set `frames`; `head` is the stored scoring head."""
-    claim(out, {**config, "frames": frames, "shards": list(shards), "counts": counts}, command=DUMP)
-    if not (out / INTERACTION).is_file():
-        with published(out / INTERACTION) as file:
-            file.write(head)
-
-
-def recorded(folder: Place, name: str) -> bool:
-    """Whether a shard has been made, by its record alone; `finished` also hashes it."""
-    return (folder / WORK / f"{name}.json").is_file()
-
-
-def seal_labels(out: Place) -> Manifest | None:
-    """Seals a label set whose shards are all there and whole, whoever made them; None while some are not.
-
-    Any number of processes may call it, even at once: they write the same bytes.
-    """
-    job = _claimed(out)
-    if not all(recorded(out, name) for name in job["shards"]):
-        return None
-    records = {name: finished(out, name) for name in progress(job["shards"], f"seal {out} (shards)")}
-    damaged = [name for name, record in records.items() if record is None]
-    for name in damaged:
-        record = out / WORK / f"{name}.json"
-        if not isinstance(record, Path):
-            raise ArtefactError(
-                f"{out}: shard {name} was damaged after it was made; delete {record} and run {DUMP} again"
-            )
-        record.unlink(missing_ok=True)
-    if damaged:
-        log.warning(
-            "%s: shards %s were damaged after they were made, and count as missing", out, ", ".join(damaged[:5])
-        )
-        return None
-    head = (out / INTERACTION).read_bytes()
-    manifest = Manifest(
-        kind="labels",
-        version=VERSION,
-        config={key: value for key, value in job.items() if key not in ("frames", "shards", "counts")},
-        counts=job["counts"],
-        parents={"frames": job["frames"]},
-        files={
-            **sealed_files(record for record in records.values() if record),
-            INTERACTION: SealedFile(sha256=hashlib.sha256(head).hexdigest(), bytes=len(head)),
-        },
-    )
-    try:
-        return seal(out, manifest)
-    except FileNotFoundError:  # another process seals at this moment, and swept this one's unfinished file away
-        return manifest
-
-
-def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
-    """Joins the unfinished folders of one job, made where no folder could be shared; same hash as in one go.
-
-    Raises `ArtefactError` for parts of different jobs, for a shard that two parts made differently, and for gaps.
-    """
-    jobs = [_claimed(part) for part in parts]
-    heads = [(part / INTERACTION).read_bytes() for part in parts]
-    for part, job, head in zip(parts, jobs, heads, strict=True):
-        changed = sorted(k for k in {*job, *jobs[0]} if job.get(k) != jobs[0].get(k))
-        if changed or head != heads[0]:
-            what = ", ".join(changed or [INTERACTION])
-            raise ArtefactError(f"{part}: not the job of {parts[0]} ({what} differ); merge parts of one job")
-    homes = {name: _home(name, parts) for name in progress(jobs[0]["shards"], "check parts (shards)")}
-    gaps = [name for name, home in homes.items() if home is None]
-    if gaps:
-        raise ArtefactError(
-            f"{parts[0]}: {len(gaps)} of {len(homes)} shards are in no part: {', '.join(gaps[:5])}; label them with "
-            f"{DUMP} --part, or name the folder that holds them"
-        )
-    claim(out, jobs[0], command="tools/labels.py merge")
-    with published(out / INTERACTION) as file:
-        file.write(heads[0])
-    for name, home in progress(homes.items(), f"merge into {out} (shards)"):
-        assert home is not None
-        part, record = home
-        built = build(out, name, lambda name=name, part=part, record=record: _content(part, name, record))
-        assert built.tar == record.tar, "shards are written byte by byte the same"
-    manifest = seal_labels(out)
-    assert manifest is not None, "every shard was just made"
-    return manifest
-
-
-def _claimed(folder: Place) -> dict[str, Any]:
-    """The job that a folder was claimed for."""
-    path = folder / WORK / "config.json"
-    try:
-        job = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        job = {}
-    if not isinstance(job, dict) or not {"frames", "shards", "counts"} <= job.keys():
-        raise ArtefactError(f"{folder}: not a folder that {DUMP} began; {path} says nothing of its job")
-    return job
-
-
-def _home(name: str, parts: Sequence[Place]) -> tuple[Place, ShardRecord] | None:
-    """A part that holds a whole shard; None if none does."""
-    whole = [(part, record) for part in parts if (record := finished(part, name)) is not None]
-    if len({record.tar.sha256 for _, record in whole}) > 1:
-        holders = " and ".join(str(part) for part, _ in whole)
-        raise ArtefactError(f"{holders}: hold different shards {name}; delete it in one of them and label it again")
-    return whole[0] if whole else None
-
-
-def _content(part: Place, name: str, record: ShardRecord) -> ShardContent:
-    shards = open_built_shards(part, [name])
-    samples = {key: {ext: shards.read(key, ext) for ext in shards.extensions(key)} for key in shards.keys}
-    return ShardContent(samples, record.report)
 
 
 class _Entry(NamedTuple):

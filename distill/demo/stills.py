@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from distill.data.building import ShardContent, ShardRecord, build, claim, split
 from distill.data.captions import Caption, Clip
 from distill.data.frames import frame_sample, seal_frames
 from distill.data.sampler import Clip4ClipSampler
-from distill.data.shards import ShardContent, ShardRecord, build, claim, split
 from distill.data.tokens import prune
 from distill.demo.corpus import BACKGROUNDS, describe, plan
 from distill.demo.draw import NOISE, SIZE, add_noise, backdrop, paste

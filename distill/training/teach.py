@@ -24,18 +24,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from distill.data.building import WORK, Sample, ShardContent, build, open_built_shards
 from distill.data.frames import FrameSet
-from distill.data.labels import VERSION, Storage, Tier, begin_labels, label_sample, recorded, seal_labels
+from distill.data.labeljobs import begin_labels, recorded, seal_labels
+from distill.data.labels import VERSION, Storage, Tier, label_sample
 from distill.data.loader import VideoDataset, load_batches
-from distill.data.shards import (
-    WORK,
-    Sample,
-    ShardContent,
-    Shards,
-    build,
-    open_built_shards,
-    open_sealed_shards,
-)
+from distill.data.shards import Shards, open_sealed_shards
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError
 from distill.log import progress

@@ -1,0 +1,148 @@
+"""Writing shards: each one once, whole or not at all.
+
+`build` turns a shard's name into a finished shard through a pure function that makes its samples. Each shard is
+published under its name only when complete; a record beside it (`.work/NAME.json`) holds its hash, and a shard without
+a matching record is made again. So a killed job continues where it stopped, several processes can share the names,
+and the result is the same bytes. distill/data/shards.py reads them.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import webdataset
+
+from distill.cache import Cache
+from distill.data.shards import Shards, index_of, make_index
+from distill.errors import ArtefactError
+from distill.manifest import SealedFile, file_sha256, published, write_json
+from distill.remote import Place, RemotePath
+
+Sample = dict[str, bytes]  # extension -> content; members stand in the tar sorted by extension
+WORK = ".work"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What is known of one finished shard; `report` is whatever its maker wants to tell the sealer."""
+
+    name: str
+    tar: SealedFile
+    index: SealedFile
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ShardContent:
+    """What a shard's maker returns: samples by key, and a report that is stored with the record."""
+
+    samples: dict[str, Sample]
+    report: dict[str, Any]
+
+
+def claim(folder: Place, config: dict[str, Any], *, command: str) -> None:
+    """Takes `folder` for a job of this `config`; refuses one begun with another config."""
+    path = folder / WORK / "config.json"
+    if path.is_file():
+        found = _read_json(path)
+        if found != config:
+            changed = sorted(k for k in {*found, *config} if found.get(k) != config.get(k))
+            raise ArtefactError(
+                f"{folder}: begun with other settings ({', '.join(changed)} differ); delete the folder or choose "
+                f"another one for {command}"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / WORK).is_dir():
+        raise ArtefactError(f"{folder}: exists and was not begun by {command}; choose an empty or new folder")
+    write_json(path, config)
+
+
+def build(folder: Place, name: str, make: Callable[[], ShardContent]) -> ShardRecord:
+    """Returns the record of shard `name`, making the shard first unless it is already there and whole."""
+    done = finished(folder, name)
+    if done is not None:
+        return done
+    content = make()
+    packed = io.BytesIO()  # not the file: on a full disk the writer would try to end its tar once more, when collected
+    writer = webdataset.TarWriter(packed, user="root", group="root", mtime=0, encoder=False)  # byte-stable
+    for key, sample in content.samples.items():
+        writer.write({"__key__": key, **sample})
+    writer.close()
+    with published(folder / f"{name}.tar") as file:
+        file.write(packed.getbuffer())
+        file.seek(0)
+        digest = hashlib.file_digest(cast(io.BufferedRandom, file), "sha256").hexdigest()
+        tar = SealedFile(sha256=digest, bytes=file.tell(), rows=len(content.samples))
+        index = make_index(file, folder / f"{name}.tar")
+    with published(folder / index_of(f"{name}.tar")) as file:
+        file.write(index)
+    sealed = SealedFile(sha256=hashlib.sha256(index).hexdigest(), bytes=len(index))
+    record = ShardRecord(name, tar, sealed, content.report)
+    write_json(folder / WORK / f"{name}.json", _record_to_json(record))
+    return record
+
+
+def finished(folder: Place, name: str) -> ShardRecord | None:
+    """The record of a shard that is whole on disk (behind a URL: there, and of the recorded size), else None."""
+    record = _recorded(folder, name)
+    if record is None:
+        return None
+    for file, sealed in ((f"{name}.tar", record.tar), (index_of(f"{name}.tar"), record.index)):
+        path = folder / file
+        if isinstance(path, RemotePath):
+            whole = path.size() == sealed.bytes
+        else:
+            whole = path.is_file() and file_sha256(path) == sealed.sha256
+        if not whole:
+            return None
+    return record
+
+
+def _recorded(folder: Place, name: str) -> ShardRecord | None:
+    """What the record of a shard says of it, whether the shard is still there or not."""
+    path = folder / WORK / f"{name}.json"
+    try:
+        raw = _read_json(path)
+        return ShardRecord(
+            name, SealedFile.model_validate(raw["tar"]), SealedFile.model_validate(raw["index"]), raw["report"]
+        )
+    except (ArtefactError, KeyError, TypeError, ValueError):
+        return None  # a torn record is no record: the shard is made again
+
+
+def sealed_files(records: Iterable[ShardRecord]) -> dict[str, SealedFile]:
+    """The manifest's `files` of a finished job."""
+    files = {}
+    for record in records:
+        files[f"{record.name}.tar"] = record.tar
+        files[index_of(f"{record.name}.tar")] = record.index
+    return files
+
+
+def open_built_shards(folder: Place, names: Iterable[str], cache: Cache | None = None) -> Shards:
+    """The samples of shards that are finished but not sealed."""
+    records = {name: _recorded(folder, name) for name in names}
+    missing = [name for name, record in records.items() if record is None]
+    if missing:
+        raise ArtefactError(f"{folder}: shard {missing[0]} is not finished; start its maker again")
+    return Shards(folder, sealed_files(record for record in records.values() if record), cache)
+
+
+def split(items: int, per_shard: int) -> Iterator[tuple[str, range]]:
+    """Shard names and the items that each one holds."""
+    for number, start in enumerate(range(0, items, per_shard)):
+        yield f"{number:05d}", range(start, min(start + per_shard, items))
+
+
+def _record_to_json(record: ShardRecord) -> dict[str, Any]:
+    return {"tar": record.tar.model_dump(), "index": record.index.model_dump(), "report": record.report}
+
+
+def _read_json(path: Place) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path}: not readable as JSON ({error}); make the folder again") from None

@@ -1,0 +1,104 @@
+"""What the server is asked and what it answers (distill/retrieval/server.py), with the limits of a question."""
+
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from distill.retrieval.gallery import Hit
+
+MAX_CHARACTERS, MAX_QUERIES = 500, 64  # of a query; of a request
+MAX_K, MAX_RECALL = 100, 2000
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 12.0 is an integer there."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+K = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(_whole)]
+Recall = Annotated[int, Field(ge=1, le=MAX_RECALL), BeforeValidator(_whole)]
+Query = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS, pattern=r"[^\s\x1c-\x1f\x85]")]
+
+
+class Question(BaseModel):
+    """What to search for: `query` or `queries`, and how many videos each shall get."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"oneOf": [{"required": ["query"]}, {"required": ["queries"]}]}
+    )
+    query: Query = Field("", description="what the video shows, in words")
+    queries: list[Query] = Field([], min_length=1, max_length=MAX_QUERIES, description="several, answered in order")
+    k: K = Field(12, description="how many videos")
+    recall: Recall | None = Field(None, description="how many are ordered anew, if the gallery holds tokens for that")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "Question":
+        if ("query" in self.model_fields_set) == ("queries" in self.model_fields_set):
+            raise ValueError("give either query or queries")
+        return self
+
+
+class Found(BaseModel):
+    """A video that answers a query. Times are seconds of its file."""
+
+    video: str
+    file: str = Field(description="the file's name")
+    url: str = Field(description="where to get the file, relative to the page")
+    score: float
+    seconds: tuple[float, float] = Field(description="the stretch that weighs most")
+    span: tuple[float, float] | None = Field(description="the segment that was searched; null for the whole file")
+    duration: float
+    timestamps: list[float] = Field(description="of the frames that the student saw")
+    weights: list[float] = Field(description="what it gave each of them")
+
+
+class Answer(BaseModel):
+    """The best videos for one query, best first."""
+
+    query: str
+    hits: list[Found]
+
+
+class Answers(BaseModel):
+    """An answer to every query, in order."""
+
+    results: list[Answer]
+
+
+class About(BaseModel):
+    """What the page shows before the first search."""
+
+    videos: int
+    examples: list[str]
+    max_characters: int = MAX_CHARACTERS
+    max_k: int = MAX_K
+
+
+class Health(BaseModel):
+    """That searches are answered, and how many queries wait."""
+
+    status: str
+    waiting: int
+
+
+class Problem(BaseModel):
+    """Why a request was refused."""
+
+    error: str
+
+
+def found(hit: Hit) -> Found:
+    """A hit as it is sent."""
+    return Found(
+        video=hit.video,
+        file=Path(hit.source).name,
+        url=f"videos/{quote(hit.video, safe='')}",
+        score=hit.score,
+        seconds=hit.seconds,
+        span=hit.span,
+        duration=hit.duration,
+        timestamps=list(hit.timestamps),
+        weights=list(hit.weights),
+    )
