@@ -15,7 +15,6 @@ from distill.model.clip import CONFIG_FILE
 from distill.release.authors import OPENAI_ARCHIVES, Checkpoint
 
 HEAD_WIDTH = 64
-HUGGING_FACE_CONFIG = "config.json"
 
 
 def architecture_of(checkpoint: Checkpoint) -> dict[str, Any]:

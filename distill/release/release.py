@@ -260,10 +260,15 @@ class Release:
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
-        """Features of queries or captions."""
+        """Features of queries or captions. Raises `ArtefactError` where the model was converted without a tokenizer."""
         if not texts:
             raise ExpectedError("no texts to encode; give at least one")
-        ids = torch.from_numpy(self.tokenizer(texts)).to(self._device)
+        ids, known = torch.from_numpy(self.tokenizer(texts)).to(self._device), self.config.architecture["text_cfg"]
+        if ids.max() >= known["vocab_size"]:
+            raise ArtefactError(
+                f"{self.path}: its token table has {known['vocab_size']} rows, CLIP's tokenizer gives numbers up to "
+                f"{int(ids.max())}: this model takes token ids (`model.encode_text`), not text"
+            )
         return TextFeatures.cat([self.model.encode_text(part) for part in ids.split(BATCH)])
 
     @torch.inference_mode()

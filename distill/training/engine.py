@@ -6,6 +6,7 @@ number of processes that wrote it.
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,8 +100,11 @@ class Engine:
         trainable = [(name, p) for name, p in self._model.named_parameters() if p.requires_grad]
         return {f"{moment}/{name}": self._full(p, moment).cpu() for moment in MOMENTS for name, p in trainable}
 
-    def load(self, weights: dict[str, Tensor], state: dict[str, Tensor], steps: int) -> None:
-        """Puts back what `weights` and `optimizer_state` gave after `steps` steps, on any number of processes."""
+    def load(self, weights: dict[str, Tensor], state: dict[str, Tensor], steps: int, folder: Path) -> None:
+        """Puts back what `weights` and `optimizer_state` gave after `steps` steps, on any number of processes.
+
+        Raises `ArtefactError`, which names the `folder` that they came from, where they are not of this model.
+        """
         shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self._model.named_parameters()}
         wanted = {"": weights} | {f"{moment}/": state for moment in MOMENTS}
         trained = {name for name, p in self._model.named_parameters() if p.requires_grad}
@@ -110,7 +114,7 @@ class Engine:
                 if tensor is None or tensor.shape != shapes[name]:
                     is_there = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
                     raise ArtefactError(
-                        f"the checkpoint of step {steps} is not of this model: {prefix}{name} is {is_there}, expected "
+                        f"{folder}: step {steps} is not of this model: {prefix}{name} is {is_there}, expected "
                         f"{list(shapes[name])}; delete the run folder and start again"
                     )
         for name, parameter in self._model.named_parameters():

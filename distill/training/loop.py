@@ -224,7 +224,7 @@ def _resume(job: Job, engine: Engine) -> Progress:
     if found is None:
         return Progress(step=0, metrics_bytes=0)
     weights, state, progress = found
-    engine.load(weights, state, progress.step)
+    engine.load(weights, state, progress.step, job.folder / "checkpoints")
     log.info(f"resumed at step {progress.step} from {job.folder / 'checkpoints'}")
     if job.bf16 and progress.processes != comm.world_size():
         log.warning(
