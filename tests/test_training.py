@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from distill.config import read_recipe
 from distill.model.clip import WEIGHTS_FILE, LogitScale
 from distill.recipe import Recipe, kept_apart
+from distill.training import checkpoint
 
 # Rates at which rounding stays rounding. Adam divides a gradient by its own size, so what is 1e-7 of a gradient that is
 # all but zero moves a weight by a share of the rate; at ten times these rates losses part by 2e-5 within an epoch.
@@ -145,11 +146,21 @@ def test_the_plain_baselines_train_in_bf16(alone: Path, head: str):
     assert sum(losses[-3:]) < sum(losses[:3])
 
 
-def test_a_killed_run_continues_to_the_same_bits(alone: Path, tmp_path: Path):
+def test_a_killed_run_continues_to_the_same_bits_but_not_from_weights_of_another_model(alone: Path, tmp_path: Path):
     options = (alone / "student.yaml", f"out={tmp_path}", "train.checkpoint_every=3")
-    _kill(tmp_path / "student", random.randint(2, 7), *options)
+    run = tmp_path / "student"
+    _kill(run, random.randint(4, 7), *options)
+    weights = checkpoint.latest(run / "checkpoints")[0]
+    kept = {path: path.read_bytes() for path in (run / "checkpoints").glob("step*/model.safetensors")}
+    for path in kept:
+        save_file({name: tensor for name, tensor in weights.items() if name != "clip.logit_scale.log"}, path)
+    refused = python("distill/run.py", *options, check=False)
+    assert refused.returncode == 2 and f"{run / 'checkpoints'}: step " in refused.stderr
+    assert "is not of this model: clip.logit_scale.log is missing, expected [1]; delete the run" in refused.stderr
+    for path, whole in kept.items():
+        path.write_bytes(whole)
     python("distill/run.py", *options)
-    assert metrics(tmp_path / "student") == metrics(alone / "student")
+    assert metrics(run) == metrics(alone / "student")
 
 
 def test_a_run_killed_twice_continues_on_one_process_then_on_two(alone: Path, tmp_path: Path):
