@@ -37,7 +37,7 @@ C = TypeVar("C", bound=Config)
 
 def read_recipe(path: str | Path, overrides: Sequence[str], root: type[C]) -> C:
     """Reads `path`, applies what it extends and the overrides, and validates the result as `root`."""
-    tree = _read_tree(Path(path), seen=())
+    tree = read_tree(Path(path))
     for override in overrides:
         tree = _merge(tree, _parse_override(override))
     return validate(tree, root, where=str(path))
@@ -87,7 +87,8 @@ def _shown(value: Any) -> str:
     return _SHOWER.repr(value)
 
 
-def _read_tree(path: Path, seen: tuple[Path, ...]) -> Tree:
+def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
+    """A recipe with what it extends, not yet validated. `seen` are the recipes that extend it."""
     if Path(os.path.realpath(path)) in seen:
         raise RecipeError(f"{path}: extends itself through {' -> '.join(str(p) for p in seen)}")
     by = f" (extended by {seen[-1]})" if seen else ""
@@ -109,7 +110,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> Tree:
         return tree
     if not isinstance(parent, str) or "\0" in parent or len(parent) > LONGEST_PATH:
         raise RecipeError(f"{path}: extends: expected the path of a recipe, found {_shown(parent)}")
-    return _merge(_read_tree(path.parent / parent, (*seen, Path(os.path.realpath(path)))), tree)
+    return _merge(read_tree(path.parent / parent, (*seen, Path(os.path.realpath(path)))), tree)
 
 
 def _merge(base: Tree, over: Tree) -> Tree:

@@ -28,12 +28,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import yaml
 from safetensors.torch import save
 
 import distill
 from distill import catalogue, comm, log
-from distill.config import dump_recipe, read_recipe
+from distill.config import dump_recipe, read_recipe, read_tree
 from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
 from distill.data.tokens import Tokenizer, read_vocabulary
@@ -186,15 +185,15 @@ def _run_folder(recipe: Recipe) -> Path:
     """
     chosen: list[str | None] = [None]
     if comm.rank() == 0:
-        text, number = dump_recipe(recipe), 1
+        text, number = dump_recipe(recipe).encode(), 1
         while True:
             folder = Path(recipe.out) / (recipe.name if number == 1 else f"{recipe.name}-{number}")
-            old = (folder / RECIPE).read_text() if (folder / RECIPE).is_file() else None
+            old = (folder / RECIPE).read_bytes() if (folder / RECIPE).is_file() else None
             if old == text and not (folder / "release").is_dir():
                 break
-            if old is None or not ((folder / "release").is_dir() or _begun_otherwise(folder, old, recipe)):
+            if old is None or not ((folder / "release").is_dir() or _begun_otherwise(folder, recipe)):
                 with published(folder / RECIPE) as file:
-                    file.write(text.encode())
+                    file.write(text)
                 break
             number += 1
         chosen[0] = str(folder)
@@ -223,14 +222,12 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _begun_otherwise(folder: Path, old: str, recipe: Recipe) -> bool:
+def _begun_otherwise(folder: Path, recipe: Recipe) -> bool:
     """Whether the unfinished run in the folder must be left as it is; says why, or what has changed."""
     try:
-        tree = yaml.safe_load(old)
-    except yaml.YAMLError:
-        tree = None
-    if not isinstance(tree, dict):
-        logger.info(f"{folder}: left as it is, its {RECIPE} cannot be read")
+        tree = read_tree(folder / RECIPE)
+    except RecipeError as error:
+        logger.info(f"{folder}: left as it is: {error}")
         return True
     apart = kept_apart(tree, recipe)
     if apart:

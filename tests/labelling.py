@@ -13,8 +13,9 @@ from distill.data.frames import FrameSet, PackConfig, pack
 from distill.data.labels import Storage, Tier
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
-from distill.model.clip import Clip, ClipConfig
+from distill.model.clip import Clip
 from distill.model.contract import Teacher
+from distill.model.towers import ClipConfig
 from distill.remote import Place
 from distill.training.teach import Teaching
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from distill.errors import RecipeError
-from distill.model.clip import Clip, ClipConfig, LogitScale, normalise, read_architecture
+from distill.model.clip import Clip, LogitScale, normalise
+from distill.model.towers import ClipConfig, read_architecture
 
 ARCHITECTURE = {
     "embed_dim": 48,

@@ -15,7 +15,8 @@ from torch import nn
 
 import distill.release
 from distill.errors import ExpectedError
-from distill.model.clip import Clip, ClipConfig
+from distill.model.clip import Clip
+from distill.model.towers import ClipConfig
 from distill.release import authors
 from distill.release.convert import convert
 from distill.release.heads import Options

@@ -29,10 +29,11 @@ import distill.release
 from distill.config import read_recipe
 from distill.errors import ExpectedError, RecipeError
 from distill.losses.correlation import STRENGTH, channel_constraint
-from distill.model.clip import Clip, ClipConfig
+from distill.model.clip import Clip
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
+from distill.model.towers import ClipConfig
 from distill.recipe import Recipe
 from distill.release.convert import convert
 from distill.release.heads import Options

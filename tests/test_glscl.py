@@ -35,11 +35,12 @@ from distill.evaluation import normalise
 from distill.evaluation.metrics import ranks_t2v, summarise
 from distill.losses.consistency import consistency
 from distill.losses.diversity import diversity, margin_ranking
-from distill.model.clip import Clip, ClipConfig, real_words
+from distill.model.clip import Clip, real_words
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.queries import LearnedQueries, QueryConfig
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig
+from distill.model.towers import ClipConfig
 from distill.recipe import Recipe
 from distill.release.convert import convert
 from distill.release.heads import Options

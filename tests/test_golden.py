@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from distill.losses.contrastive import contrastive
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.attention import shift_tokens
-from distill.model.clip import Clip, ClipConfig, LogitScale
+from distill.model.clip import Clip, LogitScale
 from distill.model.contract import TrainingScores
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import cosine, mean_pool, unit
 from distill.model.temporal import LAYER_NORM_EPS, TemporalConfig, TemporalTransformer
+from distill.model.towers import ClipConfig
 from distill.release.authors import Checkpoint
 from distill.training.objective import CoarseConfig, ContrastiveConfig, FineConfig, LossConfig, Target, weigh
 from distill.training.optim import OptimConfig, build_optimizer, schedule

@@ -6,10 +6,11 @@ import torch
 
 from distill.errors import RecipeError
 from distill.model.afa import AfaConfig
-from distill.model.clip import Clip, ClipConfig
+from distill.model.clip import Clip
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.model.temporal import TemporalConfig
+from distill.model.towers import ClipConfig
 from students.clip4clip import Clip4Clip, Clip4ClipConfig
 from students.teachclip import TeachClip, TeachClipConfig
 from teachers import xclip

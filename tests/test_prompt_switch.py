@@ -27,12 +27,13 @@ from distill.errors import ExpectedError, RecipeError, VideoError
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.losses.captioning import caption_loss, captioning
 from distill.model.captioner import LIGHT_WORDS, CaptionConfig, frames_read, light_tokens, next_words
-from distill.model.clip import Clip, ClipConfig
+from distill.model.clip import Clip
 from distill.model.decoder import DecoderLayer
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.pooling import CrossAttention
 from distill.model.prompts import repeat_last, switch_prompts
 from distill.model.similarity import cosine, mean_pool, unit
+from distill.model.towers import ClipConfig
 from distill.recipe import Recipe
 from distill.release.authors import TRANSPOSED, Checkpoint
 from distill.release.convert import convert

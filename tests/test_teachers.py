@@ -7,12 +7,13 @@ import torch
 from distill.errors import RecipeError
 from distill.model import pooling
 from distill.model.attention import shift_tokens
-from distill.model.clip import Clip, ClipConfig
+from distill.model.clip import Clip
 from distill.model.contract import Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import SAMPLES, TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import unit
 from distill.model.temporal import TemporalConfig
+from distill.model.towers import ClipConfig
 from teachers.ts2net import Ts2Net, Ts2NetConfig, Ts2NetInteraction
 from teachers.xpool import XPool, XPoolConfig, XPoolInteraction
 

@@ -18,7 +18,8 @@ from labelling import write_labels
 from safetensors.torch import load_file, save_file
 
 from distill.config import read_recipe
-from distill.model.clip import WEIGHTS_FILE, LogitScale
+from distill.model.clip import LogitScale
+from distill.model.towers import WEIGHTS_FILE
 from distill.recipe import Recipe, kept_apart
 from distill.training import checkpoint
 

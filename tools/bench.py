@@ -31,7 +31,7 @@ from distill.config import read_recipe
 from distill.data.frames import FrameSet
 from distill.errors import ExpectedError, door
 from distill.manifest import write_json
-from distill.model.clip import read_architecture
+from distill.model.towers import read_architecture
 from distill.recipe import Recipe
 from distill.training import engine
 

@@ -19,8 +19,8 @@ from distill.data.loader import Batch, PairDataset, load_batches
 from distill.data.plan import Plan
 from distill.evaluation.report import aligned
 from distill.log import progress
-from distill.model.clip import CONFIG_FILE, ClipConfig
 from distill.model.contract import RetrievalConfig, Teacher
+from distill.model.towers import CONFIG_FILE, ClipConfig
 from distill.training.engine import Engine
 
 TOWERS = {  # small, but with the layers, heads and positions that the papers' heads are initialised from

@@ -11,18 +11,20 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import webdataset
 
 from distill.cache import Cache
 from distill.data.shards import Shards, index_of, make_index
-from distill.errors import ArtefactError
-from distill.manifest import SealedFile, file_sha256, published, write_json
+from distill.errors import ArtefactError, check_regular
+from distill.manifest import SealedFile, canonical_json, file_sha256, published, write_json
 from distill.remote import Place, RemotePath
 
 Sample = dict[str, bytes]  # extension -> content; members stand in the tar sorted by extension
 WORK = ".work"
+CLAIM = f"{WORK}/config.json"  # what a folder was claimed for
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,8 @@ class ShardContent:
 
 def claim(folder: Place, config: dict[str, Any], *, command: str) -> None:
     """Takes `folder` for a job of this `config`; refuses one begun with another config."""
-    path = folder / WORK / "config.json"
-    if path.is_file():
-        found = _read_json(path)
+    found = claimed(folder)
+    if found is not None:
         if found != config:
             changed = sorted(k for k in {*found, *config} if found.get(k) != config.get(k))
             raise ArtefactError(
@@ -57,7 +58,25 @@ def claim(folder: Place, config: dict[str, Any], *, command: str) -> None:
         return
     if folder.is_dir() and any(folder.iterdir()) and not (folder / WORK).is_dir():
         raise ArtefactError(f"{folder}: exists and was not begun by {command}; choose an empty or new folder")
-    write_json(path, config)
+    write_json(folder / CLAIM, {"config": config, "sha256": _config_sha256(config)})
+
+
+def claimed(folder: Place) -> dict[str, Any] | None:
+    """The config that `folder` was claimed with; None if it was not."""
+    path = folder / CLAIM
+    if not path.is_file():
+        return None
+    found = _read_json(path)
+    try:
+        if not isinstance(found["config"], dict) or found["sha256"] != _config_sha256(found["config"]):
+            raise ValueError("not as it was written")
+    except (ValueError, LookupError, TypeError) as error:
+        raise ArtefactError(f"{path}: damaged ({error}); delete {folder} and start again") from None
+    return found["config"]
+
+
+def _config_sha256(config: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(config)).hexdigest()
 
 
 def build(folder: Place, name: str, make: Callable[[], ShardContent]) -> ShardRecord:
@@ -142,6 +161,8 @@ def _record_to_json(record: ShardRecord) -> dict[str, Any]:
 
 
 def _read_json(path: Place) -> Any:
+    if isinstance(path, Path):
+        check_regular(path)
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -3,24 +3,25 @@ at the folder alone. `merge_labels` joins folders that could not be shared. dist
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.data.building import (
+    CLAIM,
     WORK,
     ShardContent,
     ShardRecord,
     build,
     claim,
+    claimed,
     finished,
     open_built_shards,
     sealed_files,
 )
 from distill.data.labels import DUMP, INTERACTION, VERSION
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, check_regular
 from distill.log import progress
 from distill.manifest import Manifest, SealedFile, published, seal
 from distill.remote import Place
@@ -32,7 +33,8 @@ def begin_labels(
     out: Place, config: dict[str, Any], frames: str, shards: Sequence[str], counts: dict[str, int], head: bytes
 ) -> None:
     """Claims `out` for a label set of these shards of the frame set `frames`; `head` is the stored scoring head."""
-    claim(out, {**config, "frames": frames, "shards": list(shards), "counts": counts}, command=DUMP)
+    job = {**config, "frames": frames, "shards": list(shards), "counts": counts}
+    claim(out, job | {"head": hashlib.sha256(head).hexdigest()}, command=DUMP)
     if not (out / INTERACTION).is_file():
         with published(out / INTERACTION) as file:
             file.write(head)
@@ -65,11 +67,11 @@ def seal_labels(out: Place) -> Manifest | None:
             "%s: shards %s were damaged after they were made, and count as missing", out, ", ".join(damaged[:5])
         )
         return None
-    head = (out / INTERACTION).read_bytes()
+    head = _head(out, job)
     manifest = Manifest(
         kind="labels",
         version=VERSION,
-        config={key: value for key, value in job.items() if key not in ("frames", "shards", "counts")},
+        config={key: value for key, value in job.items() if key not in ("frames", "shards", "counts", "head")},
         counts=job["counts"],
         parents={"frames": job["frames"]},
         files={
@@ -89,12 +91,12 @@ def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
     Raises `ArtefactError` for parts of different jobs, for a shard that two parts made differently, and for gaps.
     """
     jobs = [_claimed(part) for part in parts]
-    heads = [(part / INTERACTION).read_bytes() for part in parts]
-    for part, job, head in zip(parts, jobs, heads, strict=True):
+    for part, job in zip(parts, jobs, strict=True):
         changed = sorted(k for k in {*job, *jobs[0]} if job.get(k) != jobs[0].get(k))
-        if changed or head != heads[0]:
-            what = ", ".join(changed or [INTERACTION])
-            raise ArtefactError(f"{part}: not the job of {parts[0]} ({what} differ); merge parts of one job")
+        if changed:
+            raise ArtefactError(
+                f"{part}: not the job of {parts[0]} ({', '.join(changed)} differ); merge parts of one job"
+            )
     homes = {name: _home(name, parts) for name in progress(jobs[0]["shards"], "check parts (shards)")}
     gaps = [name for name, home in homes.items() if home is None]
     if gaps:
@@ -104,12 +106,13 @@ def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
         )
     claim(out, jobs[0], command="tools/labels.py merge")
     with published(out / INTERACTION) as file:
-        file.write(heads[0])
+        file.write(_head(parts[0], jobs[0]))
     for name, home in progress(homes.items(), f"merge into {out} (shards)"):
         assert home is not None
         part, record = home
         built = build(out, name, lambda name=name, part=part, record=record: _content(part, name, record))
-        assert built.tar == record.tar, "shards are written byte by byte the same"
+        if built.tar != record.tar:  # shards are written byte by byte the same
+            raise ArtefactError(f"{part / WORK / name}.json: does not fit its shard; delete it and label it again")
     manifest = seal_labels(out)
     assert manifest is not None, "every shard was just made"
     return manifest
@@ -117,14 +120,24 @@ def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
 
 def _claimed(folder: Place) -> dict[str, Any]:
     """The job that a folder was claimed for."""
-    path = folder / WORK / "config.json"
-    try:
-        job = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        job = {}
-    if not isinstance(job, dict) or not {"frames", "shards", "counts"} <= job.keys():
-        raise ArtefactError(f"{folder}: not a folder that {DUMP} began; {path} says nothing of its job")
+    job = claimed(folder)
+    if job is None or not {"frames", "shards", "counts", "head"} <= job.keys():
+        raise ArtefactError(f"{folder}: not a folder that {DUMP} began; {folder / CLAIM} says nothing of its job")
     return job
+
+
+def _head(folder: Place, job: dict[str, Any]) -> bytes:
+    """The stored scoring head of a folder, as it was when the job began."""
+    path = folder / INTERACTION
+    if isinstance(path, Path):
+        check_regular(path)
+    try:
+        head = path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read ({error.strerror}); run {DUMP} again") from None
+    if hashlib.sha256(head).hexdigest() != job["head"]:
+        raise ArtefactError(f"{path}: not the head that the job began with; delete it and run {DUMP} again")
+    return head
 
 
 def _home(name: str, parts: Sequence[Place]) -> tuple[Place, ShardRecord] | None:

@@ -12,53 +12,27 @@ normalised. Decisions:
 * Padded frames are images of zeros *after* normalisation (mid-grey), as CLIP4Clip's loaders produce them.
 """
 
-import copy
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
-from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from distill.config import Config
-from distill.errors import RecipeError, check_regular
+from distill.errors import RecipeError
 from distill.model.attention import ClassTokenAttention, TokenAttention, shift_tokens
+from distill.model.towers import ClipConfig, build_towers, load_towers, plain_architecture
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
-PLAIN_TOP = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
-PLAIN_VISION = ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio")
-PLAIN_TEXT = ("context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio")
 
 Images = UInt8[Tensor, "image 3 row column"] | Float[Tensor, "image 3 row column"]
 Video = UInt8[Tensor, "video frame 3 row column"] | Float[Tensor, "video frame 3 row column"]
 VideoTokens = Float[Tensor, "video frame token width"]  # what `Clip.frames_to_stem` gives
-
-
-class ClipConfig(Config):
-    """Which CLIP, with which weights, and how much of it is trained.
-
-    `freeze_vision` / `freeze_text`: null trains everything; n is CLIP4Clip's rule: of that tower only the last norm,
-    the projection and the blocks from the n-th on are trained (0 freezes the embeddings alone).
-    """
-
-    model: str  # an open_clip architecture, or a folder with open_clip_config.json
-    weights: str = "folder"  # "folder": open_clip_model.safetensors beside it; "random"; or an open_clip tag
-    freeze_vision: int | None = Field(default=None, ge=0)
-    freeze_text: int | None = Field(default=None, ge=0)
 
 
 def normalise(frames: UInt8[Tensor, "*image 3 row column"]) -> Float[Tensor, "*image 3 row column"]:
@@ -265,14 +239,7 @@ class Clip(nn.Module):
     @classmethod
     def from_config(cls, config: ClipConfig) -> "Clip":
         """The towers a recipe asks for, with their weights."""
-        architecture = read_architecture(config)
-        if config.weights == "folder":
-            clip = _build(architecture)
-            _load(clip, Path(config.model) / WEIGHTS_FILE)
-        elif config.weights == "random":
-            clip = _build(architecture)
-        else:
-            clip = _fetch(config, architecture)
+        clip, architecture = load_towers(config)
         return cls(clip, architecture, config.freeze_vision, config.freeze_text)
 
     @classmethod
@@ -281,7 +248,7 @@ class Clip(nn.Module):
     ) -> "Clip":
         """Towers of the same shape with random weights, to be filled from a state dict."""
         architecture = plain_architecture(model_cfg, where="architecture")
-        return cls(_build(architecture), architecture, freeze_vision, freeze_text)
+        return cls(build_towers(architecture), architecture, freeze_vision, freeze_text)
 
     def encode_frames(
         self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]
@@ -301,102 +268,6 @@ class Clip(nn.Module):
         scale = self.logit_scale
         del self.logit_scale
         return scale
-
-
-def read_architecture(config: ClipConfig) -> dict[str, Any]:
-    """The open_clip `model_cfg` that a config names, checked; loads no weights and uses no network."""
-    folder = Path(config.model)
-    if folder.is_dir():
-        if config.weights not in ("folder", "random"):
-            raise RecipeError(
-                f"clip.weights: {config.weights!r} does not go with the folder {folder}; say folder or random"
-            )
-        return plain_architecture(_read_folder(folder, config.weights), where=str(folder / CONFIG_FILE))
-    architecture = open_clip.get_model_config(config.model) if ":" not in config.model else None
-    if architecture is None:
-        raise RecipeError(f"clip.model: {config.model!r} is neither a folder nor an architecture open_clip knows")
-    if config.weights == "folder":
-        raise RecipeError(f"clip.weights: folder, but clip.model {config.model!r} is no folder; say random or a tag")
-    architecture = plain_architecture(architecture, where=f"clip.model {config.model}")
-    if config.weights != "random":
-        _check_tag(config, architecture["quick_gelu"])
-    return architecture
-
-
-def plain_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, Any]:
-    """A copy of an open_clip `model_cfg` that is certain to be two plain transformers, or an error naming the key."""
-    parts = {"vision_cfg": (PLAIN_VISION, asdict(CLIPVisionCfg())), "text_cfg": (PLAIN_TEXT, asdict(CLIPTextCfg()))}
-    missing = [key for key in ("embed_dim", *parts) if key not in model_cfg]
-    if missing:
-        raise RecipeError(f"{where}: {missing[0]} is missing; expected an open_clip model_cfg")
-    odd = [key for key, value in model_cfg.items() if key not in PLAIN_TOP and value]
-    plain: dict[str, Any] = {"quick_gelu": False} | {
-        key: copy.deepcopy(model_cfg[key]) for key in PLAIN_TOP if key in model_cfg
-    }
-    for part, (names, defaults) in parts.items():
-        table = plain[part]
-        odd += [f"{part}.{key}" for key, value in table.items() if key not in names and value != defaults.get(key)]
-        plain[part] = {key: table[key] for key in names if key in table}
-    if odd:
-        raise RecipeError(f"{where}: {', '.join(odd)}: only plain ViT and text transformers are supported")
-    if not isinstance(plain["vision_cfg"].get("layers", 12), int):
-        raise RecipeError(
-            f"{where}: vision_cfg.layers is a list, that is a ResNet; only plain ViT towers are supported"
-        )
-    return plain
-
-
-def _read_folder(folder: Path, weights: str) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    if weights == "folder" and not (folder / WEIGHTS_FILE).is_file():
-        raise RecipeError(f"clip.model: {folder} holds no {WEIGHTS_FILE}; add it, or say clip.weights: random")
-    check_regular(path)
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"clip.model: {folder} holds no {CONFIG_FILE}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(tree, dict) or not isinstance(tree.get("model_cfg"), dict):
-        raise RecipeError(f"{path}: expected a mapping with a model_cfg")
-    return tree["model_cfg"]
-
-
-def _check_tag(config: ClipConfig, quick_gelu: bool) -> None:
-    """A tag must exist and be of the same activation: open_clip loads the wrong one without a word."""
-    tag = get_pretrained_cfg(config.model, config.weights)
-    if not tag:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.model)) or "none"
-        raise RecipeError(f"clip.weights: {config.model} has no weights {config.weights!r}; open_clip knows: {tags}")
-    if tag.get("quick_gelu", False) != quick_gelu:
-        other = f"{config.model}-quickgelu" if not quick_gelu else config.model.removesuffix("-quickgelu")
-        raise RecipeError(f"clip.model: {config.weights!r} was trained with another activation; use {other}")
-
-
-def _build(architecture: dict[str, Any]) -> open_clip.CLIP:
-    return open_clip.CLIP(**architecture, nonscalar_logit_scale=True)
-
-
-def _load(clip: open_clip.CLIP, path: Path) -> None:
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
-    state = {key: value.reshape(-1) if value.ndim == 0 else value for key, value in state.items()}
-    try:
-        clip.load_state_dict(state)
-    except RuntimeError as error:
-        raise RecipeError(f"{path}: does not fit {CONFIG_FILE} beside it: {error}") from None
-
-
-def _fetch(config: ClipConfig, architecture: dict[str, Any]) -> open_clip.CLIP:
-    try:
-        fetched = open_clip.create_model(config.model, pretrained=config.weights, nonscalar_logit_scale=True)
-    except (RuntimeError, OSError) as error:
-        raise RecipeError(f"clip.weights: {config.weights!r} of {config.model} cannot be fetched: {error}") from None
-    clip = _build(architecture)
-    clip.load_state_dict(fetched.state_dict())
-    return clip
 
 
 def _freeze(tower: VisionTower | TextTower, first: int, *, head: tuple[str, ...], where: str) -> None:

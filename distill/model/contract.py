@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.config import Config
-from distill.model.clip import Clip, ClipConfig, Video, VideoTokens
+from distill.model.clip import Clip, Video, VideoTokens
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.similarity import unit
+from distill.model.towers import ClipConfig
 
 
 class RetrievalConfig(Config):

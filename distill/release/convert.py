@@ -22,7 +22,8 @@ from distill.catalogue import INTERACTIONS, build, parse_model_config
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import NAME, file_sha256, published, write_json
-from distill.model.clip import CLIP_MEAN, CLIP_STD, CONFIG_FILE, WEIGHTS_FILE, Clip
+from distill.model.clip import CLIP_MEAN, CLIP_STD, Clip
+from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE
 from distill.release.authors import Checkpoint, read_tensors, some
 from distill.release.card import model_card
 from distill.release.geometry import activation_of, architecture_of

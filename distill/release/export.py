@@ -8,7 +8,8 @@ from safetensors.torch import save
 
 from distill.data.tokens import VOCABULARY
 from distill.manifest import published, write_json
-from distill.model.clip import CLIP_MEAN, CLIP_STD, CONFIG_FILE, WEIGHTS_FILE
+from distill.model.clip import CLIP_MEAN, CLIP_STD
+from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE
 from distill.release.release import Release
 
 PROMPTED = "visual.aggregation."  # Prompt Switch's, in its tower, and no part of CLIP

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import ArtefactError, ExpectedError
-from distill.model.clip import CONFIG_FILE
+from distill.model.towers import CONFIG_FILE
 from distill.release.authors import OPENAI_ARCHIVES, Checkpoint
 
 HEAD_WIDTH = 64

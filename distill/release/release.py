@@ -39,11 +39,11 @@ from distill.manifest import Manifest, canonical_json, open_sealed, published, s
 from distill.model.clip import Clip
 from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.towers import too_large
 
 VERSION = 1
 WEIGHTS, CONFIG, PROVENANCE, CARD = "model.safetensors", "config.json", "provenance.json", "README.md"
 BATCH = 64  # texts or videos encoded at once
-LARGEST_PICTURE = 1024  # pixels of a side
 LISTED = 5  # names of tensors in an error
 
 
@@ -175,7 +175,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
         raise ArtefactError(f"{folder}: the manifest lists no {unlisted[0]}; release again")
     config = _read_config(folder)
     weights = _read_weights(folder / WEIGHTS)
-    _check_sizes(config, weights, folder / CONFIG)
+    odd = too_large(config.architecture, weights)
+    if odd is not None:
+        raise ArtefactError(f"{folder / CONFIG}: architecture: {odd}, but no weight is so large; release again")
     model_config = parse_model_config(config.model, str(folder / CONFIG))
     freeze = model_config.clip.freeze_vision, model_config.clip.freeze_text
     with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's random stream stays put
@@ -205,19 +207,6 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{path}: not readable as safetensors ({error}); release again") from None
-
-
-def _check_sizes(config: ReleaseConfig, weights: dict[str, Tensor], path: Path) -> None:
-    """No size of the towers may go beyond the largest axis of any weight: building must not take memory for nothing."""
-    largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
-    parts = [part for part in config.architecture.values() if isinstance(part, dict)]
-    numbers = [
-        value for part in (config.architecture, *parts) for value in part.values() if type(value) in (int, float)
-    ]
-    # A picture's side is no axis of a weight: its patches are.
-    odd = [number for number in numbers if not 0 <= number <= max(largest, LARGEST_PICTURE)]
-    if odd:
-        raise ArtefactError(f"{path}: architecture: {odd[0]}, but no weight is larger than {largest}; release again")
 
 
 def _load_weights(model: RetrievalModel, found: dict[str, Tensor], path: Path) -> None:

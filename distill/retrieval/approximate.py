@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from distill.errors import ExpectedError
+from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.manifest import published
 
 CENTRES = 4  # times the square root of the rows
@@ -71,7 +71,7 @@ def build(
     probe, recall = 1, 0.0
     while True:
         index.nprobe = probe
-        found = _rescored(index, asked, BEST, read)[1]
+        found = _rescored(index, asked, BEST, read, int(rows[-1]) + 1)[1]
         recall = sum(len({*a} & {*b}) for a, b in zip(found.tolist(), best.tolist(), strict=True)) / best.numel()
         if recall >= WANTED or probe == centres:
             break
@@ -84,13 +84,20 @@ def build(
 class Approximate:
     """An index file, mapped into memory."""
 
-    def __init__(self, path: Path, facts: dict[str, Any]):
+    def __init__(self, path: Path, facts: dict[str, Any], dim: int):
         check_installed()
         import faiss
 
+        self.path = path
         self.covers: int = facts["covers"]  # rows below this number were there when it was built
-        index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-        index.nprobe = facts["probe"]
+        check_regular(path)
+        try:
+            index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+            index.nprobe = facts["probe"]
+        except (RuntimeError, MemoryError, TypeError, AttributeError) as error:
+            raise self._damaged(str(error)) from None
+        if index.d != dim or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise self._damaged(f"inner products of {dim} numbers expected")
         self.index = index
 
     def top(
@@ -101,7 +108,13 @@ class Approximate:
         deleted: Int64[Tensor, " row"],
     ) -> Answer:
         """Some of the best rows that are not `deleted`, by their exact scores; fewer than `k` count as -inf."""
-        return _rescored(self.index, queries, k, read, deleted)
+        try:
+            return _rescored(self.index, queries, k, read, self.covers, deleted)
+        except (RuntimeError, IndexError) as error:
+            raise self._damaged(str(error)) from None
+
+    def _damaged(self, found: str) -> ArtefactError:
+        return ArtefactError(f"{self.path}: damaged ({found}); build it again with tools/gallery.py approximate")
 
 
 def _rescored(
@@ -109,9 +122,12 @@ def _rescored(
     queries: Float[Tensor, "query dim"],
     k: int,
     read: Callable[[Int64[Tensor, " row"]], Float[Tensor, "row dim"]],
+    covers: int,
     deleted: Int64[Tensor, " row"] | None = None,
 ) -> Answer:
     found = torch.from_numpy(index.search(queries.numpy(), SLACK * k)[1])
+    if found.max() >= covers:
+        raise IndexError(f"row {int(found.max())} of {covers}")
     missing = found < 0
     if deleted is not None and len(deleted):
         place = torch.searchsorted(deleted, found).clamp(max=len(deleted) - 1)

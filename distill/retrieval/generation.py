@@ -60,7 +60,7 @@ def _check_config(path: Path, manifest: Manifest) -> None:
         "config.folders": _strings(config.get("folders")),
         "config.tokens": "tokens" not in config or _strings(tokens),
         f"config.{APPROXIMATE}": APPROXIMATE not in config
-        or (isinstance(approximate, dict) and {"file", "covers", "probe"} <= approximate.keys()),
+        or (isinstance(approximate, dict) and _whole(approximate) and approximate.get("file") in manifest.files),
         "counts": {"videos", "rows", "dim", "generation"} <= counts.keys() and min(counts.values()) >= 0,
         "parents.release": "release" in manifest.parents,
         "files": all(_placed(name) for name in manifest.files),
@@ -74,6 +74,12 @@ def _check_config(path: Path, manifest: Manifest) -> None:
             f"{path / NAME}: counts {counts['rows']} rows of {counts['videos']} videos, but its segments hold {found}; "
             f"restore it, or index again with tools/index.py"
         )
+
+
+def _whole(approximate: dict[str, object]) -> bool:
+    """Whether the facts of an approximate index say how to use it."""
+    covers, probe = approximate.get("covers"), approximate.get("probe")
+    return type(covers) is int and type(probe) is int and covers >= 0 and probe > 0
 
 
 def _strings(value: object) -> bool:

@@ -43,7 +43,7 @@ class Table:
         self.folders: list[str] = manifest.config["folders"]
         self._check(path, manifest, names)
         facts = manifest.config.get(APPROXIMATE)
-        self.approximate = None if facts is None else Approximate(path / facts["file"], facts)
+        self.approximate = None if facts is None else Approximate(path / facts["file"], facts, manifest.counts["dim"])
 
     def _check(self, path: Path, manifest: Manifest, names: Mapping[str, int]) -> None:
         """Whether the segments fit the manifest and one another."""

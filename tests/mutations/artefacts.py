@@ -3,11 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import test_convert
 import torch
 import yaml
+from test_clip import write_folder
 from test_downloads import tar
 from test_gallery import two_stage_release
 from test_release import VOCABULARY, make, release
@@ -17,8 +19,9 @@ from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
 from distill.data.video import write_video
 from distill.evaluation.report import GalleryState, Measured, Result, Subject
-from distill.manifest import write_json
+from distill.manifest import NAME, write_json
 from distill.release.release import load
+from distill.retrieval import upkeep
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.upkeep import delete
 from distill.training import checkpoint
@@ -46,12 +49,17 @@ def prepare(folder: Path) -> None:
             loaded, folder / "frames", folder / name, captions=True, vectors="int8" if name == "tokens" else None
         )
         delete(folder / name, ["green"])
+    build_gallery(load(folder / "release"), folder / "frames", folder / "approximate", captions=True)
+    with patch.object(upkeep, "LEAST", 1):
+        upkeep.approximate(folder / "approximate")
     _checkpoint(folder / "checkpoint")
     _recipe(folder / "recipe")
     for suffix in (".pt", ".bin", ".safetensors"):
         (folder / f"authors{suffix}").mkdir()
         test_convert.saved(test_convert.checkpoint("clip4clip"), folder / f"authors{suffix}" / f"model{suffix}")
     _result(folder / "result")
+    (folder / "towers").mkdir()
+    write_folder(folder / "towers")
     (folder / "queries").mkdir()
     (folder / "queries" / "queries.txt").write_text("a red square\nsomething blue\n")
 
@@ -62,13 +70,28 @@ def _videos(folder: Path) -> None:
 
 
 def _annotations(folder: Path) -> None:
-    for name in ("csv", "msrvtt", "downloads"):
+    for name in ("csv", "msrvtt", "downloads", "msvd", "vatex", "lsmdc", "activitynet", "didemo"):
         (folder / name).mkdir()
     rows = "".join(f"{name},{text}\n" for name, text in CAPTIONS)
     (folder / "csv" / "all.csv").write_text(f"video,caption\n{rows}")
     (folder / "msrvtt" / "train.csv").write_text("video_id\n" + "".join(f"{name}\n" for name in COLOURS))
     sentences = [{"video_id": name, "caption": text, "sen_id": i} for i, (name, text) in enumerate(CAPTIONS)]
     write_json(folder / "msrvtt" / "MSRVTT_data.json", {"sentences": sentences})
+    listed, said = "".join(f"{name}\n" for name in COLOURS), {name: [f"a {name} square"] for name in COLOURS}
+    for name, captions in (("msvd", "captions_msvd.json"), ("vatex", "ref_captions.json")):
+        (folder / name / "train_list.txt").write_text(listed)
+        write_json(folder / name / captions, said | {"red": [["a", "red", "square"], "something red"]})
+    times = "\t".join(["00.00.00.000"] * 4)
+    (folder / "lsmdc" / "train.csv").write_text("".join(f"{name}\t{times}\t{text}\n" for name, text in CAPTIONS))
+    write_json(
+        folder / "activitynet" / "train.json",
+        {f"v_{name}": {"duration": 2.5, "sentences": texts} for name, texts in said.items()},
+    )
+    write_json(
+        folder / "didemo" / "train_data.json",
+        [{"video": f"{name}.mp4", "description": text} for name, text in CAPTIONS],
+    )
+    (folder / "didemo" / "train_list.txt").write_text(listed)
     for number, names in enumerate((["red", "green"], ["blue"])):
         files: dict[str, bytes | str | dict] = {}
         for key in names:
@@ -95,6 +118,8 @@ def _labels(folder: Path) -> None:
         top=2,
     )
     assert job.begin() is None and job.label() is not None
+    shutil.copytree(folder / "labels", folder / "unsealed")
+    (folder / "unsealed" / NAME).unlink()
     shutil.rmtree(folder / "labels" / ".work", ignore_errors=True)
     shutil.rmtree(folder / "frames" / ".work", ignore_errors=True)
 

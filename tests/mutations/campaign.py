@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from distill.data.frames import FrameSet
-from distill.data.shards import _index
+from distill.data.shards import make_index
 from distill.errors import ExpectedError
 from distill.manifest import NAME, file_sha256
 from distill.release.release import load
@@ -116,7 +116,7 @@ def reseal(path: Path, indexes: bool) -> None:
         if indexes and file.suffix == ".tar" and file.is_file() and index.is_file():
             try:
                 with file.open("rb") as opened:
-                    index.write_bytes(_index(opened, file))
+                    index.write_bytes(make_index(opened, file))
             except ExpectedError:
                 pass
     for name, sealed in list(manifest["files"].items()):

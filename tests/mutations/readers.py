@@ -16,9 +16,12 @@ from test_convert import options
 from distill.config import read_recipe
 from distill.data.captions import read_annotations
 from distill.data.frames import FrameSet, PackConfig, pack
+from distill.data.labeljobs import merge_labels
 from distill.data.labels import LabelSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.evaluation.report import read_result, report
+from distill.model.clip import Clip
+from distill.model.towers import ClipConfig
 from distill.recipe import Recipe
 from distill.release.convert import convert
 from distill.release.release import Release, load
@@ -94,12 +97,21 @@ def authors(suffix: str) -> Callable[[Path, Whole], Any]:
     return read
 
 
-def csv(path: Path, whole: Whole) -> Any:
-    return [asdict(clip) for clip in read_annotations(path / "all.csv", "csv", whole.folder / "video")]
+def annotations(layout: str, name: str) -> Callable[[Path, Whole], Any]:
+    def read(path: Path, whole: Whole) -> Any:
+        return [asdict(clip) for clip in read_annotations(path / name, layout, whole.folder / "video")]
+
+    return read
 
 
-def msrvtt(path: Path, whole: Whole) -> Any:
-    return [asdict(clip) for clip in read_annotations(path / "train.csv", "msrvtt", whole.folder / "video")]
+def towers(path: Path, whole: Whole) -> Any:
+    return finite(dict(Clip.from_config(ClipConfig(model=str(path))).state_dict()))
+
+
+def unsealed(path: Path, whole: Whole) -> Any:
+    """What a label job left, joined with nothing."""
+    merge_labels([path], whole.scratch / "out")
+    return labels(whole.scratch / "out", whole)
 
 
 def downloads(path: Path, whole: Whole) -> Any:
@@ -141,8 +153,16 @@ READERS = {
     "authors.pt": Reader(authors(".pt")),
     "authors.bin": Reader(authors(".bin")),
     "authors.safetensors": Reader(authors(".safetensors")),
-    "csv": Reader(csv),
-    "msrvtt": Reader(msrvtt),
+    "towers": Reader(towers),
+    "unsealed": Reader(unsealed),
+    "approximate": Reader(gallery, sealed=True),
+    "csv": Reader(annotations("csv", "all.csv")),
+    "msrvtt": Reader(annotations("msrvtt", "train.csv")),
+    "msvd": Reader(annotations("msvd", "train_list.txt")),
+    "vatex": Reader(annotations("vatex", "train_list.txt")),
+    "lsmdc": Reader(annotations("lsmdc", "train.csv")),
+    "activitynet": Reader(annotations("activitynet", "train.json")),
+    "didemo": Reader(annotations("didemo", "train_data.json")),
     "downloads": Reader(downloads),
     "video": Reader(video),
     "result": Reader(result),

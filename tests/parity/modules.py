@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from distill.model.afa import AfaConfig
 from distill.model.attention import SHIFT_DIVISOR, TokenAttention, shift_tokens
-from distill.model.clip import Clip, ClipConfig, LogitScale
+from distill.model.clip import Clip, LogitScale
 from distill.model.contract import RetrievalModel, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import LAYER_NORM_EPS, PADDED_KEY, TemporalConfig, TemporalTransformer
+from distill.model.towers import ClipConfig
 from distill.release.authors import Checkpoint
 from parity.fixture import Fixture
 from students.clip4clip import Clip4Clip, Clip4ClipConfig

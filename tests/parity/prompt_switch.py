@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from distill.data.sampler import PromptSwitchSampler
 from distill.model.captioner import CaptionConfig
-from distill.model.clip import Clip, ClipConfig, real_words
+from distill.model.clip import Clip, real_words
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
+from distill.model.towers import ClipConfig
 from distill.release.authors import Checkpoint
 from distill.training.objective import ContrastiveConfig, LossConfig, weigh
 from parity.fixture import Fixture
