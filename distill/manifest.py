@@ -83,6 +83,8 @@ def published(path: Place) -> Iterator[BinaryIO]:
         return
     path = path if isinstance(path, Path) else cast(Path, path.local)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise ArtefactError(f"{path}: a folder, where a file is to be written; remove it")
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # containers that share a folder share process ids
     try:
         with writing(path, part), part.open("w+b") as file:
@@ -115,6 +117,25 @@ def write_json(path: Place, value: Any) -> None:
     """Publishes indented JSON."""
     with published(path) as file:
         file.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+
+
+def write_record(path: Place, content: dict[str, Any]) -> None:
+    """Publishes JSON that an unfinished job relies on, with its own hash."""
+    write_json(path, {"content": content, "sha256": hashlib.sha256(canonical_json(content)).hexdigest()})
+
+
+def read_record(path: Place) -> dict[str, Any]:
+    """What `write_record` wrote; anything else is an `ArtefactError`."""
+    if isinstance(path, Path):
+        check_regular(path)
+    try:
+        found = json.loads(path.read_bytes())
+        content = found["content"]
+        if not isinstance(content, dict) or found["sha256"] != hashlib.sha256(canonical_json(content)).hexdigest():
+            raise ValueError("not as it was written")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise ArtefactError(f"{path}: damaged ({error}); delete its folder and start again") from None
+    return content
 
 
 def seal(folder: Place, manifest: Manifest) -> Manifest:

@@ -8,18 +8,16 @@ and the result is the same bytes. distill/data/shards.py reads them.
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import webdataset
 
 from distill.cache import Cache
 from distill.data.shards import Shards, index_of, make_index
-from distill.errors import ArtefactError, check_regular
-from distill.manifest import SealedFile, canonical_json, file_sha256, published, write_json
+from distill.errors import ArtefactError
+from distill.manifest import SealedFile, file_sha256, published, read_record, write_record
 from distill.remote import Place, RemotePath
 
 Sample = dict[str, bytes]  # extension -> content; members stand in the tar sorted by extension
@@ -58,25 +56,12 @@ def claim(folder: Place, config: dict[str, Any], *, command: str) -> None:
         return
     if folder.is_dir() and any(folder.iterdir()) and not (folder / WORK).is_dir():
         raise ArtefactError(f"{folder}: exists and was not begun by {command}; choose an empty or new folder")
-    write_json(folder / CLAIM, {"config": config, "sha256": _config_sha256(config)})
+    write_record(folder / CLAIM, config)
 
 
 def claimed(folder: Place) -> dict[str, Any] | None:
     """The config that `folder` was claimed with; None if it was not."""
-    path = folder / CLAIM
-    if not path.is_file():
-        return None
-    found = _read_json(path)
-    try:
-        if not isinstance(found["config"], dict) or found["sha256"] != _config_sha256(found["config"]):
-            raise ValueError("not as it was written")
-    except (ValueError, LookupError, TypeError) as error:
-        raise ArtefactError(f"{path}: damaged ({error}); delete {folder} and start again") from None
-    return found["config"]
-
-
-def _config_sha256(config: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(config)).hexdigest()
+    return read_record(folder / CLAIM) if (folder / CLAIM).is_file() else None
 
 
 def build(folder: Place, name: str, make: Callable[[], ShardContent]) -> ShardRecord:
@@ -100,7 +85,8 @@ def build(folder: Place, name: str, make: Callable[[], ShardContent]) -> ShardRe
         file.write(index)
     sealed = SealedFile(sha256=hashlib.sha256(index).hexdigest(), bytes=len(index))
     record = ShardRecord(name, tar, sealed, content.report)
-    write_json(folder / WORK / f"{name}.json", _record_to_json(record))
+    about = {"tar": tar.model_dump(), "index": sealed.model_dump(), "report": content.report}
+    write_record(folder / WORK / f"{name}.json", about)
     return record
 
 
@@ -109,22 +95,23 @@ def finished(folder: Place, name: str) -> ShardRecord | None:
     record = _recorded(folder, name)
     if record is None:
         return None
-    for file, sealed in ((f"{name}.tar", record.tar), (index_of(f"{name}.tar"), record.index)):
-        path = folder / file
-        if isinstance(path, RemotePath):
-            whole = path.size() == sealed.bytes
-        else:
-            whole = path.is_file() and file_sha256(path) == sealed.sha256
-        if not whole:
-            return None
-    return record
+    files = ((f"{name}.tar", record.tar), (index_of(f"{name}.tar"), record.index))
+    return record if all(_whole(folder / file, sealed) for file, sealed in files) else None
+
+
+def _whole(path: Place, sealed: SealedFile) -> bool:
+    if isinstance(path, RemotePath):
+        return path.size() == sealed.bytes
+    try:
+        return path.is_file() and file_sha256(path) == sealed.sha256
+    except OSError:
+        return False
 
 
 def _recorded(folder: Place, name: str) -> ShardRecord | None:
     """What the record of a shard says of it, whether the shard is still there or not."""
-    path = folder / WORK / f"{name}.json"
     try:
-        raw = _read_json(path)
+        raw = read_record(folder / WORK / f"{name}.json")
         return ShardRecord(
             name, SealedFile.model_validate(raw["tar"]), SealedFile.model_validate(raw["index"]), raw["report"]
         )
@@ -154,16 +141,3 @@ def split(items: int, per_shard: int) -> Iterator[tuple[str, range]]:
     """Shard names and the items that each one holds."""
     for number, start in enumerate(range(0, items, per_shard)):
         yield f"{number:05d}", range(start, min(start + per_shard, items))
-
-
-def _record_to_json(record: ShardRecord) -> dict[str, Any]:
-    return {"tar": record.tar.model_dump(), "index": record.index.model_dump(), "report": record.report}
-
-
-def _read_json(path: Place) -> Any:
-    if isinstance(path, Path):
-        check_regular(path)
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtefactError(f"{path}: not readable as JSON ({error}); make the folder again") from None

@@ -26,10 +26,10 @@ class Member(NamedTuple):
 
 def members(file: BinaryIO, where: object) -> Iterator[Member]:
     """The files of an open tar in their order; `where` names it in errors."""
-    end = file.seek(0, 2)
     seen: set[str] = set()
     position = 0
     try:
+        end = file.seek(0, 2)
         _check_extended(file, 0, where)
         file.seek(0)
         with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -42,6 +42,8 @@ def members(file: BinaryIO, where: object) -> Iterator[Member]:
                 _check_extended(file, position, where)
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
         raise ArtefactError(f"{where}: not a whole tar ({error}); it is truncated or damaged") from None
+    except OSError as error:
+        raise ArtefactError(f"{where}: cannot be read ({error.strerror}); is its disk still there?") from None
     file.seek(position)
     if file.read(BLOCK).strip(b"\0"):
         raise ArtefactError(f"{where}: not a tar at byte {position}; it is damaged there")

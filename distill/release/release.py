@@ -258,7 +258,9 @@ class Release:
                 f"{self.path}: its token table has {known['vocab_size']} rows, CLIP's tokenizer gives numbers up to "
                 f"{int(ids.max())}: this model takes token ids (`model.encode_text`), not text"
             )
-        return TextFeatures.cat([self.model.encode_text(part) for part in ids.split(BATCH)])
+        found = TextFeatures.cat([self.model.encode_text(part) for part in ids.split(BATCH)])
+        self._check_finite(found.sentence)
+        return found
 
     @torch.inference_mode()
     def encode_frames(
@@ -272,7 +274,14 @@ class Release:
         """Features (one row) of a file, sampled as in training, or of frames that are sampled already."""
         frames = self._cut(video) if isinstance(video, np.ndarray) else self._decode(Path(video))
         pixels, real = pad(frames, self.num_frames)
-        return self.encode_frames(torch.from_numpy(pixels)[None], torch.from_numpy(real)[None])
+        found = self.encode_frames(torch.from_numpy(pixels)[None], torch.from_numpy(real)[None])
+        self._check_finite(found.vector)
+        return found
+
+    def _check_finite(self, rows: Tensor) -> None:
+        """Weights may be finite, and so large that what they give is not."""
+        if not rows.isfinite().all():
+            raise ArtefactError(f"{self.path}: gives a vector that is not finite; release a sound model")
 
     @torch.inference_mode()
     def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:

@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill import manifest as sealed
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, check_regular
 from distill.manifest import NAME, Manifest, check_files, published, read_manifest, seal
 from distill.retrieval.segment import VIDEOS
 from distill.retrieval.tokens import damaged, mapped
@@ -132,7 +132,12 @@ def changing(path: Path) -> Iterator[Manifest | None]:
     if path.is_dir() and not (path / NAME).exists() and any(not _ours(child) for child in path.iterdir()):
         raise ArtefactError(f"{path}: exists and was not begun by tools/index.py; choose an empty or new folder")
     path.mkdir(parents=True, exist_ok=True)
-    with (path / LOCK).open("a") as file:
+    check_regular(path / LOCK)
+    try:
+        file = (path / LOCK).open("a")
+    except OSError as error:
+        raise ArtefactError(f"{path / LOCK}: cannot be locked ({error.strerror}); delete it") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
         except OSError:

@@ -9,7 +9,6 @@ that packing writes.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,9 @@ import torch
 from torch import Tensor
 
 from distill.data.loader import pad
-from distill.errors import ArtefactError, ExpectedError
+from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.log import progress
-from distill.manifest import Manifest, SealedFile, canonical_json, write_json
+from distill.manifest import Manifest, SealedFile, canonical_json, check_hash, read_record, write_record
 from distill.remote import Place
 from distill.retrieval import generation
 from distill.retrieval.encoder import Encoder, frame_weights, weighing
@@ -85,6 +84,27 @@ def build_gallery(
             return _Index(release, source, out, before, vectors, captions, cut, batch).run(append)
 
 
+@dataclass
+class _Done:
+    """A part that is whole: its rows, if it has any, and what is broken."""
+
+    segment: Segment | None
+    broken: list[Note]
+
+
+def _done(folder: Path, *, verify: bool) -> _Done | None:
+    """None for a part that is not there, or damaged: it is made again."""
+    try:
+        record = read_record(folder / DONE)
+        files = {name: SealedFile.model_validate(file) for name, file in record["files"].items()}
+        for name, file in files.items() if verify else ():
+            check_regular(folder / name)
+            check_hash(folder / name, file, "tools/index.py")
+        return _Done(Segment(folder) if files else None, record["broken"])
+    except (ArtefactError, ValueError, LookupError):
+        return None
+
+
 class _Index:
     """One run, while it holds the gallery's lock."""
 
@@ -132,7 +152,7 @@ class _Index:
             raise ArtefactError(f"{self.out}: no gallery to append to; make one without --append")
         generation.sweep(self.out, self.before)
         parts = list(self._parts(items))
-        missing = [part for part in parts if not (part[0] / DONE).is_file()]
+        missing = [part for part in parts if _done(part[0], verify=True) is None]
         total = sum(len(items) for _, items in missing)
         for _ in progress(self._work(missing), f"index {total} videos", total):
             pass
@@ -209,7 +229,10 @@ class _Index:
         if rows.about:
             columns, tokens = _cat(rows.columns), _cat(rows.tokens) if rows.tokens else None
             write_segment(folder, rows.about, columns, tokens, self._said(rows.items) if self.captions else None)
-        write_json(folder / DONE, {"broken": rows.broken, "rows": len(rows.about)})
+        files = sealed_segment(folder) if rows.about else {}
+        write_record(
+            folder / DONE, {"broken": rows.broken, "files": {name: file.model_dump() for name, file in files.items()}}
+        )
 
     @torch.inference_mode()
     def _said(self, items: Sequence[Item]) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
@@ -225,9 +248,10 @@ class _Index:
 
     def _join(self, parts: Sequence[Path], made: dict[str, Any]) -> Manifest:
         """One segment of all parts, and the generation that has it."""
-        records = [json.loads((part / DONE).read_bytes()) for part in parts]
-        notes = self.source.broken + [note for record in records for note in record["broken"]]
-        segments = [Segment(part) for part, record in zip(parts, records, strict=True) if record["rows"]]
+        records = [record for part in parts if (record := _done(part, verify=False)) is not None]
+        assert len(records) == len(parts), "all parts were just made"
+        notes = self.source.broken + [note for record in records for note in record.broken]
+        segments = [record.segment for record in records if record.segment is not None]
         number = 1 if self.before is None else self.before.counts["generation"] + 1
         if not segments:
             reasons = sorted({note["reason"] for note in notes})

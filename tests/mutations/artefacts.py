@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,7 +23,7 @@ from distill.evaluation.report import GalleryState, Measured, Result, Subject
 from distill.manifest import NAME, write_json
 from distill.release.release import load
 from distill.retrieval import upkeep
-from distill.retrieval.indexing import build_gallery
+from distill.retrieval.indexing import _Index, build_gallery
 from distill.retrieval.upkeep import delete
 from distill.training import checkpoint
 from distill.training.checkpoint import Progress
@@ -50,6 +51,8 @@ def prepare(folder: Path) -> None:
         )
         delete(folder / name, ["green"])
     build_gallery(load(folder / "release"), folder / "frames", folder / "approximate", captions=True)
+    with patch.object(_Index, "_join", side_effect=KeyboardInterrupt), suppress(KeyboardInterrupt):
+        build_gallery(load(folder / "release"), folder / "frames", folder / "unfinished")
     with patch.object(upkeep, "LEAST", 1):
         upkeep.approximate(folder / "approximate")
     _checkpoint(folder / "checkpoint")

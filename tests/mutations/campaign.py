@@ -58,14 +58,12 @@ def campaign(folder: Path, names: Sequence[str], count: int, seed: int) -> dict[
         load(folder / "whole" / "two_stage"),
     )
     tallies = {name: Tally() for name in names}
-    expected = {name: apart(READERS[name], whole.folder / name, whole, None) for name in names}
+    expected = {name: apart(READERS[name], _copy(name, folder), whole, None) for name in names}
     for name, (end, told, _) in expected.items():
         assert end == HARMLESS, f"the whole artefact {name}: {told}"
     for number in range(count):
         name = names[number % len(names)]
-        draw, path = Random(f"{seed} {number} {name}"), folder / "changed" / name
-        shutil.rmtree(path.parent, ignore_errors=True)
-        shutil.copytree(whole.folder / name, path)
+        draw, path = Random(f"{seed} {number} {name}"), _copy(name, folder)
         what, file = mutate(path, READERS[name], draw)
         same = READERS[name].hashed and file != NAME and "resealed" not in what
         end, told, took = apart(READERS[name], path, whole, expected[name][1] if same else None)
@@ -80,6 +78,14 @@ def campaign(folder: Path, names: Sequence[str], count: int, seed: int) -> dict[
             tally.findings.append(f"{number} {name}: {what}: {end}: {told}")
             print(tally.findings[-1], flush=True)
     return tallies
+
+
+def _copy(name: str, folder: Path) -> Path:
+    """A fresh copy of an artefact."""
+    path = folder / "changed" / name
+    shutil.rmtree(path.parent, ignore_errors=True)
+    shutil.copytree(folder / "whole" / name, path)
+    return path
 
 
 def mutate(path: Path, reader: Reader, draw: Random) -> tuple[str, str]:
@@ -117,7 +123,7 @@ def reseal(path: Path, indexes: bool) -> None:
             try:
                 with file.open("rb") as opened:
                     index.write_bytes(make_index(opened, file))
-            except ExpectedError:
+            except (ExpectedError, OSError):  # no tar any more, or a link to what cannot be written
                 pass
     for name, sealed in list(manifest["files"].items()):
         file = path / name

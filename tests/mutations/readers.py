@@ -26,6 +26,7 @@ from distill.recipe import Recipe
 from distill.release.convert import convert
 from distill.release.release import Release, load
 from distill.retrieval import Gallery
+from distill.retrieval.indexing import build_gallery
 from distill.training import checkpoint
 from tools.search import _queries
 
@@ -78,6 +79,13 @@ def _searched(found: Gallery) -> Any:
     like = [found.like(name, 2) for name in ("red", "blue") if name in found]
     said = [found.search_captions(name, 2) for name in ("red",) if name in found]
     return finite([[asdict(hit) for part in answers for hit in part] for answers in (hits, like, said)])
+
+
+def unfinished(path: Path, whole: Whole) -> Any:
+    """What a killed index left, which another one continues."""
+    build_gallery(whole.release, whole.folder / "frames", path)
+    found = Gallery.open(path, whole.release)
+    return finite([asdict(hit) for hit in found.search(["a red square"], 3)[0]])
 
 
 def latest(path: Path, whole: Whole) -> Any:
@@ -156,6 +164,7 @@ READERS = {
     "towers": Reader(towers),
     "unsealed": Reader(unsealed),
     "approximate": Reader(gallery, sealed=True),
+    "unfinished": Reader(unfinished, hashed=True),
     "csv": Reader(annotations("csv", "all.csv")),
     "msrvtt": Reader(annotations("msrvtt", "train.csv")),
     "msvd": Reader(annotations("msvd", "train_list.txt")),
