@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distill.log import progress
 from faults.jobs import Job
 from faults.processes import Ranks
 
@@ -60,11 +61,18 @@ def campaign(jobs: Sequence[tuple[Job, Clock]], kills: int, seed: int, folder: P
     """Kills the jobs `kills` times in all, in turns; a tally for each of them."""
     draw, left = random.Random(seed), kills
     tallies = [Tally() for _ in jobs]
-    while left:
-        for (job, clock), tally in zip(jobs, tallies, strict=True):
-            wanted = min(left, draw.randint(1, LONGEST_CHAIN))
-            if wanted:
-                left -= chain(job, clock, wanted, draw, folder / f"{job.name}-{tally.jobs}", tally)
+
+    def killed() -> Iterator[int]:
+        nonlocal left
+        while left:
+            for (job, clock), tally in zip(jobs, tallies, strict=True):
+                wanted = min(left, draw.randint(1, LONGEST_CHAIN))
+                done = chain(job, clock, wanted, draw, folder / f"{job.name}-{tally.jobs}", tally) if wanted else 0
+                left -= done
+                yield from range(done)
+
+    for _ in progress(killed(), "kill", kills):
+        pass
     return tallies
 
 

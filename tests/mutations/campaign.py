@@ -25,6 +25,7 @@ import torch
 from distill.data.frames import FrameSet
 from distill.data.shards import make_index
 from distill.errors import ExpectedError
+from distill.log import progress
 from distill.manifest import NAME, file_sha256
 from distill.release.release import load
 from mutations.changes import MARKER, PLACES, change
@@ -61,7 +62,7 @@ def campaign(folder: Path, names: Sequence[str], count: int, seed: int) -> dict[
     expected = {name: apart(READERS[name], _copy(name, folder), whole, None) for name in names}
     for name, (end, told, _) in expected.items():
         assert end == HARMLESS, f"the whole artefact {name}: {told}"
-    for number in range(count):
+    for number in progress(range(count), "damage and read"):
         name = names[number % len(names)]
         draw, path = Random(f"{seed} {number} {name}"), _copy(name, folder)
         what, file = mutate(path, READERS[name], draw)
