@@ -4,6 +4,9 @@ Everything that bad input can cause raises `ExpectedError` (or a subclass): what
 next. Our own invariants are `assert`s and keep their traceback.
 """
 
+import select
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,11 +42,23 @@ def check_regular(path: Path) -> None:
         raise ArtefactError(f"{path}: {kind}, expected a plain file; restore it, or name another one")
 
 
+def _nobody_reads() -> bool:
+    """Whether what read the standard output has gone, as `head` does."""
+    watched = select.poll()
+    watched.register(1, 0)  # errors are told unasked
+    return any(event & select.POLLERR for _, event in watched.poll(0))
+
+
 def door(main: Callable[[], None]) -> None:
     """Runs a command: an `ExpectedError` becomes one line on stderr and exit code 2, a signal one line and 128 + it."""
     signals.listen()
     try:
-        return main()
+        main()
+        return sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        line, code = "", 128 + signal.SIGPIPE
     except ExpectedError as error:
         line, code = f"error: {' '.join(str(error).split())}", 2
     except signals.Stopped as stopped:

@@ -179,6 +179,20 @@ def test_a_command_that_waits_inside_a_library_ends_all_the_same(tmp_path: Path)
     assert ranks.said(0)[1:] == ["stopped by SIGTERM; what is finished is kept, and the same command continues there"]
 
 
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(tmp_path: Path):
+    path = script(
+        tmp_path,
+        """
+        from distill.errors import door
+
+        door(lambda: print("a line\\n" * 100_000))
+        """,
+    )
+    command = f'{sys.executable} {path} | head -n 1; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("a line\n141\n", "")
+
+
 WORKERS = """
     import os, time
     from distill.errors import door
