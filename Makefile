@@ -24,7 +24,7 @@ test: install lint  ## everything that CI checks
 faults: install  ## kills packing, labelling and training at 200 random points (half an hour or so)
 	$(BIN)/python tests/faults --kills 200
 
-mutations: install  ## 2,000 damaged and hostile files into every reader (about 7 minutes)
+mutations: install  ## 2,000 damaged and hostile files into every reader (a few minutes)
 	$(BIN)/python tests/mutations --count 2000
 
 fuzz: install  ## thousands of made-up requests at the server that `make serve` runs; no finding is allowed

@@ -1,5 +1,7 @@
 """Two stages: what is recalled is ranked by the full score, what is not follows, and nothing else is ever scored."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -201,3 +203,13 @@ def test_tokens_are_read_back_as_they_were_rounded(tmp_path):
     full = two_stage.ranking(two_stage.of_texts(model.similarity, query, exact), queries, vectors, 6)
     found = two_stage.ranking(two_stage.of_texts(model.similarity, query, tokens), queries, vectors, 6)
     assert (full - found).abs().max() < 0.01, "what rounding to float16 changes"
+
+
+def test_tokens_larger_than_the_memory_are_opened(tmp_path):
+    path = tmp_path / "tokens.safetensors"
+    videos = 2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (2 * DIM)
+    with path.open("wb") as file:
+        TokenWriter(file, videos).append({"vector": torch.ones(3, DIM).half()})
+        file.truncate(file.seek(0, 2) + (videos - 3) * 2 * DIM)  # of which the disk holds the first rows alone
+    found = Tokens.open(path)[torch.tensor([0, 2, 3, videos - 1])].vector
+    assert torch.equal(found, torch.tensor([1.0, 1.0, 0.0, 0.0])[:, None].expand(4, DIM))

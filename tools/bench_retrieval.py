@@ -105,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured.append(
             Measured(gallery=str(args.frames), videos=contenders[0].videos, queries=len(own), about=about, rows=rows)
         )
+        print(table(measured[-1]), end="\n\n", flush=True)
     if args.videos:
         contenders, own = galleries.synthetic(args.videos, args.queries, sizes, world)
         rows = measure(contenders, own, args.recall)
@@ -119,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 claims=claims(rows),
             )
         )
+        print(table(measured[-1]), end="\n\n", flush=True)
         del contenders
     for size in args.sizes:
         scales.append(scale.measure(args.folder, size, sizes, world))
@@ -126,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = {"models": [m.tree() for m in measured], "galleries": [s.tree() for s in scales]}
         goals = [goal.tree() for goal in scale.goals(scales[-1])] if scales else []
         write_json(args.json, {"machine": machine(), **found, "goals": goals})
-    print("\n\n".join([*map(table, measured), *([scale.table(scales)] if scales else [])]))
+    if scales:
+        print(scale.table(scales))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ stages with the full score of every video.
 """
 
 import itertools
+import os
 import shutil
 import statistics
 import threading
@@ -161,6 +162,8 @@ def _write(one: Path, two: Path, videos: int, sizes: Sizes, world: World) -> _Wr
     )
     parts, answers, writing, row = [], [], 0.0, {}
     (two / SEGMENT).mkdir(parents=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or threads)  # drawing is not timed
     with (two / SEGMENT / TOKENS).open("wb") as file:
         writer = TokenWriter(file, videos)
         for start in progress(range(0, videos, DRAWN), f"draw {videos:,} videos (parts)"):
@@ -172,6 +175,7 @@ def _write(one: Path, two: Path, videos: int, sizes: Sizes, world: World) -> _Wr
             writing += time.perf_counter() - began
             scores = model.similarity(release.text, Tokens(row)[:]).topk(min(BEST, len(parts[-1])))
             answers.append((scores.values, scores.indices + start))
+    torch.set_num_threads(threads)
     vectors = torch.cat(parts)
     del parts
     seconds = [_timed(lambda path=path: _seal(path, vectors, release, tokens=path == two)) for path in (one, two)]

@@ -8,10 +8,12 @@ over 0.07 (standard deviation). A number that float16 cannot hold (beyond 65,504
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -32,6 +34,7 @@ AXES = {  # of what may be stored; those of one name are of one size
     "real": "video frame",
 }
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int8: "I8", torch.bool: "BOOL"}  # as safetensors does
+READ = {name: dtype for dtype, name in DTYPES.items()} | {"I64": torch.int64}
 
 
 def stored(video: VideoFeatures, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -63,11 +66,25 @@ def bytes_per_video(model: RetrievalModel, num_frames: int, size: int) -> tuple[
 
 
 def mapped(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file: the file is mapped, and only what is used gets read."""
+    """The tensors of a safetensors file: the file is mapped to be read alone, and only what is used gets read.
+
+    safetensors itself maps it to be changed in private, for which Linux sets memory aside: a file larger than the
+    memory could not be opened.
+    """
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
-    except SafetensorError as error:
+        with safe_open(path, "np"), path.open("rb") as file:  # which checks the header, and that it fits the file
+            begin = 8 + (length := int.from_bytes(file.read(8), "little"))
+            header = json.loads(file.read(length))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            whole = torch.from_numpy(np.memmap(path, np.uint8, "r"))
+        found = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                first, last = (begin + offset for offset in entry["data_offsets"])
+                found[name] = whole[first:last].view(READ[entry["dtype"]]).reshape(entry["shape"])
+        return found
+    except (SafetensorError, RuntimeError, LookupError) as error:
         raise damaged(path, str(error)) from None
 
 
