@@ -19,7 +19,7 @@ study: install  ## the demo's comparison over several seeds, with intervals (tak
 	$(BIN)/python tools/demo_study.py
 
 test: install lint  ## everything that CI checks
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 faults: install  ## kills packing, labelling and training at 200 random points (half an hour or so)
 	$(BIN)/python tests/faults --kills 200

@@ -21,6 +21,18 @@ ARCHITECTURE = {
 }
 
 
+LONGEST = (
+    "training faults arrow interruptions server label_jobs labels prompt_switch glscl eercf bench_training loader "
+)
+LONGEST += "memory evaluate indexing gallery readme convert mutations release remote"  # files, the longest first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: each stays with one process, which then makes once what its tests share."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--fixtures DIR`: more fixtures for tests/test_parity.py (pytest's own `--fixtures` remains as `--funcargs`)."""
     parser.optparser.conflict_handler = "resolve"

@@ -124,12 +124,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         del contenders
     for size in args.sizes:
         scales.append(scale.measure(args.folder, size, sizes, world))
+        print(scale.table(scales[-1]), end="\n\n", flush=True)
     if args.json is not None:
         found = {"models": [m.tree() for m in measured], "galleries": [s.tree() for s in scales]}
         goals = [goal.tree() for goal in scale.goals(scales[-1])] if scales else []
         write_json(args.json, {"machine": machine(), **found, "goals": goals})
-    if scales:
-        print(scale.table(scales))
 
 
 if __name__ == "__main__":
