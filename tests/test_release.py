@@ -196,7 +196,12 @@ def test_weights_that_do_not_fit_the_config_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"), [("text", {}, "max_words"), ("model", {"kind": "gan"}, "does not match")]
+    ("key", "value", "words"),
+    [
+        ("text", {}, "max_words"),
+        ("model", {"kind": "gan"}, "does not match"),
+        ("architecture", {}, "config.json: .*embed_dim is missing"),
+    ],
 )
 def test_a_config_of_another_version_is_refused(key, value, words, tmp_path):
     release(tmp_path / "release", *make())

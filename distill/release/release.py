@@ -34,7 +34,7 @@ from distill.data.pictures import fit
 from distill.data.sampler import Sampler
 from distill.data.tokens import Tokenizer
 from distill.data.video import decode, probe
-from distill.errors import ArtefactError, ExpectedError, VideoError
+from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError
 from distill.manifest import Manifest, canonical_json, open_sealed, published, seal, sealed_file, write_json
 from distill.model.clip import Clip
 from distill.model.contract import RetrievalConfig, RetrievalModel
@@ -183,7 +183,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
     with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's random stream stays put
         try:
             model = build(model_config, Clip.from_architecture(config.architecture, *freeze))
-        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except (
+            ArithmeticError,
+            AssertionError,
+            LookupError,
+            RecipeError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ArtefactError(f"{folder / CONFIG}: not a model that can be built ({error}); release again") from None
     _load_weights(model, weights, folder / WEIGHTS)
     # `requires_grad` stays as in training: torch.matmul picks its kernel by it, and the last bits would differ.
