@@ -5,7 +5,6 @@ takes either. Whatever a file system raises is tried again a few times with grow
 seconds at a time, and then named in one line; a file that is not there, or may not be read, is not asked for again.
 """
 
-import errno
 import hashlib
 import importlib.util
 import logging
@@ -17,6 +16,7 @@ from typing import Any, TypeVar, cast
 
 import fsspec
 
+from distill.disk import FULL
 from distill.errors import ArtefactError, ExpectedError
 
 PROTOCOLS = {"file": None, "http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}  # and what they need
@@ -129,7 +129,7 @@ class RemotePath:
             except (FileNotFoundError, ExpectedError):
                 raise
             except Exception as error:  # each file system has its own: OSError, aiohttp's, botocore's, Google's
-                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                if getattr(error, "errno", None) in FULL:
                     raise  # of the disk here
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 if _is_refusal(error):

@@ -215,7 +215,7 @@ def test_files_that_cannot_be_annotations_are_refused(tmp_path):
     videos = folder(tmp_path)
     (tmp_path / "latin.csv").write_bytes("video,caption\na,café\n".encode("latin-1"))
     for name, layout, message in (
-        ("nowhere.csv", "csv", "no such annotation file"),
+        ("nowhere.csv", "csv", "no such file"),
         ("latin.csv", "csv", "not UTF-8 at byte"),
         ("raw-captions.pkl", "csv", "pickles can run code"),
         ("latin.csv", "youcook", "unknown annotation layout 'youcook'; expected one of activitynet, csv, didemo"),

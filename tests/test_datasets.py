@@ -125,7 +125,7 @@ def test_a_broken_list_is_one_line_that_says_what_is_missing(tmp_path, layout, c
     refused(tmp_path, "train_list.txt", layout, bare)
     refused(tmp_path, "empty.txt", layout, "no videos; expected at least one id")
     refused(tmp_path, captions, layout, "expected the split's list of ids, such as train_list.txt")
-    refused(tmp_path, "absent.txt", layout, "no such annotation file")
+    refused(tmp_path, "absent.txt", layout, "no such file")
     (tmp_path / captions).unlink()
     refused(tmp_path, "train_list.txt", layout, rf"no captions: expected .*{captions}.* beside it")
 
@@ -366,7 +366,7 @@ def test_every_caption_arrives_in_order_with_an_id_of_its_own(tmp_path, said):
 def test_every_layout_names_a_missing_or_undecodable_file(tmp_path, layout):
     place(tmp_path)
     (tmp_path / "latin").write_bytes("café".encode("latin-1"))
-    refused(tmp_path, "absent", layout, "no such annotation file")
+    refused(tmp_path, "absent", layout, "no such file")
     refused(tmp_path, "latin", layout, "not UTF-8 at byte 3; save the file as UTF-8")
 
 

@@ -8,11 +8,11 @@ from conftest import ROOT
 
 # A file may import from its own room and from floors with a smaller number.
 FLOORS = {
-    "distill.signals": -1,
-    "distill.errors": 0,
+    "distill.signals": -2,
+    "distill.errors": -1,
+    "distill.disk": 0,
     "distill.config": 1,
     "distill.log": 1,
-    "distill.disk": 1,
     "distill.workers": 1,
     "distill.comm": 1,
     "distill.remote": 1,

@@ -1,10 +1,12 @@
 """Indexing: the same rows from videos as from frames, and nothing lost that was acknowledged, whatever is killed."""
 
+import io
 import json
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import random
+import sys
 import threading
 import time
 
@@ -243,7 +245,7 @@ def test_searching_in_pieces_without_the_deleted_is_searching_what_is_left(kind,
             assert scores[query].tolist() == [float(products[query, row]) for row in expected]
 
 
-def test_captions_and_likenesses_are_found(corpus, tmp_path, capsys):  # noqa: F811
+def test_captions_and_likenesses_are_found(corpus, tmp_path, capsys, monkeypatch):  # noqa: F811
     loaded = two_stage_release(tmp_path / "release", kind="eercf", frames=4)
     path = str(tmp_path / "gallery")
     index.main([*map(str, (tmp_path / "release", corpus / "frames4", "--out", path, "--captions"))])
@@ -275,10 +277,24 @@ def test_captions_and_likenesses_are_found(corpus, tmp_path, capsys):  # noqa: F
     (tmp_path / "queries.txt").write_text("a red square\n\nsomething green\n")
     search.main([path, "--queries", str(tmp_path / "queries.txt"), "--json", "--k", "1"])
     assert list(json.loads(capsys.readouterr().out)) == ["a red square", "something green"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(" a red square\n\na red square\n"))
+    search.main([path, "--queries", "-", "--json", "--k", "1"])
+    assert list(json.loads(capsys.readouterr().out)) == ["a red square"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8"))
+    with pytest.raises(ExpectedError, match="stdin: not UTF-8 at byte 0"):
+        search.main([path, "--queries", "-"])
+    os.mkfifo(tmp_path / "pipe")
+    for read in (
+        lambda: search.main([path, "--queries", str(tmp_path / "pipe")]),
+        lambda: gallery_tool.main([path, "delete", "--file", str(tmp_path / "pipe")]),
+    ):
+        with pytest.raises(ArtefactError, match="pipe: a pipe or a device, expected a plain file"):
+            read()
     with pytest.raises(ExpectedError, match="expected one of QUERY"):
         search.main([path, "a", "--like", "red"])
 
-    gallery_tool.main([path, "delete", "red"])
+    (tmp_path / "ids.txt").write_text("\n red \n")
+    gallery_tool.main([path, "delete", "--file", str(tmp_path / "ids.txt")])
     assert "2 videos (1 deleted) in 1 segments" in capsys.readouterr().out
     left = gallery.refreshed()
     assert {hit.video for hit in left.search_captions("blue", 9)} == {"green", "blue"}

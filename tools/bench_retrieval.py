@@ -125,10 +125,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for size in args.sizes:
         scales.append(scale.measure(args.folder, size, sizes, world))
         print(scale.table(scales[-1]), end="\n\n", flush=True)
+    goals = scale.goals(max(scales, key=lambda s: s.videos)) if scales else []
+    for goal in goals:
+        print(goal.sentence())
     if args.json is not None:
         found = {"models": [m.tree() for m in measured], "galleries": [s.tree() for s in scales]}
-        goals = [goal.tree() for goal in scale.goals(scales[-1])] if scales else []
-        write_json(args.json, {"machine": machine(), **found, "goals": goals})
+        write_json(args.json, {"machine": machine(), **found, "goals": [goal.tree() for goal in goals]})
 
 
 if __name__ == "__main__":

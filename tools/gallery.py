@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill import log
-from distill.errors import ArtefactError, door
+from distill.data.textfiles import read_list
+from distill.errors import door
 from distill.manifest import Manifest
 from distill.retrieval import generation, upkeep
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.does == "show":
         manifest = generation.read(args.gallery)
     elif args.does == "delete":
-        manifest = upkeep.delete(args.gallery, args.ids + _ids(args.file))
+        manifest = upkeep.delete(args.gallery, args.ids + ([] if args.file is None else read_list(args.file)))
     elif args.does == "compact":
         manifest = upkeep.compact(args.gallery)
     elif args.does == "approximate":
@@ -53,13 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         manifest = upkeep.verify(args.gallery)
     print(_shown(args.gallery, manifest))
-
-
-def _ids(path: Path | None) -> list[str]:
-    try:
-        return [] if path is None else [line for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"{path}: {error}; expected a text file with an id in every line") from None
 
 
 def _shown(path: Path, manifest: Manifest) -> str:

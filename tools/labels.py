@@ -33,7 +33,7 @@ from distill.evaluation.report import aligned
 from distill.model.contract import Teacher
 from distill.release.release import load
 from distill.remote import locate
-from distill.training.audit import BATCHES, PAIRS, agreement, check_rows, compare, recompute, statistics
+from distill.training.audit import BATCHES, BINS, PAIRS, agreement, check_rows, compare, recompute, statistics
 from distill.training.teach import Teaching
 
 
@@ -124,8 +124,8 @@ def _stats(args: argparse.Namespace) -> None:
         ["entropy of relevance", *(f"{each.entropy:.3f} nat" for each in found)],
         ["  relative to uniform", *(f"{each.relative_entropy:.4f}" for each in found)],
         *(
-            [f"  rows {low / 10:.1f} to {(low + 1) / 10:.1f}", *(f"{each.histogram[low]:,}" for each in found)]
-            for low in range(10)
+            [f"  rows {low / BINS:.1f} to {(low + 1) / BINS:.1f}", *(f"{each.histogram[low]:,}" for each in found)]
+            for low in range(BINS)
         ),
     ]
     text = ""

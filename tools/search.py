@@ -24,8 +24,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from distill import log
-from distill.errors import ArtefactError, ExpectedError, check_regular, door
-from distill.release.release import Release, load
+from distill.data.textfiles import read_list
+from distill.errors import ExpectedError, door
+from distill.release.release import load
 from distill.retrieval.gallery import RECALL, CaptionHit, Gallery, Hit, release_path
 
 Hits = list[Hit] | list[CaptionHit]
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ExpectedError("expected one of QUERY, --queries FILE and --like VIDEO (--captions goes with --like)")
     if args.like is not None and args.recall is not None and not args.captions:
         raise ExpectedError("--recall: videos like a video are found in one stage; leave it out")
-    gallery = Gallery.open(args.gallery, _release(args.gallery, args.release))
+    gallery = Gallery.open(args.gallery, load(release_path(args.gallery, args.release)))
     if args.queries is not None:
         queries = _queries(args.queries)
         answers = dict(zip(queries, gallery.search(queries, args.k, args.recall), strict=True))
@@ -69,24 +70,18 @@ def _like(gallery: Gallery, args: argparse.Namespace) -> Hits:
     return gallery.search_captions(video, args.k, args.recall) if args.captions else gallery.like(video, args.k)
 
 
-def _release(gallery: Path, given: Path | None) -> Release:
-    path = given or release_path(gallery)
-    if given is None and not path.is_dir():
-        raise ArtefactError(f"{gallery}: its release was at {path}, which is not there; give its place by --release")
-    return load(path)
-
-
 def _queries(given: str) -> list[str]:
-    if given != "-":
-        check_regular(Path(given))
-    try:
-        text = sys.stdin.read() if given == "-" else Path(given).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"{given}: {error}; expected a text file with a query in every line") from None
-    queries = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    queries = list(dict.fromkeys(_stdin() if given == "-" else read_list(Path(given))))
     if not queries:
         raise ExpectedError(f"{given}: no queries; write one in every line")
     return queries
+
+
+def _stdin() -> list[str]:
+    try:
+        return [line.strip() for line in sys.stdin if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ExpectedError(f"stdin: not UTF-8 at byte {error.start}; give UTF-8 text, a query in every line") from None
 
 
 def _table(hits: Hits) -> str:

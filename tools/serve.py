@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from distill import log
-from distill.errors import ArtefactError, ExpectedError, door
+from distill.errors import ExpectedError, door
 from distill.release.release import load
 from distill.retrieval.gallery import Gallery, release_path
 
@@ -41,10 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from distill.retrieval.server import serve
     except ModuleNotFoundError as missing:
         raise ExpectedError(f"{missing.name} is missing, which serving needs; run pip install -e '.[serve]'") from None
-    path = args.release or release_path(args.gallery)
-    if not path.is_dir():
-        raise ArtefactError(f"{args.gallery}: its release is not at {path}; give its place by --release")
-    gallery = Gallery.open(args.gallery, load(path, "cuda" if torch.cuda.is_available() else "cpu"))
+    release = load(release_path(args.gallery, args.release), "cuda" if torch.cuda.is_available() else "cpu")
+    gallery = Gallery.open(args.gallery, release)
 
     def ready(url: str) -> None:
         print(f"{len(gallery)} videos of {args.gallery} at {url} (Ctrl-C stops)", flush=True)

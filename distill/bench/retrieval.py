@@ -13,9 +13,9 @@ with the model's own exhaustive search in float32 (with patches: float16), over 
 
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.bench.operations import FORMULAS, Operations
+from distill.bench.rounds import timed
 from distill.bench.synthetic import Sizes
 from distill.evaluation.evaluate import top_shared
 from distill.evaluation.metrics import ranks_t2v, summarise
@@ -187,19 +188,13 @@ def _milliseconds(asked: Sequence[tuple[Contender, int | None]], at_once: int) -
         for (search, text), times in zip(searches, took, strict=True):
             for turn in range(1 + IN_A_ROUND if sum(times) < ENOUGH else 0):
                 first = (len(times) + turn) * at_once % max(1, len(text) - at_once + 1)
-                seconds = _seconds(search, text[first : first + at_once])
+                seconds = timed(partial(search, text[first : first + at_once]))
                 if turn or seconds > ENOUGH:
                     times.append(seconds)
                 if sum(times) > ENOUGH:
                     break
     queries = [min(at_once, len(text)) for _, text in searches]
     return [1000 * statistics.median(times) / number for times, number in zip(took, queries, strict=True)]
-
-
-def _seconds(search: Search, text: TextFeatures) -> float:
-    started = time.perf_counter()
-    search(text)
-    return time.perf_counter() - started
 
 
 def _search(contender: Contender, recall: int | None, at_once: int) -> Search:
@@ -234,7 +229,7 @@ def _fastest(contender: Contender, at_once: int) -> Search:
         took = dict.fromkeys(CALLS, float("inf"))
         for _, size in itertools.product(range(TRIALS), CALLS):
             search = _exhaustive(contender.model, exact, min(TRIED, contender.videos), size)
-            took[size] = min(took[size], _seconds(search, contender.text[:at_once]))
+            took[size] = min(took[size], timed(partial(search, contender.text[:at_once])))
         best = min(CALLS, key=lambda size: took[size])
     return _exhaustive(contender.model, exact, contender.videos, best)
 

@@ -5,6 +5,7 @@ A ratio of two of them is the median over rounds of the ratio within a round.
 
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,13 @@ def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int, what: str)
             if number:
                 found[name].append(value)
     return found
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:

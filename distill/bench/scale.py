@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from distill.bench.galleries import TEMPORAL, built
-from distill.bench.rounds import Goal, ratio, take_turns
+from distill.bench.rounds import Goal, ratio, take_turns, timed
 from distill.bench.synthetic import Sizes, Synthetic, World
 from distill.errors import ExpectedError
 from distill.evaluation.report import aligned
@@ -178,12 +178,12 @@ def _write(one: Path, two: Path, videos: int, sizes: Sizes, world: World) -> _Wr
     torch.set_num_threads(threads)
     vectors = torch.cat(parts)
     del parts
-    seconds = [_timed(lambda path=path: _seal(path, vectors, release, tokens=path == two)) for path in (one, two)]
+    took = [timed(lambda path=path: _seal(path, vectors, release, tokens=path == two)) for path in (one, two)]
     return _Written(
         release=release,
         vectors=vectors,
         full=best(answers, BEST)[1],
-        seconds=(seconds[0], writing + seconds[1]),
+        seconds=(took[0], writing + took[1]),
         bytes=(vectors[0].nbytes, vectors[0].nbytes + row_bytes(row)),
     )
 
@@ -214,12 +214,12 @@ def _measured(one: Path, two: Path, videos: int, written: _Written) -> Scale:
     release, vectors, k = written.release, written.vectors, min(BEST, videos)
     queries = release.model.recall_text(release.text)
     names = [str(number) for number in range(len(queries))]
-    opening = statistics.median(_timed(lambda: Gallery.open(one, release)) for _ in range(OPENED))
+    opening = statistics.median(timed(lambda: Gallery.open(one, release)) for _ in range(OPENED))
     with _memory() as used:
         exact = Gallery.open(one, release)
         for number in AT_ONCE:
             exact.search(names[:number], BEST)
-    indexing = _timed(lambda: upkeep.approximate(one))
+    indexing = timed(lambda: upkeep.approximate(one))
     approximate, reranking = Gallery.open(one, release), Gallery.open(two, release)
     index = next(file for name, file in approximate.manifest.files.items() if name.startswith(APPROXIMATE_FOLDER))
     sides: dict[str, Callable[[list[str]], Any]] = {
@@ -268,17 +268,10 @@ def _turns(
 
     def side(search: Callable[[list[str]], Any]) -> Callable[[], float]:
         asked = itertools.cycle(names)
-        return lambda: 1000 * _timed(lambda: search(list(itertools.islice(asked, at_once)))) / at_once
+        return lambda: 1000 * timed(lambda: search(list(itertools.islice(asked, at_once)))) / at_once
 
     sides = {name: side(search) for name, search in searches.items()}
     return take_turns(sides, ROUNDS[at_once], f"time, {at_once} at once (rounds)")
-
-
-def _timed(call: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:
@@ -345,7 +338,7 @@ def goals(scale: Scale) -> list[Goal]:
 
 
 def table(scale: Scale) -> str:
-    """The rows of a size, and what became of the goals."""
+    """The rows of a size."""
     head = ("", *(f"{what} ms ({n} at once)" for n in AT_ONCE for what in ("p50", "p95")), "built in", "bytes/video")
     lines: list[tuple[str, ...]] = [(*head, "top 10")]
     for row in scale.rows:
@@ -354,4 +347,4 @@ def table(scale: Scale) -> str:
         shared = "" if row.recall is None else f"{100 * row.recall:.1f} %"
         lines.append((row.search, *times, built, f"{row.bytes:,}", shared))
     title = f"gallery of {scale.videos:,} videos on disk"
-    return "\n".join([title, "", aligned(lines), "", *(goal.sentence() for goal in goals(scale))])
+    return "\n".join([title, "", aligned(lines)])

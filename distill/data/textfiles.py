@@ -1,4 +1,4 @@
-"""Text files in, plain values out: UTF-8 text, JSON, csv rows, lists of ids; anything else is refused, with the place.
+"""Text files in, plain values out: UTF-8 text, JSON, csv rows, lists; anything else is refused, with the place.
 
 Nothing here knows what an annotation means: distill/data/datasets.py does.
 """
@@ -20,7 +20,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ArtefactError(f"{path}: no such annotation file") from None
+        raise ArtefactError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise ArtefactError(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except OSError as error:
@@ -28,7 +28,7 @@ def read_text(path: Path) -> str:
 
 
 def read_list(path: Path) -> list[str]:
-    """A list file: one id per line, empty lines skipped."""
+    """A list file: one id or query in every line, empty lines skipped."""
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 

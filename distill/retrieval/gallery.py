@@ -274,9 +274,15 @@ def check_release(path: Path, manifest: Manifest, release: Encoder) -> None:
         )
 
 
-def release_path(gallery: str | Path) -> Path:
-    """Where the release stood when the gallery was made, as it was given."""
-    return Path(generation.read(Path(gallery)).config["release"])
+def release_path(gallery: str | Path, moved: Path | None = None) -> Path:
+    """Where a gallery's release is: where it stood when the gallery was made, as it was given, or where it was `moved`.
+
+    Raises `ArtefactError` where there is none.
+    """
+    path = moved or Path(generation.read(Path(gallery)).config["release"])
+    if not path.is_dir():
+        raise ArtefactError(f"{gallery}: its release is not at {path}; give its place by --release")
+    return path
 
 
 def _check_asked(k: int, recall: int | None, path: Path, reranks: bool) -> None:
