@@ -30,7 +30,7 @@ from distill.errors import RecipeError
 from distill.losses.correlation import channel_constraint
 from distill.model.afa import PADDED_RELEVANCE, AfaConfig, AttentiveFrameAggregation
 from distill.model.clip import Clip, Video, VideoTokens
-from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
+from distill.model.contract import RetrievalConfig, RetrievalModel, ScorePart, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.similarity import inner, lengths, mean_pool, precise, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
@@ -39,6 +39,7 @@ WEAK_TEMPERATURE = 0.01  # of the softmax over cosines in the weak similarities
 FRAME_GATE, PATCH_GATE = 0.1, 0.01  # temperatures of the gates in the strong ones
 WEAK, STRONG = ("video", "weak_frame", "weak_patch"), ("strong_frame", "strong_patch")
 MAX_CELLS = 2**24  # numbers of frames or patches held at once, or their cosines: 64 MiB in float32, and a few copies
+OF_BEST = 2  # times k videos whose patches a search looks at: more find no more of the best ten in 10,000
 SHORTEST = 1e-6  # length of a gated sum below which it counts as this long
 
 
@@ -223,8 +224,15 @@ class Eercf(RetrievalModel):
         assert video.frames is not None, "EERCF compares frames"
         parts = self.frames * (video.patches.shape[2] if video.patches is not None else 1)
         size = max(1, MAX_CELLS // (parts * max(len(text), self.clip.dim)))
-        with torch.autocast(text.sentence.device.type, enabled=False):
-            return torch.cat([self._reranked(text, video[i : i + size]) for i in range(0, len(video), size)], dim=1)
+        chunks = [video[start : start + size] for start in range(0, len(video), size)]
+        parts = self.score_parts()
+        return torch.cat([torch.stack([p.score(text, chunk) for p in parts]).sum(0) for chunk in chunks], dim=1)
+
+    def score_parts(self) -> tuple[ScorePart, ...]:
+        """What the coarse vector and the frames say, and then the patches where they are compared."""
+        frames = ScorePart(("frames", "contextual", "real"), self._by_frames)
+        patches = ScorePart(("patches", "real"), self._by_patches, of_best=OF_BEST)
+        return (frames, patches) if "patches" in self.rerank_fields else (frames,)
 
     def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
         """Similarity times the logit scale."""
@@ -233,8 +241,10 @@ class Eercf(RetrievalModel):
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
         """The weak and the strong group, the constraint, and what labels teach; caption i belongs to video i."""
         sentence, weights, scale = unit(text.sentence), self.weights, self.clip.logit_scale
-        levels = self._levels(sentence, video, weights.weak_patch or weights.strong_patch or weights.constraint_patch)
-        scores = self._weak(text, video, levels)
+        levels = {"frame": self._frames(sentence, video)}
+        if self.patches and (weights.weak_patch or weights.strong_patch or weights.constraint_patch):
+            levels["patch"] = self._patches(sentence, video)
+        scores = {"video": self.recall_text(text) @ self.recall_video(video).T, **self._weak(levels)}
         paired = self.gate == "paired"
         sums = {name: level.own_sums(detach=paired) for name, level in levels.items()}
         for name, level in levels.items():
@@ -258,34 +268,42 @@ class Eercf(RetrievalModel):
             own={"constraint": torch.stack(constraints).sum()} if constraints else {},
         )
 
-    def _reranked(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        sentence, weights = unit(text.sentence), self.rerank
-        levels = self._levels(sentence, video, weights.weak_patch or weights.strong_patch)
-        scores = self._weak(text, video, levels)
-        for name, level in levels.items():
-            if getattr(weights, f"strong_{name}"):
-                scores[f"strong_{name}"] = level.gated(sentence)
-        return _sum(scores, weights, WEAK + STRONG)
+    def _by_frames(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """The part of the second stage's score that needs no patches."""
+        with torch.autocast(text.sentence.device.type, enabled=False):
+            sentence, coarse = unit(text.sentence), self.recall_text(text) @ self.recall_video(video).T
+            return self.rerank.video * coarse + self._level_score("frame", self._frames(sentence, video), sentence)
 
-    def _levels(self, sentence: Tensor, video: VideoFeatures, patch_weight: float) -> dict[str, Level]:
-        """Frames, and patches where they have any weight."""
+    def _by_patches(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """What patches add to it."""
+        with torch.autocast(text.sentence.device.type, enabled=False):
+            sentence = unit(text.sentence)
+            return self._level_score("patch", self._patches(sentence, video), sentence)
+
+    def _level_score(self, name: str, level: Level, sentence: Tensor) -> Float[Tensor, "text video"]:
+        """The weighted similarities of a level that rank in the second stage."""
+        scores = self._weak({name: level})
+        if getattr(self.rerank, f"strong_{name}"):
+            scores[f"strong_{name}"] = level.gated(sentence)
+        return _sum(scores, self.rerank, WEAK + STRONG)
+
+    def _frames(self, sentence: Tensor, video: VideoFeatures) -> Level:
         assert video.frames is not None and video.contextual is not None and video.real is not None
-        counted = video.real if self.mask_padding else None
         frames, contextual = precise(video.frames), precise(video.contextual)
         cosines = inner(sentence, frames) / lengths(frames)
-        levels = {"frame": Level(cosines, contextual, lengths(contextual), FRAME_GATE, counted)}
-        if self.patches and patch_weight:
-            assert video.patches is not None, "patches have a weight"
-            patches = precise(video.patches.flatten(1, 2))  # video (frame patch) dim
-            long = lengths(patches)
-            if counted is not None:
-                counted = counted.repeat_interleave(video.patches.shape[2], dim=1)
-            levels["patch"] = Level(inner(sentence, patches) / long, patches, long, PATCH_GATE, counted)
-        return levels
+        counted = video.real if self.mask_padding else None
+        return Level(cosines, contextual, lengths(contextual), FRAME_GATE, counted)
 
-    def _weak(self, text: TextFeatures, video: VideoFeatures, levels: dict[str, Level]) -> dict[str, Tensor]:
-        """The similarities that are the same in training and in evaluation."""
-        scores = {"video": self.recall_text(text) @ self.recall_video(video).T}
+    def _patches(self, sentence: Tensor, video: VideoFeatures) -> Level:
+        assert video.patches is not None and video.real is not None, "patches have a weight"
+        patches = precise(video.patches.flatten(1, 2))  # video (frame patch) dim
+        long = lengths(patches)
+        counted = video.real.repeat_interleave(video.patches.shape[2], dim=1) if self.mask_padding else None
+        return Level(inner(sentence, patches) / long, patches, long, PATCH_GATE, counted)
+
+    def _weak(self, levels: dict[str, Level]) -> dict[str, Tensor]:
+        """The similarities of levels that are the same in training and in evaluation."""
+        scores = {}
         for name, level in levels.items():
             attention = level.attention()
             if name == "frame":
@@ -305,4 +323,4 @@ def _softmax(
 def _sum(scores: dict[str, Tensor], weights: LossWeights | RerankWeights, names: tuple[str, ...]) -> Tensor:
     """Weighted sum of those of the similarities that were computed."""
     parts = (getattr(weights, name) * scores[name] for name in names if name in scores)
-    return sum(parts, torch.zeros_like(scores["video"]))
+    return sum(parts, torch.zeros_like(next(iter(scores.values()))))

@@ -29,12 +29,14 @@ from torch import Tensor
 from distill.losses.consistency import Over, consistency
 from distill.losses.diversity import diversity
 from distill.model.clip import Clip, Video, VideoTokens, real_words
-from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
+from distill.model.contract import RetrievalConfig, RetrievalModel, ScorePart, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.pooling import attend, weighted_cosine
 from distill.model.queries import LearnedQueries, QueryConfig
 from distill.model.similarity import lengths, mean_pool, precise, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
+
+OF_BEST = 4  # times k videos that get the local score in a search: more find no more of the best ten in 10,000
 
 
 class GlsclConfig(RetrievalConfig):
@@ -117,12 +119,22 @@ class Glscl(RetrievalModel):
 
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
         """The global score plus the weighted local one, without the logit scale."""
-        text, video = self.read_text(text), self.read_video(video)
-        return self.global_score(text, video) + self.local_weight * local_score(text, video)
+        return self.global_score(text, video) + self._local(text, video)
 
     def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
         """Similarity times the logit scale."""
         return self.clip.logit_scale(self.similarity(text, video))
+
+    def score_parts(self) -> tuple[ScorePart, ...]:
+        """The global score, then the local one."""
+        return (
+            ScorePart(("frames", "real"), self.global_score),
+            ScorePart(("concepts",), self._local, of_best=OF_BEST),
+        )
+
+    def _local(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """The weighted local score."""
+        return self.local_weight * local_score(self.read_text(text), self.read_video(video))
 
     def global_score(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
         """Cosine of every sentence with the mean of every video's frames, weighed for that sentence (GIM)."""

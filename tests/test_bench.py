@@ -87,9 +87,15 @@ def test_the_counts_at_the_papers_sizes_are_those_known():
 def test_two_stages_are_counted_as_they_are_run(small):
     contender = next(c for c in small[0] if c.name == "EERCF")
     counted = contender.operations
-    assert counted.two_stage(24, 5, 2) == (
+    assert counted.two_stage(24, 5, 20, 2) == (
         counted.recall_query + 24 * 64 + 2 * counted.query + 5 * (counted.video + counted.products + counted.sums)
     )
+    for name, later, of_best in (("EERCF with patches", 4 * 5 * (64 + 1), 2), ("GLSCL by coarse vector", 3 * 64, 4)):
+        contender = next(c for c in small[0] if c.name == name)
+        counted = contender.operations
+        assert counted.later == later and contender.model.score_parts()[1].of_best == of_best
+        first, both = counted.two_stage(24, 5, 0, 1), counted.two_stage(24, 5, 5, 1)
+        assert both - first == 5 * later and counted.two_stage(24, 5, 20, 1) == both, "no more than were recalled"
     assert counted.exhaustive(24) == counted.query + 24 * counted.pair_alone
 
 
@@ -124,16 +130,16 @@ def row(model, search, recall=None, operations=1, milliseconds=1.0, shared=None)
     )
 
 
-def test_a_claim_is_judged_at_the_cheapest_search_that_finds_enough():
+def test_a_claim_is_judged_at_the_fastest_search_that_finds_enough():
     rows = [
         row("X-CLIP", "exhaustive", None, 22_000, 1000.0),
         row("EERCF", "two stages", 5, 10, 0.1, 0.98),
         row("EERCF", "two stages", 10, 400, 25.0, 0.995),
-        row("EERCF", "two stages", 20, 500, 15.0, 1.0),
+        row("EERCF", "two stages by index", 20, 500, 35.0, 1.0),
         row("GLSCL", "two stages", 10, 10, 0.1, 0.5),
     ]
     first, second = claims(rows)
-    assert (first.model, first.recall, first.operations) == ("EERCF", 10, 55.0)
+    assert (first.model, first.search, first.recall, first.operations) == ("EERCF", "two stages", 10, 55.0)
     assert first.time == {1: 40.0, 16: 40.0, 64: 1.0}
     assert second == Claim(words=second.words, model="GLSCL", factor=220)
     shown = table(retrieval.Measured(gallery="g", videos=9, queries=3, rows=rows, claims=[first, second]))
@@ -180,7 +186,7 @@ def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
     for entry in (*real["rows"], *drawn["rows"]):
         assert entry.keys() == fields and entry["operations"] > 0
         assert entry["milliseconds"].keys() == {"1", "16", "64"} and min(entry["milliseconds"].values()) > 0
-        assert (entry["recall"] is None) == (entry["shared"] is None) == (entry["search"] != "two stages")
+        assert (entry["recall"] is None) == (entry["shared"] is None) == ("two stages" not in entry["search"])
     nearly_all = [entry for entry in drawn["rows"] if entry["recall"] == 39]
     assert len(nearly_all) == 4 and all(entry["shared"] > 0.97 for entry in nearly_all)
     assert [entry["model"] for entry in real["rows"]] == [
@@ -217,12 +223,16 @@ def test_galleries_of_every_size_are_searched_beside_a_plain_product(tmp_path, m
         rows = {row["search"]: row for row in gallery["rows"]}
         assert list(rows) == [
             *("plain product", "exact", "approximate"),
-            *("two stages, 50 ranked", "two stages, 200 ranked"),
+            *("two stages, 50 ranked", "two stages, 50 ranked, by index"),
+            *("two stages, 200 ranked", "two stages, 200 ranked, by index"),
         ]
-        assert rows["exact"]["recall"] == 1 and rows["approximate"]["recall"] > 0.5
+        assert rows["exact"]["recall"] == 1 and rows["approximate"]["recall"] > 0.98
         assert rows["two stages, 50 ranked"]["recall"] <= rows["two stages, 200 ranked"]["recall"] > 0.98
         assert rows["exact"]["bytes"] == rows["plain product"]["bytes"] == 4 * 512 < rows["approximate"]["bytes"]
-        assert rows["two stages, 50 ranked"]["bytes"] == 4 * 512 + 2 * 512 * (1 + 12 + 12) + 12
+        tokens, codes = 2 * 512 * (1 + 12 + 12) + 12, 512 // 2 + 8
+        assert rows["two stages, 50 ranked"]["bytes"] == 4 * 512 + tokens
+        assert 0 <= rows["two stages, 50 ranked, by index"]["bytes"] - (4 * 512 + tokens + codes) < 90, "and centres"
+        assert abs(rows["two stages, 200 ranked, by index"]["recall"] - rows["two stages, 200 ranked"]["recall"]) < 0.02
         assert all(0 < row["p50"][n] <= row["p95"][n] for row in rows.values() for n in ("1", "64"))
         assert gallery["opening"] > 0 and gallery["slower"].keys() == {"1", "64"}
     assert [goal["limit"] for goal in found["goals"]] == [1.2, 1.2, 1.0, 200.0]

@@ -56,8 +56,9 @@ def test_videos_give_the_same_bytes_as_the_frame_set_they_were_packed_into(model
         assert torch.equal(packed.table.vectors(one), files.table.vectors(two))
         assert torch.equal(packed.table.frame_weights(one), files.table.frame_weights(two))
         if packed.reranks:
-            for field, value in packed.table.tokens(one).tensors().items():
-                assert torch.equal(value, files.table.tokens(two).tensors()[field])
+            fields = loaded.model.rerank_fields
+            for field, value in packed.table.tokens(fields)[one].tensors().items():
+                assert torch.equal(value, files.table.tokens(fields)[two].tensors()[field])
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"{corpus / 'videos' / name}.mp4\n" for name in COLOURS))
     build_gallery(loaded, listed, tmp_path / "listed")

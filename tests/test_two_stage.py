@@ -1,6 +1,7 @@
 """Two stages: what is recalled is ranked by the full score, what is not follows, and nothing else is ever scored."""
 
 import os
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_recalling_the_whole_gallery_is_the_exhaustive_search(name):
         found = two_stage.ranking(pairs, queries, vectors, len(vectors))
         assert torch.allclose(found, expected, atol=1e-12)
         assert torch.equal(found.argsort(1, descending=True), expected.argsort(1, descending=True))
-        scores, rows = two_stage.search(pairs, queries, vectors, 5, len(vectors))
+        scores, rows = two_stage.search([(pairs, 1)], queries, vectors, 5, len(vectors))
         best = expected.topk(5)
         assert torch.equal(rows, best.indices) and torch.allclose(scores, best.values, atol=1e-12)
     own = torch.arange(TEXTS) % VIDEOS
@@ -93,6 +94,46 @@ def test_recalling_the_whole_gallery_is_the_exhaustive_search(name):
     assert torch.equal(ranks_v2t(both, own), ranks_v2t(whole, own))
     both = two_stage.ranking(two_stage.of_texts(model.similarity, text, video), by_text, by_video, VIDEOS)
     assert torch.equal(ranks_t2v(both, own), ranks_t2v(whole, own))
+
+
+def parts(model, text, video):
+    """Those of a model's score, of features that are all held."""
+    return two_stage.of_parts(model, text, lambda fields: only(video, fields))
+
+
+def only(video, fields):
+    """Features without what a part does not name, so that it cannot use it."""
+    return VideoFeatures(**{name: video.tensors()[name] for name in ("vector", *fields)})
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_parts_of_a_score_sum_up_to_it_from_the_fields_they_name(name):
+    model, (text, video) = student(name), features()
+    with torch.no_grad():
+        found = [part.score(text, only(video, part.fields)) for part in model.score_parts()]
+        assert torch.allclose(torch.stack(found).sum(0), model.similarity(text, video), atol=1e-12)
+    named = {field for part in model.score_parts() for field in part.fields}
+    assert named == set(model.rerank_fields), "what galleries store"
+    assert len(found) == (2 if name.startswith("glscl") or name.endswith("patches") else 1)
+
+
+@given(
+    st.integers(1, 20), st.integers(1, 60), st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(0, 9)
+)
+@settings(deadline=None, max_examples=40)
+def test_later_parts_are_added_for_the_best_by_the_first_and_no_others(queries, candidates, recall, k, of_best, seed):
+    first, second = Watched(queries, candidates, seed), Watched(queries, candidates, seed + 100)
+    order = torch.rand(queries, candidates, generator=torch.Generator().manual_seed(seed)).argsort(1)
+    recalled = order[:, : max(k, recall)]
+    with patch.object(two_stage, "SHARED", 0):
+        scores, rows = two_stage.best_of([(first, 1), (second, of_best)], recalled, k)
+    assert torch.equal(first.asked, torch.zeros_like(first.asked).scatter(1, recalled, True))
+    for query in range(queries):
+        best = sorted(recalled[query].tolist(), key=lambda video: -first.scores[query, video])[: of_best * k]
+        assert second.asked[query].nonzero()[:, 0].tolist() == sorted(best)
+        both = {video: float(first.scores[query, video] + second.scores[query, video]) for video in best}
+        expected = sorted(best, key=lambda video: -both[video])[:k]
+        assert rows[query].tolist() == expected and scores[query].tolist() == [both[video] for video in expected]
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -123,7 +164,7 @@ def test_only_what_was_recalled_is_ranked_whatever_is_scored_together(num_querie
     recalled = top_k(queries, vectors, recall)[1]
     scores = two_stage.rerank(watched, recalled)
     assert torch.equal(scores, watched.scores.gather(1, recalled))
-    _, rows = two_stage.search(watched, queries, vectors, 3, recall)
+    _, rows = two_stage.search([(watched, 1)], queries, vectors, 3, recall)
     reach = top_k(queries, vectors, max(3, recall))[1]
     for row in range(num_queries):
         expected = sorted(reach[row].tolist(), key=lambda video: -watched.scores[row, video])[:3]
@@ -158,28 +199,26 @@ def test_memory_stays_bounded(asks, monkeypatch):
     assert sum(texts * videos for texts, videos in called) == 40 * 300
 
 
-@pytest.mark.parametrize("name", ["eercf", "glscl by coarse vector"])
+@pytest.mark.parametrize("name", ["eercf", "eercf with patches", "glscl by coarse vector"])
 def test_permuting_the_gallery_permutes_the_answer(name):
     model, (text, video) = student(name), features()
     order = torch.randperm(VIDEOS, generator=torch.Generator().manual_seed(3))
     shuffled = video[order]
     with torch.no_grad():
-        scores, rows = two_stage.search(
-            *(two_stage.of_texts(model.similarity, text, video), model.recall_text(text), model.recall_video(video)),
-            *(4, 9),
-        )
-        again, places = two_stage.search(
-            two_stage.of_texts(model.similarity, text, shuffled),
-            *(model.recall_text(text), model.recall_video(shuffled), 4, 9),
-        )
+        by_text = model.recall_text(text)
+        scores, rows = two_stage.search(parts(model, text, video), by_text, model.recall_video(video), 1, 9)
+        again, places = two_stage.search(parts(model, text, shuffled), by_text, model.recall_video(shuffled), 1, 9)
     assert torch.equal(order[places], rows) and torch.allclose(scores, again, atol=1e-12)
 
 
 def test_among_equal_scores_the_lower_number_wins():
     queries = torch.ones(1, 1)
     vectors = torch.tensor([[0.1], [0.9], [0.8], [0.7]])
-    _, rows = two_stage.search(lambda q, c: torch.zeros(len(q), len(c)), queries, vectors, 3, 3)
+    equal = lambda q, c: torch.zeros(len(q), len(c))  # noqa: E731
+    _, rows = two_stage.search([(equal, 1)], queries, vectors, 3, 3)
     assert rows.tolist() == [[1, 2, 3]]
+    _, rows = two_stage.search([(equal, 1), (equal, 2)], queries, vectors, 1, 4)
+    assert rows.tolist() == [[0]]
 
 
 def test_tokens_are_read_back_as_they_were_rounded(tmp_path):

@@ -6,7 +6,8 @@
 
 Models: 10,000 synthetic videos with features of the papers' sizes (ViT-B/32: 512 numbers, 12 frames, 49 patches a
 frame, 32 words), in which coarse and full scores go together about as in trained models. Needs 10 GB of memory, for the
-patches, and about a quarter of an hour. With releases: also those, on the videos and captions of a frame set.
+patches, and half an hour. With releases: also those, on the videos and captions of a frame set. Two stages recall by
+exact inner products, or by an approximate index (extra [index]).
 
     MAC/pair    multiply-accumulates of one text and one video by the published formula, of the full score
     M MAC       million multiply-accumulates a query as computed here; encoding the query is not counted
@@ -17,8 +18,8 @@ patches, and about a quarter of an hour. With releases: also those, on the video
     lost        R@1 points against its own exhaustive search
 
 Galleries: 10,000, 100,000 and 1,000,000 such videos (--sizes) in galleries on disk, searched exactly, approximately
-(extra [index]) and in two stages beside a plain matrix product. The largest takes 30 GB in --folder, which are removed
-again, and a quarter of an hour.
+and in two stages beside a plain matrix product. The largest takes 30 GB in --folder, which are removed again, and half
+an hour.
 
     built in    seconds to write and hash a gallery of known vectors, or to make an approximate index of it
     top 10      how much of the exact ten best is found; in two stages, of the ten best by the full score of all videos
@@ -66,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--recall",
         type=int,
         nargs="+",
-        default=[20, 50, 100, 200, 500],
+        default=[20, 50, 100, 170, 200, 500],
         metavar="K",
-        help="scored in full (default 20 ...)",
+        help="ranked in two stages (default 20 50 100 170 200 500)",
     )
     parser.add_argument(
         "--sizes",
@@ -91,10 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ExpectedError(
             "--videos, --queries, --recall, --threads: at least 1 each, and no more queries than videos"
         )
+    check_installed()
     if args.sizes:
-        check_installed()
         if min(args.sizes) < LEAST:
-            raise ExpectedError(f"--sizes: {min(args.sizes)}, expected at least {LEAST} videos, to group them")
+            raise ExpectedError(f"--sizes: {min(args.sizes)}, expected at least {LEAST} videos")
         scale.check_room(args.folder, args.sizes, Sizes())
     torch.set_num_threads(args.threads)
     measured, scales, sizes, world = [], [], Sizes(), World()

@@ -1,22 +1,28 @@
 """Contenders: releases on the videos and captions of a frame set, or untrained scoring heads on synthetic features."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from distill import catalogue
 from distill.bench.retrieval import Contender
 from distill.bench.synthetic import Sizes, Synthetic, World
-from distill.catalogue import INTERACTIONS, build, parse_model_config
+from distill.catalogue import INTERACTIONS, parse_model_config
 from distill.data.frames import FrameSet
 from distill.evaluation.evaluate import encode_texts, encode_videos, texts_of, video_numbers
 from distill.model.clip import Clip
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.release.release import Release
+from distill.retrieval.approximate import Approximate, build
 from distill.retrieval.tokens import FLOAT_BYTES, Tokens, row_bytes, stored
+from distill.retrieval.topk import top_k
+from distill.retrieval.upkeep import LEAST
 
 NAMES = {
     "clip4clip": "CLIP4Clip",
@@ -66,7 +72,7 @@ def built(raw: dict[str, Any], sizes: Sizes, seed: int) -> tuple[Any, RetrievalM
     config = parse_model_config({"clip": {"model": "none"}} | raw, "bench")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return config, build(config, Clip.from_architecture(architecture)).eval()
+        return config, catalogue.build(config, Clip.from_architecture(architecture)).eval()
 
 
 @torch.inference_mode()
@@ -100,7 +106,7 @@ def contender(
 ) -> Contender:
     """A model with its features; `tokens` are given where they are larger than what `video` holds."""
     teacher = INTERACTIONS.get(config.kind)
-    vectors, exact, vector_bytes, token_bytes = None, None, 0, 0
+    vectors, exact, index, vector_bytes, token_bytes = None, None, None, 0, 0
     if teacher is not None:
         exact = _only(video, teacher.video_fields)
         vector_bytes = sum(value[0].nbytes for value in exact.tensors().values())
@@ -111,6 +117,7 @@ def contender(
         exact = tokens or _only(video, ("vector", *model.rerank_fields))
         tokens = tokens or Tokens(stored(video, model.rerank_fields))
         token_bytes = row_bytes(tokens.stored)
+        index = _index(vectors) if vectors is not None and len(vectors) >= LEAST else None
     return Contender(
         name=name,
         kind=config.kind,
@@ -120,10 +127,21 @@ def contender(
         vectors=vectors,
         exact=exact,
         tokens=tokens,
+        index=index,
         stored=(vector_bytes, token_bytes),
         sizes=sizes,
         videos=len(video),
     )
+
+
+def _index(vectors: Tensor) -> Approximate:
+    """An approximate index, whose file is gone again but still mapped."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "index.safetensors"
+        facts = build(
+            path, lambda rows: vectors[rows], lambda queries, k: top_k(queries, vectors, k), torch.arange(len(vectors))
+        )
+        return Approximate(path, facts | {"covers": len(vectors)}, vectors.shape[1])
 
 
 def _only(video: VideoFeatures, names: tuple[str, ...]) -> VideoFeatures:

@@ -39,6 +39,7 @@ class Operations:
     video: int = 0  # a call that scores in full, for each video in it
     products: int = 0  # a pair that is scored in full
     sums: int = 0  # the same
+    later: int = 0  # of `products` and `sums`: in the parts of the score that only the best of the recalled get
     by_pair: int = 0  # a pair, where the published formula differs from what is computed here: the formula's
 
     def exhaustive(self, videos: int) -> int:
@@ -49,9 +50,10 @@ class Operations:
         """Of one pair by the published formula, many texts sharing what is computed once a video."""
         return self.by_pair or self.products + self.sums or self.recall
 
-    def two_stage(self, videos: int, recall: int, calls: int) -> int:
-        """Of a query that recalls `recall` of `videos` and scores these, alone, in so many calls."""
-        return self.recall_query + videos * self.recall + calls * self.query + recall * self.pair_alone
+    def two_stage(self, videos: int, recall: int, best: int, calls: int) -> int:
+        """Of a query alone that recalls `recall` of `videos` and scores these in so many calls, `best` in all parts."""
+        first = self.recall_query + videos * self.recall + calls * self.query
+        return first + recall * (self.pair_alone - self.later) + min(best, recall) * self.later
 
     @property
     def pair_alone(self) -> int:
@@ -94,6 +96,7 @@ def eercf(s: Sizes, config: Any) -> Operations:
         query=d**2,
         products=d + 2 * f * d + f**2 + d + patches * d,
         sums=f + patches,
+        later=patches * (d + 1),
     )
 
 
@@ -113,6 +116,7 @@ def glscl(s: Sizes, config: Any) -> Operations:
         recall=concepts if config.recall == "concepts" else d,
         products=2 * f * d + concepts,
         sums=f,
+        later=concepts,
         by_pair=2 * f * d + d + concepts,
     )
 

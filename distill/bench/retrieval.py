@@ -4,7 +4,9 @@ A *contender* is a model with the features of a gallery and of queries. Its sear
 
     one vector    inner products with one vector a video
     exhaustive    the full score of the query with every video, in calls of as many videos as turn out fastest
-    two stages    the `recall` best inner products, and the full score of these, from float16 tokens
+    two stages    the `recall` best inner products, and the full score of these, from float16 tokens; what changes the
+                  score little is added for the best of them alone (`score_parts`)
+    by index      the same, recalled by the estimates of an approximate index
 
 Time is the median over queries that come one by one, and per query where some come at once (`AT_ONCE`), searches taking
 turns. Encoding a query is left out, as it is in the counted operations (`operations`). What a search finds is compared
@@ -25,13 +27,13 @@ from torch import Tensor
 from distill.bench.operations import FORMULAS, Operations
 from distill.bench.rounds import timed
 from distill.bench.synthetic import Sizes
-from distill.evaluation.evaluate import top_shared
 from distill.evaluation.metrics import ranks_t2v, summarise
 from distill.evaluation.report import aligned
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.retrieval import two_stage
+from distill.retrieval.approximate import Approximate
 from distill.retrieval.tokens import Tokens
 from distill.retrieval.topk import top_k
 
@@ -43,6 +45,8 @@ ROUNDS = 8  # through all searches: what else the machine does meanwhile then sl
 IN_A_ROUND = 4  # queries of a search that are timed, after one that only warms the caches
 ENOUGH = 6.0  # seconds of a search after which it sits out further rounds
 ALL = 128  # videos scored with all queries at once, for what an exhaustive search finds
+
+NONE = torch.empty(0, dtype=torch.int64)  # no video is deleted
 
 Search = Callable[[TextFeatures], tuple[Tensor, Tensor]]
 
@@ -61,6 +65,7 @@ class Contender:
     )  # the vectors of the first stage, or the only one; None: a teacher has none
     exact: VideoFeatures | Tokens | None  # what an exhaustive search reads
     tokens: Tokens | None  # what a second stage reads
+    index: Approximate | None  # by which it may recall
     stored: tuple[int, int]  # bytes a video: vectors (a teacher's: all its features), tokens
     sizes: Sizes
     videos: int
@@ -76,8 +81,8 @@ class Row:
     """One search of one model."""
 
     model: str
-    search: str  # one vector, exhaustive, two stages
-    recall: int | None  # videos scored in full, in two stages
+    search: str  # one vector, exhaustive, two stages, two stages by index
+    recall: int | None  # videos that are ranked, in two stages
     operations: int  # multiply-accumulates a query
     published_pair: int | None  # multiply-accumulates a pair by the published formula, of the full score
     milliseconds: dict[int, float]  # a query, by how many come at once
@@ -90,11 +95,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What a paper claims, and the cheapest search that finds enough, if any does."""
+    """What a paper claims, and the fastest search that finds enough, if any does."""
 
     words: str
     model: str
     factor: int
+    search: str = ""
     recall: int | None = None
     shared: float | None = None
     operations: float | None = None  # times fewer than X-CLIP's
@@ -130,13 +136,14 @@ FOUND = 0.99  # of the exhaustive ten best: a search that finds less is no fair 
 def measure(contenders: Sequence[Contender], own: Int[Tensor, " text"], recalls: Sequence[int]) -> list[Row]:
     """All searches of all contenders; query i is answered rightly by video `own[i]`."""
     rows: list[Row] = []
-    searches: list[tuple[Contender, int | None]] = []
+    searches: list[tuple[Contender, TwoStage | None]] = []
     for contender in progress(contenders, "what is found (models)"):
         expected = None if contender.exact is None else _all_scores(contender)
         recalled = [k for k in recalls if k < contender.videos and contender.tokens is not None]
-        for recall in (None, *recalled):
-            rows.append(_row(contender, recall, own, expected))
-            searches.append((contender, recall))
+        ways = [TwoStage(contender, k, index) for k in recalled for index in dict.fromkeys((None, contender.index))]
+        for way in (None, *ways):
+            rows.append(_one_stage_row(contender, own, expected) if way is None else _two_stage_row(way, own, expected))
+            searches.append((contender, way))
     took = {at_once: _milliseconds(searches, at_once) for at_once in AT_ONCE}
     return [
         replace(row, milliseconds={at_once: times[number] for at_once, times in took.items()})
@@ -144,45 +151,88 @@ def measure(contenders: Sequence[Contender], own: Int[Tensor, " text"], recalls:
     ]
 
 
-def _row(
-    contender: Contender, recall: int | None, own: Int[Tensor, " text"], expected: Float[Tensor, "text video"] | None
-) -> Row:
+@dataclass(frozen=True)
+class TwoStage:
+    """A search in two stages, as galleries do it."""
+
+    contender: Contender
+    recall: int
+    index: Approximate | None  # recalls in place of exact inner products
+
+    def __call__(self, text: TextFeatures) -> tuple[Tensor, Tensor]:
+        """The best videos of every query, and their scores."""
+        contender, model = self.contender, self.contender.model
+        assert contender.tokens is not None and contender.vectors is not None
+        parts, vectors = two_stage.of_parts(model, text, contender.tokens.only), model.recall_text(text)
+        if self.index is None:
+            return two_stage.search(parts, vectors, contender.vectors, BEST, self.recall)
+        return two_stage.best_of(parts, self.index.estimated(vectors, self.recall, NONE)[1], BEST)
+
+    @property
+    def operations(self) -> int:
+        """Multiply-accumulates a query. An index counts as the product that it estimates, since it adds up no more
+        numbers a video than a vector has, and as the products of the query with its centres.
+        """
+        contender, parts = self.contender, self.contender.model.score_parts()
+        assert contender.tokens is not None
+        calls = -(-self.recall // two_stage.in_one_call(contender.tokens.only(parts[0].fields)))
+        count = contender.operations.two_stage(contender.videos, self.recall, parts[-1].of_best * BEST, calls)
+        return count if self.index is None else count + self.index.centres.numel()
+
+
+def _two_stage_row(search: TwoStage, own: Int[Tensor, " text"], expected: Float[Tensor, "text video"] | None) -> Row:
     """What is found, not yet timed; `expected` are all full scores."""
-    operations, model, lost, shared = contender.operations, contender.model, None, None
-    if recall is not None:
-        assert contender.vectors is not None and contender.tokens is not None and expected is not None
-        pairs = two_stage.of_texts(model.similarity, contender.text, contender.tokens)
-        found = two_stage.ranking(pairs, model.recall_text(contender.text), contender.vectors, recall)
-        shared = float(top_shared(found, expected.double(), BEST).mean())
-        calls = -(-recall // two_stage.in_one_call(contender.tokens))
-        name, count = "two stages", operations.two_stage(contender.videos, recall, calls)
-    elif expected is not None:
+    assert expected is not None
+    contender = search.contender
+    scores, found = search(contender.text)
+    best = expected.topk(found.shape[1]).indices
+    shared = (found.unsqueeze(2) == best.unsqueeze(1)).any(2).double().mean()
+    first = (found[:, 0] == own) & (scores[:, :1] > scores[:, 1:]).all(1)  # ties count against the model
+    r1 = 100 * float(first.double().mean())
+    return Row(
+        model=contender.name,
+        search="two stages" if search.index is None else "two stages by index",
+        recall=search.recall,
+        operations=search.operations,
+        published_pair=None,
+        milliseconds={},
+        vector_bytes=contender.stored[0],
+        token_bytes=contender.stored[1],
+        shared=float(shared),
+        r1=r1,
+        r1_lost=summarise(ranks_t2v(expected.double(), own))["R@1"] - r1,
+    )
+
+
+def _one_stage_row(
+    contender: Contender, own: Int[Tensor, " text"], expected: Float[Tensor, "text video"] | None
+) -> Row:
+    """A search of every video, not yet timed: by its vector, or by its full score."""
+    operations, model = contender.operations, contender.model
+    if expected is not None:
         found, name, count = expected.double(), "exhaustive", operations.exhaustive(contender.videos)
     else:
         assert contender.vectors is not None
         found = (model.recall_text(contender.text) @ contender.vectors.T).double()
         name, count = "one vector", operations.recall * contender.videos
-    r1 = summarise(ranks_t2v(found, own))["R@1"]
-    if recall is not None and expected is not None:
-        lost = summarise(ranks_t2v(expected, own))["R@1"] - r1
     return Row(
         model=contender.name,
         search=name,
-        recall=recall,
+        recall=None,
         operations=count,
-        published_pair=operations.published() if recall is None else None,
+        published_pair=operations.published(),
         milliseconds={},
         vector_bytes=contender.stored[0],
         token_bytes=contender.stored[1],
-        shared=shared,
-        r1=r1,
-        r1_lost=lost,
+        shared=None,
+        r1=summarise(ranks_t2v(found, own))["R@1"],
+        r1_lost=None,
     )
 
 
-def _milliseconds(asked: Sequence[tuple[Contender, int | None]], at_once: int) -> list[float]:
+def _milliseconds(asked: Sequence[tuple[Contender, TwoStage | None]], at_once: int) -> list[float]:
     """Median time of a query where `at_once` come together, for every search, in rounds through all of them."""
-    searches = [(_search(contender, recall, at_once), contender.text) for contender, recall in asked]
+    searches = [(way or _one_stage(contender, at_once), contender.text) for contender, way in asked]
     took: list[list[float]] = [[] for _ in searches]
     for _ in progress(range(ROUNDS), f"time, {at_once} at once (rounds)"):
         for (search, text), times in zip(searches, took, strict=True):
@@ -197,27 +247,12 @@ def _milliseconds(asked: Sequence[tuple[Contender, int | None]], at_once: int) -
     return [1000 * statistics.median(times) / number for times, number in zip(took, queries, strict=True)]
 
 
-def _search(contender: Contender, recall: int | None, at_once: int) -> Search:
-    if contender.exact is None:
-        return _one_vector(contender)
-    return _fastest(contender, at_once) if recall is None else _two_stage(contender, recall)
-
-
-def _one_vector(contender: Contender) -> Search:
+def _one_stage(contender: Contender, at_once: int) -> Search:
+    if contender.exact is not None:
+        return _fastest(contender, at_once)
     vectors = contender.vectors
     assert vectors is not None
     return lambda text: top_k(contender.model.recall_text(text), vectors, BEST)
-
-
-def _two_stage(contender: Contender, recall: int) -> Search:
-    vectors, tokens, model = contender.vectors, contender.tokens, contender.model
-    assert vectors is not None and tokens is not None
-
-    def search(text: TextFeatures) -> tuple[Tensor, Tensor]:
-        pairs = two_stage.of_texts(model.similarity, text, tokens)
-        return two_stage.search(pairs, model.recall_text(text), vectors, BEST, recall)
-
-    return search
 
 
 def _fastest(contender: Contender, at_once: int) -> Search:
@@ -256,13 +291,13 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     heavy = [row for row in rows if row.model == "X-CLIP"]
     found = []
     for claim in CLAIMS:
-        mine = [row for row in rows if row.model.startswith(claim.model) and row.search == "two stages"]
+        mine = [row for row in rows if row.model.startswith(claim.model) and row.recall is not None]
         for name in dict.fromkeys(row.model for row in mine):
             enough = [row for row in mine if row.model == name and row.shared is not None and row.shared >= FOUND]
             if not heavy or not enough:
                 found.append(Claim(words=claim.words, model=name, factor=claim.factor))
                 continue
-            row = min(enough, key=lambda row: row.operations)
+            row = min(enough, key=lambda row: row.milliseconds[1])
             operations = heavy[0].operations / row.operations
             faster = {number: heavy[0].milliseconds[number] / row.milliseconds[number] for number in row.milliseconds}
             found.append(
@@ -270,6 +305,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
                     words=claim.words,
                     model=name,
                     factor=claim.factor,
+                    search=row.search,
                     recall=row.recall,
                     shared=row.shared,
                     operations=operations,
@@ -329,9 +365,9 @@ def _verdict(claim: Claim) -> str:
         )
     times = [f"1/{times:,.0f} ({_held(times >= claim.factor)})" for times in claim.time.values()]
     return (
-        f"{claim.words}: {claim.model}, recall {claim.recall:,}, finds {100 * claim.shared:.1f} % of the top ten for "
-        f"1/{claim.operations:,.0f} of the operations ({_held(claim.operations >= claim.factor)}); of the time, with "
-        f"{', '.join(map(str, claim.time))} queries at once, in {', '.join(times)}"
+        f"{claim.words}: {claim.model}, {claim.search} {claim.recall:,}, finds {100 * claim.shared:.1f} % of the top "
+        f"ten for 1/{claim.operations:,.0f} of the operations ({_held(claim.operations >= claim.factor)}); of the "
+        f"time, with {', '.join(map(str, claim.time))} queries at once, in {', '.join(times)}"
     )
 
 

@@ -4,6 +4,7 @@ Rows of every similarity are texts, columns are videos.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,15 @@ class TrainingScores:
         return cls(contrasts=[(1.0, logits)], rankings={"logits": logits}, frames=frames)
 
 
+@dataclass(frozen=True)
+class ScorePart:
+    """A summand of a model's `similarity`. Galleries add the later ones for the best of what they recalled alone."""
+
+    fields: tuple[str, ...]  # of `VideoFeatures`: what it needs beyond `vector`
+    score: Callable[[TextFeatures, VideoFeatures], Float[Tensor, "text video"]]
+    of_best: int = 1  # it is added for the best so far, so many times as many as are asked for; the first for all
+
+
 class RetrievalModel(nn.Module, ABC):
     """What training, evaluation, releases and galleries need of any model."""
 
@@ -95,6 +105,10 @@ class RetrievalModel(nn.Module, ABC):
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
         """Everything that losses see of a global batch; caption i belongs to video i."""
         return TrainingScores.of(self.logits(text, video), video.relevance)
+
+    def score_parts(self) -> tuple[ScorePart, ...]:
+        """What sums up to `similarity`. The first says nearly all; the others cost much beside what they change."""
+        return (ScorePart(self.rerank_fields, self.similarity),)
 
     def recall_text(self, text: TextFeatures) -> Float[Tensor, "text recall"]:
         """Query vectors: their inner products with `recall_video` rank a gallery, or choose what is reranked."""

@@ -12,7 +12,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from distill.retrieval.segment import Segment
 from distill.retrieval.stretch import best_stretch
 from distill.retrieval.table import Table
 from distill.retrieval.tokens import damaged
-from distill.retrieval.two_stage import best_of, in_one_call
+from distill.retrieval.two_stage import best_of, of_parts, of_texts
 
 RECALL = 200  # videos that are reranked: 99 % of the best ten in 10,000 are among them (tools/bench_retrieval.py)
 
@@ -135,7 +134,8 @@ class Gallery:
         """The `k` best videos for each query, best first; among equal scores the lower row.
 
         Where tokens are stored, `recall` videos (default `RECALL`, and at least `k`) are ordered by the full score.
-        `exact` compares with every vector even where there is an approximate index.
+        `exact` takes no short cuts: it compares with every vector even where there is an approximate index, and scores
+        all of the recalled in full.
         Raises `ExpectedError` for an empty query, a `k` or `recall` below 1, and a `recall` where nothing reranks.
         """
         _check_asked(k, recall, self.path, self.reranks)
@@ -147,13 +147,12 @@ class Gallery:
         vectors = self.release.model.recall_text(text).cpu()
         if not self.reranks:
             return self._hits(*self.table.nearest(vectors, k, exact=exact))
-        similarity, size = self.release.model.similarity, self._together
-
-        def pairs(texts: Tensor, rows: Tensor) -> Tensor:
-            return torch.cat([similarity(text[texts], self.table.tokens(some)) for some in rows.split(size)], 1)
-
-        recalled = self.table.nearest(vectors, max(k, recall or RECALL), exact=exact)[1]
-        return self._hits(*best_of(pairs, recalled, k))
+        model = self.release.model
+        parts = of_parts(model, text, self.table.tokens)
+        if exact:
+            parts = [(of_texts(model.similarity, text, self.table.tokens(model.rerank_fields)), 1)]
+        recalled = self.table.nearest(vectors, max(k, recall or RECALL), exact=exact, estimated=True)[1]
+        return self._hits(*best_of(parts, recalled, k))
 
     @torch.inference_mode()
     def like(self, video: str | Path | VideoFeatures, k: int) -> list[Hit]:
@@ -184,17 +183,17 @@ class Gallery:
         vector = self._vector_of(video)[0] if features is None else self._recall_vector(features)
         scores, found = self.table.nearest_captions(vector, max(k, recall or RECALL) if self.reranks else k)
         if self.reranks:
-            asking = self.table.tokens(torch.tensor([self.row(str(video))])) if features is None else features
-            similarity, size = self.release.model.similarity, RECALL
+            model, size = self.release.model, RECALL
+            asking = features or self.table.tokens(model.rerank_fields)[torch.tensor([self.row(str(video))])]
 
             def pairs(videos: Tensor, captions: Tensor) -> Tensor:
                 texts = [
                     [self.table.caption(number)[0]["text"] for number in some.tolist()] for some in captions.split(size)
                 ]
-                parts = [similarity(self.release.encode_text(some), asking[videos]) for some in texts]
+                parts = [model.similarity(self.release.encode_text(some), asking[videos]) for some in texts]
                 return torch.cat(parts).T
 
-            scores, found = best_of(pairs, found, k)
+            scores, found = best_of([(pairs, 1)], found, k)
         self._check_scores(scores)
         hits = []
         for score, number in zip(scores[0].tolist(), found[0].tolist(), strict=True):
@@ -206,13 +205,6 @@ class Gallery:
     def reranks(self) -> bool:
         """Whether searching has a second stage."""
         return "tokens" in self.manifest.config
-
-    @cached_property
-    def _together(self) -> int:
-        """How many videos are scored in one call."""
-        tokens = self.table.parts[0].tokens
-        assert tokens is not None, "a gallery that reranks has tokens"
-        return in_one_call(tokens)
 
     def _hits(self, scores: Float[Tensor, "query k"], rows: Int64[Tensor, "query k"]) -> list[list[Hit]]:
         self._check_scores(scores)

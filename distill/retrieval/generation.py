@@ -3,7 +3,7 @@
     manifest.json                    the current generation: which segments there are, which rows are deleted
     segments/00001/                  what generation 1 added, never changed after (distill/retrieval/segment.py)
     deleted/00003.safetensors        rows [row] that are deleted in generation 3, ascending, numbered over all segments
-    approximate/00004.faiss          an approximate index that generation 4 made (distill/retrieval/approximate.py)
+    approximate/00004.safetensors    an approximate index that generation 4 made (distill/retrieval/approximate.py)
     .work/                           what an unfinished index has done so far
     .lock                            held by the one process that changes the gallery
 
@@ -78,8 +78,8 @@ def _check_config(path: Path, manifest: Manifest) -> None:
 
 def _whole(approximate: dict[str, object]) -> bool:
     """Whether the facts of an approximate index say how to use it."""
-    covers, probe = approximate.get("covers"), approximate.get("probe")
-    return type(covers) is int and type(probe) is int and covers >= 0 and probe > 0
+    covers, depth = approximate.get("covers"), approximate.get("depth")
+    return type(covers) is int and type(depth) is int and covers >= 0 and depth > 0
 
 
 def _strings(value: object) -> bool:

@@ -19,7 +19,7 @@ from distill.retrieval import generation
 from distill.retrieval.approximate import Approximate
 from distill.retrieval.generation import APPROXIMATE, SEGMENTS
 from distill.retrieval.segment import Segment
-from distill.retrieval.tokens import damaged
+from distill.retrieval.tokens import Tokens, damaged
 from distill.retrieval.vectors import among, best, nearest
 
 
@@ -94,31 +94,30 @@ class Table:
 
     def vectors(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row dim"]:
         """The stored vectors of some rows."""
-        return self._gather(rows, lambda part, own: part.vectors[own])
+        return self.gather(rows, lambda part, own: part.vectors[own])
 
     def frame_weights(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row frame"]:
         """What the frames of some rows weigh; padding, at the end, nothing."""
-        return self._gather(rows, lambda part, own: part.frame_weights.index_select(0, own))
+        return self.gather(rows, lambda part, own: part.frame_weights.index_select(0, own))
 
-    def tokens(self, rows: Int64[Tensor, " row"]) -> VideoFeatures:
-        """What a second stage scores of some rows, as float32 on the model's device."""
-
-        def read(part: Segment, own: Tensor) -> VideoFeatures:
-            assert part.tokens is not None, "a gallery that reranks has tokens"
-            return part.tokens[own]
-
-        return self._gather(rows, read)
+    def tokens(self, fields: tuple[str, ...]) -> "TableTokens":
+        """`vector` and the other `fields` that a second stage scores, of all rows."""
+        return TableTokens(self, fields)
 
     def nearest(
-        self, queries: Float[Tensor, "query dim"], k: int, *, exact: bool = False
+        self, queries: Float[Tensor, "query dim"], k: int, *, exact: bool = False, estimated: bool = False
     ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
         """The `k` rows of highest inner product, best first; fewer if there are. Among equals the lower row.
 
-        Through the approximate index where there is one, unless `exact`, or unless it finds fewer than `k`.
+        Through the approximate index where there is one, unless `exact`, or unless it finds fewer than `k`. It is taken
+        at its word if they may be `estimated`, because something else will score them.
         """
         if self.approximate is not None and not exact:
             covered = self.approximate.covers
-            scores, rows = self.approximate.top(queries, k, self.vectors, self.deleted)
+            if estimated:
+                scores, rows = self.approximate.estimated(queries, k, self.deleted)
+            else:
+                scores, rows = self.approximate.top(queries, k, self.vectors, self.deleted)
             if scores.shape[1] == k and scores.isfinite().all():
                 later = [part.vectors for base, part in self.based() if base >= covered]
                 gone = self.deleted[self.deleted >= covered] - covered
@@ -162,7 +161,7 @@ class Table:
         number = int(torch.searchsorted(self.bases, row, right=True)) - 1
         return self.parts[number], row - int(self.bases[number])
 
-    def _gather(self, rows: Int64[Tensor, " row"], read: Callable[[Segment, Tensor], Any]) -> Any:
+    def gather(self, rows: Int64[Tensor, " row"], read: Callable[[Segment, Tensor], Any]) -> Any:
         """What `read(segment, its rows)` gives, in the order of `rows`."""
         owners = torch.searchsorted(self.bases, rows, right=True) - 1
         used = owners.unique().tolist()
@@ -172,3 +171,21 @@ class Table:
         found = [read(self.parts[o], rows[p] - self.bases[o]) for o, p in zip(used, places, strict=True)]
         joined = VideoFeatures.cat(found) if isinstance(found[0], VideoFeatures) else torch.cat(found)
         return joined[torch.cat(places).argsort()]
+
+
+class TableTokens:
+    """Stored tokens of all segments: indexing with row numbers reads those, as float32 on the model's device."""
+
+    def __init__(self, table: Table, fields: tuple[str, ...]):
+        self.table, self.fields = table, fields
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Those of the first segment, as they are stored."""
+        return self._of(self.table.parts[0]).tensors()
+
+    def __getitem__(self, rows: Int64[Tensor, " row"]) -> VideoFeatures:
+        return self.table.gather(rows, lambda part, own: self._of(part)[own])
+
+    def _of(self, part: Segment) -> Tokens:
+        assert part.tokens is not None, "a gallery that reranks has tokens"
+        return part.tokens.only(self.fields)

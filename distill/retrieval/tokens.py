@@ -34,7 +34,7 @@ AXES = {  # of what may be stored; those of one name are of one size
     "real": "video frame",
 }
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int8: "I8", torch.bool: "BOOL"}  # as safetensors does
-READ = {name: dtype for dtype, name in DTYPES.items()} | {"I64": torch.int64}
+READ = {name: dtype for dtype, name in DTYPES.items()} | {"I64": torch.int64, "U8": torch.uint8}
 
 
 def stored(video: VideoFeatures, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -145,6 +145,10 @@ class Tokens:
     def tensors(self) -> Mapping[str, Tensor]:
         """By name, as they are stored."""
         return self.stored
+
+    def only(self, fields: tuple[str, ...]) -> "Tokens":
+        """The same with no more than `vector` and some fields."""
+        return Tokens({name: self.stored[name] for name in ("vector", *fields)}, self.device)
 
     def __getitem__(self, rows: slice | Tensor) -> VideoFeatures:
         if isinstance(rows, slice):

@@ -3,19 +3,22 @@
     stage one   the k best inner products of `recall_text` and `recall_video` vectors, exact (`topk`)
     stage two   `similarity` of each query with the candidates that it recalled, from their stored features
 
+The score of stage two may be a sum of parts (`score_parts`). A search adds those that change little, and read much, for
+the best of the recalled alone (`best_of`); evaluation scores all that is recalled in full (`ranking`), as published.
 Text-to-video recalls videos for a text, video-to-text recalls texts for a video. Queries and candidates are handled in
 parts, so memory does not grow with the gallery. Scores are [query, candidate] whichever side asks, and among equal
 scores the lower candidate number wins.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.retrieval.tokens import Tokens
 from distill.retrieval.topk import top_k
 
 TOGETHER = 16  # queries that may be scored in one call
@@ -25,15 +28,33 @@ QUERIES = 1024  # ranked at once
 
 Similarity = Callable[[TextFeatures, VideoFeatures], Float[Tensor, "text video"]]  # a model's
 Pairs = Callable[[Int64[Tensor, " query"], Int64[Tensor, " candidate"]], Float[Tensor, "query candidate"]]
+Parts = Sequence[tuple[Pairs, int]]  # of a score, and for how many of the best each is added, in times k
 
 
-def of_texts(similarity: Similarity, text: TextFeatures, video: VideoFeatures | Tokens) -> Pairs:
+@runtime_checkable
+class Stored(Protocol):
+    """Features of all candidates, of which some are read: `VideoFeatures` themselves, or tokens of a gallery."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """As they are stored, of all candidates or of some."""
+
+    def __getitem__(self, rows: Tensor) -> VideoFeatures: ...
+
+
+def of_parts(
+    model: RetrievalModel, text: TextFeatures, tokens: Callable[[tuple[str, ...]], Stored]
+) -> list[tuple[Pairs, int]]:
+    """The parts of a model's score where texts ask; `tokens` gives what is stored of some fields."""
+    return [(of_texts(part.score, text, tokens(part.fields)), part.of_best) for part in model.score_parts()]
+
+
+def of_texts(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs:
     """The score of pairs where texts ask (text-to-video)."""
     size = in_one_call(video)
     return lambda texts, videos: torch.cat([similarity(text[texts], video[part]) for part in videos.split(size)], dim=1)
 
 
-def of_videos(similarity: Similarity, text: TextFeatures, video: VideoFeatures | Tokens) -> Pairs:
+def of_videos(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs:
     """The score of pairs where videos ask (video-to-text)."""
     size = in_one_call(text)
 
@@ -44,29 +65,42 @@ def of_videos(similarity: Similarity, text: TextFeatures, video: VideoFeatures |
     return pairs
 
 
-def in_one_call(candidates: TextFeatures | VideoFeatures | Tokens) -> int:
+def in_one_call(candidates: TextFeatures | Stored) -> int:
     """How many candidates with such features are scored at once."""
     return max(1, CALL // sum(value[0].numel() for value in candidates.tensors().values()))
 
 
 def search(
-    pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], k: int, recall: int
+    parts: Parts, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], k: int, recall: int
 ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
     """The `k` best of the `recall` recalled (of `k`, if that is more) for every query, best first, by full score."""
-    return best_of(pairs, top_k(queries, vectors, max(k, recall))[1], k)
+    return best_of(parts, top_k(queries, vectors, max(k, recall))[1], k)
 
 
 def best_of(
-    pairs: Pairs, recalled: Int64[Tensor, "query recall"], k: int
+    parts: Parts, recalled: Int64[Tensor, "query recall"], k: int
 ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
     """The `k` best of what was recalled, best first, by full score; among equals the lower number.
 
-    The order of the first stage decides nothing.
+    The order of the first stage decides nothing. All of the recalled get the first part of the score, and each further
+    part is added for the best so far.
     """
+    (first, _), *others = parts
     recalled = recalled.sort(dim=1).values
-    scores = rerank(pairs, recalled)
+    scores = rerank(first, recalled)
+    for pairs, of_best in others:
+        scores, recalled = _leading(scores, recalled, of_best * k)
+        recalled, order = recalled.sort(dim=1)
+        scores = scores.gather(1, order) + rerank(pairs, recalled)
+    return _leading(scores, recalled, k)
+
+
+def _leading(
+    scores: Float[Tensor, "query candidate"], candidates: Int64[Tensor, "query candidate"], k: int
+) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    """The `k` best, best first; among equals those that stand first."""
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return scores.gather(1, order), recalled.gather(1, order)
+    return scores.gather(1, order), candidates.gather(1, order)
 
 
 def ranking(

@@ -78,8 +78,8 @@ def approximate(path: Path) -> Manifest:
         table, number = Table(path, before), before.counts["generation"] + 1
         rows = table.rows()
         if len(rows) < LEAST:
-            raise ExpectedError(f"{path}: {len(rows)} videos, expected at least {LEAST} to group; search them exactly")
-        name = f"{APPROXIMATE}/{number:05d}.faiss"
+            raise ExpectedError(f"{path}: {len(rows)} videos, expected at least {LEAST}; so few are searched exactly")
+        name = f"{APPROXIMATE}/{number:05d}.safetensors"
         facts = build(path / name, table.vectors, lambda queries, k: table.nearest(queries, k, exact=True), rows)
         files = {old: file for old, file in before.files.items() if Path(old).parts[0] != APPROXIMATE}
         files[name] = sealed_file(path / name, len(rows))

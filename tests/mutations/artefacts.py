@@ -12,6 +12,7 @@ import torch
 import yaml
 from test_clip import write_folder
 from test_downloads import tar
+from test_export import grown
 from test_gallery import two_stage_release
 from test_release import VOCABULARY, make, release
 
@@ -22,7 +23,7 @@ from distill.data.video import write_video
 from distill.evaluation.report import GalleryState, Measured, Result, Subject
 from distill.manifest import NAME, write_json
 from distill.release.release import load
-from distill.retrieval import upkeep
+from distill.retrieval import Gallery, upkeep
 from distill.retrieval.indexing import _Index, build_gallery
 from distill.retrieval.upkeep import delete
 from distill.training import checkpoint
@@ -50,11 +51,10 @@ def prepare(folder: Path) -> None:
             loaded, folder / "frames", folder / name, captions=True, vectors="int8" if name == "tokens" else None
         )
         delete(folder / name, ["green"])
-    build_gallery(load(folder / "release"), folder / "frames", folder / "approximate", captions=True)
     with patch.object(_Index, "_join", side_effect=KeyboardInterrupt), suppress(KeyboardInterrupt):
         build_gallery(load(folder / "release"), folder / "frames", folder / "unfinished")
-    with patch.object(upkeep, "LEAST", 1):
-        upkeep.approximate(folder / "approximate")
+    grown(Gallery.open(folder / "gallery", load(folder / "release")), folder / "approximate", upkeep.LEAST, 64)
+    upkeep.approximate(folder / "approximate")
     _checkpoint(folder / "checkpoint")
     _recipe(folder / "recipe")
     for suffix in (".pt", ".bin", ".safetensors"):
