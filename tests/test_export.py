@@ -21,6 +21,7 @@ from distill.retrieval.indexing import build_gallery
 from distill.retrieval.segment import id_hash, sealed_segment
 from distill.retrieval.sources import Cut
 from distill.retrieval.topk import top_k
+from students.eercf import OF_BEST
 from tools import export_gallery
 from tools import gallery as gallery_tool
 
@@ -140,6 +141,24 @@ def grown(gallery, path, rows, dim):
     files = {f"segments/00001/{name}": file for name, file in sealed_segment(out).items()}
     counts = {"videos": rows, "rows": rows, "generation": 1, "dim": dim, "vector_bytes": 4 * dim}
     seal(path, manifest.model_copy(update={"files": files, "counts": counts}))
+
+
+def test_a_search_looks_at_patches_of_the_best_alone_unless_it_is_exact(small):
+    model, rows = small.release.model, small.table.rows()
+    text = small.release.encode_text(QUERIES)
+    whole = small.table.tokens(model.rerank_fields)[rows]
+    assert len(rows) > OF_BEST * 10
+    with torch.inference_mode():
+        first, second = (part.score(text, whole) for part in model.score_parts())
+    for number, query in enumerate(QUERIES):
+        names = [small.about(row)["id"] for row in rows.tolist()]
+        best = first[number].topk(OF_BEST * 10).indices
+        expected = best[(first + second)[number, best].argmax()]
+        (hit,) = small.search([query], 1, len(rows))[0]
+        assert hit.video == names[expected]
+        assert hit.score == pytest.approx(float((first + second)[number, expected]), abs=1e-5)
+        hits = small.search([query], len(rows), len(rows), exact=True)[0]
+        assert [hit.video for hit in hits] == [names[i] for i in (first + second)[number].argsort(descending=True)]
 
 
 def test_an_approximate_index_finds_what_it_says(corpus, tmp_path, capsys):  # noqa: F811

@@ -8,8 +8,9 @@
     python tools/gallery.py gallery verify
 
 delete marks videos, and only compact frees their bytes; compact also joins what many --append left in pieces, which
-makes searching faster. verify compares every file with its hash. A change is whole or not at all, however the command
-ends, and a server or a search that has the gallery open is not disturbed.
+makes searching faster. approximate makes an index by which large galleries are searched many times faster and nearly
+as well: it says how much of the exact best ten it finds. verify compares every file with its hash. A change is whole or
+not at all, however the command ends, and a server or a search that has the gallery open is not disturbed.
 """
 
 import pathlib

@@ -143,7 +143,7 @@ def measure(
         qbnorm=None if bank is None or sums is None else _by_bank(own, similarity, bank, sums),
         two_stage=tuple(
             _reranked(own, similarity, *two_stage(model, text, video, recall), recall)
-            for recall in progress(recalls, "search in two stages")
+            for recall in progress(recalls, "search in two stages", quiet=not recalls)
         ),
     )
 

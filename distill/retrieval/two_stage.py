@@ -25,6 +25,7 @@ TOGETHER = 16  # queries that may be scored in one call
 SHARED = 2  # ... if that scores at most so many times the pairs that were recalled
 CALL = 2**21  # numbers of candidates in one call: 8 MiB, which the processor's cache and the allocator can hold
 QUERIES = 1024  # ranked at once
+ASKED = 10  # videos that count as asked for where it is fewer, so that the first hit is the first of ten hits
 
 Similarity = Callable[[TextFeatures, VideoFeatures], Float[Tensor, "text video"]]  # a model's
 Pairs = Callable[[Int64[Tensor, " query"], Int64[Tensor, " candidate"]], Float[Tensor, "query candidate"]]
@@ -89,7 +90,7 @@ def best_of(
     recalled = recalled.sort(dim=1).values
     scores = rerank(first, recalled)
     for pairs, of_best in others:
-        scores, recalled = _leading(scores, recalled, of_best * k)
+        scores, recalled = _leading(scores, recalled, of_best * max(k, ASKED))
         recalled, order = recalled.sort(dim=1)
         scores = scores.gather(1, order) + rerank(pairs, recalled)
     return _leading(scores, recalled, k)
