@@ -5,12 +5,15 @@
     python tools/gallery.py gallery delete --file ids.txt
     python tools/gallery.py gallery compact
     python tools/gallery.py gallery approximate
+    python tools/gallery.py gallery calibrate frames/train
     python tools/gallery.py gallery verify
 
 delete marks videos, and only compact frees their bytes; compact also joins what many --append left in pieces, which
 makes searching faster. approximate makes an index by which large galleries are searched many times faster and nearly
-as well: it says how much of the exact best ten it finds. verify compares every file with its hash. A change is whole or
-not at all, however the command ends, and a server or a search that has the gallery open is not disturbed.
+as well: it says how much of the exact best ten it finds. calibrate takes many queries, the captions of a frame set or
+the lines of a file, and puts back videos that come up for everything (QB-Norm; tools/evaluate.py --qbnorm says what
+that gains). verify compares every file with its hash. A change is whole or not at all, however the command ends, and a
+server or a search that has the gallery open is not disturbed.
 """
 
 import pathlib
@@ -24,10 +27,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill import log
+from distill.data.frames import FrameSet
 from distill.data.textfiles import read_list
 from distill.errors import door
+from distill.evaluation.evaluate import texts_of
 from distill.manifest import Manifest
+from distill.release.release import load
 from distill.retrieval import generation, upkeep
+from distill.retrieval.gallery import release_path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     delete.add_argument("--file", type=Path, metavar="TXT", help="a text file with an id in every line")
     does.add_parser("compact", help="free the bytes of deleted videos, and join what was added")
     does.add_parser("approximate", help="build an approximate index (extra [index])")
+    calibrate = does.add_parser("calibrate", help="put back videos that come up for everything")
+    calibrate.add_argument("bank", type=Path, metavar="BANK", help="a frame set, or a text file of queries, one a line")
+    calibrate.add_argument("--release", type=Path, metavar="PATH", help="where the release is, if it was moved")
     does.add_parser("verify", help="compare every file with its hash")
     args = parser.parse_args(argv)
     log.setup()
@@ -52,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         manifest = upkeep.compact(args.gallery)
     elif args.does == "approximate":
         manifest = upkeep.approximate(args.gallery)
+    elif args.does == "calibrate":
+        bank = texts_of(FrameSet(args.bank)) if args.bank.is_dir() else read_list(args.bank)
+        manifest = upkeep.calibrate(args.gallery, load(release_path(args.gallery, args.release)), bank)
     else:
         manifest = upkeep.verify(args.gallery)
     print(_shown(args.gallery, manifest))
@@ -63,6 +76,8 @@ def _shown(path: Path, manifest: Manifest) -> str:
     pieces = len(generation.segments(manifest))
     index = manifest.config.get(generation.APPROXIMATE)
     found = f", approximate index with recall@10 {index['recall@10']:.3f}" if index else ""
+    bank = manifest.config.get(generation.CALIBRATION)
+    found += f", calibrated by {bank['queries']:,} queries" if bank else ""
     return (
         f"{path}: {counts['videos']:,} videos ({gone:,} deleted) in {pieces} segments, {counts.get('captions', 0):,} "
         f"captions, {manifest.config['vectors']} vectors{found}, {size / 2**20:.1f} MiB, "

@@ -6,7 +6,7 @@ this way must not stand beside one that was made without:
 * DSL takes the other queries of the test set itself, so the answer to one query changes with the queries that happen to
   be asked beside it. A search engine that gets one query at a time cannot do this.
 * QB-Norm takes a bank of queries that are known beforehand (the captions of the training set); no test query sees
-  another. A search engine can do this if it keeps the bank.
+  another. A search engine can do this if it keeps the bank, and galleries do (distill/retrieval/calibration.py).
 
 Rows of every matrix are texts, columns are videos.
 """
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-BETA = 20.0  # QB-Norm's inverse temperature, for similarities that behave like cosines (the paper's section 4)
+from distill.retrieval.calibration import BETA
 
 
 def dual_softmax_t2v(logits: Float[Tensor, "text video"]) -> Float64[Tensor, "text video"]:

@@ -23,6 +23,7 @@ from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
 from distill.model.features import VideoFeatures
 from distill.retrieval import generation
+from distill.retrieval.calibration import AMONG, SPARE
 from distill.retrieval.encoder import Encoder
 from distill.retrieval.segment import Segment
 from distill.retrieval.stretch import best_stretch
@@ -129,11 +130,12 @@ class Gallery:
 
     @torch.inference_mode()
     def search(
-        self, queries: Sequence[str], k: int, recall: int | None = None, *, exact: bool = False
+        self, queries: Sequence[str], k: int, recall: int | None = None, *, exact: bool = False, calibrated: bool = True
     ) -> list[list[Hit]]:
         """The `k` best videos for each query, best first; among equal scores the lower row.
 
         Where tokens are stored, `recall` videos (default `RECALL`, and at least `k`) are ordered by the full score.
+        A gallery with a calibration answers in its order, unless `calibrated` is False; scores stay similarities.
         `exact` takes no short cuts: it compares with every vector even where there is an approximate index, and scores
         all of the recalled in full.
         Raises `ExpectedError` for an empty query, a `k` or `recall` below 1, and a `recall` where nothing reranks.
@@ -145,6 +147,10 @@ class Gallery:
             return [[] for _ in queries]
         text = self.release.encode_text(queries)
         vectors = self.release.model.recall_text(text).cpu()
+        calibration = self.table.calibration if calibrated else None
+        if calibration is not None:
+            among = max(AMONG, SPARE * k)
+            return self._hits(*calibration.best(*self.table.nearest(vectors, among, exact=exact), k))
         if not self.reranks:
             return self._hits(*self.table.nearest(vectors, k, exact=exact))
         model = self.release.model

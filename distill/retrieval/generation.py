@@ -4,6 +4,7 @@
     segments/00001/                  what generation 1 added, never changed after (distill/retrieval/segment.py)
     deleted/00003.safetensors        rows [row] that are deleted in generation 3, ascending, numbered over all segments
     approximate/00004.safetensors    an approximate index that generation 4 made (distill/retrieval/approximate.py)
+    calibration/00005.safetensors    how its rows fit a bank of queries (distill/retrieval/calibration.py)
     .work/                           what an unfinished index has done so far
     .lock                            held by the one process that changes the gallery
 
@@ -31,7 +32,8 @@ from distill.retrieval.segment import VIDEOS
 from distill.retrieval.tokens import damaged, mapped
 
 VERSION = 2
-SEGMENTS, DELETED, APPROXIMATE, WORK, LOCK = "segments", "deleted", "approximate", ".work", ".lock"
+SEGMENTS, DELETED, WORK, LOCK = "segments", "deleted", ".work", ".lock"
+APPROXIMATE, CALIBRATION = DERIVED = "approximate", "calibration"  # made of rows as they are numbered
 TRIES = 5  # to read a gallery that others keep changing
 
 
@@ -53,14 +55,13 @@ def read(path: Path) -> Manifest:
 def _check_config(path: Path, manifest: Manifest) -> None:
     """Looks at what others take for granted."""
     config, counts = manifest.config, manifest.counts
-    tokens, approximate = config.get("tokens"), config.get(APPROXIMATE)
+    tokens = config.get("tokens")
     sound = {
         "config.release": isinstance(config.get("release"), str),
         "config.vectors": isinstance(config.get("vectors"), str),
         "config.folders": _strings(config.get("folders")),
         "config.tokens": "tokens" not in config or _strings(tokens),
-        f"config.{APPROXIMATE}": APPROXIMATE not in config
-        or (isinstance(approximate, dict) and _whole(approximate) and approximate.get("file") in manifest.files),
+        **{f"config.{kind}": kind not in config or _whole(kind, config[kind], manifest) for kind in DERIVED},
         "counts": {"videos", "rows", "dim", "generation"} <= counts.keys() and min(counts.values()) >= 0,
         "parents.release": "release" in manifest.parents,
         "files": all(_placed(name) for name in manifest.files),
@@ -76,10 +77,13 @@ def _check_config(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _whole(approximate: dict[str, object]) -> bool:
-    """Whether the facts of an approximate index say how to use it."""
-    covers, depth = approximate.get("covers"), approximate.get("depth")
-    return type(covers) is int and type(depth) is int and covers >= 0 and depth > 0
+def _whole(kind: str, facts: object, manifest: Manifest) -> bool:
+    """Whether the facts of an approximate index or a calibration say how to use it."""
+    if not isinstance(facts, dict) or not isinstance(facts.get("file"), str) or facts["file"] not in manifest.files:
+        return False
+    covers, depth = facts.get("covers"), facts.get("depth")
+    deep = kind != APPROXIMATE or (type(depth) is int and depth > 0)
+    return deep and type(covers) is int and 0 < covers <= manifest.counts.get("rows", 0)
 
 
 def _strings(value: object) -> bool:
@@ -92,7 +96,7 @@ def _placed(name: str) -> bool:
         case [folder, number, _]:
             return folder == SEGMENTS and number.isascii() and number.isdigit()
         case [folder, _]:
-            return folder in (DELETED, APPROXIMATE)
+            return folder in (DELETED, *DERIVED)
     return False
 
 
@@ -158,7 +162,7 @@ def sweep(path: Path, manifest: Manifest | None) -> None:
     """Deletes what neither a killed change nor an older generation needs any more."""
     listed = set() if manifest is None else {path / name for name in manifest.files}
     sealed.sweep(path)
-    for folder in (SEGMENTS, DELETED, APPROXIMATE):
+    for folder in (SEGMENTS, DELETED, *DERIVED):
         for child in (path / folder).iterdir() if (path / folder).is_dir() else ():
             if child.is_dir() and not any(child in file.parents for file in listed):
                 shutil.rmtree(child)
@@ -167,4 +171,4 @@ def sweep(path: Path, manifest: Manifest | None) -> None:
 
 
 def _ours(path: Path) -> bool:
-    return path.name in (SEGMENTS, DELETED, APPROXIMATE, WORK, LOCK) or path.suffix == ".part"
+    return path.name in (SEGMENTS, DELETED, *DERIVED, WORK, LOCK) or path.suffix == ".part"

@@ -287,8 +287,8 @@ class _Index:
             "made_of": [*(before.config["made_of"] if before else []), made],
             **weighing(self.release),
         } | ({"tokens": ["vector", *self.model.rerank_fields]} if self.model.rerank_fields else {})
-        if before is not None and "approximate" in before.config:
-            config["approximate"] = before.config["approximate"]
+        if before is not None:
+            config |= {kind: before.config[kind] for kind in generation.DERIVED if kind in before.config}
         return Manifest(
             kind="gallery",
             version=VERSION,

@@ -17,7 +17,8 @@ from distill.manifest import Manifest
 from distill.model.features import VideoFeatures
 from distill.retrieval import generation
 from distill.retrieval.approximate import Approximate
-from distill.retrieval.generation import APPROXIMATE, SEGMENTS
+from distill.retrieval.calibration import Calibration
+from distill.retrieval.generation import APPROXIMATE, CALIBRATION, SEGMENTS
 from distill.retrieval.segment import Segment
 from distill.retrieval.tokens import Tokens, damaged
 from distill.retrieval.vectors import among, best, nearest
@@ -44,6 +45,8 @@ class Table:
         self._check(path, manifest, names)
         facts = manifest.config.get(APPROXIMATE)
         self.approximate = None if facts is None else Approximate(path / facts["file"], facts, manifest.counts["dim"])
+        known = manifest.config.get(CALIBRATION)
+        self.calibration = None if known is None else Calibration(path / known["file"], known)
 
     def _check(self, path: Path, manifest: Manifest, names: Mapping[str, int]) -> None:
         """Whether the segments fit the manifest and one another."""

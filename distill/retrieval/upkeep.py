@@ -1,25 +1,31 @@
-"""Upkeep of galleries: deleting videos, compacting, an approximate index, verifying.
+"""Upkeep of galleries: deleting videos, compacting, an approximate index, calibration, verifying.
 
 Each change is a new generation, whole or not at all.
 """
 
 import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from distill.errors import ExpectedError
+from distill.log import progress
 from distill.manifest import Manifest, SealedFile, check_files, sealed_file
-from distill.retrieval import generation
+from distill.retrieval import calibration, generation
 from distill.retrieval.approximate import build, check_installed
-from distill.retrieval.generation import APPROXIMATE, DELETED, SEGMENTS, WORK
+from distill.retrieval.encoder import Encoder
+from distill.retrieval.gallery import check_release
+from distill.retrieval.generation import APPROXIMATE, CALIBRATION, DELETED, DERIVED, SEGMENTS, WORK
 from distill.retrieval.segment import Segment, merge, sealed_segment
 from distill.retrieval.table import Table
 
 LEAST = 400  # videos that an approximate index takes
+TOGETHER = 256  # queries encoded at once
+ROWS = 65536  # vectors compared with a bank at once
 SHOWN = 5  # unknown ids in an error
 
 
@@ -49,7 +55,9 @@ def delete(path: Path, names: Sequence[str]) -> Manifest:
 
 
 def compact(path: Path) -> Manifest:
-    """One segment of all rows that are not deleted. An approximate index is dropped, since rows get other numbers."""
+    """One segment of all rows that are not deleted. An approximate index and a calibration are dropped, since rows get
+    other numbers.
+    """
     with _existing(path) as before:
         shutil.rmtree(path / WORK, ignore_errors=True)  # of an index that was killed and never continued
         table = Table(path, before)
@@ -66,7 +74,7 @@ def compact(path: Path) -> Manifest:
             files = {f"{SEGMENTS}/{folder.name}/{name}": file for name, file in sealed_segment(folder).items()}
             captions = Segment(folder).captions
             counts |= {} if captions is None else {"captions": len(captions)}
-        config = {k: v for k, v in before.config.items() if k != APPROXIMATE}
+        config = {k: v for k, v in before.config.items() if k not in DERIVED}
         update = {"files": files, "counts": counts, "config": config}
         return generation.publish(path, before.model_copy(update=update))
 
@@ -75,17 +83,46 @@ def approximate(path: Path) -> Manifest:
     """Builds an approximate index of all videos, measures what it finds, and stores both."""
     check_installed()
     with _existing(path) as before:
-        table, number = Table(path, before), before.counts["generation"] + 1
+        table = Table(path, before)
         rows = table.rows()
         if len(rows) < LEAST:
             raise ExpectedError(f"{path}: {len(rows)} videos, expected at least {LEAST}; so few are searched exactly")
-        name = f"{APPROXIMATE}/{number:05d}.safetensors"
-        facts = build(path / name, table.vectors, lambda queries, k: table.nearest(queries, k, exact=True), rows)
-        files = {old: file for old, file in before.files.items() if Path(old).parts[0] != APPROXIMATE}
-        files[name] = sealed_file(path / name, len(rows))
-        config = before.config | {APPROXIMATE: facts | {"file": name, "covers": len(table)}}
-        update = {"files": files, "config": config, "counts": before.counts | {"generation": number}}
-        return generation.publish(path, before.model_copy(update=update))
+        exact = partial(table.nearest, exact=True)
+        return _derived(path, before, APPROXIMATE, lambda file: build(file, table.vectors, exact, rows))
+
+
+@torch.inference_mode()
+def calibrate(path: Path, release: Encoder, queries: Sequence[str]) -> Manifest:
+    """Stores how well all videos fit a bank of queries, by which searches put hubs back (QB-Norm).
+
+    For models of one stage: the full scores of EERCF and GLSCL have no hubs that this finds (docs/galleries.md).
+    """
+    with _existing(path) as before:
+        check_release(path, before, release)
+        if "tokens" in before.config:
+            raise ExpectedError(f"{path}: its model ranks in two stages, which calibration does not improve")
+        table, model = Table(path, before), release.model
+        if not queries or not len(table.rows()):
+            raise ExpectedError(f"{path}: {len(queries)} queries, {len(table.rows())} videos; expected some of both")
+        starts = progress(range(0, len(queries), TOGETHER), f"encode {len(queries)} queries (batches)")
+        asked = (release.encode_text(queries[start : start + TOGETHER]) for start in starts)
+        bank = torch.cat([model.recall_text(text).cpu() for text in asked])
+        places = [(part, start) for part in table.parts for start in range(0, len(part), ROWS)]
+        compared = progress(places, f"compare {len(table)} videos (blocks)")
+        blocks = (part.vectors[start : start + ROWS] for part, start in compared)
+        exact = partial(table.nearest, exact=True)
+        return _derived(path, before, CALIBRATION, lambda file: calibration.write(file, blocks, bank, exact))
+
+
+def _derived(path: Path, before: Manifest, kind: str, make: Callable[[Path], dict[str, Any]]) -> Manifest:
+    """A generation with another file of some kind; `make` writes it and returns its facts."""
+    number = before.counts["generation"] + 1
+    name = f"{kind}/{number:05d}.safetensors"
+    facts = make(path / name) | {"file": name, "covers": before.counts["rows"]}
+    files = {old: file for old, file in before.files.items() if Path(old).parts[0] != kind}
+    files[name] = sealed_file(path / name, before.counts["videos"])
+    counts, config = before.counts | {"generation": number}, before.config | {kind: facts}
+    return generation.publish(path, before.model_copy(update={"files": files, "config": config, "counts": counts}))
 
 
 def verify(path: Path) -> Manifest:

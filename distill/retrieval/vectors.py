@@ -114,4 +114,4 @@ def among(rows: Int64[Tensor, "*shape"], some: Int64[Tensor, " row"]) -> Bool[Te
     """Which of `rows` are in `some`, which ascends."""
     if not len(some):
         return torch.zeros_like(rows, dtype=torch.bool)
-    return some[torch.searchsorted(some, rows).clamp(max=len(some) - 1)] == rows
+    return some[torch.searchsorted(some, rows.contiguous()).clamp(max=len(some) - 1)] == rows

@@ -55,6 +55,7 @@ def prepare(folder: Path) -> None:
         build_gallery(load(folder / "release"), folder / "frames", folder / "unfinished")
     grown(Gallery.open(folder / "gallery", load(folder / "release")), folder / "approximate", upkeep.LEAST, 64)
     upkeep.approximate(folder / "approximate")
+    upkeep.calibrate(folder / "approximate", load(folder / "release"), [text for _, text in CAPTIONS])
     _checkpoint(folder / "checkpoint")
     _recipe(folder / "recipe")
     for suffix in (".pt", ".bin", ".safetensors"):
