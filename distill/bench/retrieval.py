@@ -166,7 +166,8 @@ class TwoStage:
         parts, vectors = two_stage.of_parts(model, text, contender.tokens.only), model.recall_text(text)
         if self.index is None:
             return two_stage.search(parts, vectors, contender.vectors, BEST, self.recall)
-        return two_stage.best_of(parts, self.index.estimated(vectors, self.recall, NONE)[1], BEST)
+        recalled = self.index.candidates(vectors, self.recall, contender.vectors.__getitem__, NONE)[1]
+        return two_stage.best_of(parts, recalled, BEST)
 
     @property
     def operations(self) -> int:

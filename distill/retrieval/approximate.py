@@ -3,7 +3,7 @@
     approximate/00004.safetensors   `centres` [part, 16, number], `codes` [row, byte], `rows` [row]
 
 The numbers of a vector are cut into parts, and of each part the nearest of 16 centres is kept: half a byte (a product
-quantiser). Up to 512 dimensions a part is a single number. A query is estimated with the codes of every row, which a
+quantiser). Up to 1,024 dimensions a part is a single number. A query is estimated with the codes of every row, which a
 processor adds up in its registers (FAISS's fast scan): an eighth of float32's bytes and about a twentieth of its time.
 The best by estimate, `depth` times as many as are asked for, are scored anew from the stored vectors, so scores are
 exact and only the choice is approximate. How much of the exact best ten is found, asked with noisy copies of stored
@@ -31,7 +31,7 @@ from distill.retrieval.tokens import mapped
 from distill.retrieval.vectors import among
 
 BITS = 4
-PARTS = 512  # at most: a scan adds up their estimates in 16 bits, so of more parts each would count in fewer than 7
+PARTS = 1024  # at most: a scan adds up their estimates in 16 bits, and from 1,536 parts on some sums were wrong
 TRAIN = 16384  # vectors that the centres are found from
 ADD = 65536  # vectors encoded at once
 SEED = 0
@@ -120,6 +120,17 @@ class Approximate:
         scores = scores.masked_fill(estimates.gather(1, order).isneginf(), -torch.inf)
         best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
         return scores.gather(1, best), rows.gather(1, best)
+
+    def candidates(
+        self, queries: Float[Tensor, "query dim"], k: int, read: Read, deleted: Int64[Tensor, " row"]
+    ) -> Answer:
+        """What something else is to score: the best by estimate, or `top` where several numbers share half a byte.
+
+        Single numbers are estimated so well that 200 candidates hold as many of the best ten as 200 exact ones do.
+        """
+        if self.centres.shape[2] > 1:
+            return self.top(queries, k, read, deleted)
+        return self.estimated(queries, k, deleted)
 
     def estimated(self, queries: Float[Tensor, "query dim"], k: int, deleted: Int64[Tensor, " row"]) -> Answer:
         """The best rows by estimate that are not `deleted`, best first; fewer than `k` count as -inf."""

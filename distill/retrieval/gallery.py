@@ -157,7 +157,7 @@ class Gallery:
         parts = of_parts(model, text, self.table.tokens)
         if exact:
             parts = [(of_texts(model.similarity, text, self.table.tokens(model.rerank_fields)), 1)]
-        recalled = self.table.nearest(vectors, max(k, recall or RECALL), exact=exact, estimated=True)[1]
+        recalled = self.table.nearest(vectors, max(k, recall or RECALL), exact=exact, candidates=True)[1]
         return self._hits(*best_of(parts, recalled, k))
 
     @torch.inference_mode()

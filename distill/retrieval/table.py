@@ -108,19 +108,17 @@ class Table:
         return TableTokens(self, fields)
 
     def nearest(
-        self, queries: Float[Tensor, "query dim"], k: int, *, exact: bool = False, estimated: bool = False
+        self, queries: Float[Tensor, "query dim"], k: int, *, exact: bool = False, candidates: bool = False
     ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
         """The `k` rows of highest inner product, best first; fewer if there are. Among equals the lower row.
 
-        Through the approximate index where there is one, unless `exact`, or unless it finds fewer than `k`. It is taken
-        at its word if they may be `estimated`, because something else will score them.
+        Through the approximate index where there is one, unless `exact`, or unless it finds fewer than `k`. If they
+        are mere `candidates`, which something else will score, its estimates may do.
         """
         if self.approximate is not None and not exact:
             covered = self.approximate.covers
-            if estimated:
-                scores, rows = self.approximate.estimated(queries, k, self.deleted)
-            else:
-                scores, rows = self.approximate.top(queries, k, self.vectors, self.deleted)
+            find = self.approximate.candidates if candidates else self.approximate.top
+            scores, rows = find(queries, k, self.vectors, self.deleted)
             if scores.shape[1] == k and scores.isfinite().all():
                 later = [part.vectors for base, part in self.based() if base >= covered]
                 gone = self.deleted[self.deleted >= covered] - covered
