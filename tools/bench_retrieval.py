@@ -6,7 +6,7 @@
 
 Models: 10,000 synthetic videos with features of the papers' sizes (ViT-B/32: 512 numbers, 12 frames, 49 patches a
 frame, 32 words), in which coarse and full scores go together about as in trained models. Needs 10 GB of memory, for the
-patches, and half an hour. With releases: also those, on the videos and captions of a frame set. Two stages recall by
+patches, and about ten minutes. With releases: also those, on the videos and captions of a frame set. Two stages recall by
 exact inner products, or by an approximate index (extra [index]).
 
     MAC/pair    multiply-accumulates of one text and one video by the published formula, of the full score
@@ -18,8 +18,8 @@ exact inner products, or by an approximate index (extra [index]).
     lost        R@1 points against its own exhaustive search
 
 Galleries: 10,000, 100,000 and 1,000,000 such videos (--sizes) in galleries on disk, searched exactly, approximately
-and in two stages beside a plain matrix product. The largest takes 30 GB in --folder, which are removed again, and half
-an hour.
+and in two stages beside a plain matrix product. The largest takes 30 GB in --folder, which are removed again, and
+about a quarter of an hour.
 
     built in    seconds to write and hash a gallery of known vectors, or to make an approximate index of it
     top 10      how much of the exact ten best is found; in two stages, of the ten best by the full score of all videos
