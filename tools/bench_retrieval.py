@@ -6,8 +6,8 @@
 
 Models: 10,000 synthetic videos with features of the papers' sizes (ViT-B/32: 512 numbers, 12 frames, 49 patches a
 frame, 32 words), in which coarse and full scores go together about as in trained models. Needs 10 GB of memory, for the
-patches, and about ten minutes. With releases: also those, on the videos and captions of a frame set. Two stages recall by
-exact inner products, or by an approximate index (extra [index]).
+patches, and about ten minutes. With releases: also those, on the videos and captions of a frame set. Two stages recall
+by exact inner products, or by an approximate index (extra [index]).
 
     MAC/pair    multiply-accumulates of one text and one video by the published formula, of the full score
     M MAC       million multiply-accumulates a query as computed here; encoding the query is not counted
