@@ -101,7 +101,7 @@ def test_the_door_takes_captions_or_a_list_and_says_what_it_cannot_take(
     gallery_tool.main([str(gallery.path), "calibrate", str(corpus / "frames4")])
     assert "calibrated by 6 queries" in capsys.readouterr().out
     (tmp_path / "bank.txt").write_text("\n")
-    with pytest.raises(ExpectedError, match="0 queries, 150 videos; expected some of both"):
+    with pytest.raises(ExpectedError, match="0 queries for 150 videos, expected some of both; give"):
         gallery_tool.main([str(gallery.path), "calibrate", str(tmp_path / "bank.txt")])
     with pytest.raises(ArtefactError, match=r"none\.txt: no such file"):
         gallery_tool.main([str(gallery.path), "calibrate", str(tmp_path / "none.txt")])

@@ -166,7 +166,7 @@ def test_an_approximate_index_finds_what_it_says(corpus, tmp_path, capsys):  # n
     release(tmp_path / "release", *make())
     loaded = load(tmp_path / "release")
     build_gallery(loaded, corpus / "videos", tmp_path / "three")
-    with pytest.raises(ExpectedError, match="expected at least 400; so few"):
+    with pytest.raises(ExpectedError, match="expected at least 400; search so few"):
         upkeep.approximate(tmp_path / "three")
     path = tmp_path / "gallery"
     grown(Gallery.open(tmp_path / "three", loaded), path, 20000, 64)

@@ -44,6 +44,7 @@ from distill.model.towers import ClipConfig
 from distill.recipe import Recipe
 from distill.release.convert import convert
 from distill.release.heads import Options
+from distill.retrieval import calibration
 from distill.training.objective import ContrastiveConfig, FineConfig, LossConfig, Target, weigh
 from students.glscl import Glscl, GlsclConfig, local_score
 from tools.convert_checkpoint import main as convert_main
@@ -170,7 +171,7 @@ def test_row_28_ties_and_query_banks(monkeypatch):
     tied[0, 1] = 1
     ranks = ranks_t2v(tied, torch.arange(4))
     assert ranks.tolist() == [1, 0, 0, 0] and summarise(ranks)["R@1"] == 75
-    monkeypatch.setattr(normalise, "BETA", 70.0)
+    monkeypatch.setattr(calibration, "BETA", 70.0)
     bank, similarity = det(6, 3, a=0.7) / 5, det(2, 3, a=1.3, b=0.4) / 5
     found = normalise.query_bank_t2v(similarity, normalise.bank_of([bank], 3))
     activated = set(bank.argmax(1).tolist())

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from distill.errors import ExpectedError
 from distill.evaluation.metrics import paired_bootstrap, ranks_t2v, ranks_v2t, recall_interval, summarise
-from distill.evaluation.normalise import BETA, bank_of, dual_softmax_t2v, dual_softmax_v2t, query_bank_t2v
+from distill.evaluation.normalise import bank_of, dual_softmax_t2v, dual_softmax_v2t, query_bank_t2v
+from distill.retrieval.calibration import BETA
 
 
 def det(*shape, seed):

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from distill.retrieval.calibration import BETA
+from distill.retrieval import calibration
 
 
 def dual_softmax_t2v(logits: Float[Tensor, "text video"]) -> Float64[Tensor, "text video"]:
@@ -47,7 +47,7 @@ def bank_of(parts: Iterable[Float[Tensor, "_ video"]], num_videos: int) -> Bank:
     log_sum = torch.full((num_videos,), -torch.inf, dtype=torch.float64)
     first = torch.zeros(num_videos, dtype=torch.bool)
     for part in parts:
-        log_sum = torch.logaddexp(log_sum, torch.logsumexp(BETA * part.double(), 0))
+        log_sum = torch.logaddexp(log_sum, torch.logsumexp(calibration.BETA * part.double(), 0))
         first[part.argmax(1)] = True
     return Bank(log_sum, first)
 
@@ -62,5 +62,4 @@ def query_bank_t2v(similarity: Float[Tensor, "text video"], bank: Bank) -> Float
     of which the logarithm is returned, which ranks alike and cannot overflow; any other text keeps its similarity. The
     two kinds of row are on different scales, so columns must not be compared. Of tied first videos the lowest counts.
     """
-    inverted = BETA * similarity.double() - bank.log_sum
-    return torch.where(bank.first[similarity.argmax(1)].unsqueeze(1), inverted, similarity.double())
+    return calibration.inverted_softmax(similarity, bank.log_sum, bank.first[similarity.argmax(1)].unsqueeze(1))

@@ -30,11 +30,12 @@ from distill.evaluation.evaluate import (
     video_numbers,
 )
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
-from distill.evaluation.normalise import BETA, Bank, bank_of, dual_softmax_t2v, dual_softmax_v2t, query_bank_t2v
+from distill.evaluation.normalise import Bank, bank_of, dual_softmax_t2v, dual_softmax_v2t, query_bank_t2v
 from distill.evaluation.protocol import PROTOCOLS, SHOWN, Standing, standing
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
+from distill.retrieval.calibration import BETA
 
 RECALLS = (1, 5, 10)
 COLUMNS = ("R@1", "R@5", "R@10", "MdR", "MnR")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from safetensors.torch import save
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from distill.retrieval.tokens import mapped
 BETA = 20.0  # inverse temperature, for similarities that behave like cosines (the paper's section 4)
 AMONG = 200  # best videos by similarity that are put in order, at least; four times as many as are asked for, if more
 SPARE = 4
-CELLS = 2**22  # similarities held at once, in double precision
+CELLS = 2**22  # similarities of rows and bank held at once, in double precision
 
 
 def write(
@@ -41,16 +41,21 @@ def write(
 
     `nearest` searches the rows that are not deleted.
     """
-    rows = max(1, CELLS // len(bank))
-    sums = [
-        torch.logsumexp(BETA * (part @ bank.T).double(), 1).float() for block in blocks for part in block.split(rows)
-    ]
-    log_sum = torch.cat(sums)
+    log_sum = torch.cat([torch.logsumexp(BETA * (block @ bank.T).double(), 1).float() for block in blocks])
     first = torch.zeros(len(log_sum), dtype=torch.bool)
     first[nearest(bank, 1)[1].flatten()] = True
     with published(path) as file:
         file.write(save({"log_sum": log_sum, "first": first}))
-    return {"queries": len(bank), "beta": BETA}
+    return {"queries": len(bank)}
+
+
+def inverted_softmax(
+    similarity: Float[Tensor, "query row"], log_sum: Float[Tensor, "*query row"], applies: Bool[Tensor, "query 1"]
+) -> Float64[Tensor, "query row"]:
+    """The logarithm of the dynamic inverted softmax, which ranks alike, for queries to which it applies; for any other
+    the similarity.
+    """
+    return torch.where(applies, BETA * similarity.double() - log_sum, similarity.double())
 
 
 class Calibration:
@@ -74,11 +79,11 @@ class Calibration:
         """The `k` best of the best `rows` by similarity, which come in its order, and their similarities."""
         known = rows < self.covers
         at = rows.clamp(max=self.covers - 1)
-        inverted = BETA * scores.double() - torch.where(known, self.log_sum[at].double(), self._common)
-        if not inverted.isfinite().all():
+        log_sum = torch.where(known, self.log_sum[at].double(), self._common)
+        if not (scores + log_sum).isfinite().all():
             raise self._damaged("a sum that is no finite number")
-        applies = (self.first[at] & known)[:, :1]
-        order = torch.where(applies, inverted, scores.double()).sort(dim=1, descending=True, stable=True).indices[:, :k]
+        ranked = inverted_softmax(scores, log_sum, (self.first[at] & known)[:, :1])
+        order = ranked.sort(dim=1, descending=True, stable=True).indices[:, :k]
         return scores.gather(1, order), rows.gather(1, order)
 
     @cached_property

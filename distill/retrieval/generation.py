@@ -33,7 +33,11 @@ from distill.retrieval.tokens import damaged, mapped
 
 VERSION = 2
 SEGMENTS, DELETED, WORK, LOCK = "segments", "deleted", ".work", ".lock"
-APPROXIMATE, CALIBRATION = DERIVED = "approximate", "calibration"  # made of rows as they are numbered
+APPROXIMATE, CALIBRATION = "approximate", "calibration"
+DERIVED = {  # made of rows as they are numbered, and the facts without which they cannot be used or shown
+    APPROXIMATE: {"covers": int, "depth": int, "recall@10": float},
+    CALIBRATION: {"covers": int, "queries": int},
+}
 TRIES = 5  # to read a gallery that others keep changing
 
 
@@ -81,9 +85,9 @@ def _whole(kind: str, facts: object, manifest: Manifest) -> bool:
     """Whether the facts of an approximate index or a calibration say how to use it."""
     if not isinstance(facts, dict) or not isinstance(facts.get("file"), str) or facts["file"] not in manifest.files:
         return False
-    covers, depth = facts.get("covers"), facts.get("depth")
-    deep = kind != APPROXIMATE or (type(depth) is int and depth > 0)
-    return deep and type(covers) is int and 0 < covers <= manifest.counts.get("rows", 0)
+    if any(type(facts.get(name)) is not of for name, of in DERIVED[kind].items()):
+        return False
+    return 0 < facts["covers"] <= manifest.counts.get("rows", 0) and facts.get("depth", 1) > 0
 
 
 def _strings(value: object) -> bool:

@@ -25,7 +25,6 @@ from distill.retrieval.table import Table
 
 LEAST = 400  # videos that an approximate index takes
 TOGETHER = 256  # queries encoded at once
-ROWS = 65536  # vectors compared with a bank at once
 SHOWN = 5  # unknown ids in an error
 
 
@@ -86,7 +85,7 @@ def approximate(path: Path) -> Manifest:
         table = Table(path, before)
         rows = table.rows()
         if len(rows) < LEAST:
-            raise ExpectedError(f"{path}: {len(rows)} videos, expected at least {LEAST}; so few are searched exactly")
+            raise ExpectedError(f"{path}: {len(rows)} videos, expected at least {LEAST}; search so few exactly")
         exact = partial(table.nearest, exact=True)
         return _derived(path, before, APPROXIMATE, lambda file: build(file, table.vectors, exact, rows))
 
@@ -100,16 +99,22 @@ def calibrate(path: Path, release: Encoder, queries: Sequence[str]) -> Manifest:
     with _existing(path) as before:
         check_release(path, before, release)
         if "tokens" in before.config:
-            raise ExpectedError(f"{path}: its model ranks in two stages, which calibration does not improve")
+            raise ExpectedError(
+                f"{path}: its model ranks in two stages, which calibration does not improve; search it as it is"
+            )
         table, model = Table(path, before), release.model
         if not queries or not len(table.rows()):
-            raise ExpectedError(f"{path}: {len(queries)} queries, {len(table.rows())} videos; expected some of both")
+            found = f"{len(queries)} queries for {len(table.rows())} videos"
+            raise ExpectedError(
+                f"{path}: {found}, expected some of both; give captions or queries, and index videos first"
+            )
         starts = progress(range(0, len(queries), TOGETHER), f"encode {len(queries)} queries (batches)")
         asked = (release.encode_text(queries[start : start + TOGETHER]) for start in starts)
         bank = torch.cat([model.recall_text(text).cpu() for text in asked])
-        places = [(part, start) for part in table.parts for start in range(0, len(part), ROWS)]
+        size = max(1, calibration.CELLS // len(bank))
+        places = [(part, start) for part in table.parts for start in range(0, len(part), size)]
         compared = progress(places, f"compare {len(table)} videos (blocks)")
-        blocks = (part.vectors[start : start + ROWS] for part, start in compared)
+        blocks = (part.vectors[start : start + size] for part, start in compared)
         exact = partial(table.nearest, exact=True)
         return _derived(path, before, CALIBRATION, lambda file: calibration.write(file, blocks, bank, exact))
 
