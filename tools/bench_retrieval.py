@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--recall",
         type=int,
         nargs="+",
-        default=[20, 50, 100, 170, 200, 500],
+        default=[20, 50, 100, 200, 500],
         metavar="K",
-        help="ranked in two stages (default 20 50 100 170 200 500)",
+        help="ranked in two stages (default 20 50 100 200 500)",
     )
     parser.add_argument(
         "--sizes",

@@ -190,7 +190,8 @@ class Gallery:
         scores, found = self.table.nearest_captions(vector, max(k, recall or RECALL) if self.reranks else k)
         if self.reranks:
             model, size = self.release.model, RECALL
-            asking = features or self.table.tokens(model.rerank_fields)[torch.tensor([self.row(str(video))])]
+            stored = self.table.tokens(model.rerank_fields)
+            asking = stored[torch.tensor([self.row(str(video))])] if features is None else features
 
             def pairs(videos: Tensor, captions: Tensor) -> Tensor:
                 texts = [
