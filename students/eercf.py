@@ -17,17 +17,19 @@ Training contrasts two sums of the five, weak and strong, and makes the channels
     frame_cross.weight   frame_logit_weight
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from distill.config import Config
 from distill.errors import RecipeError
 from distill.losses.correlation import channel_constraint
+from distill.model import inplace
 from distill.model.afa import PADDED_RELEVANCE, AfaConfig, AttentiveFrameAggregation
 from distill.model.clip import Clip, Video, VideoTokens
 from distill.model.contract import RetrievalConfig, RetrievalModel, ScorePart, TrainingScores
@@ -126,21 +128,27 @@ class Mix(nn.Module):
 
 
 @dataclass(frozen=True)
-class Level:
-    """The parts of some videos, frames or patches: how much each resembles every text, and what it adds to a sum.
-
-    What is added are unit vectors; they are kept with their lengths, because dividing a gate by it is less to do.
-    """
+class Seen:
+    """The parts of some videos, frames or patches: how much each resembles every text."""
 
     cosines: Float[Tensor, "text video part"]
-    values: Float[Tensor, "video part dim"]
-    lengths: Float[Tensor, "video part"]  # of the values
-    temperature: float  # of the gate
     counted: Bool[Tensor, "video part"] | None  # None: padding counts too
 
     def attention(self) -> Float[Tensor, "text video part"]:
         """Weights of the weak similarity."""
         return _softmax(self.cosines / WEAK_TEMPERATURE, self.counted)
+
+
+@dataclass(frozen=True)
+class Level(Seen):
+    """... and what each adds to a sum.
+
+    What is added are unit vectors; they are kept with their lengths, because dividing a gate by it is less to do.
+    """
+
+    values: Float[Tensor, "video part dim"]
+    lengths: Float[Tensor, "video part"]  # of the values
+    temperature: float  # of the gate
 
     def own_scores(self) -> Float[Tensor, "pair part"]:
         """What the gate of video i is a softmax of, for its own text i."""
@@ -230,8 +238,8 @@ class Eercf(RetrievalModel):
 
     def score_parts(self) -> tuple[ScorePart, ...]:
         """What the coarse vector and the frames say, and then the patches where they are compared."""
-        frames = ScorePart(("frames", "contextual", "real"), self._by_frames)
-        patches = ScorePart(("patches", "real"), self._by_patches, of_best=OF_BEST)
+        frames = ScorePart(("frames", "contextual", "real"), self._by_frames, in_place=self._frames_in_place)
+        patches = ScorePart(("patches", "real"), self._by_patches, of_best=OF_BEST, in_place=self._patches_in_place)
         return (frames, patches) if "patches" in self.rerank_fields else (frames,)
 
     def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
@@ -282,26 +290,71 @@ class Eercf(RetrievalModel):
 
     def _level_score(self, name: str, level: Level, sentence: Tensor) -> Float[Tensor, "text video"]:
         """The weighted similarities of a level that rank in the second stage."""
-        scores = self._weak({name: level})
-        if getattr(self.rerank, f"strong_{name}"):
-            scores[f"strong_{name}"] = level.gated(sentence)
+        return self._ranking(name, level, level.gated(sentence) if self._gates(name) else None)
+
+    def _ranking(self, name: str, seen: Seen, gated: Tensor | None) -> Float[Tensor, "text video"]:
+        scores = self._weak({name: seen})
+        if gated is not None:
+            scores[f"strong_{name}"] = gated
         return _sum(scores, self.rerank, WEAK + STRONG)
+
+    def _gates(self, name: str) -> bool:
+        """Whether what a text lets through of a level counts in the second stage."""
+        return bool(getattr(self.rerank, f"strong_{name}"))
+
+    def _frames_in_place(
+        self, text: TextFeatures, stored: Mapping[str, Tensor], rows: Int64[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        query, vectors = self.recall_text(text)[0], stored["vector"].unsqueeze(1)
+        coarse = inplace.products(query, vectors, rows, unit=True)[:, 0]
+        frames, contextual = stored["frames"], stored["contextual"]
+        by_frames = self._level_in_place("frame", text, frames, contextual, FRAME_GATE, stored["real"], rows)
+        return self.rerank.video * coarse + by_frames
+
+    def _patches_in_place(
+        self, text: TextFeatures, stored: Mapping[str, Tensor], rows: Int64[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        patches = stored["patches"].flatten(1, 2)
+        return self._level_in_place("patch", text, patches, patches, PATCH_GATE, stored["real"], rows)
+
+    def _level_in_place(
+        self,
+        name: str,
+        text: TextFeatures,
+        keys: Tensor,
+        values: Tensor,
+        temperature: float,
+        real: Bool[Tensor, "video frame"],
+        rows: Int64[Tensor, " row"],
+    ) -> Float[Tensor, " row"]:
+        """`_level_score` where the parts are stored."""
+        sentence, counted, gated = unit(text.sentence)[0], real if self.mask_padding else None, None
+        if self._gates(name):
+            cosines, gated = inplace.pooled(
+                sentence, keys, values, rows, temperature=temperature, counted=counted, unit=True
+            )
+            gated = gated.unsqueeze(0)
+        else:
+            cosines = inplace.products(sentence, keys, rows, unit=True)
+        if counted is not None:
+            counted = counted[rows].repeat_interleave(keys.shape[1] // real.shape[1], dim=1)
+        return self._ranking(name, Seen(cosines.unsqueeze(0), counted), gated)[0]
 
     def _frames(self, sentence: Tensor, video: VideoFeatures) -> Level:
         assert video.frames is not None and video.contextual is not None and video.real is not None
         frames, contextual = precise(video.frames), precise(video.contextual)
         cosines = inner(sentence, frames) / lengths(frames)
         counted = video.real if self.mask_padding else None
-        return Level(cosines, contextual, lengths(contextual), FRAME_GATE, counted)
+        return Level(cosines, counted, contextual, lengths(contextual), FRAME_GATE)
 
     def _patches(self, sentence: Tensor, video: VideoFeatures) -> Level:
         assert video.patches is not None and video.real is not None, "patches have a weight"
         patches = precise(video.patches.flatten(1, 2))  # video (frame patch) dim
         long = lengths(patches)
         counted = video.real.repeat_interleave(video.patches.shape[2], dim=1) if self.mask_padding else None
-        return Level(inner(sentence, patches) / long, patches, long, PATCH_GATE, counted)
+        return Level(inner(sentence, patches) / long, counted, patches, long, PATCH_GATE)
 
-    def _weak(self, levels: dict[str, Level]) -> dict[str, Tensor]:
+    def _weak(self, levels: Mapping[str, Seen]) -> dict[str, Tensor]:
         """The similarities of levels that are the same in training and in evaluation."""
         scores = {}
         for name, level in levels.items():

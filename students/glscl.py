@@ -17,17 +17,19 @@ where every process sees the whole batch: then any number of processes trains al
     queries.video_decoder    transformer_decoder_spatial.layers, where decoders are not shared
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from pydantic import Field
 from torch import Tensor
 
 from distill.losses.consistency import Over, consistency
 from distill.losses.diversity import diversity
+from distill.model import inplace
 from distill.model.clip import Clip, Video, VideoTokens, real_words
 from distill.model.contract import RetrievalConfig, RetrievalModel, ScorePart, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
@@ -128,8 +130,8 @@ class Glscl(RetrievalModel):
     def score_parts(self) -> tuple[ScorePart, ...]:
         """The global score, then the local one."""
         return (
-            ScorePart(("frames", "real"), self.global_score),
-            ScorePart(("concepts",), self._local, of_best=OF_BEST),
+            ScorePart(("frames", "real"), self.global_score, in_place=self._global_in_place),
+            ScorePart(("concepts",), self._local, of_best=OF_BEST, in_place=self._local_in_place),
         )
 
     def _local(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
@@ -142,6 +144,19 @@ class Glscl(RetrievalModel):
         with torch.autocast(text.sentence.device.type, enabled=False):
             weigh = partial(attend, temperature=self.temperature)
             return weighted_cosine(precise(text.sentence), precise(video.frames), video.real, weigh)
+
+    def _global_in_place(
+        self, text: TextFeatures, stored: Mapping[str, Tensor], rows: Int64[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        sentence, frames = precise(text.sentence)[0], stored["frames"]
+        _, along = inplace.pooled(sentence, frames, frames, rows, temperature=self.temperature, counted=stored["real"])
+        return along / lengths(sentence)
+
+    def _local_in_place(
+        self, text: TextFeatures, stored: Mapping[str, Tensor], rows: Int64[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        own, concepts = _flat(self.read_text(text).concepts)[0], stored["concepts"].flatten(1).unsqueeze(1)
+        return self.local_weight * inplace.products(own, concepts, rows, unit=True)[:, 0]
 
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
         """The whole score and the local one, two views of the frames, and the two losses on the concepts."""

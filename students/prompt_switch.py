@@ -13,20 +13,22 @@ The authors train on 6 frames and test on 12, which are then two clips of 6 that
 so does this model, whatever lies in the padding.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.errors import RecipeError
 from distill.losses.captioning import caption_loss, captioning
+from distill.model import inplace
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.captioner import CaptionConfig, Captioner, frames_read, next_words
 from distill.model.clip import Clip, Video, VideoTokens
-from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
+from distill.model.contract import RetrievalConfig, RetrievalModel, ScorePart, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.pooling import LEFT_OUT, CrossAttention, attend, best, weighted_cosine
 from distill.model.prompts import PromptAggregation, PromptCube, repeat_last, switch_prompts
@@ -186,6 +188,18 @@ class PromptSwitch(RetrievalModel):
             if self.k is not None:
                 weigh = partial(best, k=self.k)
             return weighted_cosine(sentence, unit(frames), counted, weigh)
+
+    def score_parts(self) -> tuple[ScorePart, ...]:
+        """One, which attention reads where frames are stored."""
+        in_place = self._in_place if self.pooling == "attention" else None
+        return (ScorePart(self.rerank_fields, self.similarity, in_place=in_place),)
+
+    def _in_place(
+        self, text: TextFeatures, stored: Mapping[str, Tensor], rows: Int64[Tensor, " row"]
+    ) -> Float[Tensor, " row"]:
+        frames, counted = stored["frames"], stored["real"] if self.mask_padding else None
+        sentence, temperature = unit(text.sentence)[0], self.attention_temperature
+        return inplace.pooled(sentence, frames, frames, rows, temperature=temperature, counted=counted, unit=True)[1]
 
     def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
         """Similarity times the logit scale."""

@@ -13,7 +13,7 @@ from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest, seal
 from distill.release.release import load
-from distill.retrieval import Gallery, upkeep
+from distill.retrieval import Gallery, approximate, upkeep
 from distill.retrieval.approximate import Approximate, build
 from distill.retrieval.bigfile import read_bigfile
 from distill.retrieval.export import export
@@ -261,6 +261,23 @@ def test_an_approximate_index_looks_further_where_much_is_deleted(indexed):
     assert torch.equal(index.estimated(queries, 4, deleted)[1].sort(1).values, live.expand(7, -1))
     scores, rows = index.top(queries, 6, vectors.__getitem__, deleted)
     assert scores[:, 4:].isneginf().all() and torch.equal(rows[:, :4], live[expected.indices])
+
+
+def test_however_many_ask_no_more_than_some_stored_vectors_are_held(indexed, monkeypatch):
+    vectors, path, facts = indexed
+    index = Approximate(path, facts, 1536)
+    expected = index.top(vectors[:9], 5, vectors.__getitem__, NONE)
+    held = []
+
+    def read(rows):
+        held.append(len(rows))
+        return vectors[rows]
+
+    looked_at = 5 * facts["depth"]
+    monkeypatch.setattr(approximate, "READ", 2 * looked_at * 1536)
+    found = index.top(vectors[:9], 5, read, NONE)
+    assert held == [2 * looked_at] * 4 + [looked_at]
+    assert torch.equal(found[1], expected[1]) and torch.allclose(found[0], expected[0])
 
 
 @pytest.mark.parametrize(

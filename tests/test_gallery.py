@@ -19,6 +19,7 @@ from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
+from distill.model import inplace
 from distill.model.clip import Clip
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
@@ -247,6 +248,25 @@ def test_a_gallery_of_two_stages_orders_anew_what_it_recalls(model, dim, token_b
     assert [hit["video"] for hit in hits] == [hit.video for hit in gallery.search([query], 2, 2)[0]]
     with pytest.raises(ExpectedError, match="recall: 0, expected the number of videos to rerank"):
         gallery.search([query], 1, 0)
+
+
+@pytest.mark.parametrize("model", [{"kind": "glscl"}, {"kind": "eercf", "frames": 4}])
+def test_a_second_stage_reads_every_segment_where_it_lies(model, corpus, tmp_path, monkeypatch):
+    if not inplace.built():
+        pytest.skip("no C compiler: PyTorch reads copies")
+    loaded, path = two_stage_release(tmp_path / "release", **model), tmp_path / "gallery"
+    (tmp_path / "list.txt").write_text(f"{corpus / 'videos' / 'green.mp4'}\n")
+    build_gallery(loaded, tmp_path / "list.txt", path)
+    build_gallery(loaded, corpus / "frames4", path, append=True)
+    gallery, read, attend = Gallery.open(path, loaded), [], inplace._attend
+    assert len(gallery.table.segments) == 2 and len(gallery) == 3
+    monkeypatch.setattr(inplace, "_attend", lambda *given: read.append(len(given[1])) or attend(*given))
+    hits = gallery.search(["a red square moves"], 3)[0]
+    assert set(read) == {1, 2}, "rows of one segment, and of the other"
+    read.clear()
+    copied = gallery.search(["a red square moves"], 3, exact=True)[0]
+    assert not read and [hit.video for hit in hits] == [hit.video for hit in copied]
+    assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in copied], abs=1e-5)
 
 
 def test_a_killed_index_of_two_stages_ends_with_the_same_gallery(corpus, tmp_path):

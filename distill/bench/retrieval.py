@@ -176,7 +176,9 @@ class TwoStage:
         """
         contender, parts = self.contender, self.contender.model.score_parts()
         assert contender.tokens is not None
-        calls = -(-self.recall // two_stage.in_one_call(contender.tokens.only(parts[0].fields)))
+        first = contender.tokens.only(parts[0].fields)
+        in_place = parts[0].in_place is not None and first.in_place()
+        calls = 1 if in_place else -(-self.recall // two_stage.in_one_call(first))
         count = contender.operations.two_stage(contender.videos, self.recall, parts[-1].of_best * BEST, calls)
         return count if self.index is None else count + self.index.centres.numel()
 

@@ -4,11 +4,11 @@ Rows of every similarity are texts, columns are videos.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
 from distill.config import Config
@@ -63,6 +63,10 @@ class TrainingScores:
         return cls(contrasts=[(1.0, logits)], rankings={"logits": logits}, frames=frames)
 
 
+# Of one text with the rows asked for, of fields that are stored as float16 (distill/model/inplace.py).
+InPlace = Callable[[TextFeatures, Mapping[str, Tensor], Int64[Tensor, " row"]], Float[Tensor, " row"]]
+
+
 @dataclass(frozen=True)
 class ScorePart:
     """A summand of a model's `similarity`. Galleries add the later ones for the best of what they recalled alone."""
@@ -70,6 +74,7 @@ class ScorePart:
     fields: tuple[str, ...]  # of `VideoFeatures`: what it needs beyond `vector`
     score: Callable[[TextFeatures, VideoFeatures], Float[Tensor, "text video"]]
     of_best: int = 1  # it is added for the best so far, so many times as many as are asked for; the first for all
+    in_place: InPlace | None = None  # the same score, read where the fields are stored
 
 
 class RetrievalModel(nn.Module, ABC):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from safetensors.torch import save
 from torch import Tensor
 
@@ -40,6 +40,7 @@ NOISE = 1.0  # length of the noise that is added to a unit vector to ask for it
 BEST = 10
 WANTED = 0.99  # of the exact best ten: more are scored anew until it is reached
 DEPTHS = (2, 4, 8, 16, 32, 64)  # times k are scored anew
+READ = 2**25  # numbers of stored vectors held at once: 128 MiB
 MORE = 4  # times as many are looked at where too many of them are deleted
 
 Answer = tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]
@@ -115,11 +116,11 @@ class Approximate:
         """Some of the best rows that are not `deleted`, by their exact scores; fewer than `k` count as -inf."""
         estimates, rows = self.estimated(queries, self.depth * k, deleted)
         rows, order = rows.sort(dim=1)
-        vectors = read(rows.flatten()).reshape(*rows.shape, -1)
-        scores = torch.einsum("qd,qkd->qk", queries, vectors)
-        scores = scores.masked_fill(estimates.gather(1, order).isneginf(), -torch.inf)
-        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        return scores.gather(1, best), rows.gather(1, best)
+        gone = estimates.gather(1, order).isneginf()
+        at_once = max(1, READ // (rows.shape[1] * self.dim))
+        parts = zip(queries.split(at_once), rows.split(at_once), gone.split(at_once), strict=True)
+        answers = [_scored_anew(*part, k, read) for part in parts]
+        return torch.cat([scores for scores, _ in answers]), torch.cat([best for _, best in answers])
 
     def candidates(
         self, queries: Float[Tensor, "query dim"], k: int, read: Read, deleted: Int64[Tensor, " row"]
@@ -141,6 +142,8 @@ class Approximate:
         while True:
             values, places = self._scan.search(queries.numpy(), asked)
             rows = self.rows[torch.from_numpy(places).clamp_(min=0)]
+            if not len(deleted):
+                return torch.from_numpy(values), rows
             gone = among(rows, deleted)
             if asked == len(self.rows) or int((~gone).sum(1).min()) >= k:
                 break
@@ -164,6 +167,20 @@ class Approximate:
 
     def _damaged(self, found: str) -> ArtefactError:
         return ArtefactError(f"{self.path}: damaged ({found}); build it again with tools/gallery.py approximate")
+
+
+def _scored_anew(
+    queries: Float[Tensor, "query dim"],
+    rows: Int64[Tensor, "query candidate"],
+    gone: Bool[Tensor, "query candidate"],
+    k: int,
+    read: Read,
+) -> Answer:
+    """The `k` best of the rows that are not `gone`, from stored vectors; among equals those that stand first."""
+    vectors = read(rows.flatten()).reshape(*rows.shape, -1)
+    scores = torch.einsum("qd,qkd->qk", queries, vectors).masked_fill(gone, -torch.inf)
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return scores.gather(1, best), rows.gather(1, best)
 
 
 def _quantizer(dim: int, parts: int) -> Any:

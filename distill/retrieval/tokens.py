@@ -9,7 +9,7 @@ over 0.07 (standard deviation). A number that float16 cannot hold (beyond 65,504
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distill.errors import ArtefactError
+from distill.model import inplace
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
 
@@ -149,6 +150,14 @@ class Tokens:
     def only(self, fields: tuple[str, ...]) -> "Tokens":
         """The same with no more than `vector` and some fields."""
         return Tokens({name: self.stored[name] for name in ("vector", *fields)}, self.device)
+
+    def in_place(self) -> bool:
+        """Whether `scored` can be asked: tokens are in the memory of the processor, and there is code to read them."""
+        return torch.device(self.device).type == "cpu" and inplace.built()
+
+    def scored(self, rows: Tensor, score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
+        """Scores of rows, where they are stored: `score` gets the tensors of all rows."""
+        return score(self.stored, rows)
 
     def __getitem__(self, rows: slice | Tensor) -> VideoFeatures:
         if isinstance(rows, slice):

@@ -11,14 +11,17 @@ scores the lower candidate number wins.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from distill.model.contract import RetrievalModel
+from distill.model.contract import RetrievalModel, ScorePart
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.retrieval.table import TableTokens
+from distill.retrieval.tokens import Tokens
 from distill.retrieval.topk import top_k
 
 TOGETHER = 16  # queries that may be scored in one call
@@ -46,13 +49,32 @@ def of_parts(
     model: RetrievalModel, text: TextFeatures, tokens: Callable[[tuple[str, ...]], Stored]
 ) -> list[tuple[Pairs, int]]:
     """The parts of a model's score where texts ask; `tokens` gives what is stored of some fields."""
-    return [(of_texts(part.score, text, tokens(part.fields)), part.of_best) for part in model.score_parts()]
+    return [(_of_part(part, text, tokens(part.fields)), part.of_best) for part in model.score_parts()]
+
+
+def _of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
+    """One part: in place for a text that comes alone, and for several by matrix products of copies."""
+    together, alone = of_texts(part.score, text, video), part.in_place
+    if alone is None or not isinstance(video, Tokens | TableTokens) or not video.in_place():
+        return together
+
+    def pairs(texts: Tensor, videos: Tensor) -> Tensor:
+        if len(texts) > 1:
+            return together(texts, videos)
+        number = int(texts)
+        return video.scored(videos, partial(alone, text[number : number + 1])).unsqueeze(0)
+
+    return pairs
 
 
 def of_texts(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs:
     """The score of pairs where texts ask (text-to-video)."""
-    size = in_one_call(video)
-    return lambda texts, videos: torch.cat([similarity(text[texts], video[part]) for part in videos.split(size)], dim=1)
+
+    def pairs(texts: Tensor, videos: Tensor) -> Tensor:
+        asking = text[texts]
+        return torch.cat([similarity(asking, video[part]) for part in videos.split(in_one_call(video))], dim=1)
+
+    return pairs
 
 
 def of_videos(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs:
@@ -90,18 +112,16 @@ def best_of(
     recalled = recalled.sort(dim=1).values
     scores = rerank(first, recalled)
     for pairs, of_best in others:
-        scores, recalled = _leading(scores, recalled, of_best * max(k, ASKED))
-        recalled, order = recalled.sort(dim=1)
-        scores = scores.gather(1, order) + rerank(pairs, recalled)
-    return _leading(scores, recalled, k)
+        leading = _leading(scores, of_best * max(k, ASKED)).sort(dim=1).values  # candidates ascend, as before
+        recalled = recalled.gather(1, leading)
+        scores = scores.gather(1, leading) + rerank(pairs, recalled)
+    best = _leading(scores, k)
+    return scores.gather(1, best), recalled.gather(1, best)
 
 
-def _leading(
-    scores: Float[Tensor, "query candidate"], candidates: Int64[Tensor, "query candidate"], k: int
-) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-    """The `k` best, best first; among equals those that stand first."""
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return scores.gather(1, order), candidates.gather(1, order)
+def _leading(scores: Float[Tensor, "query candidate"], k: int) -> Int64[Tensor, "query k"]:
+    """Where the `k` best stand, best first; among equals those that stand first."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
 def ranking(
@@ -131,11 +151,13 @@ def rerank(pairs: Pairs, recalled: Int64[Tensor, "query k"]) -> Float[Tensor, "q
     of all queries with all candidates is cheaper then than many small ones.
     """
     parts = []
-    for queries in torch.arange(len(recalled), device=recalled.device).split(TOGETHER):
+    for start in range(0, len(recalled), TOGETHER):
+        some = recalled[start : start + TOGETHER]
+        queries = torch.arange(start, start + len(some), device=recalled.device)
         if len(queries) == 1:
-            parts.append(pairs(queries, recalled[int(queries)]))
+            parts.append(pairs(queries, some[0]))
             continue
-        union, places = recalled[queries].unique(return_inverse=True)
+        union, places = some.unique(return_inverse=True)
         if len(union) <= SHARED * recalled.shape[1]:
             parts.append(pairs(queries, union).gather(1, places))
         else:

@@ -1,0 +1,147 @@
+/* One query attends to stored parts of videos, read where they lie (see inplace.py, which calls this).
+
+   A search scores a few hundred of all videos for one query. Their float16 numbers are spread over a file that is
+   mapped into memory, so it waits for memory: every number is fetched once, ahead of its use, and nothing is copied.
+
+   Built by setuptools if there is a C compiler with _Float16 (GCC 12, clang 15); without it PyTorch does the same. */
+
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LINE 64 /* bytes that memory hands over at once */
+#define LANES 64 /* sums side by side, or each addition would wait for the one before */
+#define SHORTEST 1e-12f /* as in distill/model/similarity.py */
+#define LEFT_OUT -1e18f /* as in distill/model/pooling.py */
+
+/* Float16 to float32. GCC 12 does not vectorise that by itself, and x86 processors differ in how many they can do. */
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#include <immintrin.h>
+
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+
+__attribute__((target("avx512f"))) static int64_t widen_by_16(const _Float16 *from, float *to, int64_t count) {
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16)
+        _mm512_storeu_ps(to + i, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(from + i))));
+    return i;
+}
+
+__attribute__((target("avx,f16c"))) static int64_t widen_by_8(const _Float16 *from, float *to, int64_t count) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+        _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
+    return i;
+}
+
+static void widen(const _Float16 *from, float *to, int64_t count) {
+    int64_t done = 0;
+    if (__builtin_cpu_supports("avx512f"))
+        done = widen_by_16(from, to, count);
+    else if (__builtin_cpu_supports("f16c"))
+        done = widen_by_8(from, to, count);
+    for (int64_t i = done; i < count; i++)
+        to[i] = (float)from[i];
+}
+#else
+#define FOR_EVERY_PROCESSOR
+
+static void widen(const _Float16 *from, float *to, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        to[i] = (float)from[i];
+}
+#endif
+
+FOR_EVERY_PROCESSOR static float inner(const float *a, const float *b, int64_t dim) {
+    float sums[LANES] = {0}, sum = 0;
+    int64_t d = 0;
+    for (; d + LANES <= dim; d += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            sums[lane] += a[d + lane] * b[d + lane];
+    for (; d < dim; d++)
+        sum += a[d] * b[d];
+    for (int lane = 0; lane < LANES; lane++)
+        sum += sums[lane];
+    return sum;
+}
+
+static float length(const float *a, int64_t dim) { return fmaxf(sqrtf(inner(a, a, dim)), SHORTEST); }
+
+/* sum = weights x vectors; four vectors at a time, since the sum is read and written each time */
+FOR_EVERY_PROCESSOR static void mix(const float *weights, const float *vectors, int64_t count, int64_t dim,
+                                    float *sum) {
+    int64_t v = 0;
+    memset(sum, 0, dim * sizeof(float));
+    for (; v + 4 <= count; v += 4) {
+        const float *w = weights + v, *a = vectors + v * dim, *b = a + dim, *c = b + dim, *e = c + dim;
+        for (int64_t d = 0; d < dim; d++)
+            sum[d] += w[0] * a[d] + w[1] * b[d] + w[2] * c[d] + w[3] * e[d];
+    }
+    for (; v < count; v++)
+        for (int64_t d = 0; d < dim; d++)
+            sum[d] += weights[v] * vectors[v * dim + d];
+}
+
+static void softmax(float *scores, int64_t count) {
+    float most = scores[0], total = 0;
+    for (int64_t i = 1; i < count; i++)
+        most = scores[i] > most ? scores[i] : most;
+    for (int64_t i = 0; i < count; i++)
+        total += scores[i] = expf(scores[i] - most);
+    for (int64_t i = 0; i < count; i++)
+        scores[i] /= total;
+}
+
+static void fetch(const _Float16 *vector, int64_t dim) {
+    for (const char *line = (const char *)vector; line < (const char *)(vector + dim); line += LINE)
+        __builtin_prefetch(line);
+}
+
+/* keys, values [video, part, dim], counted [video, part / alike] or NULL, rows [count]: videos, query [dim].
+
+   products [count, part]: <query, key>, divided by the key's length if `unit`.
+   pooled [count] or NULL: <query, s> / |s|, where s is the sum of the values (of length 1 if `unit`) with the softmax
+   of products / temperature as weights; parts that are not counted, `alike` at a time, have none.
+   room: dim numbers, or (part + 1) * dim + part if pooled.
+
+   Returns 1, without having read anything outside, if a row is no video; otherwise 0. */
+int attend(const _Float16 *keys, const _Float16 *values, const bool *counted, int64_t alike, const int64_t *rows,
+           int64_t count, int64_t videos, int64_t parts, int64_t dim, const float *query, float temperature,
+           bool unit, float *products, float *pooled, float *room) {
+    const int64_t size = parts * dim;
+    float *sum = room + (pooled ? size : 0), *weights = sum + dim;
+
+    for (int64_t r = 0; r < count; r++)
+        if (rows[r] < 0 || rows[r] >= videos)
+            return 1;
+    for (int64_t r = 0; r < count; r++) {
+        const int64_t here = rows[r] * size, next = rows[r + 1 < count ? r + 1 : r] * size;
+        float *own = products + r * parts;
+        for (int64_t p = 0; p < parts; p++) {
+            float *wide = room + (pooled ? p * dim : 0);
+            fetch(keys + next + p * dim, dim);
+            widen(keys + here + p * dim, wide, dim);
+            own[p] = inner(query, wide, dim) / (unit ? length(wide, dim) : 1);
+        }
+        if (!pooled)
+            continue;
+        for (int64_t p = 0; p < parts; p++)
+            weights[p] = counted && !counted[(rows[r] * parts + p) / alike] ? LEFT_OUT : own[p] / temperature;
+        softmax(weights, parts);
+        float along = 0;
+        for (int64_t p = 0; p < parts; p++) {
+            along += weights[p] * own[p];
+            if (values != keys) {
+                fetch(values + next + p * dim, dim);
+                widen(values + here + p * dim, room + p * dim, dim);
+            }
+            if (unit)
+                weights[p] /= length(room + p * dim, dim);
+        }
+        mix(weights, room, parts, dim, sum);
+        pooled[r] = (values == keys ? along : inner(query, sum, dim)) / length(sum, dim);
+    }
+    return 0;
+}
