@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define LINE 64 /* bytes that memory hands over at once */
-#define LANES 64 /* sums side by side, or each addition would wait for the one before */
+#define LANES 32 /* sums side by side, or each addition would wait for the one before */
 #define SHORTEST 1e-12f /* as in distill/model/similarity.py */
 #define LEFT_OUT -1e18f /* as in distill/model/pooling.py */
 
