@@ -76,7 +76,7 @@ def test_it_is_built_where_there_is_a_compiler():
 @given(
     st.integers(1, 6),
     st.integers(1, 9),
-    st.sampled_from([1, 5, 8, 16, 31, 64, 72, 200, 512]),
+    st.sampled_from([1, 5, 8, 16, 31, 64, 72, 200, 512, 1100]),
     st.lists(st.integers(0, 5), min_size=1, max_size=12),
     st.sampled_from([0.01, 0.3, 3.0]),
     st.booleans(),
@@ -186,13 +186,19 @@ def test_a_search_answers_alike_with_and_without_the_library(name, monkeypatch):
     assert not calls
 
 
-def test_a_library_of_another_system_is_none(tmp_path, monkeypatch):
+def test_a_library_of_another_system_or_version_is_none(tmp_path, monkeypatch):
     (tmp_path / "other.so").write_bytes(b"\x7fELF, but of another system")
-    spec = ModuleSpec(inplace.LIBRARY, None, origin=str(tmp_path / "other.so"))
-    for found in (spec, None):
+    other = ModuleSpec(inplace.LIBRARY, None, origin=str(tmp_path / "other.so"))
+    another = importlib.util.find_spec("_ctypes")
+    assert another is not None and another.origin is not None
+    for found in (other, ModuleSpec(inplace.LIBRARY, None, origin=another.origin), None):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, found=found: found)
         inplace._library.cache_clear()
         assert not inplace.built()
+    monkeypatch.undo()
+    monkeypatch.setattr(inplace, "VERSION", inplace.VERSION + 1)
+    inplace._library.cache_clear()
+    assert not inplace.built()
     monkeypatch.undo()
     inplace._library.cache_clear()
     assert inplace.built()

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define LINE 64 /* bytes that memory hands over at once */
+#define TURN 512 /* numbers fetched of one vector, then used of another: asked for all at once, lines would queue */
 #define LANES 32 /* sums side by side, or each addition would wait for the one before */
 #define SHORTEST 1e-12f /* as in distill/model/similarity.py */
 #define LEFT_OUT -1e18f /* as in distill/model/pooling.py */
@@ -94,10 +95,17 @@ static void softmax(float *scores, int64_t count) {
         scores[i] /= total;
 }
 
-static void fetch(const _Float16 *vector, int64_t dim) {
-    for (const char *line = (const char *)vector; line < (const char *)(vector + dim); line += LINE)
-        __builtin_prefetch(line);
+/* Widens the vector `from`, while memory gets `next`. */
+static void take(const _Float16 *from, const _Float16 *next, float *to, int64_t dim) {
+    for (int64_t d = 0; d < dim; d += TURN) {
+        const int64_t count = dim - d < TURN ? dim - d : TURN;
+        for (const char *line = (const char *)(next + d); line < (const char *)(next + d + count); line += LINE)
+            __builtin_prefetch(line);
+        widen(from + d, to + d, count);
+    }
 }
+
+const int inplace_version = 1; /* of what `attend` takes and gives: inplace.py calls no other */
 
 /* keys, values [video, part, dim], counted [video, part / alike] or NULL, rows [count]: videos, query [dim].
 
@@ -121,8 +129,7 @@ int attend(const _Float16 *keys, const _Float16 *values, const bool *counted, in
         float *own = products + r * parts;
         for (int64_t p = 0; p < parts; p++) {
             float *wide = room + (pooled ? p * dim : 0);
-            fetch(keys + next + p * dim, dim);
-            widen(keys + here + p * dim, wide, dim);
+            take(keys + here + p * dim, keys + next + p * dim, wide, dim);
             own[p] = inner(query, wide, dim) / (unit ? length(wide, dim) : 1);
         }
         if (!pooled)
@@ -133,10 +140,8 @@ int attend(const _Float16 *keys, const _Float16 *values, const bool *counted, in
         float along = 0;
         for (int64_t p = 0; p < parts; p++) {
             along += weights[p] * own[p];
-            if (values != keys) {
-                fetch(values + next + p * dim, dim);
-                widen(values + here + p * dim, room + p * dim, dim);
-            }
+            if (values != keys)
+                take(values + here + p * dim, values + next + p * dim, room + p * dim, dim);
             if (unit)
                 weights[p] /= length(room + p * dim, dim);
         }

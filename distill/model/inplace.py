@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float16, Float32, Int64
 from torch import Tensor
 
 LIBRARY = "distill.model._inplace"  # never imported: it is no Python module, only built and found like one
+VERSION = 1
 
 Keys = Float16[Tensor, "video part dim"]
 Products = Float32[Tensor, "row part"]
@@ -97,7 +98,9 @@ def _library() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(found.origin)  # calls let other threads run
-    except OSError:  # built for another system
+        if ctypes.c_int.in_dll(library, "inplace_version").value != VERSION:
+            return None
+    except (OSError, ValueError):  # built for another system, or of an earlier version
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.attend.argtypes = [
