@@ -40,7 +40,7 @@ from distill.retrieval.topk import top_k
 BEST = 10  # answers of a search
 AT_ONCE = (1, 16, 64)  # queries that come together
 CALLS = (32, 64, 128, 256)  # videos in a call of an exhaustive search, of which the fastest is taken
-TRIALS, TRIED = 2, 1024  # of each, of which the better counts, on so many videos
+TRIALS, TRIED = 4, 1024  # of each, of which the better counts, on so many videos
 ROUNDS = 8  # through all searches: what else the machine does meanwhile then slows all of them alike
 IN_A_ROUND = 16  # queries of a search that are timed, after one that only warms the caches; short ones take some more
 ENOUGH = 12.0  # seconds of a search after which it sits out further rounds
