@@ -42,7 +42,7 @@ AT_ONCE = (1, 16, 64)  # queries that come together
 CALLS = (32, 64, 128, 256)  # videos in a call of an exhaustive search, of which the fastest is taken
 TRIALS, TRIED = 4, 1024  # of each, of which the better counts, on so many videos
 ROUNDS = 8  # through all searches: what else the machine does meanwhile then slows all of them alike
-IN_A_ROUND = 16  # queries of a search that are timed, after one that only warms the caches; short ones take some more
+TURN, IN_A_TURN = 1.0, 64  # seconds of a search in each round, and calls: short ones need some to warm the caches
 ENOUGH = 12.0  # seconds of a search after which it sits out further rounds
 ALL = 128  # videos scored with all queries at once, for what an exhaustive search finds
 
@@ -239,15 +239,22 @@ def _milliseconds(asked: Sequence[tuple[Contender, TwoStage | None]], at_once: i
     took: list[list[float]] = [[] for _ in searches]
     for _ in progress(range(ROUNDS), f"time, {at_once} at once (rounds)"):
         for (search, text), times in zip(searches, took, strict=True):
-            for turn in range(1 + IN_A_ROUND if sum(times) < ENOUGH else 0):
-                first = (len(times) + turn) * at_once % max(1, len(text) - at_once + 1)
-                seconds = timed(partial(search, text[first : first + at_once]))
-                if turn or seconds > ENOUGH:
-                    times.append(seconds)
-                if sum(times) > ENOUGH:
-                    break
+            if sum(times) < ENOUGH:
+                times += _turn(search, text, at_once, len(times))
     queries = [min(at_once, len(text)) for _, text in searches]
     return [1000 * statistics.median(times) / number for times, number in zip(took, queries, strict=True)]
+
+
+def _turn(search: Search, text: TextFeatures, at_once: int, done: int) -> list[float]:
+    """Seconds of some calls in a row, after `done` in earlier rounds. The first only warms the caches, unless it takes
+    a turn by itself."""
+    took: list[float] = []
+    for call in range(IN_A_TURN):
+        first = (done + call) * at_once % max(1, len(text) - at_once + 1)
+        took.append(timed(partial(search, text[first : first + at_once])))
+        if sum(took) > TURN:
+            break
+    return took[1:] or took
 
 
 def _one_stage(contender: Contender, at_once: int) -> Search:
