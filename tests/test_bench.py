@@ -148,7 +148,7 @@ def test_a_claim_is_judged_at_the_fastest_search_that_finds_enough():
 
 
 def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
-    for number in ("ROUNDS", "IN_A_ROUND", "TRIALS"):
+    for number in ("ROUNDS", "IN_A_TURN", "TRIALS"):
         monkeypatch.setattr(retrieval, number, 1)
     for name in ("red", "blue", "green"):
         write_video(tmp_path / "videos" / f"{name}.mp4", torch.full((8, 32, 32, 3), len(name)).byte().numpy(), fps=4)
