@@ -136,6 +136,24 @@ def test_what_is_no_number_is_not_hidden(damage, unit):
     assert not products[1].isfinite().all() and not pooled[1].isfinite()
 
 
+def test_what_would_be_misread_is_refused():
+    keys, query, rows = torch.ones(3, 4, 8).half(), torch.ones(8), torch.arange(3)
+    for wrong, words in [
+        ({"query": query.double()}, r"expected torch.float32 \[8\] .* found torch.float64 \[8\]"),
+        ({"query": query[:7]}, r"\[8\] .* \[7\]"),
+        ({"keys": keys.float()}, "expected torch.float16"),
+        ({"keys": keys.transpose(0, 1)}, "row after row"),
+        ({"rows": rows.int()}, "expected torch.int64"),
+        ({"values": keys[:, :3].contiguous()}, r"\[3, 4, 8\] .* \[3, 3, 8\]"),
+        ({"counted": torch.ones(2, 4) > 0}, r"\[3, 4\] .* \[2, 4\]"),
+        ({"counted": torch.ones(3, 3) > 0}, "4 parts of a video in 3 groups"),
+        ({"counted": torch.ones(3, 0) > 0}, "4 parts of a video in 0 groups"),
+    ]:
+        given = {"query": query, "keys": keys, "values": keys, "rows": rows, "counted": None} | wrong
+        with pytest.raises(ValueError, match=words):
+            inplace._attend(*(given[name] for name in ("query", "keys", "values", "rows", "counted")), 1.0, False)
+
+
 @pytest.mark.parametrize("rows", [[0, 3], [-1, 0], [2, 1 << 60]])
 def test_rows_outside_are_refused(rows):
     keys = torch.ones(3, 2, 8).half()

@@ -62,10 +62,16 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     library, (videos, parts, dim) = _library(), keys.shape
     assert library is not None, "ask built() first"
-    here = (query, keys, rows) if values is None else (query, keys, rows, values)
-    assert all(some.is_cpu and some.is_contiguous() for some in here), "features that lie in memory in their order"
-    assert len(query) == dim and (values is None or values.shape == keys.shape)
-    assert counted is None or (counted.is_contiguous() and len(counted) == videos and not parts % counted.shape[1])
+    _check(query, torch.float32, (dim,))
+    _check(keys, torch.float16, keys.shape)
+    _check(rows, torch.int64, (len(rows),))
+    if values is not None:
+        _check(values, torch.float16, keys.shape)
+    if counted is not None:
+        _check(counted, torch.bool, (videos, counted.shape[1]))
+    groups = parts if counted is None else counted.shape[1]
+    if not groups or parts % groups:
+        raise ValueError(f"{parts} parts of a video in {groups} groups, expected groups of one size")
     scores = torch.empty(len(rows), parts)
     cosines = torch.empty(len(rows) if values is not None else 0)
     room = torch.empty(dim if values is None else (parts + 1) * dim + parts)
@@ -73,7 +79,7 @@ def _attend(
         keys.data_ptr(),
         None if values is None else values.data_ptr(),
         None if counted is None else counted.data_ptr(),
-        1 if counted is None else parts // counted.shape[1],
+        parts // groups,
         rows.data_ptr(),
         len(rows),
         videos,
@@ -89,6 +95,13 @@ def _attend(
     if outside:
         raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of {videos} videos")
     return scores, cosines
+
+
+def _check(some: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for what the library would misread: it is given addresses."""
+    if some.dtype != dtype or some.shape != shape or not (some.is_cpu and some.is_contiguous()):
+        found = f"{some.dtype} {list(some.shape)} on {some.device}"
+        raise ValueError(f"expected {dtype} {list(shape)} in memory, row after row; found {found}")
 
 
 @cache
