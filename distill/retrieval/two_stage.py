@@ -4,7 +4,8 @@
     stage two   `similarity` of each query with the candidates that it recalled, from their stored features
 
 The score of stage two may be a sum of parts (`score_parts`). A search adds those that change little, and read much, for
-the best of the recalled alone (`best_of`); evaluation scores all that is recalled in full (`ranking`), as published.
+the best of the recalled alone (`best_of`), and reads tokens where they lie if it can (`distill/model/inplace.py`);
+evaluation scores all that is recalled in full (`ranking`), as published.
 Text-to-video recalls videos for a text, video-to-text recalls texts for a video. Queries and candidates are handled in
 parts, so memory does not grow with the gallery. Scores are [query, candidate] whichever side asks, and among equal
 scores the lower candidate number wins.
