@@ -141,7 +141,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Level(Seen):
-    """... and what each adds to a sum.
+    """The same, and what each part adds to a sum.
 
     What is added are unit vectors; they are kept with their lengths, because dividing a gate by it is less to do.
     """

@@ -41,16 +41,10 @@ def built_model(name):
     return build(parse_model_config(raw, "test"), Clip.from_architecture(ARCHITECTURE)).eval()
 
 
-def single(some):
-    """The same features in float32."""
-    floats = {name: value.float() if value.is_floating_point() else value for name, value in some.tensors().items()}
-    return type(some)(**floats)
-
-
-def doubled(some):
-    """The same features in double precision."""
-    floats = {name: value.double() if value.is_floating_point() else value for name, value in some.tensors().items()}
-    return type(some)(**floats)
+def cast(some, dtype):
+    """The same features in another precision; masks stay."""
+    tensors = some.tensors().items()
+    return type(some)(**{name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors})
 
 
 def by_hand(query, keys, values, rows, temperature, counted, unit):
@@ -110,6 +104,9 @@ def test_a_mask_of_frames_stands_for_their_patches():
     found = inplace.pooled(query, keys, keys, rows, temperature=1.0, counted=real)[1]
     parts = real.repeat_interleave(6, dim=1)
     assert torch.equal(found, inplace.pooled(query, keys, keys, rows, temperature=1.0, counted=parts)[1])
+    none = inplace.pooled(query, keys, keys, rows, temperature=1.0, counted=torch.zeros(3, 12, dtype=torch.bool))[1]
+    mean = keys.float().mean(1)
+    assert torch.allclose(none, mean @ query / mean.norm(dim=1), atol=1e-6), "as PyTorch weighs what is all hidden"
     kept = torch.stack([keys[0, :6], keys[2, 6:]])
     assert torch.allclose(found[[0, 2]], inplace.pooled(query, kept, kept, rows[:2], temperature=1.0)[1], atol=1e-6)
 
@@ -164,14 +161,14 @@ def test_rows_outside_are_refused(rows):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_part_of_a_score_is_the_same_in_place(name):
     model, (text, video) = built_model(name), features(videos=40, texts=6)
-    tokens, text = Tokens(stored(single(video), model.rerank_fields)), single(text)
+    tokens, text = Tokens(stored(cast(video, torch.float32), model.rerank_fields)), cast(text, torch.float32)
     rows = torch.tensor([39, 0, 7, 7, 21])
     exact = copy.deepcopy(model).double()
     for part, double in zip(model.score_parts(), exact.score_parts(), strict=True):
         assert part.in_place is not None
         some = tokens.only(part.fields)
         read = some[rows]
-        expected = double.score(doubled(text), doubled(read))
+        expected = double.score(cast(text, torch.float64), cast(read, torch.float64))
         with torch.no_grad():
             for number in range(len(text)):
                 found = some.scored(
@@ -183,7 +180,7 @@ def test_every_part_of_a_score_is_the_same_in_place(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_search_answers_alike_with_and_without_the_library(name, monkeypatch):
     model, (text, video) = built_model(name), features(videos=60, texts=5)
-    text, video = single(text), single(video)
+    text, video = cast(text, torch.float32), cast(video, torch.float32)
     tokens = Tokens(stored(video, model.rerank_fields))
     calls = []
     attend = inplace._attend

@@ -42,7 +42,7 @@ AT_ONCE = (1, 16, 64)  # queries that come together
 CALLS = (32, 64, 128, 256)  # videos in a call of an exhaustive search, of which the fastest is taken
 TRIALS, TRIED = 4, 1024  # of each, of which the better counts, on so many videos
 ROUNDS = 8  # through all searches: what else the machine does meanwhile then slows all of them alike
-TURN, IN_A_TURN = 1.0, 64  # seconds of a search in each round, and calls: short ones need some to warm the caches
+TURN, IN_A_TURN = 1.0, 64  # seconds of a search in each round and calls, at most: caches take some to get warm
 ENOUGH = 12.0  # seconds of a search after which it sits out further rounds
 ALL = 128  # videos scored with all queries at once, for what an exhaustive search finds
 

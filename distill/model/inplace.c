@@ -3,7 +3,7 @@
    A search scores a few hundred of all videos for one query. Their float16 numbers are spread over a file that is
    mapped into memory, so it waits for memory: every number is fetched once, ahead of its use, and nothing is copied.
 
-   Built by setuptools if there is a C compiler with _Float16 (GCC 12, clang 15); without it PyTorch does the same. */
+   Built by setuptools if there is a C compiler that knows _Float16, as GCC 12 does; else PyTorch does the same. */
 
 #include <math.h>
 #include <stdbool.h>
@@ -76,13 +76,13 @@ FOR_EVERY_PROCESSOR static void mix(const float *weights, const float *vectors, 
     int64_t v = 0;
     memset(sum, 0, dim * sizeof(float));
     for (; v + 4 <= count; v += 4) {
-        const float *w = weights + v, *a = vectors + v * dim, *b = a + dim, *c = b + dim, *e = c + dim;
-        for (int64_t d = 0; d < dim; d++)
-            sum[d] += w[0] * a[d] + w[1] * b[d] + w[2] * c[d] + w[3] * e[d];
+        const float *w = weights + v, *a = vectors + v * dim, *b = a + dim, *c = b + dim, *d = c + dim;
+        for (int64_t i = 0; i < dim; i++)
+            sum[i] += w[0] * a[i] + w[1] * b[i] + w[2] * c[i] + w[3] * d[i];
     }
     for (; v < count; v++)
-        for (int64_t d = 0; d < dim; d++)
-            sum[d] += weights[v] * vectors[v * dim + d];
+        for (int64_t i = 0; i < dim; i++)
+            sum[i] += weights[v] * vectors[v * dim + i];
 }
 
 static void softmax(float *scores, int64_t count) {

@@ -29,7 +29,10 @@ def built() -> bool:
 def products(
     query: Float32[Tensor, " dim"], keys: Keys, rows: Int64[Tensor, " row"], *, unit: bool = False
 ) -> Products:
-    """Inner products of a query with every part of some videos, or with the `unit` vectors of these parts."""
+    """Inner products of a query with every part of some videos, or with the `unit` vectors of these parts.
+
+    Raises `ValueError` for tensors that do not lie in memory row after row, `IndexError` for rows that are no videos.
+    """
     return _attend(query, keys, None, rows, None, 1.0, unit)[0]
 
 
@@ -46,7 +49,8 @@ def pooled(
     """`products` with the keys, and the query's inner product with the unit vector of the weighted sum of the values.
 
     The weights are the softmax of products / temperature; parts that are not `counted` have none, of which each entry
-    stands for as many parts, one after the other (patches of a frame). With `unit` all keys and values are of length 1.
+    stands for as many parts, one after the other (patches of a frame); where none is counted, all weigh alike. With
+    `unit` all keys and values are of length 1. Raises as `products` does.
     """
     return _attend(query, keys, values, rows, counted, temperature, unit)
 
