@@ -76,7 +76,7 @@ def steps(fixture: Fixture, zero: int) -> dict[str, Tensor]:
 
 def main(path: str, out: str, *stages: str) -> None:
     """One file per stage."""
-    start()
+    start(timeout_minutes=5)
     for zero in stages:
         found = steps(Fixture(Path(path)), int(zero))
         save_file({name: value.contiguous() for name, value in found.items()}, Path(out) / f"{zero}.safetensors")
