@@ -45,7 +45,7 @@ from distill.model.contract import RetrievalModel
 from distill.recipe import Recipe, changed, kept_apart
 from distill.release.card import model_card
 from distill.release.release import write_release
-from distill.retrieval.tokens import bytes_per_video
+from distill.retrieval.stored import bytes_per_video
 from distill.training import engine
 from distill.training.loop import Job, train
 

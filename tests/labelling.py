@@ -8,16 +8,17 @@ import torch
 from conftest import World
 
 from distill import catalogue
-from distill.data.captions import read_annotations
-from distill.data.frames import FrameSet, PackConfig, pack
+from distill.data.frames import FrameSet
 from distill.data.labels import Storage, Tier
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
+from distill.labelling.job import Teaching
 from distill.model.clip import Clip
 from distill.model.contract import Teacher
 from distill.model.towers import ClipConfig
+from distill.packing.clips import read_annotations
+from distill.packing.packing import PackConfig, pack
 from distill.remote import Place
-from distill.training.teach import Teaching
 
 TEMPORAL = {"layers": 1, "init": "normal"}
 TEACHERS = {

@@ -19,7 +19,7 @@ from distill.release.release import load
 from distill.retrieval.indexing import build_gallery
 
 ODD = '<img src=x onerror=alert(1)> "ü" & #1? 50%.mp4'  # a file name that has to be quoted wherever it goes
-LIMITED = "import distill.retrieval.server as server; from distill.errors import door; from tools import serve"
+LIMITED = "import distill.serving.server as server; from distill.errors import door; from tools import serve"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Server:
 
 @contextmanager
 def serving(gallery: Path, log: Path, **limits: float) -> Iterator[Server]:
-    """Serves `gallery`; `limits` replace constants of distill/retrieval/server.py. Killed at the end, if need be."""
+    """Serves `gallery`; `limits` replace constants of distill/serving/server.py. Killed at the end, if need be."""
     changes = "".join(f"; server.{name} = {value!r}" for name, value in limits.items())
     main = f"{LIMITED}{changes}; door(lambda: serve.main({json.dumps([str(gallery), '--port', '0'])}))"
     arguments = (sys.executable, "-c", main) if limits else (sys.executable, "tools/serve.py", gallery, "--port", "0")

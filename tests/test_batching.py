@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.retrieval.batching import Batcher, Busy
+from distill.serving.batching import Batcher, Busy
 
 
 class Echo:

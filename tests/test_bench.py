@@ -8,15 +8,15 @@ from test_gallery import two_stage_release
 from test_release import make, release
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.bench import galleries, retrieval, scale
+from distill.bench import contenders, galleries, retrieval
 from distill.bench.operations import FORMULAS
 from distill.bench.retrieval import Claim, Row, claims, table
 from distill.bench.synthetic import Sizes, Synthetic, World
-from distill.data.frames import PackConfig, pack
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
 from distill.errors import ExpectedError
 from distill.evaluation.evaluate import top_shared
+from distill.packing.packing import PackConfig, pack
 from tools import bench_retrieval
 
 SMALL = Sizes(dim=64, frames=4, words=6, patches=5, concepts=3)
@@ -32,7 +32,7 @@ def products(function):
 
 @pytest.fixture(scope="module")
 def small():
-    return galleries.synthetic(24, 8, SMALL, World())
+    return contenders.synthetic(24, 8, SMALL, World())
 
 
 @pytest.mark.parametrize("number", range(8))
@@ -56,9 +56,9 @@ def test_the_table_counts_what_the_module_computes(number, small):
 def test_every_pooling_of_prompt_switch_is_counted(pooling, small):
     raw = {"kind": "prompt_switch", "prompts": 2, "frames": 4, "captions": None, "pooling": pooling}
     raw |= {"k": 2} if pooling == "top_k" else {}
-    config, model = galleries.built(raw, SMALL, 0)
+    config, model = contenders.built(raw, SMALL, 0)
     other = next(c for c in small[0] if c.name == "GLSCL by coarse vector")
-    contender = galleries.contender(pooling, config, model, other.text, other.exact, SMALL)
+    contender = contenders.contender(pooling, config, model, other.text, other.exact, SMALL)
     counted = contender.operations
     assert (contender.tokens is None) == (contender.exact is None) == (pooling == "mean")
     for texts, videos in ((1, 7), (3, 2)):
@@ -212,8 +212,8 @@ def test_releases_and_frames_belong_together(tmp_path):
 
 
 def test_galleries_of_every_size_are_searched_beside_a_plain_product(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(scale, "ROUNDS", {1: 2, 64: 1})
-    monkeypatch.setattr(scale, "DRAWN", 150)
+    monkeypatch.setattr(galleries, "ROUNDS", {1: 2, 64: 1})
+    monkeypatch.setattr(galleries, "DRAWN", 150)
     asked = ["--videos", "0", "--sizes", "400", "500", "--folder", str(tmp_path / "work")]
     bench_retrieval.main([*asked, "--json", str(tmp_path / "bench.json")])
     shown, found = capsys.readouterr().out, json.loads((tmp_path / "bench.json").read_text())

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import distill.release
+from distill.conversion import authors
+from distill.conversion.convert import convert
+from distill.conversion.heads import Options
 from distill.errors import ExpectedError
 from distill.model.clip import Clip
 from distill.model.towers import ClipConfig
-from distill.release import authors
-from distill.release.convert import convert
-from distill.release.heads import Options
 from tools.convert_checkpoint import main
 
 # Two heads in the vision tower, one elsewhere; 32 pixels in 16 patches.

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill.data.captions import read_annotations
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import decode, probe
 from distill.demo import build
@@ -18,6 +17,7 @@ from distill.demo.draw import COLOURS, FPS, SIZE
 from distill.demo.emoji import CHOSEN, EMOJI, sprite
 from distill.demo.stills import render_stills
 from distill.errors import ExpectedError
+from distill.packing.clips import read_annotations
 from tools import make_demo
 
 CORPUS = plan(200, 3)

@@ -11,13 +11,14 @@ from conftest import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.data.captions import read_annotations
-from distill.data.downloads import open_video
-from distill.data.frames import FrameSet, PackConfig, pack
+from distill.data.frames import FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tars import members
 from distill.data.video import decode, write_video
 from distill.errors import ArtefactError, ExpectedError
+from distill.packing.clips import read_annotations
+from distill.packing.downloads import open_video
+from distill.packing.packing import PackConfig, pack
 from tools import pack_frames
 
 CONFIG = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=2), size=32, per_shard=3)

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 import distill.release
 from distill.config import read_recipe
+from distill.conversion.convert import convert
+from distill.conversion.heads import Options
 from distill.errors import ExpectedError, RecipeError
 from distill.losses.correlation import STRENGTH, channel_constraint
 from distill.model.clip import Clip
@@ -35,8 +37,6 @@ from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 from distill.model.towers import ClipConfig
 from distill.recipe import Recipe
-from distill.release.convert import convert
-from distill.release.heads import Options
 from distill.training.objective import ContrastiveConfig, LossConfig, Target, weigh
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from students import eercf

@@ -9,12 +9,13 @@ from conftest import ARCHITECTURE, one_line_error, python
 from safetensors.torch import load_file
 
 from distill.catalogue import build, parse_model_config
-from distill.data.frames import FrameSet, PackConfig, pack
+from distill.data.frames import FrameSet
 from distill.errors import ArtefactError, ExpectedError
 from distill.evaluation.evaluate import video_numbers
 from distill.evaluation.metrics import recall_interval
 from distill.evaluation.protocol import captions_of, fingerprint
 from distill.model.clip import Clip
+from distill.packing.packing import PackConfig, pack
 from distill.release.release import write_release
 from tools import evaluate
 

@@ -12,6 +12,7 @@ from test_release import make, release
 from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest, seal
+from distill.ranking.topk import top_k
 from distill.release.release import load
 from distill.retrieval import Gallery, approximate, upkeep
 from distill.retrieval.approximate import Approximate, build
@@ -20,7 +21,6 @@ from distill.retrieval.export import export
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.segment import id_hash, sealed_segment
 from distill.retrieval.sources import Cut
-from distill.retrieval.topk import top_k
 from students.eercf import OF_BEST
 from tools import export_gallery
 from tools import gallery as gallery_tool

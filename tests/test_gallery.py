@@ -12,7 +12,7 @@ from test_release import ARCHITECTURE, FRAMES, TEMPORAL, make, release
 
 from distill.catalogue import build, parse_model_config
 from distill.data.files import sample
-from distill.data.frames import FrameSet, PackConfig, pack
+from distill.data.frames import FrameSet
 from distill.data.loader import pad
 from distill.data.pictures import decode_jpeg
 from distill.data.sampler import Clip4ClipSampler
@@ -23,14 +23,15 @@ from distill.model import inplace
 from distill.model.clip import Clip
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
+from distill.packing.packing import PackConfig, pack
+from distill.ranking.topk import top_k
 from distill.release.card import model_card
 from distill.release.release import load
 from distill.retrieval import Gallery, Hit
 from distill.retrieval.encoder import Encoder
 from distill.retrieval.indexing import build_gallery
+from distill.retrieval.stored import bytes_per_video
 from distill.retrieval.stretch import best_stretch
-from distill.retrieval.tokens import bytes_per_video
-from distill.retrieval.topk import top_k
 from tools import index, search
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 import distill.release
 from distill.config import read_recipe
+from distill.conversion.convert import convert
+from distill.conversion.heads import Options
 from distill.data.frames import FrameSet
 from distill.errors import ArtefactError, ExpectedError, RecipeError
 from distill.evaluation import normalise
@@ -42,8 +44,6 @@ from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig
 from distill.model.towers import ClipConfig
 from distill.recipe import Recipe
-from distill.release.convert import convert
-from distill.release.heads import Options
 from distill.retrieval import calibration
 from distill.training.objective import ContrastiveConfig, FineConfig, LossConfig, Target, weigh
 from students.glscl import Glscl, GlsclConfig, local_score

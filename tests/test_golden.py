@@ -15,6 +15,7 @@ import torch
 from conftest import torchrun
 from torch import Tensor, nn
 
+from distill.conversion.authors import Checkpoint
 from distill.losses.contrastive import contrastive
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.attention import shift_tokens
@@ -25,7 +26,6 @@ from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import cosine, mean_pool, unit
 from distill.model.temporal import LAYER_NORM_EPS, TemporalConfig, TemporalTransformer
 from distill.model.towers import ClipConfig
-from distill.release.authors import Checkpoint
 from distill.training.objective import CoarseConfig, ContrastiveConfig, FineConfig, LossConfig, Target, weigh
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from students.teachclip import TeachClip, TeachClipConfig

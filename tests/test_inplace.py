@@ -17,8 +17,8 @@ from test_two_stage import CUBES, features
 from distill.catalogue import build, parse_model_config
 from distill.model import inplace
 from distill.model.clip import Clip
-from distill.retrieval import two_stage
-from distill.retrieval.tokens import Tokens, stored
+from distill.ranking import two_stage
+from distill.retrieval.stored import Tokens, stored
 
 pytestmark = pytest.mark.skipif(
     not inplace.built() and shutil.which("cc") is None, reason="no C compiler: PyTorch reads copies"

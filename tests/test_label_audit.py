@@ -14,7 +14,7 @@ import tools.labels
 from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet, StoredLabels
 from distill.errors import ArtefactError, ExpectedError
-from distill.training.audit import agreement, check_rows, compare, recompute, statistics
+from distill.labelling.audit import agreement, check_rows, compare, recompute, statistics
 
 ALL = ("relevance", "topk", "features")
 

@@ -16,14 +16,14 @@ from labelling import label_job, pack_shards
 
 import tools.dump_soft_labels
 from distill.data.frames import FrameSet
-from distill.data.labeljobs import merge_labels, seal_labels
 from distill.data.labels import StoredLabels, tier_of
 from distill.errors import ArtefactError, ExpectedError
+from distill.labelling import job as labelling_job
+from distill.labelling.forecast import forecast
+from distill.labelling.job import Teaching
+from distill.labelling.sealing import merge_labels, seal_labels
 from distill.manifest import Manifest
 from distill.remote import Place, locate
-from distill.training import teach
-from distill.training.forecast import forecast
-from distill.training.teach import Teaching
 
 ALL = ("relevance", "topk", "features")
 
@@ -112,8 +112,8 @@ def test_what_is_missing_is_made_and_nothing_else(world: World, shards: Path, tm
 def test_a_process_whose_fellows_are_lost_makes_their_share(
     world: World, shards: Path, whole: Path, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(teach, "SILENCE", 0.1)
-    monkeypatch.setattr(teach, "LOOK", 0.01)
+    monkeypatch.setattr(labelling_job, "SILENCE", 0.1)
+    monkeypatch.setattr(labelling_job, "LOOK", 0.01)
     job = make_job(world, shards, tmp_path / "labels")
     assert job.begin() is None
     assert job.label(rank=1, world=3) is not None  # 0 and 2 never come

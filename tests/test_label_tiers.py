@@ -15,13 +15,13 @@ from labelling import label_job, pack_shards, write_labels
 
 from distill import catalogue
 from distill.data.frames import FrameSet
-from distill.data.labels import Coarse, LabelSet, Storage, interpolated
+from distill.data.labels import Coarse, LabelSet, Storage, interpolated, rebuilt_logits
 from distill.data.loader import PairDataset
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError
+from distill.labelling.shortlist import BEST, LIST, SCORES, TAIL, Shortlist
 from distill.losses.coarse import coarse
-from distill.training.objective import teacher_logits
-from distill.training.shortlist import BEST, LIST, SCORES, TAIL, Shortlist, rebuilt_logits
+from distill.model.contract import teacher_logits
 
 ALL = ("relevance", "topk", "features")
 TOP = 6

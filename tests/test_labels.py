@@ -15,9 +15,10 @@ from distill.data.labels import LabelSet, Storage
 from distill.data.loader import Batch, PairDataset
 from distill.errors import ArtefactError
 from distill.model.clip import Clip
+from distill.model.contract import teacher_logits
 from distill.model.features import TextFeatures
 from distill.release.release import Release
-from distill.training.objective import LossConfig, Objective, teacher_logits
+from distill.training.objective import LossConfig, Objective
 from students.teachclip import TeachClip
 
 PAIRS = [(0, 0), (3, 1), (5, 0), (8, 2), (11, 0), (14, 1), (19, 0), (25, 0)]

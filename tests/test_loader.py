@@ -13,10 +13,10 @@ from labelling import pack_shards
 from test_remote import Server, serving
 
 from distill.cache import Cache
-from distill.data.ahead import check_room, fetched_ahead
 from distill.data.frames import FrameSet
 from distill.data.loader import MOST_AHEAD, DataConfig, PairDataset, batches_ahead, load_batches
 from distill.data.plan import Plan
+from distill.data.prefetch import check_room, fetched_ahead
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError, RecipeError
 

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 import distill.release
 from distill.config import read_recipe
+from distill.conversion.authors import TRANSPOSED, Checkpoint
+from distill.conversion.convert import convert
+from distill.conversion.heads import Options
 from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
 from distill.data.loader import VideoDataset
@@ -35,10 +38,7 @@ from distill.model.prompts import repeat_last, switch_prompts
 from distill.model.similarity import cosine, mean_pool, unit
 from distill.model.towers import ClipConfig
 from distill.recipe import Recipe
-from distill.release.authors import TRANSPOSED, Checkpoint
-from distill.release.convert import convert
 from distill.release.export import export_clip
-from distill.release.heads import Options
 from distill.retrieval.gallery import Gallery
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.stretch import best_stretch

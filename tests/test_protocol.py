@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pytest
 
-from distill.data.frames import FrameSet, PackConfig, pack
+from distill.data.frames import FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
 from distill.evaluation.protocol import PROTOCOLS, Protocol, captions_of, fingerprint, standing
+from distill.packing.packing import PackConfig, pack
 
 ROWS = [(f"clip{number}", f"{colour} moves") for number, colour in enumerate(("red", "green", "blue"))]
 ROWS += [("clip0", "something red"), ("clip1", "something green"), ("clip1", "something green")]

@@ -22,10 +22,10 @@ from serving import ODD, make_gallery, serving
 from distill.errors import ExpectedError
 from distill.release.release import load
 from distill.retrieval import Gallery, upkeep
-from distill.retrieval.guard import Guard
 from distill.retrieval.indexing import build_gallery
-from distill.retrieval.messages import MAX_CHARACTERS, MAX_QUERIES
-from distill.retrieval.server import MAX_BODY
+from distill.serving.guard import Guard
+from distill.serving.messages import MAX_CHARACTERS, MAX_QUERIES
+from distill.serving.server import MAX_BODY
 from tools import serve
 
 JSON = {"Content-Type": "application/json"}
@@ -452,6 +452,6 @@ def test_what_keeps_it_from_starting_is_said_in_one_line(gallery, server, tmp_pa
         with pytest.raises(ExpectedError, match=words):
             serve.main([str(argument) for argument in arguments])
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    monkeypatch.delitem(sys.modules, "distill.retrieval.server")
+    monkeypatch.delitem(sys.modules, "distill.serving.server")
     with pytest.raises(ExpectedError, match=r"fastapi is missing.*\[serve\]"):
         serve.main([str(gallery)])

@@ -14,9 +14,9 @@ from distill.evaluation.metrics import ranks_t2v, ranks_v2t
 from distill.model.clip import Clip
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
-from distill.retrieval import two_stage
-from distill.retrieval.tokens import Tokens, TokenWriter, row_bytes, stored
-from distill.retrieval.topk import top_k
+from distill.ranking import two_stage
+from distill.ranking.topk import top_k
+from distill.retrieval.stored import Tokens, TokenWriter, row_bytes, stored
 
 VIDEOS, TEXTS, FRAMES, DIM = 23, 31, 4, 64
 ON_TOP = {"temporal": TEMPORAL}

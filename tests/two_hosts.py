@@ -23,8 +23,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from conftest import World, make_towers, python, steps, tree_bytes  # noqa: E402
 
-from distill.data.frames import PackConfig, pack  # noqa: E402
 from distill.data.sampler import Clip4ClipSampler  # noqa: E402
+from distill.packing.packing import PackConfig, pack  # noqa: E402
 
 HOSTS = {"distill-a": "10.77.0.1", "distill-b": "10.77.0.2"}
 BRIDGE = "distill0"

@@ -42,7 +42,7 @@ from pathlib import Path
 import torch
 
 from distill import log
-from distill.bench import galleries, scale
+from distill.bench import contenders, galleries
 from distill.bench.retrieval import Measured, claims, measure, table
 from distill.bench.rounds import machine
 from distill.bench.synthetic import Sizes, World
@@ -96,20 +96,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.sizes:
         if min(args.sizes) < LEAST:
             raise ExpectedError(f"--sizes: {min(args.sizes)}, expected at least {LEAST} videos")
-        scale.check_room(args.folder, args.sizes, Sizes())
+        galleries.check_room(args.folder, args.sizes, Sizes())
     torch.set_num_threads(args.threads)
-    measured, scales, sizes, world = [], [], Sizes(), World()
+    measured, stored, sizes, world = [], [], Sizes(), World()
     if args.releases:
-        contenders, own = galleries.of_releases([load(path) for path in args.releases], FrameSet(args.frames))
-        rows = measure(contenders, own, args.recall)
+        models, own = contenders.of_releases([load(path) for path in args.releases], FrameSet(args.frames))
+        rows = measure(models, own, args.recall)
         about = {"releases": [str(path) for path in args.releases]}
         measured.append(
-            Measured(gallery=str(args.frames), videos=contenders[0].videos, queries=len(own), about=about, rows=rows)
+            Measured(gallery=str(args.frames), videos=models[0].videos, queries=len(own), about=about, rows=rows)
         )
         print(table(measured[-1]), end="\n\n", flush=True)
     if args.videos:
-        contenders, own = galleries.synthetic(args.videos, args.queries, sizes, world)
-        rows = measure(contenders, own, args.recall)
+        models, own = contenders.synthetic(args.videos, args.queries, sizes, world)
+        rows = measure(models, own, args.recall)
         about = {"sizes": asdict(sizes), "world": asdict(world)}
         measured.append(
             Measured(
@@ -122,15 +122,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         )
         print(table(measured[-1]), end="\n\n", flush=True)
-        del contenders
+        del models
     for size in args.sizes:
-        scales.append(scale.measure(args.folder, size, sizes, world))
-        print(scale.table(scales[-1]), end="\n\n", flush=True)
-    goals = scale.goals(max(scales, key=lambda s: s.videos)) if scales else []
+        stored.append(galleries.measure(args.folder, size, sizes, world))
+        print(galleries.table(stored[-1]), end="\n\n", flush=True)
+    goals = galleries.goals(max(stored, key=lambda s: s.videos)) if stored else []
     for goal in goals:
         print(goal.sentence())
     if args.json is not None:
-        found = {"models": [m.tree() for m in measured], "galleries": [s.tree() for s in scales]}
+        found = {"models": [m.tree() for m in measured], "galleries": [s.tree() for s in stored]}
         write_json(args.json, {"machine": machine(), **found, "goals": [goal.tree() for goal in goals]})
 
 

@@ -19,10 +19,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from distill.conversion.convert import convert
+from distill.conversion.heads import FRAMES, KINDS, WORDS, Options
 from distill.data.sampler import SAMPLERS
 from distill.errors import door
-from distill.release.convert import convert
-from distill.release.heads import FRAMES, KINDS, WORDS, Options
 
 
 def main(argv: Sequence[str] | None = None) -> None:

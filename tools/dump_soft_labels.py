@@ -33,11 +33,11 @@ from distill.data.frames import FrameSet
 from distill.data.labels import DTYPES
 from distill.errors import ArtefactError, ExpectedError, door
 from distill.evaluation.report import aligned
+from distill.labelling.forecast import forecast
+from distill.labelling.job import Teaching
 from distill.model.contract import Teacher
 from distill.release.release import load
 from distill.remote import Place, locate
-from distill.training.forecast import forecast
-from distill.training.teach import Teaching
 
 TIERS = ("relevance", "topk", "features")
 

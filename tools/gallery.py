@@ -28,10 +28,10 @@ from pathlib import Path
 
 from distill import log
 from distill.data.frames import FrameSet
-from distill.data.textfiles import read_list
 from distill.errors import door
 from distill.evaluation.evaluate import texts_of
 from distill.manifest import Manifest
+from distill.packing.textfiles import read_list
 from distill.release.release import load
 from distill.retrieval import generation, upkeep
 from distill.retrieval.gallery import release_path

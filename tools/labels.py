@@ -26,15 +26,15 @@ from typing import Any
 
 from distill import comm, log
 from distill.data.frames import FrameSet
-from distill.data.labeljobs import merge_labels
 from distill.data.labels import StoredLabels
 from distill.errors import ArtefactError, ExpectedError, door
 from distill.evaluation.report import aligned
+from distill.labelling.audit import BATCHES, BINS, PAIRS, agreement, check_rows, compare, recompute, statistics
+from distill.labelling.job import Teaching
+from distill.labelling.sealing import merge_labels
 from distill.model.contract import Teacher
 from distill.release.release import load
 from distill.remote import locate
-from distill.training.audit import BATCHES, BINS, PAIRS, agreement, check_rows, compare, recompute, statistics
-from distill.training.teach import Teaching
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -34,10 +34,10 @@ from pathlib import Path
 
 from distill import log
 from distill.config import validate
-from distill.data.captions import LAYOUTS
-from distill.data.frames import PackConfig, pack
 from distill.data.sampler import SAMPLERS
 from distill.errors import ExpectedError, door
+from distill.packing.layouts import LAYOUTS
+from distill.packing.packing import PackConfig, pack
 
 
 def main(argv: Sequence[str] | None = None) -> None:

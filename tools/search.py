@@ -24,8 +24,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from distill import log
-from distill.data.textfiles import read_list
 from distill.errors import ExpectedError, door
+from distill.packing.textfiles import read_list
 from distill.release.release import load
 from distill.retrieval.gallery import RECALL, CaptionHit, Gallery, Hit, release_path
 

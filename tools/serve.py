@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     log.setup()
     try:
-        from distill.retrieval.server import serve
+        from distill.serving.server import serve
     except ModuleNotFoundError as missing:
         raise ExpectedError(f"{missing.name} is missing, which serving needs; run pip install -e '.[serve]'") from None
     release = load(release_path(args.gallery, args.release), "cuda" if torch.cuda.is_available() else "cpu")

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from distill.data.building import ShardContent, build, claim, split
-from distill.data.captions import Caption, Clip
-from distill.data.frames import FrameSet, frame_sample, seal_frames
+from distill.data.frames import Caption, FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.log import progress
+from distill.packing.clips import Clip
+from distill.packing.packing import frame_sample, seal_frames
 
 TEXTURES = 8
 PER_SHARD = 32  # videos

@@ -32,10 +32,10 @@ from distill.evaluation.report import aligned
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.retrieval import two_stage
+from distill.ranking import two_stage
+from distill.ranking.topk import top_k
 from distill.retrieval.approximate import Approximate
-from distill.retrieval.tokens import Tokens
-from distill.retrieval.topk import top_k
+from distill.retrieval.stored import Tokens
 
 BEST = 10  # answers of a search
 AT_ONCE = (1, 16, 64)  # queries that come together

@@ -28,12 +28,12 @@ from distill.data.labels import LabelSet, Storage
 from distill.data.loader import Batch, DataConfig, PairDataset
 from distill.data.tokens import Tokenizer, read_vocabulary
 from distill.evaluation.report import aligned
+from distill.labelling.job import Teaching
 from distill.model.clip import Clip
 from distill.model.contract import Interaction, RetrievalConfig, RetrievalModel, Teacher
 from distill.training.engine import Engine
 from distill.training.objective import LossConfig, Objective
 from distill.training.optim import OptimConfig
-from distill.training.teach import Teaching
 
 OF_PLAIN = 1.10  # a step with labels over one without any teacher, at most
 OF_LIVE = 0.63  # over one with live teachers; three passes of the student's size instead of five are 0.6

@@ -1,1 +1,1 @@
-"""From video files and annotation files to batches: decode, sample, pack, label, plan, load."""
+"""Formats and batches: videos, frame sets, label sets, the batch plan, the loader."""

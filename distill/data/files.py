@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.data.datasets import EXTENSIONS, stem
 from distill.data.pictures import encode_jpeg
 from distill.data.sampler import Sampler
-from distill.data.video import probe, walk
+from distill.data.video import EXTENSIONS, probe, stem, walk
 from distill.errors import ArtefactError, ExpectedError, VideoError, check_regular
 
 Span = tuple[float, float] | None  # seconds of the file from and to; None: the whole file

@@ -8,12 +8,12 @@ Shards have the names and keys of the frame shards they annotate. Per sample:
   `features`   what rebuilds the text x video matrix of any batch: `sentence` [caption, dim], `words` [caption, word,
                dim], `frames` [frame, dim], `vector` [dim], `real` [frame] (1 where a frame counts), each where the
                teacher has or needs it, in the set's dtype;
-  `topk`       `shortlist`, `shortlist_scores`, `shortlist_best`, `shortlist_tail` (distill/training/shortlist.py).
+  `topk`       `shortlist`, `shortlist_scores`, `shortlist_best`, `shortlist_tail` (distill/labelling/shortlist.py).
 
 The frame axis is the sampler's `num_frames`, padding included, because the published teachers do not mask it. Teachers
 see frames in the order of time: so stand `frames` and `real`, while `relevance` has the order in which the frames are
 packed. `interaction.safetensors` is the teacher's light scoring head; `manifest.json` says which class it belongs to.
-distill/data/labeljobs.py writes them.
+distill/labelling/sealing.py writes them.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from distill.cache import Cache
-from distill.data.ahead import Source
 from distill.data.building import (
     Sample,
 )
 from distill.data.frames import FrameSet, Video
+from distill.data.prefetch import Source
 from distill.data.shards import open_sealed_shards
 from distill.errors import ArtefactError
 from distill.manifest import MAKER, NAME, canonical_json
@@ -51,7 +51,12 @@ Mismatch = Literal["error", "interpolate"]
 Storage = Literal["float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PER_VIDEO = ("vector", "frames", "real")  # every other stored tensor has one row per caption
-SHORTLIST = ("shortlist", "shortlist_scores", "shortlist_best", "shortlist_tail")  # the tier `topk`
+LIST, SCORES, BEST, TAIL = SHORTLIST = (
+    "shortlist",
+    "shortlist_scores",
+    "shortlist_best",
+    "shortlist_tail",
+)  # tier `topk`
 AS_THEY_ARE = ("relevance", "shortlist", "shortlist_best", "shortlist_tail")  # not stored in the set's dtype
 _NAMES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32}
 log = logging.getLogger(__name__)
@@ -332,3 +337,12 @@ def _aligned(stored: StoredLabels, frames: FrameSet) -> list[_Place]:
         f"frame and its nearest labelled one is {gap:.3f} s" + (f" (video {widest})" if widest else "")
     )
     return places
+
+
+def rebuilt_logits(rows: dict[str, Tensor]) -> Float[Tensor, "text video"]:
+    """Logits of a batch of stored rows; its columns are the rows' matched videos."""
+    videos, order = rows[LIST].sort(dim=1)
+    wanted = rows[LIST][:, 0].expand(len(videos), -1).contiguous()
+    place = torch.searchsorted(videos, wanted).clamp(max=videos.shape[1] - 1)
+    listed = rows[SCORES].gather(1, order.gather(1, place))
+    return rows[BEST].unsqueeze(1) + torch.where(videos.gather(1, place) == wanted, listed, rows[TAIL].unsqueeze(1))

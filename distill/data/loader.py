@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from distill import signals
 from distill.cache import Cache
 from distill.config import Config
-from distill.data.ahead import Rows, check_room, fetched_ahead
 from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
+from distill.data.prefetch import Rows, check_room, fetched_ahead
 from distill.data.slots import Slots, room
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError, RecipeError

@@ -20,6 +20,9 @@ import numpy as np
 
 from distill.errors import VideoError
 
+EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v")
+EXTENSIONS += (".mpg", ".mpeg", ".wmv", ".3gp", ".3g2", ".mts", ".m2ts")  # Flickr originals of DiDeMo
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -45,6 +48,12 @@ def probe(source: str | Path | io.RawIOBase) -> VideoInfo:
         duration = _seconds(stream.duration, stream.time_base)
         duration = num_frames / fps if duration is None else duration
         return VideoInfo(num_frames=num_frames, fps=fps, duration=duration)
+
+
+def stem(name: str) -> str:
+    """The name without a video extension; any other dot belongs to the id."""
+    bare, extension = os.path.splitext(name)
+    return bare if extension.lower() in EXTENSIONS else name
 
 
 def _seconds(ticks: int | None, base: Fraction | None) -> float | None:

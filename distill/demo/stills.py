@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from distill.data.building import ShardContent, ShardRecord, build, claim, split
-from distill.data.captions import Caption, Clip
-from distill.data.frames import frame_sample, seal_frames
+from distill.data.frames import Caption
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import prune
 from distill.demo.corpus import BACKGROUNDS, describe, plan
@@ -22,6 +21,8 @@ from distill.demo.draw import NOISE, SIZE, add_noise, backdrop, paste
 from distill.demo.emoji import EMOJI
 from distill.log import progress
 from distill.manifest import Manifest
+from distill.packing.clips import Clip
+from distill.packing.packing import frame_sample, seal_frames
 from distill.workers import worker_pool
 
 NAME_ONLY = 0.7  # of the captions

@@ -16,7 +16,7 @@ from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.retrieval.two_stage import of_texts, of_videos, ranking
+from distill.ranking.two_stage import of_texts, of_videos, ranking
 
 Side = TypeVar("Side", TextFeatures, VideoFeatures)
 VIDEO_BATCH = 64

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
 from distill.config import Config
+from distill.data.labels import SHORTLIST, rebuilt_logits
 from distill.model.clip import Clip, Video, VideoTokens
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.similarity import unit
@@ -146,3 +147,15 @@ class Teacher(RetrievalModel):
     """A model that can label: all that its score needs beyond the features is in `interaction`."""
 
     interaction: Interaction
+
+
+def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:
+    """The teacher's text x video logits of a batch, rebuilt from stored features by its own scoring head.
+
+    Where the label set gives shortlists instead (tier `topk`), videos that are on none have their caption's tail.
+    """
+    if SHORTLIST[0] in rows:
+        return rebuilt_logits(rows)
+    text = TextFeatures(sentence=rows["sentence"], words=rows.get("words"))
+    real = rows["real"].bool() if "real" in rows else None
+    return interaction(text, VideoFeatures(vector=rows["vector"], frames=rows.get("frames"), real=real))

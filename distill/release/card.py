@@ -70,7 +70,7 @@ def model_card(
     `config` is the model's, `metrics` the summary of ranks by direction (`t2v`, `v2t`); of `provenance` the card shows,
     where present, `name`, `evaluated_on`, `parents` (name -> manifest id), `steps`, `seconds` and `versions`; or, for
     weights that were trained elsewhere, what `converted` says of the file they came in. `stored` is what a gallery
-    holds of every video (`distill.retrieval.tokens.bytes_per_video`), where the model can be searched. `parameters`
+    holds of every video (`distill.retrieval.stored.bytes_per_video`), where the model can be searched. `parameters`
     counts those in the file, `left_out` those that only training needed.
     """
     name = provenance.get("name", config.kind)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.manifest import published
-from distill.retrieval.tokens import mapped
+from distill.retrieval.stored import mapped
 from distill.retrieval.vectors import among
 
 BITS = 4

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from distill.errors import ArtefactError, check_regular
 from distill.manifest import published
-from distill.retrieval.tokens import mapped
+from distill.retrieval.stored import mapped
 
 BETA = 20.0  # inverse temperature, for similarities that behave like cosines (the paper's section 4)
 AMONG = 200  # best videos by similarity that are put in order, at least; four times as many as are asked for, if more

@@ -22,14 +22,14 @@ from torch import Tensor
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
 from distill.model.features import VideoFeatures
+from distill.ranking.two_stage import best_of, of_parts, of_texts
 from distill.retrieval import generation
 from distill.retrieval.calibration import AMONG, SPARE
 from distill.retrieval.encoder import Encoder
 from distill.retrieval.segment import Segment
+from distill.retrieval.stored import damaged
 from distill.retrieval.stretch import best_stretch
 from distill.retrieval.table import Table
-from distill.retrieval.tokens import damaged
-from distill.retrieval.two_stage import best_of, of_parts, of_texts
 
 RECALL = 200  # videos that are reranked: 99 % of the best ten in 10,000 are among them (tools/bench_retrieval.py)
 

@@ -29,7 +29,7 @@ from distill import manifest as sealed
 from distill.errors import ArtefactError, check_regular
 from distill.manifest import NAME, Manifest, check_files, published, read_manifest, seal
 from distill.retrieval.segment import VIDEOS
-from distill.retrieval.tokens import damaged, mapped
+from distill.retrieval.stored import damaged, mapped
 
 VERSION = 2
 SEGMENTS, DELETED, WORK, LOCK = "segments", "deleted", ".work", ".lock"

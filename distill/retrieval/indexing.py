@@ -29,8 +29,8 @@ from distill.retrieval.gallery import check_release
 from distill.retrieval.generation import SEGMENTS, VERSION, WORK
 from distill.retrieval.segment import Segment, id_hash, merge, sealed_segment, write_segment
 from distill.retrieval.sources import Cut, Item, Loaded, Note, Source, open_source
+from distill.retrieval.stored import bytes_per_video, row_bytes, stored
 from distill.retrieval.table import Table
-from distill.retrieval.tokens import bytes_per_video, row_bytes, stored
 from distill.retrieval.vectors import KINDS, among, encode
 
 PART = 1024  # rows that are lost at most when an index is killed

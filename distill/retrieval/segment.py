@@ -1,7 +1,7 @@
 """Segments: some rows of a gallery in a folder that is written once and mapped into memory ever after.
 
     vectors.safetensors    vectors [row, dim] (distill/retrieval/vectors.py) and frame_weights [row, frame]
-    tokens.safetensors     what a second stage scores (distill/retrieval/tokens.py); only for models that rerank
+    tokens.safetensors     what a second stage scores (distill/retrieval/stored.py); only for models that rerank
     videos.jsonl           one line per row: id, source, timestamps and duration in seconds; of a span also file, span
     rows.safetensors       lines [row + 1]: the byte where each line begins; hashes, rows: the ids, to be looked up
     captions.safetensors   vectors [caption, dim], rows, lines; captions.jsonl: id and text. Only if asked for
@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.manifest import SealedFile, canonical_json, published, sealed_file
-from distill.retrieval.tokens import Tokens, TokenWriter, damaged, mapped
+from distill.retrieval.stored import Tokens, TokenWriter, damaged, mapped
 from distill.retrieval.vectors import Vectors
 
 VECTORS, TOKENS, VIDEOS, ROWS = "vectors.safetensors", "tokens.safetensors", "videos.jsonl", "rows.safetensors"

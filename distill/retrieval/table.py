@@ -20,7 +20,7 @@ from distill.retrieval.approximate import Approximate
 from distill.retrieval.calibration import Calibration
 from distill.retrieval.generation import APPROXIMATE, CALIBRATION, SEGMENTS
 from distill.retrieval.segment import Segment
-from distill.retrieval.tokens import Tokens, damaged
+from distill.retrieval.stored import Tokens, damaged
 from distill.retrieval.vectors import among, best, nearest
 
 

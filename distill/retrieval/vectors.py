@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from distill.retrieval.topk import top_k
+from distill.ranking.topk import top_k
 
 KINDS = ("float32", "float16", "int8")
 BLOCK = 2048  # rows that are float32 at a time: 4 MiB at 512 dimensions, which a processor's cache holds

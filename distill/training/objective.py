@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from distill import comm
 from distill.config import Config
-from distill.data.labels import SHORTLIST
 from distill.data.loader import Batch
 from distill.losses import coarse, fine
 from distill.losses.contrastive import contrastive
 from distill.model.blocks import recomputed
-from distill.model.contract import Interaction, RetrievalModel, TrainingScores
+from distill.model.contract import Interaction, RetrievalModel, TrainingScores, teacher_logits
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
-from distill.training.shortlist import rebuilt_logits
 
 
 class ContrastiveConfig(Config):
@@ -217,18 +215,6 @@ def gather(
     pair = part("pair.")
     pairs = PairFeatures(**pair) if pair else None
     return TextFeatures(**part("text.")), VideoFeatures(**part("video.")), pairs, tables, whole["videos"]
-
-
-def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:
-    """The teacher's text x video logits of a batch, rebuilt from stored features by its own scoring head.
-
-    Where the label set gives shortlists instead (tier `topk`), videos that are on none have their caption's tail.
-    """
-    if SHORTLIST[0] in rows:
-        return rebuilt_logits(rows)
-    text = TextFeatures(sentence=rows["sentence"], words=rows.get("words"))
-    real = rows["real"].bool() if "real" in rows else None
-    return interaction(text, VideoFeatures(vector=rows["vector"], frames=rows.get("frames"), real=real))
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -6,9 +6,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from distill.data.frames import PackConfig, pack
 from distill.data.sampler import Clip4ClipSampler
 from distill.errors import door
+from distill.packing.packing import PackConfig, pack
 
 PER_SHARD = 3
 

@@ -16,19 +16,20 @@ from test_export import grown
 from test_gallery import two_stage_release
 from test_release import VOCABULARY, make, release
 
-from distill.data.frames import FrameSet, PackConfig, pack
+from distill.data.frames import FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
 from distill.data.video import write_video
 from distill.evaluation.report import GalleryState, Measured, Result, Subject
+from distill.labelling.job import Teaching
 from distill.manifest import NAME, write_json
+from distill.packing.packing import PackConfig, pack
 from distill.release.release import load
 from distill.retrieval import Gallery, upkeep
 from distill.retrieval.indexing import _Index, build_gallery
 from distill.retrieval.upkeep import delete
 from distill.training import checkpoint
 from distill.training.checkpoint import Progress
-from distill.training.teach import Teaching
 
 COLOURS = {"red": 210, "green": 120, "blue": 40}
 CAPTIONS = [(name, text) for name in COLOURS for text in (f"a {name} square", f"something {name}")]

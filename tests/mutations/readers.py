@@ -14,16 +14,17 @@ import torch
 from test_convert import options
 
 from distill.config import read_recipe
-from distill.data.captions import read_annotations
-from distill.data.frames import FrameSet, PackConfig, pack
-from distill.data.labeljobs import merge_labels
+from distill.conversion.convert import convert
+from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.evaluation.report import read_result, report
+from distill.labelling.sealing import merge_labels
 from distill.model.clip import Clip
 from distill.model.towers import ClipConfig
+from distill.packing.clips import read_annotations
+from distill.packing.packing import PackConfig, pack
 from distill.recipe import Recipe
-from distill.release.convert import convert
 from distill.release.release import Release, load
 from distill.retrieval import Gallery
 from distill.retrieval.indexing import build_gallery

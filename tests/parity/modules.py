@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from distill.conversion.authors import Checkpoint
 from distill.model.afa import AfaConfig
 from distill.model.attention import SHIFT_DIVISOR, TokenAttention, shift_tokens
 from distill.model.clip import Clip, LogitScale
@@ -19,7 +20,6 @@ from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import LAYER_NORM_EPS, PADDED_KEY, TemporalConfig, TemporalTransformer
 from distill.model.towers import ClipConfig
-from distill.release.authors import Checkpoint
 from parity.fixture import Fixture
 from students.clip4clip import Clip4Clip, Clip4ClipConfig
 from students.teachclip import TeachClip, TeachClipConfig

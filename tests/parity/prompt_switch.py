@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.conversion.authors import Checkpoint
 from distill.data.sampler import PromptSwitchSampler
 from distill.model.captioner import CaptionConfig
 from distill.model.clip import Clip, real_words
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.model.towers import ClipConfig
-from distill.release.authors import Checkpoint
 from distill.training.objective import ContrastiveConfig, LossConfig, weigh
 from parity.fixture import Fixture
 from parity.modules import Outputs, Runs

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from distill.conversion.authors import Checkpoint
 from distill.model.clip import Clip, LogitScale
-from distill.release.authors import Checkpoint
 from distill.release.release import Release
 from distill.training.objective import LossConfig, Target
 from distill.training.optim import OptimConfig, build_optimizer, schedule

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from distill.conversion.convert import convert
+from distill.conversion.heads import Options
 from distill.model.attention import SHIFT_DIVISOR
 from distill.model.contract import RetrievalModel
 from distill.model.similarity import unit
-from distill.release.convert import convert
-from distill.release.heads import Options
 from distill.release.release import Release
 from distill.release.release import load as load_release
 from parity import eercf, glscl, prompt_switch

@@ -21,9 +21,7 @@ from torch import Tensor
 
 from distill.model.contract import RetrievalModel, ScorePart
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.retrieval.table import TableTokens
-from distill.retrieval.tokens import Tokens
-from distill.retrieval.topk import top_k
+from distill.ranking.topk import top_k
 
 TOGETHER = 16  # queries that may be scored in one call
 SHARED = 2  # ... if that scores at most so many times the pairs that were recalled
@@ -46,6 +44,19 @@ class Stored(Protocol):
     def __getitem__(self, rows: Tensor) -> VideoFeatures: ...
 
 
+@runtime_checkable
+class InPlace(Stored, Protocol):
+    """Stored features that can be scored where they lie."""
+
+    def in_place(self) -> bool:
+        """Whether `scored` can be asked."""
+        ...
+
+    def scored(self, rows: Tensor, score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
+        """Scores of rows; `score` gets the stored tensors, and row numbers in them."""
+        ...
+
+
 def of_parts(
     model: RetrievalModel, text: TextFeatures, tokens: Callable[[tuple[str, ...]], Stored]
 ) -> list[tuple[Pairs, int]]:
@@ -56,7 +67,7 @@ def of_parts(
 def _of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
     """One part: in place for a text that comes alone, and for several by matrix products of copies."""
     together, alone = of_texts(part.score, text, video), part.in_place
-    if alone is None or not isinstance(video, Tokens | TableTokens) or not video.in_place():
+    if alone is None or not isinstance(video, InPlace) or not video.in_place():
         return together
 
     def pairs(texts: Tensor, videos: Tensor) -> Tensor:

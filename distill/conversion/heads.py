@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from distill.conversion.authors import MODELS, Checkpoint
+from distill.conversion.geometry import heads_of
 from distill.errors import ArtefactError, ExpectedError
-from distill.release.authors import MODELS, Checkpoint
-from distill.release.geometry import heads_of
 
 KINDS = tuple(MODELS)
 WHOLE = tuple(kind for kind in KINDS if kind != "openai")

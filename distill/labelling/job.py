@@ -26,18 +26,18 @@ from torch import Tensor
 
 from distill.data.building import WORK, Sample, ShardContent, build, open_built_shards
 from distill.data.frames import FrameSet
-from distill.data.labeljobs import begin_labels, recorded, seal_labels
 from distill.data.labels import VERSION, Storage, Tier, label_sample
 from distill.data.loader import VideoDataset, load_batches
 from distill.data.shards import Shards, open_sealed_shards
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError
+from distill.labelling.sealing import begin_labels, recorded, seal_labels
+from distill.labelling.shortlist import Shortlist
 from distill.log import progress
 from distill.manifest import NAME, Manifest
 from distill.model.contract import Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.remote import Place
-from distill.training.shortlist import Shortlist
 
 CAPTIONS_PER_VIDEO = 8  # a batch of captions is so many times a batch of videos
 SCORED = 256  # captions that are scored against a shard of videos at once

@@ -1,4 +1,4 @@
-"""What the server is asked and what it answers (distill/retrieval/server.py), with the limits of a question."""
+"""What the server is asked and what it answers (distill/serving/server.py), with the limits of a question."""
 
 from pathlib import Path
 from typing import Annotated, Any

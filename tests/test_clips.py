@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from distill.data.captions import Caption, read_annotations
+from distill.data.frames import Caption
 from distill.errors import ArtefactError
+from distill.packing.clips import read_annotations
 
 
 def folder(tmp_path: Path, *names: str) -> Path:

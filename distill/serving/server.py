@@ -37,10 +37,10 @@ from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from distill.errors import ExpectedError
-from distill.retrieval.batching import Batcher, Busy
 from distill.retrieval.gallery import Gallery
-from distill.retrieval.guard import Guard
-from distill.retrieval.messages import About, Answer, Answers, Health, Problem, Question, found
+from distill.serving.batching import Batcher, Busy
+from distill.serving.guard import Guard
+from distill.serving.messages import About, Answer, Answers, Health, Problem, Question, found
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def application(gallery: Gallery, *, examples: Sequence[str] = (), hosts: frozen
     `examples` are queries that the page offers. Requests must be addressed to one of `hosts`, if given.
     """
     newest = Newest(gallery)
-    page = files("distill.retrieval").joinpath("page.html").read_text(encoding="utf-8")
+    page = files("distill.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     def answer(queries: Sequence[str], k: int, recall: int | None) -> list[Answer]:
         answers = zip(queries, newest().search(queries, k, recall), strict=True)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distill.conversion.authors import OPENAI_ARCHIVES, Checkpoint
 from distill.errors import ArtefactError, ExpectedError
 from distill.model.towers import CONFIG_FILE
-from distill.release.authors import OPENAI_ARCHIVES, Checkpoint
 
 HEAD_WIDTH = 64
 

@@ -17,10 +17,10 @@ from distill.catalogue import build_interaction
 from distill.data.labels import PER_VIDEO, SHORTLIST, Coarse, StoredLabels, tier_of
 from distill.data.loader import VideoDataset
 from distill.errors import ArtefactError
+from distill.labelling.job import Teaching
 from distill.log import progress
+from distill.model.contract import teacher_logits
 from distill.model.features import VideoFeatures
-from distill.training.objective import teacher_logits
-from distill.training.teach import Teaching
 
 BINS = 10  # of the histogram of relative entropies
 BATCHES, PAIRS = 8, 64  # random batches that are scored by both sets, and pairs in each

@@ -1,6 +1,6 @@
 """Text files in, plain values out: UTF-8 text, JSON, csv rows, lists; anything else is refused, with the place.
 
-Nothing here knows what an annotation means: distill/data/datasets.py does.
+Nothing here knows what an annotation means: distill/packing/layouts.py does.
 """
 
 import csv

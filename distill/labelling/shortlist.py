@@ -18,10 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill.data.labels import SHORTLIST
+from distill.data.labels import BEST, LIST, SCORES, TAIL
 from distill.errors import ArtefactError
-
-LIST, SCORES, BEST, TAIL = SHORTLIST
 
 
 class Shortlist:
@@ -60,12 +58,3 @@ class Shortlist:
             BEST: best,
             TAIL: (tail - best.double()).float(),
         }
-
-
-def rebuilt_logits(rows: dict[str, Tensor]) -> Float[Tensor, "text video"]:
-    """Logits of a batch of stored rows; its columns are the rows' matched videos."""
-    videos, order = rows[LIST].sort(dim=1)
-    wanted = rows[LIST][:, 0].expand(len(videos), -1).contiguous()
-    place = torch.searchsorted(videos, wanted).clamp(max=videos.shape[1] - 1)
-    listed = rows[SCORES].gather(1, order.gather(1, place))
-    return rows[BEST].unsqueeze(1) + torch.where(videos.gather(1, place) == wanted, listed, rows[TAIL].unsqueeze(1))

@@ -1,6 +1,6 @@
 """Annotation files in, clips out: which videos there are, what is said of each, and where each file lies.
 
-`LAYOUTS` (distill/data/datasets.py) reads the files of each data set; here their rows become `Clip`s, by these rules:
+`LAYOUTS` (distill/packing/layouts.py) reads the files of each data set; here their rows become `Clip`s, by these rules:
 
 * Clips stand in the order in which their ids first appear, captions of a clip in the order of the file.
 * Every row is a caption of its own. One that repeats another of the same video word for word is kept, because published
@@ -19,19 +19,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.data.datasets import EXTENSIONS, LAYOUTS, Row, stem
-from distill.data.textfiles import refuse_pickle
+from distill.data.frames import Caption
+from distill.data.video import EXTENSIONS, stem
 from distill.errors import ArtefactError
+from distill.packing.layouts import LAYOUTS, Row
+from distill.packing.textfiles import refuse_pickle
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)  # there may be millions
-class Caption:
-    """One sentence or paragraph said of a video; `id` is unique within an annotation file."""
-
-    id: str
-    text: str
 
 
 @dataclass(frozen=True)

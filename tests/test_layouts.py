@@ -14,11 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill.data.captions import LAYOUTS, Caption, Clip, read_annotations
-from distill.data.frames import FrameSet, PackConfig, pack
+from distill.data.frames import Caption, FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
 from distill.errors import ArtefactError
+from distill.packing.clips import Clip, read_annotations
+from distill.packing.layouts import LAYOUTS
+from distill.packing.packing import PackConfig, pack
 from tools import pack_frames
 
 

@@ -10,26 +10,24 @@
 * Of a name only a video extension is cut off; any other dot belongs to the id.
 * A paragraph is the video's sentences in the order of the file, stripped and joined by one space.
 
-How captions become clips, what repeats mean and how files are found: distill/data/captions.py.
+How captions become clips, what repeats mean and how files are found: distill/packing/clips.py.
 """
 
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
-from distill.data.downloads import downloads
-from distill.data.textfiles import filled, read_json, read_list, read_rows, read_text, refuse_pickle, seconds
+from distill.data.video import EXTENSIONS, stem
 from distill.errors import ArtefactError
+from distill.packing.downloads import downloads
+from distill.packing.textfiles import filled, read_json, read_list, read_rows, read_text, refuse_pickle, seconds
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v")
-EXTENSIONS += (".mpg", ".mpeg", ".wmv", ".3gp", ".3g2", ".mts", ".m2ts")  # Flickr originals of DiDeMo
 MSRVTT_CAPTIONS = ("MSRVTT_data.json", "VATEX_data.json")
 MSVD_CAPTIONS = ("captions_msvd.json", "raw-captions.json")
 VATEX_CAPTIONS = ("ref_captions.json",)
@@ -248,12 +246,6 @@ def _beside(path: Path, names: tuple[str, ...]) -> Path:
         if pickled.is_file():
             refuse_pickle(pickled)
     raise ArtefactError(f"{path}: no captions: expected {' or '.join(names)} beside it; copy it into {path.parent}")
-
-
-def stem(name: str) -> str:
-    """The name without a video extension; any other dot belongs to the id."""
-    bare, extension = os.path.splitext(name)
-    return bare if extension.lower() in EXTENSIONS else name
 
 
 def read_webdataset(path: Path) -> Iterator[Row]:

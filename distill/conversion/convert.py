@@ -19,17 +19,17 @@ from torch import Tensor
 
 from distill import __version__
 from distill.catalogue import INTERACTIONS, build, parse_model_config
+from distill.conversion.authors import Checkpoint, read_tensors, some
+from distill.conversion.geometry import activation_of, architecture_of
+from distill.conversion.heads import HEADS, WORDS, Head, Options
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import NAME, file_sha256, published, write_json
 from distill.model.clip import CLIP_MEAN, CLIP_STD, Clip
 from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE
-from distill.release.authors import Checkpoint, read_tensors, some
 from distill.release.card import model_card
-from distill.release.geometry import activation_of, architecture_of
-from distill.release.heads import HEADS, WORDS, Head, Options
 from distill.release.release import PROVENANCE, write_release
-from distill.retrieval.tokens import bytes_per_video
+from distill.retrieval.stored import bytes_per_video
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from distill.data.frames import Video
 from distill.data.labels import PER_VIDEO, SHORTLIST, Tier, label_sample, tier_of
 from distill.data.loader import VideoDataset, load_batches
 from distill.errors import ArtefactError
+from distill.labelling.job import CAPTIONS_PER_VIDEO, SCORED, Teaching
 from distill.manifest import canonical_json
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.training.teach import CAPTIONS_PER_VIDEO, SCORED, Teaching
 
 BLOCK, RECORD = 512, 10240  # of a tar: headers and members are padded to the one, the file to the other
 

@@ -1,0 +1,149 @@
+"""Contenders: releases on the videos and captions of a frame set, or untrained scoring heads on synthetic features."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from distill import catalogue
+from distill.bench.retrieval import Contender
+from distill.bench.synthetic import Sizes, Synthetic, World
+from distill.catalogue import INTERACTIONS, parse_model_config
+from distill.data.frames import FrameSet
+from distill.evaluation.evaluate import encode_texts, encode_videos, texts_of, video_numbers
+from distill.model.clip import Clip
+from distill.model.contract import RetrievalModel
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.ranking.topk import top_k
+from distill.release.release import Release
+from distill.retrieval.approximate import Approximate, build
+from distill.retrieval.stored import FLOAT_BYTES, Tokens, row_bytes, stored
+from distill.retrieval.upkeep import LEAST
+
+NAMES = {
+    "clip4clip": "CLIP4Clip",
+    "teachclip": "TeachCLIP",
+    "prompt_switch": "Prompt Switch",
+    "eercf": "EERCF",
+    "glscl": "GLSCL",
+    "xclip": "X-CLIP",
+    "ts2net": "TS2-Net",
+    "xpool": "X-Pool",
+}
+TEMPORAL = {"layers": 1, "init": "normal"}  # towers make no features here, so they may be tiny
+
+
+@torch.inference_mode()
+def synthetic(videos: int, queries: int, sizes: Sizes, world: World) -> tuple[list[Contender], Int[Tensor, " text"]]:
+    """All models on a gallery of drawn features, and which video each query tells of."""
+    drawn = Synthetic(sizes, world)
+    plots = drawn.plots(videos)
+    video, text = drawn.videos(plots), drawn.texts(plots[:queries])
+    models: list[tuple[str, dict[str, Any]]] = [
+        ("CLIP4Clip, TeachCLIP", {"kind": "clip4clip"}),
+        ("X-CLIP", {"kind": "xclip", "words": sizes.words, "frames": sizes.frames, "temporal": TEMPORAL}),
+        ("TS2-Net", {"kind": "ts2net", "frames": sizes.frames, "shift_layers": 0, "temporal": TEMPORAL}),
+        ("X-Pool", {"kind": "xpool"}),
+        ("GLSCL by coarse vector", {"kind": "glscl", "recall": "coarse", "temporal": TEMPORAL}),
+        ("GLSCL by concepts", {"kind": "glscl", "recall": "concepts", "temporal": TEMPORAL}),
+        ("EERCF", {"kind": "eercf", "frames": sizes.frames, "patches": False, "temporal": TEMPORAL}),
+    ]
+    contenders = [contender(name, *built(raw, sizes, world.seed), text, video, sizes) for name, raw in models]
+    with_patches = {"kind": "eercf", "frames": sizes.frames, "temporal": TEMPORAL}
+    config, model = built(with_patches, sizes, world.seed)
+    assert video.frames is not None
+    others = tuple(name for name in model.rerank_fields if name != "patches")
+    tokens = Tokens(stored(video, others) | {"patches": drawn.patches(plots, video.frames)})
+    contenders.append(contender("EERCF with patches", config, model, text, video, sizes, tokens))
+    return contenders, torch.arange(queries)
+
+
+def built(raw: dict[str, Any], sizes: Sizes, seed: int) -> tuple[Any, RetrievalModel]:
+    architecture = {
+        "embed_dim": sizes.dim,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 64, "layers": 1, "head_width": 32},
+        "text_cfg": {"context_length": sizes.words, "vocab_size": 64, "width": 64, "heads": 1, "layers": 1},
+    }
+    config = parse_model_config({"clip": {"model": "none"}} | raw, "bench")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return config, catalogue.build(config, Clip.from_architecture(architecture)).eval()
+
+
+@torch.inference_mode()
+def of_releases(releases: Sequence[Release], frames: FrameSet) -> tuple[list[Contender], Int[Tensor, " text"]]:
+    """Releases with the features of the videos and of all captions of a frame set, and the video of each caption."""
+    contenders = []
+    for release in releases:
+        frames.check_settings(release.frames_config, release.path)
+        model, config = release.model, parse_model_config(release.config.model, str(release.path))
+        text = encode_texts(model, texts_of(frames), release.tokenizer, quiet=False)
+        video = encode_videos(model, frames, release.num_frames, quiet=False)
+        sizes = Sizes(
+            dim=text.sentence.shape[1],
+            frames=release.num_frames,
+            words=text.words.shape[1] if text.words is not None else 0,
+            patches=video.patches.shape[2] if video.patches is not None else 0,
+            concepts=video.concepts.shape[1] if video.concepts is not None else 0,
+        )
+        contenders.append(contender(f"{NAMES[config.kind]} ({release.path})", config, model, text, video, sizes))
+    return contenders, video_numbers(frames)
+
+
+def contender(
+    name: str,
+    config: Any,
+    model: RetrievalModel,
+    text: TextFeatures,
+    video: VideoFeatures,
+    sizes: Sizes,
+    tokens: Tokens | None = None,
+) -> Contender:
+    """A model with its features; `tokens` are given where they are larger than what `video` holds."""
+    teacher = INTERACTIONS.get(config.kind)
+    vectors, exact, index, vector_bytes, token_bytes = None, None, None, 0, 0
+    if teacher is not None:
+        exact = _only(video, teacher.video_fields)
+        vector_bytes = sum(value[0].nbytes for value in exact.tensors().values())
+    else:
+        vectors = model.recall_video(video)
+        vector_bytes = vectors.shape[1] * FLOAT_BYTES
+    if model.rerank_fields:
+        exact = tokens or _only(video, ("vector", *model.rerank_fields))
+        tokens = tokens or Tokens(stored(video, model.rerank_fields))
+        token_bytes = row_bytes(tokens.stored)
+        index = _index(vectors) if vectors is not None and len(vectors) >= LEAST else None
+    return Contender(
+        name=name,
+        kind=config.kind,
+        config=config,
+        model=model,
+        text=text,
+        vectors=vectors,
+        exact=exact,
+        tokens=tokens,
+        index=index,
+        stored=(vector_bytes, token_bytes),
+        sizes=sizes,
+        videos=len(video),
+    )
+
+
+def _index(vectors: Tensor) -> Approximate:
+    """An approximate index, whose file is gone again but still mapped."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "index.safetensors"
+        facts = build(
+            path, lambda rows: vectors[rows], lambda queries, k: top_k(queries, vectors, k), torch.arange(len(vectors))
+        )
+        return Approximate(path, facts | {"covers": len(vectors)}, vectors.shape[1])
+
+
+def _only(video: VideoFeatures, names: tuple[str, ...]) -> VideoFeatures:
+    kept = {name: value for name, value in video.tensors().items() if name in names or name == "vector"}
+    return VideoFeatures(**kept)

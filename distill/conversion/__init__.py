@@ -1,0 +1,1 @@
+"""Checkpoints of the authors' code to releases of this project."""

@@ -1,0 +1,1 @@
+"""Annotation files and video files to sealed frame sets."""

@@ -1,0 +1,157 @@
+"""Packing: every video that an annotation file names, sampled, cut to size and written into a frame set.
+
+Shards are made in parallel, each once and whole (distill/data/building.py); a video that cannot be used is listed in
+the manifest with the reason. distill/data/frames.py says what a frame set holds, and reads it.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.config import Config
+from distill.data.building import Sample, ShardContent, ShardRecord, build, claim, sealed_files, split
+from distill.data.frames import VERSION
+from distill.data.pictures import JPEG_QUALITY, encode_jpeg
+from distill.data.sampler import Sampler
+from distill.data.shards import open_sealed_shards
+from distill.data.video import decode, probe
+from distill.errors import ArtefactError, VideoError
+from distill.log import progress
+from distill.manifest import NAME, Manifest, canonical_json, file_sha256, seal
+from distill.packing.clips import Clip, read_annotations
+from distill.packing.downloads import Section, open_video, tars
+from distill.workers import worker_pool
+
+
+class PackConfig(Config):
+    """What decides the bytes of a frame set."""
+
+    sampler: Sampler
+    size: int = 224  # pixels, height = width
+    per_shard: int = 100  # videos
+
+
+def pack(
+    annotations: Path, layout: str, videos: Path, out: Path, config: PackConfig, workers: int | None = None
+) -> Manifest:
+    """Packs every video that `annotations` names into `out`; unusable ones are listed in the manifest, with reasons."""
+    clips = read_annotations(annotations, layout, videos)
+    source = {
+        "annotations_sha256": _hash_annotations(annotations),
+        "layout": layout,
+        "clips_sha256": _hash_clips(clips),
+    }
+    settings = {**config.model_dump(mode="json"), "jpeg_quality": JPEG_QUALITY, **source}
+    if (out / NAME).is_file():
+        manifest, _ = open_sealed_shards(out, "frames", VERSION)
+        if manifest.config != settings:
+            raise ArtefactError(
+                f"{out}: already holds another frame set; choose another folder for tools/pack_frames.py"
+            )
+        return manifest
+    claim(out, settings, command="tools/pack_frames.py")
+    jobs = [(out, name, [clips[i] for i in rows], videos, config) for name, rows in split(len(clips), config.per_shard)]
+    records = _run(jobs, workers or len(os.sched_getaffinity(0)), len(clips))
+    return seal_frames(out, settings, records)
+
+
+def _run(jobs: Sequence[tuple[Any, ...]], workers: int, videos: int) -> list[ShardRecord]:
+    if workers == 1 or len(jobs) == 1:
+        return [_pack_shard(*job) for job in progress(jobs, f"pack {videos} videos (shards)")]
+    with worker_pool(min(workers, len(jobs))) as pool:
+        running = [pool.submit(_pack_shard, *job) for job in jobs]
+        return [future.result() for future in progress(running, f"pack {videos} videos (shards)")]
+
+
+def seal_frames(out: Path, settings: dict[str, Any], records: list[ShardRecord]) -> Manifest:
+    """Seals a frame set whose shards are all made; `settings` is what decided their bytes."""
+    skipped = [note for record in records for note in record.report["skipped"]]
+    counts = {
+        "videos": sum(record.tar.rows for record in records),
+        "captions": sum(record.report["captions"] for record in records),
+        "frames": sum(record.report["frames"] for record in records),
+        "skipped": len(skipped),
+    }
+    if counts["videos"] == 0:
+        reasons = sorted({note["reason"] for note in skipped})
+        raise ArtefactError(f"{out}: none of {len(skipped)} videos could be used ({'; '.join(reasons[:3])})")
+    manifest = Manifest(
+        kind="frames",
+        version=VERSION,
+        config=settings,
+        counts=counts,
+        parents={},
+        files=sealed_files(records),
+        notes=skipped,
+    )
+    return seal(out, manifest)
+
+
+def _pack_shard(out: Path, name: str, clips: list[Clip], videos: Path, config: PackConfig) -> ShardRecord:
+    return build(out, name, lambda: _shard(name, clips, videos, config))
+
+
+def _shard(name: str, clips: list[Clip], videos: Path, config: PackConfig) -> ShardContent:
+    samples: dict[str, Sample] = {}
+    skipped = []
+    captions = frames = 0
+    for number, clip in enumerate(clips):
+        try:
+            sample, count = _sample(clip, videos, config)
+        except VideoError as reason:
+            skipped.append({"video": clip.video, "source": clip.source, "reason": str(reason)})
+            continue
+        samples[f"{name}{number:05d}"] = sample
+        captions += len(clip.captions)
+        frames += count
+    return ShardContent(samples, {"skipped": skipped, "captions": captions, "frames": frames})
+
+
+def _sample(clip: Clip, videos: Path, config: PackConfig) -> tuple[Sample, int]:
+    if clip.unusable is not None:
+        raise VideoError(clip.unusable)
+    with _opened(videos, clip.source) as source:
+        info = probe(source)
+        wanted = config.sampler.indices(info.num_frames, info.fps, clip.start, clip.end)
+        pictures, timestamps = decode(source, wanted)
+    return frame_sample(clip, pictures, timestamps, info.duration, config.size), len(pictures)
+
+
+def _opened(videos: Path, source: str) -> AbstractContextManager[Path | Section]:
+    """A video file, or one that lies in a downloaded shard of the folder."""
+    tar = videos / source.partition("/")[0]
+    return open_video(videos, source) if tar.suffix == ".tar" and tar.is_file() else nullcontext(videos / source)
+
+
+def frame_sample(
+    clip: Clip, pictures: Sequence[np.ndarray], timestamps: Sequence[float], duration: float, size: int
+) -> Sample:
+    """The members of one video: what is known of it, and its frames as JPEG."""
+    jpegs = [encode_jpeg(picture, size) for picture in pictures]
+    about = {
+        "video": clip.video,
+        "source": clip.source,
+        "duration": duration,
+        "timestamps": [round(seconds, 6) for seconds in timestamps],
+        "frames_sha256": hashlib.sha256(b"".join(jpegs)).hexdigest(),
+        "captions": [{"id": caption.id, "text": caption.text} for caption in clip.captions],
+    }
+    return {"json": canonical_json(about)} | {f"{i:03d}.jpg": jpeg for i, jpeg in enumerate(jpegs)}
+
+
+def _hash_annotations(path: Path) -> str:
+    """Of downloaded shards, which may be terabytes, names and sizes count; what they say is hashed with the clips."""
+    if not path.is_dir():
+        return file_sha256(path)
+    return hashlib.sha256(canonical_json([[tar.name, tar.stat().st_size] for tar in tars(path)])).hexdigest()
+
+
+def _hash_clips(clips: list[Clip]) -> str:
+    """Captions may live in a second file (MSR-VTT), so what was read is hashed too."""
+    rows = [[c.video, c.source, c.start, c.end, [[k.id, k.text] for k in c.captions]] for c in clips]
+    return hashlib.sha256(canonical_json(rows)).hexdigest()
