@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from distill.errors import ArtefactError
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.contract import Interaction, RetrievalModel
 from students.clip4clip import Clip4Clip, Clip4ClipConfig
 from students.eercf import Eercf, EercfConfig
@@ -49,7 +49,7 @@ INTERACTIONS: dict[str, type[Interaction]] = {  # teachers, by kind
 }
 
 
-def build(config: Any, clip: Clip) -> RetrievalModel:
+def build(config: Any, clip: ClipModel) -> RetrievalModel:
     """The model of a config on given towers; what is not in the towers is freshly initialised."""
     return MODELS[type(config)](config, clip)
 

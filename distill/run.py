@@ -40,7 +40,7 @@ from distill.errors import ExpectedError, RecipeError, door
 from distill.evaluation.evaluate import Scores, evaluate
 from distill.manifest import published, sweep, write_json
 from distill.model.blocks import require_compiler
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalModel
 from distill.recipe import Recipe, changed, kept_apart
 from distill.release.card import model_card
@@ -125,7 +125,7 @@ def prepare(recipe: Recipe):
         for label_set in labels
     ]
     torch.manual_seed(recipe.seed)
-    model = catalogue.build(recipe.model, Clip.from_config(recipe.model.clip))
+    model = catalogue.build(recipe.model, ClipModel.from_config(recipe.model.clip))
     tokenizer = Tokenizer(recipe.data.max_words, read_vocabulary(Path(recipe.model.clip.model)))
     _check_towers(recipe, model, train_set)
 
@@ -167,7 +167,7 @@ def _check_towers(recipe: Recipe, model: RetrievalModel, frames: FrameSet) -> No
 
 def _restored(recipe: Recipe, weights: dict[str, torch.Tensor]) -> RetrievalModel:
     """The best weights in the model that is released; what training leaves behind may be partitioned (ZeRO 3)."""
-    model = catalogue.build(recipe.model.released(), Clip.from_config(recipe.model.clip))
+    model = catalogue.build(recipe.model.released(), ClipModel.from_config(recipe.model.clip))
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model.eval().to(comm.device())
 

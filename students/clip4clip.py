@@ -9,7 +9,7 @@ from typing import Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distill.model.clip import Clip, Video, VideoTokens
+from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import cosine, mean_pool
@@ -27,7 +27,7 @@ class Clip4ClipConfig(RetrievalConfig):
 class Clip4Clip(RetrievalModel):
     """The mean of a video's unit frames, against the sentence."""
 
-    def __init__(self, config: Clip4ClipConfig, clip: Clip):
+    def __init__(self, config: Clip4ClipConfig, clip: ClipModel):
         super().__init__()
         self.clip = clip
         self.temporal = TemporalTransformer(clip.dim, config.temporal) if config.head == "seqTransf" else None
@@ -39,7 +39,7 @@ class Clip4Clip(RetrievalModel):
         sentence, _ = self.clip.text(ids)
         return TextFeatures(sentence=sentence)
 
-    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+    def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The masked mean of unit frames."""
         features = self.clip.encode_frames(frames, real)
         if self.temporal is not None:

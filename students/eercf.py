@@ -31,7 +31,7 @@ from distill.errors import RecipeError
 from distill.losses.correlation import channel_constraint
 from distill.model import inplace
 from distill.model.afa import PADDED_RELEVANCE, AfaConfig, AttentiveFrameAggregation
-from distill.model.clip import Clip, Video, VideoTokens
+from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import RetrievalConfig, RetrievalModel, ScorePart, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.similarity import inner, lengths, mean_pool, precise, unit
@@ -178,7 +178,7 @@ class Level(Seen):
 class Eercf(RetrievalModel):
     """A vector to recall with, frames and patches to rerank with."""
 
-    def __init__(self, config: EercfConfig, clip: Clip):
+    def __init__(self, config: EercfConfig, clip: ClipModel):
         super().__init__()
         self.clip = clip
         self.frames, self.patches, self.gate = config.frames, config.patches, config.gate
@@ -202,7 +202,7 @@ class Eercf(RetrievalModel):
         sentence, _ = self.clip.text(ids)
         return TextFeatures(sentence=sentence)
 
-    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+    def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The coarse vector, of length 1; CLIP's frames, the contextual ones, and patches where they are compared."""
         if real.shape[1] != self.frames:
             raise RecipeError(

@@ -30,7 +30,7 @@ from torch import Tensor
 from distill.losses.consistency import Over, consistency
 from distill.losses.diversity import diversity
 from distill.model import inplace
-from distill.model.clip import Clip, Video, VideoTokens, real_words
+from distill.model.clip import ClipModel, StemTokens, VideoPixels, real_words
 from distill.model.contract import RetrievalConfig, RetrievalModel, ScorePart, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.pooling import attend, weighted_cosine
@@ -78,7 +78,7 @@ class Glscl(RetrievalModel):
 
     rerank_fields = ("frames", "concepts", "real")
 
-    def __init__(self, config: GlsclConfig, clip: Clip):
+    def __init__(self, config: GlsclConfig, clip: ClipModel):
         super().__init__()
         self.mask_padding, self.recall = config.mask_padding, config.recall
         self.temperature, self.concept_temperature = config.temperature, config.concept_temperature
@@ -97,7 +97,7 @@ class Glscl(RetrievalModel):
         text = TextFeatures(sentence=sentence, words=words, real=real_words(ids))
         return text if self.training else self.read_text(text)
 
-    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+    def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The contextual frames, their coarse mean, and the concepts; in training these are still to be read."""
         contextual = self.temporal(self.clip.encode_frames(frames, real), real)
         video = VideoFeatures(vector=mean_pool(contextual, real), frames=contextual, real=real)

@@ -27,7 +27,7 @@ from distill.losses.captioning import caption_loss, captioning
 from distill.model import inplace
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.captioner import CaptionConfig, Captioner, frames_read, next_words
-from distill.model.clip import Clip, Video, VideoTokens
+from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import RetrievalConfig, RetrievalModel, ScorePart, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.pooling import LEFT_OUT, CrossAttention, attend, best, weighted_cosine
@@ -102,7 +102,7 @@ class PromptSwitchConfig(RetrievalConfig):
 class PromptSwitch(RetrievalModel):
     """A video's frames, which have seen one another, pooled, against the sentence."""
 
-    def __init__(self, config: PromptSwitchConfig, clip: Clip):
+    def __init__(self, config: PromptSwitchConfig, clip: ClipModel):
         super().__init__()
         self.clip = clip
         self.prompts = PromptCube(config.prompts, clip.visual.width)
@@ -130,7 +130,7 @@ class PromptSwitch(RetrievalModel):
         sentence, _ = self.clip.text(ids)
         return TextFeatures(sentence=sentence)
 
-    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+    def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The frames and a vector pooled of them, the mean but for `afa`, which also gives raw frame relevance."""
         if real.shape[1] % self.frames:
             raise RecipeError(

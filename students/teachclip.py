@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
-from distill.model.clip import Clip, Video, VideoTokens
+from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import cosine
@@ -33,7 +33,7 @@ class TeachClipConfig(RetrievalConfig):
 class TeachClip(RetrievalModel):
     """The relevance-weighted mean of a video's unit frames, against the sentence."""
 
-    def __init__(self, config: TeachClipConfig, clip: Clip):
+    def __init__(self, config: TeachClipConfig, clip: ClipModel):
         super().__init__()
         self.clip = clip
         self.temporal = TemporalTransformer(clip.dim, config.temporal)
@@ -48,7 +48,7 @@ class TeachClip(RetrievalModel):
         sentence, _ = self.clip.text(ids)
         return TextFeatures(sentence=sentence)
 
-    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+    def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The pooled vector, and the raw frame relevance for the fine loss."""
         contextual = self.temporal(self.clip.encode_frames(frames, real), real)
         vector, relevance = self.afa(contextual, real)

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.errors import RecipeError
-from distill.model.clip import Clip, LogitScale, Video, VideoTokens
+from distill.model.clip import ClipModel, LogitScale, StemTokens, VideoPixels
 from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import Noise, TokenSelector
@@ -90,7 +90,7 @@ class Ts2Net(Teacher):
     The logit scale is CLIP's, moved into the interaction (`clip` has none afterwards).
     """
 
-    def __init__(self, config: Ts2NetConfig, clip: Clip):
+    def __init__(self, config: Ts2NetConfig, clip: ClipModel):
         super().__init__()
         self.clip = clip
         self.clip.visual.give_tokens(config.frames, config.shift_layers)
@@ -116,7 +116,7 @@ class Ts2Net(Teacher):
         sentence, _ = self.clip.text(ids)
         return TextFeatures(sentence=sentence)
 
-    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+    def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The frames' class tokens after the temporal transformer; `real` says which of them count."""
         if real.shape[1] != self.frames:
             raise RecipeError(

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.errors import RecipeError
-from distill.model.clip import Clip, LogitScale, Video, VideoTokens
+from distill.model.clip import ClipModel, LogitScale, StemTokens, VideoPixels
 from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit
@@ -124,7 +124,7 @@ class XClip(Teacher):
     key `interaction.logit_scale.log`, and no second scale that would never be trained.
     """
 
-    def __init__(self, config: XClipConfig, clip: Clip):
+    def __init__(self, config: XClipConfig, clip: ClipModel):
         super().__init__()
         self.clip = clip
         self.temporal = TemporalTransformer(clip.dim, config.temporal)
@@ -138,7 +138,7 @@ class XClip(Teacher):
         sentence, words = self.clip.text(ids)
         return TextFeatures(sentence=sentence, words=words)
 
-    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+    def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The unit video vector after the temporal transformer, and CLIP's own frames before it."""
         original = self.clip.encode_frames(frames, real)
         vector = unit(mean_pool(self.temporal(original, real), real))

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from distill.model.clip import Clip, LogitScale, Video, VideoTokens
+from distill.model.clip import ClipModel, LogitScale, StemTokens, VideoPixels
 from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.pooling import CrossAttention
@@ -62,7 +62,7 @@ class XPool(Teacher):
     The logit scale is CLIP's, moved into the interaction (`clip` has none afterwards).
     """
 
-    def __init__(self, config: XPoolConfig, clip: Clip):
+    def __init__(self, config: XPoolConfig, clip: ClipModel):
         super().__init__()
         self.clip = clip
         self.interaction = XPoolInteraction(clip.dim, config.dropout)
@@ -73,7 +73,7 @@ class XPool(Teacher):
         sentence, _ = self.clip.text(ids)
         return TextFeatures(sentence=sentence)
 
-    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+    def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """CLIP's frames as they are."""
         features = self.clip.encode_frames(frames, real)
         return VideoFeatures(vector=mean_pool(features, real), frames=features, real=real)

@@ -13,7 +13,7 @@ from distill.data.labels import Storage, Tier
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
 from distill.labelling.job import Teaching
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.contract import Teacher
 from distill.model.towers import ClipConfig
 from distill.packing.clips import read_annotations
@@ -33,7 +33,7 @@ def random_teacher(world: World, kind: str) -> Teacher:
     torch.manual_seed(3)
     clip = ClipConfig(model=str(world.towers))
     config = catalogue.parse_model_config({"kind": kind, "clip": clip.model_dump(), **TEACHERS[kind]}, kind)
-    teacher = catalogue.build(config, Clip.from_config(clip))
+    teacher = catalogue.build(config, ClipModel.from_config(clip))
     assert isinstance(teacher, Teacher)
     with torch.no_grad():
         for parameter in teacher.interaction.parameters():

@@ -18,7 +18,7 @@ from distill.conversion import authors
 from distill.conversion.convert import convert
 from distill.conversion.heads import Options
 from distill.errors import ExpectedError
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.towers import ClipConfig
 from tools.convert_checkpoint import main
 
@@ -591,7 +591,7 @@ def test_damaged_files_are_refused(name, tmp_path):
 
 def towers(folder):
     """What a recipe with `clip.model: FOLDER` starts from."""
-    return Clip.from_config(ClipConfig(model=str(folder))).state_dict()
+    return ClipModel.from_config(ClipConfig(model=str(folder))).state_dict()
 
 
 def expected_towers(state):

@@ -31,7 +31,7 @@ from distill.conversion.convert import convert
 from distill.conversion.heads import Options
 from distill.errors import ExpectedError, RecipeError
 from distill.losses.correlation import STRENGTH, channel_constraint
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
@@ -184,7 +184,7 @@ def build(*, freeze: int | None = None, frames: int = 4, **options) -> Eercf:
     torch.manual_seed(0)
     temporal = TemporalConfig(layers=1, init="normal")
     config = EercfConfig(kind="eercf", clip=CLIP, temporal=temporal, frames=frames, **options)
-    model = Eercf(config, Clip.from_architecture(ARCHITECTURE, freeze_vision=freeze))
+    model = Eercf(config, ClipModel.from_architecture(ARCHITECTURE, freeze_vision=freeze))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for module in (model.global_proj, model.frame_cross, *([model.afa.score] if model.afa else [])):
@@ -393,7 +393,7 @@ def test_learned_pooling_starts_as_the_mean():
     vectors = []
     for options in ({}, {"pooling": "afa", "mask_padding": True}):
         torch.manual_seed(0)
-        clip = Clip.from_architecture(ARCHITECTURE)
+        clip = ClipModel.from_architecture(ARCHITECTURE)
         vectors.append(Eercf(EercfConfig(**config, **options), clip).encode_video(frames, real).vector)
     torch.testing.assert_close(*vectors)
 

@@ -20,7 +20,7 @@ from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
 from distill.model import inplace
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.packing.packing import PackConfig, pack
@@ -202,7 +202,7 @@ def two_stage_release(folder, **model):
     raw = {"clip": {"model": "tiny"}, **on_top, **model}
     config = parse_model_config(raw, "test")
     torch.manual_seed(0)
-    release(folder, config, build(config, Clip.from_architecture(ARCHITECTURE)).eval())
+    release(folder, config, build(config, ClipModel.from_architecture(ARCHITECTURE)).eval())
     return load(folder)
 
 

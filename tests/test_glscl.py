@@ -37,7 +37,7 @@ from distill.evaluation import normalise
 from distill.evaluation.metrics import ranks_t2v, summarise
 from distill.losses.consistency import consistency
 from distill.losses.diversity import diversity, margin_ranking
-from distill.model.clip import Clip, real_words
+from distill.model.clip import ClipModel, real_words
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.queries import LearnedQueries, QueryConfig
 from distill.model.similarity import mean_pool, unit
@@ -151,7 +151,7 @@ def test_row_16_hidden_padding_changes_padded_words_only():
     sizes = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2, "head_width": 64}
     text = {"context_length": 77, "vocab_size": 100, "width": 64, "heads": 1, "layers": 3}
     torch.manual_seed(0)
-    tower = Clip.from_architecture(
+    tower = ClipModel.from_architecture(
         {"embed_dim": 32, "quick_gelu": True, "vision_cfg": sizes, "text_cfg": text}
     ).text.eval()
     ids = torch.tensor([[98, 5, 7, 99, 0, 0], [98, 5, 6, 8, 9, 99]])
@@ -184,7 +184,7 @@ def build(*, freeze: int | None = None, heads: int = 4, **options) -> Glscl:
     torch.manual_seed(0)
     size = QueryConfig(count=4, layers=2, heads=heads, feed_forward=48, **options.pop("queries", {}))
     config = GlsclConfig(kind="glscl", clip=CLIP, temporal=TEMPORAL, queries=size, **options)
-    return Glscl(config, Clip.from_architecture(ARCHITECTURE, freeze_vision=freeze)).double()
+    return Glscl(config, ClipModel.from_architecture(ARCHITECTURE, freeze_vision=freeze)).double()
 
 
 def batch(videos: int = 3, frames: int = 4) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ from distill.conversion.authors import Checkpoint
 from distill.losses.contrastive import contrastive
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.attention import shift_tokens
-from distill.model.clip import Clip, LogitScale
+from distill.model.clip import ClipModel, LogitScale
 from distill.model.contract import TrainingScores
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
@@ -358,12 +358,12 @@ def test_t26_gather(tmp_path: Path):
     assert "ratios [1.0, 1.0]" in torchrun(2, script).stdout
 
 
-def deep_towers(quick_gelu: bool = True, freeze: int | None = None) -> Clip:
+def deep_towers(quick_gelu: bool = True, freeze: int | None = None) -> ClipModel:
     """ViT-B/32 in everything but its widths: as many layers, and so as many tensors."""
     vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 12, "head_width": 64}
     text = {"context_length": 77, "vocab_size": 100, "width": 64, "heads": 1, "layers": 12}
     architecture = {"embed_dim": 64, "quick_gelu": quick_gelu, "vision_cfg": vision, "text_cfg": text}
-    return Clip.from_architecture(architecture, freeze, freeze)
+    return ClipModel.from_architecture(architecture, freeze, freeze)
 
 
 def test_t29_quickgelu():

@@ -14,7 +14,7 @@ from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet, Storage
 from distill.data.loader import Batch, PairDataset
 from distill.errors import ArtefactError
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.contract import teacher_logits
 from distill.model.features import TextFeatures
 from distill.release.release import Release
@@ -39,7 +39,7 @@ def dump(teacher: Path, frames: Path, out: Path, *options: str):
 
 def student(release: Release) -> TeachClip:
     torch.manual_seed(7)
-    clip = Clip.from_architecture(release.config.architecture, freeze_vision=2)
+    clip = ClipModel.from_architecture(release.config.architecture, freeze_vision=2)
     config = catalogue.parse_model_config(
         {
             "kind": "teachclip",

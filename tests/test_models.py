@@ -6,7 +6,7 @@ import torch
 
 from distill.errors import RecipeError
 from distill.model.afa import AfaConfig
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.model.temporal import TemporalConfig
@@ -87,7 +87,7 @@ def test_xclip_equals_a_numpy_oracle():
 
 def build(kind, *, freeze=None, seed=0):
     torch.manual_seed(seed)
-    clip = Clip.from_architecture(ARCHITECTURE, freeze_vision=freeze)
+    clip = ClipModel.from_architecture(ARCHITECTURE, freeze_vision=freeze)
     if kind == "xclip":
         return XClip(XClipConfig(kind="xclip", clip=CLIP, temporal=TEMPORAL, words=8, frames=4), clip)
     if kind == "teachclip":

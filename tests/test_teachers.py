@@ -7,7 +7,7 @@ import torch
 from distill.errors import RecipeError
 from distill.model import pooling
 from distill.model.attention import shift_tokens
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.contract import Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import SAMPLES, TokenSelector, perturbed_topk, topk_indices
@@ -30,7 +30,7 @@ KINDS = ["ts2net", "xpool"]
 def build(kind: str, *, freeze: int | None = None, **options) -> Teacher:
     """A teacher with random weights that are not those it starts from."""
     torch.manual_seed(0)
-    clip = Clip.from_architecture(ARCHITECTURE, freeze_vision=freeze)
+    clip = ClipModel.from_architecture(ARCHITECTURE, freeze_vision=freeze)
     if kind == "xpool":
         model: Teacher = XPool(XPoolConfig(kind="xpool", clip=CLIP, **options), clip)
     else:

@@ -29,7 +29,7 @@ from distill.data.loader import Batch, DataConfig, PairDataset
 from distill.data.tokens import Tokenizer, read_vocabulary
 from distill.evaluation.report import aligned
 from distill.labelling.job import Teaching
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.contract import Interaction, RetrievalConfig, RetrievalModel, Teacher
 from distill.training.engine import Engine
 from distill.training.objective import LossConfig, Objective
@@ -99,7 +99,7 @@ class Measured:
 def build(config: RetrievalConfig, seed: int) -> RetrievalModel:
     """The model of a config on this process's device."""
     torch.manual_seed(seed)
-    return catalogue.build(config, Clip.from_config(config.clip)).to(comm.device())
+    return catalogue.build(config, ClipModel.from_config(config.clip)).to(comm.device())
 
 
 def build_teachers(configs: Sequence[RetrievalConfig]) -> list[Teacher]:

@@ -25,7 +25,7 @@ from distill.conversion.heads import HEADS, WORDS, Head, Options
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import NAME, file_sha256, published, write_json
-from distill.model.clip import CLIP_MEAN, CLIP_STD, Clip
+from distill.model.clip import CLIP_MEAN, CLIP_STD, ClipModel
 from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE
 from distill.release.card import model_card
 from distill.release.release import PROVENANCE, write_release
@@ -151,7 +151,7 @@ def _write_model(
     clip = {"model": checkpoint.path.stem, "weights": "folder"}
     config = parse_model_config({**head.config, "clip": clip}, str(checkpoint.path))
     with torch.random.fork_rng(devices=[]):  # building draws weights that are all replaced
-        model = build(config, Clip.from_architecture(architecture))
+        model = build(config, ClipModel.from_architecture(architecture))
     stored = None
     if config.kind not in INTERACTIONS:
         stored = bytes_per_video(model, head.frames, architecture["vision_cfg"]["image_size"])

@@ -31,8 +31,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Images = UInt8[Tensor, "image 3 row column"] | Float[Tensor, "image 3 row column"]
-Video = UInt8[Tensor, "video frame 3 row column"] | Float[Tensor, "video frame 3 row column"]
-VideoTokens = Float[Tensor, "video frame token width"]  # what `Clip.frames_to_stem` gives
+VideoPixels = UInt8[Tensor, "video frame 3 row column"] | Float[Tensor, "video frame 3 row column"]
+StemTokens = Float[Tensor, "video frame token width"]  # what `ClipModel.frames_to_stem` gives
 
 
 def normalise(frames: UInt8[Tensor, "*image 3 row column"]) -> Float[Tensor, "*image 3 row column"]:
@@ -221,7 +221,7 @@ class LogitScale(nn.Module):
         return self.log.to(similarity.dtype).exp() * similarity
 
 
-class Clip(nn.Module):
+class ClipModel(nn.Module):
     """Both towers and the logit scale. `architecture` is all that `from_architecture` needs to build them again."""
 
     def __init__(
@@ -237,7 +237,7 @@ class Clip(nn.Module):
         assert all(p.is_contiguous() and p.ndim for p in self.parameters()), "DeepSpeed refuses such parameters"
 
     @classmethod
-    def from_config(cls, config: ClipConfig) -> "Clip":
+    def from_config(cls, config: ClipConfig) -> "ClipModel":
         """The towers a recipe asks for, with their weights."""
         clip, architecture = load_towers(config)
         return cls(clip, architecture, config.freeze_vision, config.freeze_text)
@@ -245,13 +245,13 @@ class Clip(nn.Module):
     @classmethod
     def from_architecture(
         cls, model_cfg: dict[str, Any], freeze_vision: int | None = None, freeze_text: int | None = None
-    ) -> "Clip":
+    ) -> "ClipModel":
         """Towers of the same shape with random weights, to be filled from a state dict."""
         architecture = plain_architecture(model_cfg, where="architecture")
         return cls(build_towers(architecture), architecture, freeze_vision, freeze_text)
 
     def encode_frames(
-        self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]
+        self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]
     ) -> Float[Tensor, "video frame *token dim"]:
         """Features of every frame, of pixels or stem tokens; padded frames are encoded as images of zeros. The token
         axis is there if the tower gives all tokens."""
@@ -259,7 +259,7 @@ class Clip(nn.Module):
             frames = _blank_padding(frames, real)
         return self.visual(frames.flatten(0, 1)).unflatten(0, real.shape)
 
-    def frames_to_stem(self, frames: Video, real: Bool[Tensor, "video frame"]) -> VideoTokens:
+    def frames_to_stem(self, frames: VideoPixels, real: Bool[Tensor, "video frame"]) -> StemTokens:
         """Stem tokens of every frame, padded ones included, that `encode_frames` takes in place of pixels."""
         return self.visual.stem(_blank_padding(frames, real).flatten(0, 1)).unflatten(0, real.shape)
 
@@ -280,7 +280,7 @@ def _freeze(tower: VisionTower | TextTower, first: int, *, head: tuple[str, ...]
         parameter.requires_grad = int(name.split(".")[2]) >= first if in_block else name.startswith(head)
 
 
-def _blank_padding(frames: Video, real: Bool[Tensor, "video frame"]) -> Float[Tensor, "video frame 3 row column"]:
+def _blank_padding(frames: VideoPixels, real: Bool[Tensor, "video frame"]) -> Float[Tensor, "video frame 3 row column"]:
     """Normalised frames, zero where padded."""
     pixels = normalise(frames) if frames.dtype == torch.uint8 else frames
     return pixels.masked_fill(~real[:, :, None, None, None], 0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.config import Config
 from distill.data.labels import SHORTLIST, rebuilt_logits
-from distill.model.clip import Clip, Video, VideoTokens
+from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.model.towers import ClipConfig
@@ -81,7 +81,7 @@ class ScorePart:
 class RetrievalModel(nn.Module, ABC):
     """What training, evaluation, releases and galleries need of any model."""
 
-    clip: Clip
+    clip: ClipModel
     mask_padding: bool = False  # padded frames have no weight in its pooling, nor in the fine loss
     pool_temperature: float | None = None  # softmax(relevance / this) are the weights with which frames are pooled
     rerank_fields: tuple[str, ...] = ()  # of `VideoFeatures`: what `similarity` needs beyond `vector`; () is one stage
@@ -91,7 +91,7 @@ class RetrievalModel(nn.Module, ABC):
         """The text tower."""
 
     @abstractmethod
-    def encode_video(self, frames: Video | VideoTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
+    def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The video tower, from pixels or from the frozen stem's tokens."""
 
     @abstractmethod

@@ -36,7 +36,7 @@ from distill.data.tokens import Tokenizer
 from distill.data.video import decode, probe
 from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError
 from distill.manifest import Manifest, canonical_json, open_sealed, published, seal, sealed_file, write_json
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.towers import too_large
@@ -94,7 +94,7 @@ def write_release(
     (name -> manifest id) are recorded in the manifest.
     """
     towers = model.clip
-    assert isinstance(towers, Clip)
+    assert isinstance(towers, ClipModel)
     assert weights.keys() == model.state_dict().keys(), "the weights are not those of the model"
     config = ReleaseConfig(
         model=_without_paths(model_config),
@@ -182,7 +182,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
     freeze = model_config.clip.freeze_vision, model_config.clip.freeze_text
     with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's random stream stays put
         try:
-            model = build(model_config, Clip.from_architecture(config.architecture, *freeze))
+            model = build(model_config, ClipModel.from_architecture(config.architecture, *freeze))
         except (
             ArithmeticError,
             AssertionError,

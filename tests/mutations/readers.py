@@ -20,7 +20,7 @@ from distill.data.labels import LabelSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.evaluation.report import read_result, report
 from distill.labelling.sealing import merge_labels
-from distill.model.clip import Clip
+from distill.model.clip import ClipModel
 from distill.model.towers import ClipConfig
 from distill.packing.clips import read_annotations
 from distill.packing.packing import PackConfig, pack
@@ -114,7 +114,7 @@ def annotations(layout: str, name: str) -> Callable[[Path, Whole], Any]:
 
 
 def towers(path: Path, whole: Whole) -> Any:
-    return finite(dict(Clip.from_config(ClipConfig(model=str(path))).state_dict()))
+    return finite(dict(ClipModel.from_config(ClipConfig(model=str(path))).state_dict()))
 
 
 def unsealed(path: Path, whole: Whole) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distill.conversion.authors import Checkpoint
 from distill.model.afa import AfaConfig
 from distill.model.attention import SHIFT_DIVISOR, TokenAttention, shift_tokens
-from distill.model.clip import Clip, LogitScale
+from distill.model.clip import ClipModel, LogitScale
 from distill.model.contract import RetrievalModel, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
@@ -229,11 +229,11 @@ def xpool(fixture: Fixture, dtype: torch.dtype) -> Runs:
     )
 
 
-def towers_giving(frames: Tensor) -> Clip:
+def towers_giving(frames: Tensor) -> ClipModel:
     """The smallest towers, whose frame features are these."""
     vision = {"image_size": 8, "patch_size": 1, "width": 8, "layers": 1, "head_width": 8}
     text = {"context_length": 4, "vocab_size": 4, "width": 8, "layers": 1, "heads": 1}
-    clip = Clip.from_architecture(
+    clip = ClipModel.from_architecture(
         {"embed_dim": frames.shape[-1], "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
     )
     clip.encode_frames = lambda *_: frames

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distill.conversion.authors import Checkpoint
 from distill.data.sampler import PromptSwitchSampler
 from distill.model.captioner import CaptionConfig
-from distill.model.clip import Clip, real_words
+from distill.model.clip import ClipModel, real_words
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.model.towers import ClipConfig
@@ -128,7 +128,7 @@ def clip_frames(fixture: Fixture) -> int:
     return fixture.hyper["nf"]
 
 
-def check_towers(fixture: Fixture, clip: Clip) -> None:
+def check_towers(fixture: Fixture, clip: ClipModel) -> None:
     """What the converter read from the shapes of the towers is what the sidecar says."""
     given, made = architecture(fixture), clip.architecture
     defaults: dict[str, Any] = {"mlp_ratio": 4.0}
@@ -159,7 +159,7 @@ def built(fixture: Fixture, frames: int, dtype: torch.dtype) -> PromptSwitch:
         frames=frames,
         captions=captions,
     )
-    model = PromptSwitch(config, Clip.from_architecture(architecture(fixture)))
+    model = PromptSwitch(config, ClipModel.from_architecture(architecture(fixture)))
     load(model, fixture.path, fixture.part("weight"))
     return model.to(dtype).eval()
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.conversion.authors import Checkpoint
-from distill.model.clip import Clip, LogitScale
+from distill.model.clip import ClipModel, LogitScale
 from distill.release.release import Release
 from distill.training.objective import LossConfig, Target
 from distill.training.optim import OptimConfig, build_optimizer, schedule
@@ -130,7 +130,7 @@ def student(fixture: Fixture) -> TeachClip:
     freezes = {r"-1": None} | {str(number): number for number in range(100)}
     freeze = fixture.switch("freeze_layer_num", freezes, "0")
     release = unfrozen(fixture)
-    clip = Clip.from_architecture(release.config.architecture, freeze, freeze)
+    clip = ClipModel.from_architecture(release.config.architecture, freeze, freeze)
     model = TeachClip(TeachClipConfig.model_validate(release.config.model), clip)
     model.load_state_dict(release.model.state_dict())
     return model
