@@ -73,7 +73,7 @@ def test_an_id_that_ends_like_a_number_is_not_cut_at_its_dot(tmp_path):
     assert [(clip.video, clip.source) for clip in clips] == [("scene.01", "scene.01.mp4"), ("scene.02", "scene.02.mp4")]
 
 
-def test_each_stretch_of_time_is_a_clip_of_its_own(tmp_path):
+def test_each_part_of_a_file_is_a_clip_of_its_own(tmp_path):
     path = write(tmp_path, "video,caption,start,end\na.mp4,x,0,4.5\na.mp4,y,4.5,9\na.mp4,z,0,4.5\nb,whole,,\n")
     clips = read_annotations(path, "csv", folder(tmp_path, "a.mp4", "b.avi"))
     assert texts(clips) == {"a#0-4.5": ["x", "z"], "a#4.5-9": ["y"], "b": ["whole"]}

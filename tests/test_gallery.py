@@ -30,8 +30,8 @@ from distill.release.release import load
 from distill.retrieval import Gallery, Hit
 from distill.retrieval.encoder import Encoder
 from distill.retrieval.indexing import build_gallery
+from distill.retrieval.moment import best_moment
 from distill.retrieval.stored import bytes_per_video
-from distill.retrieval.stretch import best_stretch
 from tools import index, search
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
@@ -361,11 +361,11 @@ def test_top_k_puts_the_lower_number_first_among_equals(column, k, chunk):
     ("weights", "timestamps", "duration", "expected"),
     [
         ([0.1, 0.5, 0.3, 0.1], [0.0, 1.0, 2.0, 3.0], 4.0, (0.5, 2.5)),  # the second neighbour weighs half and more
-        ([0.4, 0.1, 0.5], [0.0, 1.0, 2.0], 2.2, (1.5, 2.2)),  # a gap ends the stretch, the video too
+        ([0.4, 0.1, 0.5], [0.0, 1.0, 2.0], 2.2, (1.5, 2.2)),  # a gap ends the moment, the video too
         ([0.5, 0.5, 0.0], [0.0, 2.0, 6.0], 8.0, (0.0, 4.0)),
         ([1.0, 0.0], [3.0], 9.0, (2.5, 3.5)),  # one real frame, one of padding
         ([1.0], [0.0], 0.2, (0.0, 0.2)),
     ],
 )
-def test_the_best_stretch_surrounds_the_heaviest_frame(weights, timestamps, duration, expected):
-    assert best_stretch(weights, timestamps, duration) == pytest.approx(expected)
+def test_the_best_moment_surrounds_the_heaviest_frame(weights, timestamps, duration, expected):
+    assert best_moment(weights, timestamps, duration) == pytest.approx(expected)

@@ -90,7 +90,7 @@ def test_a_person_searches_and_watches(visit, server):
         times.append(page.evaluate("document.querySelector('.hit video').currentTime"))
         page.wait_for_timeout(100)
     end = max(best["seconds"][1], best["seconds"][0] + 2)
-    assert all(best["seconds"][0] - 0.1 <= time <= end + 1.5 for time in times), "plays its best stretch"
+    assert all(best["seconds"][0] - 0.1 <= time <= end + 1.5 for time in times), "plays its best moment"
     assert len(set(times)) > 3, "and moves"
     assert page.evaluate("document.querySelector('.hit video').muted")
 

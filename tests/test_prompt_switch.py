@@ -41,7 +41,7 @@ from distill.recipe import Recipe
 from distill.release.export import export_clip
 from distill.retrieval.gallery import Gallery
 from distill.retrieval.indexing import build_gallery
-from distill.retrieval.stretch import best_stretch
+from distill.retrieval.moment import best_moment
 from distill.training.objective import ContrastiveConfig, LossConfig, Target, weigh
 from distill.training.optim import OptimConfig, build_optimizer
 from students.prompt_switch import PromptSwitch, PromptSwitchConfig
@@ -604,12 +604,12 @@ def test_a_clip_is_sampled_as_a_video_of_its_own():
     assert SAMPLERS["prompt_switch"] is PromptSwitchSampler
 
 
-def test_stretches_are_found_whatever_the_order_of_frames():
+def test_moments_are_found_whatever_the_order_of_frames():
     times, weights = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [0.01, 0.1, 0.4, 0.3, 0.09, 0.1]
     order = [1, 3, 5, 0, 2, 4]
     turned = [weights[i] for i in order], [times[i] for i in order]
-    assert best_stretch(*turned, 6.0) == best_stretch(weights, times, 6.0) == (1.5, 3.5)
-    twice = best_stretch([*weights, *(w / 10 for w in weights)], times * 2, 6.0)
+    assert best_moment(*turned, 6.0) == best_moment(weights, times, 6.0) == (1.5, 3.5)
+    twice = best_moment([*weights, *(w / 10 for w in weights)], times * 2, 6.0)
     assert twice == (1.5, 3.5)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from distill.cache import Cache
 from distill.data.pictures import decode_jpeg
-from distill.data.prefetch import Source
+from distill.data.prefetch import ShardSource
 from distill.data.shards import open_sealed_shards
 from distill.errors import ArtefactError
 from distill.manifest import NAME
@@ -37,7 +37,7 @@ class Caption:
 
 
 @dataclass(frozen=True, slots=True)
-class Video:
+class PackedVideo:
     """One packed video and its captions."""
 
     id: str
@@ -54,7 +54,7 @@ class FrameSet:
 
     def __init__(self, path: str | Place, *, verify: bool = True, cache: Cache | None = None):
         self.path = locate(path)
-        self.videos: list[Video] = []
+        self.videos: list[PackedVideo] = []
         self.manifest, self._shards = open_sealed_shards(
             self.path, "frames", VERSION, verify=verify, cache=cache, told=self._add
         )
@@ -112,13 +112,13 @@ class FrameSet:
             rows.setdefault(self._shards.shard_of(video.key), []).append(number)
         return rows
 
-    def source(self) -> Source:
+    def source(self) -> ShardSource:
         """Where the frames of every video come from."""
-        return Source(self._shards, [video.key for video in self.videos])
+        return ShardSource(self._shards, [video.key for video in self.videos])
 
     def _add(self, key: str, about: Any) -> None:
         try:
-            video = Video(
+            video = PackedVideo(
                 id=about["video"],
                 key=key,
                 source=about["source"],

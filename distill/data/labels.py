@@ -35,8 +35,8 @@ from distill.cache import Cache
 from distill.data.building import (
     Sample,
 )
-from distill.data.frames import FrameSet, Video
-from distill.data.prefetch import Source
+from distill.data.frames import FrameSet, PackedVideo
+from distill.data.prefetch import ShardSource
 from distill.data.shards import open_sealed_shards
 from distill.errors import ArtefactError
 from distill.manifest import MAKER, NAME, canonical_json
@@ -74,7 +74,7 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def label_sample(video: Video, rows: dict[str, Tensor], storage: Storage) -> Sample:
+def label_sample(video: PackedVideo, rows: dict[str, Tensor], storage: Storage) -> Sample:
     """The members of one video's labels; features and shortlist scores are stored as `storage`."""
     about = {
         "video": video.id,
@@ -271,9 +271,9 @@ class LabelSet:
         """State of the teacher's scoring head."""
         return self.stored.interaction_weights()
 
-    def source(self) -> Source:
+    def source(self) -> ShardSource:
         """Where the labels of every video come from."""
-        return Source(self.stored._shards, [place.key for place in self._places])
+        return ShardSource(self.stored._shards, [place.key for place in self._places])
 
     def relevance(self, video: int, caption: int) -> Float[Tensor, " frame"]:
         """The teacher's raw score of every frame for one caption."""

@@ -16,7 +16,7 @@ Rows = list[tuple[int, int]]  # (video, caption)
 
 
 @dataclass(frozen=True)
-class Source:
+class ShardSource:
     """The shards of a frame set or a label set, and the key of every video's sample in them."""
 
     shards: Shards
@@ -27,7 +27,7 @@ class Source:
         return dict.fromkeys(self.shards.shard_of(self.keys[video]) for video, _ in rows)
 
 
-def check_room(sources: Sequence[Source], window: int, cache_gb: float) -> None:
+def check_room(sources: Sequence[ShardSource], window: int, cache_gb: float) -> None:
     """Refuses a cache that does not hold what neighbouring batches need: each step would fetch shards anew."""
     sizes = [sorted(source.shards.tar_bytes().values(), reverse=True) for source in sources]
     needed = sum(sum(some[: 2 * window or None]) for some in sizes)
@@ -39,14 +39,14 @@ def check_room(sources: Sequence[Source], window: int, cache_gb: float) -> None:
         )
 
 
-def fetched_ahead(batches: Iterable[Rows], sources: Sequence[Source], window: int) -> Iterator[Rows]:
+def fetched_ahead(batches: Iterable[Rows], sources: Sequence[ShardSource], window: int) -> Iterator[Rows]:
     """The same batches; while one is used, threads fetch up to `window` shards (0: all) of each source that come next.
 
     Nothing is started before the second batch is asked for, so that workers can be forked first.
     """
     batches = iter(batches)
     yield from itertools.islice(batches, 1)
-    wanted: queue.SimpleQueue[tuple[Source, str] | None] = queue.SimpleQueue()
+    wanted: queue.SimpleQueue[tuple[ShardSource, str] | None] = queue.SimpleQueue()
     for _ in range(FETCHERS):
         threading.Thread(target=_fetch, args=(wanted,), daemon=True).start()
     try:
@@ -66,7 +66,7 @@ def fetched_ahead(batches: Iterable[Rows], sources: Sequence[Source], window: in
 
 
 def _asking_ahead(
-    batches: Iterator[Rows], sources: Sequence[Source], window: int, wanted: queue.SimpleQueue
+    batches: Iterator[Rows], sources: Sequence[ShardSource], window: int, wanted: queue.SimpleQueue
 ) -> Iterator[Rows]:
     coming: deque[tuple[Rows, int]] = deque()  # with how many shards each is the first to need
     known: dict[tuple[int, str], None] = {}  # shards asked for, the one needed last at the end

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from distill.data.frames import Video
+from distill.data.frames import PackedVideo
 from distill.data.labels import PER_VIDEO, SHORTLIST, Tier, label_sample, tier_of
 from distill.data.loader import VideoDataset, load_batches
 from distill.errors import ArtefactError
@@ -126,7 +126,7 @@ def _tier_bytes(shapes: dict[str, Tensor], tier: Tier, captions: int) -> int:
     return sum(value.nbytes * (1 if name in PER_VIDEO else captions) for name, value in of_tier.items())
 
 
-def _shard_bytes(videos: list[Video], shapes: dict[str, Tensor], job: Teaching) -> int:
+def _shard_bytes(videos: list[PackedVideo], shapes: dict[str, Tensor], job: Teaching) -> int:
     """A tar and its index, as `build` writes them."""
 
     @lru_cache

@@ -22,7 +22,7 @@ from pathlib import Path
 from distill.data.frames import Caption
 from distill.data.video import EXTENSIONS, stem
 from distill.errors import ArtefactError
-from distill.packing.layouts import LAYOUTS, Row
+from distill.packing.layouts import LAYOUTS, CaptionRow
 from distill.packing.textfiles import refuse_pickle
 
 log = logging.getLogger(__name__)
@@ -51,9 +51,9 @@ def read_annotations(path: Path, layout: str, videos: Path) -> list[Clip]:
     return _clips(path, LAYOUTS[layout](path), _Folder(videos))
 
 
-def _clips(path: Path, rows: Iterable[Row], folder: "_Folder") -> list[Clip]:
+def _clips(path: Path, rows: Iterable[CaptionRow], folder: "_Folder") -> list[Clip]:
     """Groups rows by video."""
-    first: dict[str, Row] = {}
+    first: dict[str, CaptionRow] = {}
     sources: dict[str, str] = {}
     captions: dict[str, list[Caption]] = {}
     ids: set[str] = set()
@@ -86,7 +86,7 @@ def _clips(path: Path, rows: Iterable[Row], folder: "_Folder") -> list[Clip]:
     ]
 
 
-def _check(row: Row) -> None:
+def _check(row: CaptionRow) -> None:
     if Path(row.video).name != row.video or set(row.video) & {"\\", "\0"} or not row.video.strip("."):
         found = (row.files or (row.video,))[0]
         raise ArtefactError(f"{row.where}: video: expected a file name in the video folder, found {found!r}")

@@ -1,4 +1,4 @@
-"""The layouts annotation files come in: one function per data set, annotation file of one split in, `Row`s out.
+"""The layouts annotation files come in: one function per data set, annotation file of one split in, `CaptionRow`s out.
 
 `LAYOUTS` is the table. What all layouts share:
 
@@ -36,7 +36,7 @@ DIDEMO_NAME = re.compile(r"(?:didemo_)?(train|val|test)_data\.json")
 DIDEMO_END = 31.0  # seconds; longer videos were cut to 30 s for annotation, and the field samples 0 to 31
 
 
-class Row(NamedTuple):
+class CaptionRow(NamedTuple):
     """One caption as an annotation file has it."""
 
     where: str  # file and place in it, for errors
@@ -49,8 +49,8 @@ class Row(NamedTuple):
     unusable: str | None = None  # why the video cannot be packed, where that is known already
 
 
-def read_csv(path: Path) -> Iterator[Row]:
-    """Plain csv: `video,caption[,start,end]`; each stretch of time is a clip of its own, `name#start-end`."""
+def read_csv(path: Path) -> Iterator[CaptionRow]:
+    """Plain csv: `video,caption[,start,end]`; each part of a file is a clip of its own, `name#start-end`."""
     _, rows = read_rows(path, required=("video", "caption"))
     for number, (where, row) in enumerate(rows):
         name = filled(where, row, "video")
@@ -59,10 +59,10 @@ def read_csv(path: Path) -> Iterator[Row]:
             found = f"start {row.get('start', '')!r}, end {row.get('end', '')!r}"
             raise ArtefactError(f"{where}: expected both start and a later end, or neither; found {found}")
         video = stem(name) if start is None else f"{stem(name)}#{start:.12g}-{end:.12g}"
-        yield Row(where, video, row["caption"], str(number), (name,), start, end)
+        yield CaptionRow(where, video, row["caption"], str(number), (name,), start, end)
 
 
-def read_msrvtt(path: Path) -> Iterator[Row]:
+def read_msrvtt(path: Path) -> Iterator[CaptionRow]:
     """MSR-VTT, and VATEX in its layout: a csv with a `video_id` column, captions in it or in a JSON file beside it.
 
     With a `sentence` column (1k-A test, full split) every row is a caption, its id the `key` column or the row number;
@@ -74,23 +74,23 @@ def read_msrvtt(path: Path) -> Iterator[Row]:
     if "sentence" in columns:
         for number, (where, row) in enumerate(rows):
             key = row.get("key", "").strip() or str(number)
-            yield Row(where, filled(where, row, "video_id"), row["sentence"], key)
+            yield CaptionRow(where, filled(where, row, "video_id"), row["sentence"], key)
         return
     listed = [filled(where, row, "video_id") for where, row in rows]
     captions = _beside(path, MSRVTT_CAPTIONS)
-    spoken: dict[str, list[Row]] = {}
+    spoken: dict[str, list[CaptionRow]] = {}
     for number, sentence in enumerate(_sentences(captions)):
         where = f"{captions}: sentences[{number}]"
         known = sentence if isinstance(sentence, dict) else {}
         video, text, key = (known.get(name) for name in ("video_id", "caption", "sen_id"))
         if not (isinstance(video, str) and isinstance(text, str) and isinstance(key, int | str)):
             raise ArtefactError(f"{where}: expected video_id, caption and sen_id, found {shortened(sentence)}")
-        spoken.setdefault(video, []).append(Row(where, video, text, str(key)))
+        spoken.setdefault(video, []).append(CaptionRow(where, video, text, str(key)))
     for video in _split(path, listed, spoken, captions):
         yield from spoken[video]
 
 
-def read_msvd(path: Path) -> Iterator[Row]:
+def read_msvd(path: Path) -> Iterator[CaptionRow]:
     """MSVD: `{train,val,test}_list.txt`, beside it `captions_msvd.json` or else `raw-captions.json`.
 
     The JSON is `{id: [caption, ...]}`; a caption is a string or the list of its words. The published lists hold
@@ -99,12 +99,12 @@ def read_msvd(path: Path) -> Iterator[Row]:
     return _by_list(path, MSVD_CAPTIONS)
 
 
-def read_vatex(path: Path) -> Iterator[Row]:
+def read_vatex(path: Path) -> Iterator[CaptionRow]:
     """VATEX: `{train,test}_list.txt`, beside it `ref_captions.json` as MSVD has it. (`VATEX_test.csv`: read_msrvtt.)"""
     return _by_list(path, VATEX_CAPTIONS)
 
 
-def read_lsmdc(path: Path) -> Iterator[Row]:
+def read_lsmdc(path: Path) -> Iterator[CaptionRow]:
     """LSMDC: tab-separated, no header, quotes stand for themselves; `clip_id`, four times, `sentence`.
 
     Clips are files of their own, so the times are not used; a file may lie in a folder named after its movie.
@@ -121,10 +121,10 @@ def read_lsmdc(path: Path) -> Iterator[Row]:
         if not clip:
             raise ArtefactError(f"{where}: clip_id: empty; expected the name of a video")
         movie = clip.rpartition("_")[0]  # 1034_Super_8_00.47.36.947-00.47.39.171
-        yield Row(where, clip, text, files=(clip, f"{movie}/{clip}") if movie else (clip,))
+        yield CaptionRow(where, clip, text, files=(clip, f"{movie}/{clip}") if movie else (clip,))
 
 
-def read_activitynet(path: Path) -> Iterator[Row]:
+def read_activitynet(path: Path) -> Iterator[CaptionRow]:
     """ActivityNet Captions, paragraph per video: `train.json` or `val_1.json`, `{id: {duration, sentences, ...}}`.
 
     The split is all entries, in their order: the published 4,917 of `val_1.json`. Lists of ids that circulate beside it
@@ -143,10 +143,10 @@ def read_activitynet(path: Path) -> Iterator[Row]:
         if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
             raise ArtefactError(f"{where}: sentences: expected a list of strings, found {shortened(sentences)}")
         files = (video, video.removeprefix("v_"))
-        yield Row(where, video, _paragraph(sentences), files=files, start=0.0, end=float(math.ceil(duration)))
+        yield CaptionRow(where, video, _paragraph(sentences), files=files, start=0.0, end=float(math.ceil(duration)))
 
 
-def read_didemo(path: Path) -> Iterator[Row]:
+def read_didemo(path: Path) -> Iterator[CaptionRow]:
     """DiDeMo, paragraph per video: `{train,val,test}_data.json` or `didemo_*_data.json`, `[{video, description}, ...]`.
 
     The id is the file name without extension, or without a dot at its end. Some videos stand under two names (x.mov,
@@ -176,14 +176,14 @@ def read_didemo(path: Path) -> Iterator[Row]:
         videos = _split(list_path, [_didemo_id(name) for name in read_list(list_path)], sentences, path)
     for video in videos:
         files = tuple(dict.fromkeys([*names[video], video]))
-        yield Row(first[video], video, _paragraph(sentences[video]), files=files, start=0.0, end=DIDEMO_END)
+        yield CaptionRow(first[video], video, _paragraph(sentences[video]), files=files, start=0.0, end=DIDEMO_END)
 
 
 def _didemo_id(name: str) -> str:
     return stem(name.strip()).rstrip(".")
 
 
-def _by_list(path: Path, names: tuple[str, ...]) -> Iterator[Row]:
+def _by_list(path: Path, names: tuple[str, ...]) -> Iterator[CaptionRow]:
     """A list of ids, and `{id: [caption, ...]}` in the first of `names` that lies beside it."""
     if path.suffix.lower() == ".json":
         raise ArtefactError(f"{path}: expected the split's list of ids, such as train_list.txt; captions lie beside it")
@@ -201,7 +201,7 @@ def _by_list(path: Path, names: tuple[str, ...]) -> Iterator[Row]:
             words = [caption] if isinstance(caption, str) else caption
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
                 raise ArtefactError(f"{where}: expected a caption or the list of its words, found {shortened(caption)}")
-            yield Row(where, video, " ".join(words))
+            yield CaptionRow(where, video, " ".join(words))
 
 
 def _split(path: Path, listed: list[str], captions: dict[str, Any], source: Path) -> list[str]:
@@ -248,17 +248,17 @@ def _beside(path: Path, names: tuple[str, ...]) -> Path:
     raise ArtefactError(f"{path}: no captions: expected {' or '.join(names)} beside it; copy it into {path.parent}")
 
 
-def read_webdataset(path: Path) -> Iterator[Row]:
+def read_webdataset(path: Path) -> Iterator[CaptionRow]:
     """A folder of shards that img2dataset or video2dataset downloaded, videos and captions together.
 
     A download that failed, or that has no caption, is a row too: it is reported, not packed.
     """
     for found in downloads(path, EXTENSIONS):
         where = f"{path / found.source.partition('/')[0]}: {found.key}"
-        yield Row(where, found.key, found.caption, files=(found.source,), unusable=found.unusable)
+        yield CaptionRow(where, found.key, found.caption, files=(found.source,), unusable=found.unusable)
 
 
-LAYOUTS: dict[str, Callable[[Path], Iterator[Row]]] = {
+LAYOUTS: dict[str, Callable[[Path], Iterator[CaptionRow]]] = {
     "activitynet": read_activitynet,
     "csv": read_csv,
     "didemo": read_didemo,

@@ -26,9 +26,9 @@ from distill.ranking.two_stage import best_of, of_parts, of_texts
 from distill.retrieval import generation
 from distill.retrieval.calibration import AMONG, SPARE
 from distill.retrieval.encoder import Encoder
+from distill.retrieval.moment import best_moment
 from distill.retrieval.segment import Segment
 from distill.retrieval.stored import damaged
-from distill.retrieval.stretch import best_stretch
 from distill.retrieval.table import Table
 
 RECALL = 200  # videos that are reranked: 99 % of the best ten in 10,000 are among them (tools/bench_retrieval.py)
@@ -41,7 +41,7 @@ class Hit:
     video: str  # id
     source: str  # the file, inside the video folder where the gallery knows it
     score: float  # the model's
-    seconds: tuple[float, float]  # the stretch that weighs most
+    seconds: tuple[float, float]  # the moment with the highest frame weights
     duration: float  # of the file
     timestamps: tuple[float, ...]  # of the frames that the model saw
     weights: tuple[float, ...]  # what the model gives each of them; padding, if it pools that too, takes the rest of 1
@@ -230,7 +230,7 @@ class Gallery:
             video=about["id"],
             source=about["source"] if folder is None else str(folder / about["source"]),
             score=score,
-            seconds=best_stretch(weights, timestamps, end, begin),
+            seconds=best_moment(weights, timestamps, end, begin),
             duration=duration,
             timestamps=tuple(timestamps),
             weights=tuple(weights[: len(timestamps)]),

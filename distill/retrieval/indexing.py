@@ -28,7 +28,7 @@ from distill.retrieval.encoder import Encoder, frame_weights, weighing
 from distill.retrieval.gallery import check_release
 from distill.retrieval.generation import SEGMENTS, VERSION, WORK
 from distill.retrieval.segment import Segment, id_hash, merge, sealed_segment, write_segment
-from distill.retrieval.sources import Cut, Item, Loaded, Note, Source, open_source
+from distill.retrieval.sources import Cut, Item, Loaded, Note, VideoSource, open_source
 from distill.retrieval.stored import bytes_per_video, row_bytes, stored
 from distill.retrieval.table import Table
 from distill.retrieval.vectors import KINDS, among, encode
@@ -111,7 +111,7 @@ class _Index:
     def __init__(
         self,
         release: Encoder,
-        source: Source,
+        source: VideoSource,
         out: Path,
         before: Manifest | None,
         vectors: str | None,
@@ -300,7 +300,7 @@ class _Index:
         )
 
 
-def _parents(before: Manifest | None, release: Encoder, source: Source) -> dict[str, str]:
+def _parents(before: Manifest | None, release: Encoder, source: VideoSource) -> dict[str, str]:
     """The release, `frames`, and, where other frame sets were added, `frames 2` and so on."""
     parents = {"release": release.manifest.id} if before is None else dict(before.parents)
     for found in source.parents.values():

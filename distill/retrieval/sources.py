@@ -74,7 +74,7 @@ class Loaded:
     pixels: Frames
 
 
-class Source(ABC):
+class VideoSource(ABC):
     """Rows to be, in order."""
 
     name: str  # of the source, as it was given
@@ -95,7 +95,7 @@ class Source(ABC):
 @contextmanager
 def open_source(
     path: Place, folder: Path | None, frames_config: dict[str, Any], model: Path, cut: Cut | None, workers: int | None
-) -> Iterator[Source]:
+) -> Iterator[VideoSource]:
     """A frame set, a folder of video files, or a text file that lists some; sampled as `frames_config` says.
 
     `folder` is the one of the video files, `model` names in errors what needs such frames; `workers` processes (one
@@ -107,7 +107,7 @@ def open_source(
             raise ExpectedError(f"{path}: a frame set, whose frames are chosen; --segments cuts video files")
         frames = FrameSet(path)
         frames.check_settings(frames_config, model)
-        yield FrameSource(frames, folder, workers)
+        yield FrameSetSource(frames, folder, workers)
         return
     if not isinstance(path, Path):
         raise ExpectedError(f"{path}: no frame set (no {NAME}); video files are read from disks, not from URLs")
@@ -120,7 +120,7 @@ def open_source(
         yield FileSource(path, root, found, left_out, sampler, size, cut, pool, workers)
 
 
-class FrameSource(Source):
+class FrameSetSource(VideoSource):
     """The videos of a frame set; `folder` is where their files are, if that is known."""
 
     def __init__(self, frames: FrameSet, folder: Path | None, workers: int):
@@ -142,7 +142,7 @@ class FrameSource(Source):
         return [(caption.id, caption.text) for caption in self.frames.videos[item.place].captions]
 
 
-class FileSource(Source):
+class FileSource(VideoSource):
     """Video files below `folder`. Processes of `pool` decode them; without one they are decoded here."""
 
     def __init__(

@@ -47,7 +47,7 @@ class Found(BaseModel):
     file: str = Field(description="the file's name")
     url: str = Field(description="where to get the file, relative to the page")
     score: float
-    seconds: tuple[float, float] = Field(description="the stretch that weighs most")
+    seconds: tuple[float, float] = Field(description="the moment with the highest frame weights")
     span: tuple[float, float] | None = Field(description="the segment that was searched; null for the whole file")
     duration: float
     timestamps: list[float] = Field(description="of the frames that the student saw")

@@ -1,13 +1,13 @@
-"""The stretch of a video that weighs most: which seconds of a hit to show."""
+"""The moment of a video with the highest frame weights: which seconds of a hit to show."""
 
 import itertools
 from collections.abc import Sequence
 
-STRETCH = 0.5  # of the peak's weight: neighbours above it belong to the stretch that is shown
+SHOWN = 0.5  # share of the peak weight above which a neighbouring frame belongs to the moment
 LONE_FRAME = 1.0  # seconds that a video's only frame stands for
 
 
-def best_stretch(
+def best_moment(
     weights: Sequence[float], timestamps: Sequence[float], duration: float, start: float = 0.0
 ) -> tuple[float, float]:
     """The seconds around the heaviest frame whose frames weigh at least half as much, without a gap.
@@ -22,9 +22,9 @@ def best_stretch(
     weights = [heaviest[second] for second in timestamps]
     peak = max(range(len(timestamps)), key=lambda frame: weights[frame])
     first = last = peak
-    while first > 0 and weights[first - 1] >= STRETCH * weights[peak]:
+    while first > 0 and weights[first - 1] >= SHOWN * weights[peak]:
         first -= 1
-    while last + 1 < len(timestamps) and weights[last + 1] >= STRETCH * weights[peak]:
+    while last + 1 < len(timestamps) and weights[last + 1] >= SHOWN * weights[peak]:
         last += 1
     gaps = [after - before for before, after in itertools.pairwise(timestamps)] or [LONE_FRAME]
     begin = timestamps[first] - gaps[max(first - 1, 0)] / 2
