@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill.bench import contenders, galleries, retrieval
 from distill.bench.operations import FORMULAS
-from distill.bench.retrieval import Claim, Row, claims, table
+from distill.bench.retrieval import Claim, ModelSearch, claims, table
 from distill.bench.synthetic import Sizes, Synthetic, World
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
@@ -123,7 +123,7 @@ def test_what_is_shared_of_the_top():
 
 
 def row(model, search, recall=None, operations=1, milliseconds=1.0, shared=None):
-    return Row(
+    return ModelSearch(
         **{"model": model, "search": search, "recall": recall, "operations": operations, "published_pair": None},
         **{"milliseconds": {1: milliseconds, 16: 2 * milliseconds, 64: 3.0}, "vector_bytes": 4, "token_bytes": 0},
         **{"shared": shared, "r1": 50.0, "r1_lost": None},
@@ -142,7 +142,7 @@ def test_a_claim_is_judged_at_the_fastest_search_that_finds_enough():
     assert (first.model, first.search, first.recall, first.operations) == ("EERCF", "two stages", 10, 55.0)
     assert first.time == {1: 40.0, 16: 40.0, 64: 1.0}
     assert second == Claim(words=second.words, model="GLSCL", factor=220)
-    shown = table(retrieval.Measured(gallery="g", videos=9, queries=3, rows=rows, claims=[first, second]))
+    shown = table(retrieval.RetrievalReport(gallery="g", videos=9, queries=3, rows=rows, claims=[first, second]))
     assert "1/55 of the operations (holds); of the time, with 1, 16, 64 queries at once, in 1/40 (does not" in shown
     assert "GLSCL: not shown, no search in two stages finds 99 % of the top ten" in shown
 
@@ -182,7 +182,7 @@ def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
         *("CLIP4Clip, TeachCLIP", "X-CLIP", "TS2-Net", "X-Pool", "GLSCL by coarse vector", "GLSCL by concepts"),
         *("EERCF", "EERCF with patches"),
     }
-    fields = {*Row.__dataclass_fields__}
+    fields = {*ModelSearch.__dataclass_fields__}
     for entry in (*real["rows"], *drawn["rows"]):
         assert entry.keys() == fields and entry["operations"] > 0
         assert entry["milliseconds"].keys() == {"1", "16", "64"} and min(entry["milliseconds"].values()) > 0

@@ -110,7 +110,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedRow:
     """How far one output was in one run."""
 
     output: str
@@ -124,7 +124,7 @@ class Row:
 
 
 @torch.no_grad()
-def compare(fixture: Fixture) -> list[Row]:
+def compare(fixture: Fixture) -> list[ComparedRow]:
     """Every output of a fixture in every precision and variant; an error if one is not computed or not understood."""
     kind, tolerance, expected = kind_of(fixture), parse(fixture.sidecar["tolerance"]), fixture.outputs()
     tolerance.check_names(list(expected))
@@ -135,7 +135,7 @@ def compare(fixture: Fixture) -> list[Row]:
             assert not uncompared, f"nothing computes {', '.join(sorted(uncompared))}"
             for name, value in expected.items():
                 limit = tolerance.limit(name, value, precision)
-                rows.append(Row(name, f"{precision} {label}".strip(), limit.error(found[name], value), limit))
+                rows.append(ComparedRow(name, f"{precision} {label}".strip(), limit.error(found[name], value), limit))
     fixture.check_switches()
     return rows
 

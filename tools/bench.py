@@ -107,7 +107,7 @@ def _loader(args: argparse.Namespace) -> dict[str, Any]:
             frames = FrameSet(args.frames)
         else:
             frames = draw_frames(Path(folder) / "drawn", videos=64, captions=1, num_frames=12, size=224)
-        return {"loader": loader.measure(frames, args.workers, batch=args.batch, rounds=args.rounds)}
+        return {"loader": loader.measure_loader(frames, args.workers, batch=args.batch, rounds=args.rounds)}
 
 
 def _labels(args: argparse.Namespace) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _labels(args: argparse.Namespace) -> dict[str, Any]:
         size = read_architecture(student.model.clip)["vision_cfg"]["image_size"]
         drawn = {"num_frames": student.data.num_frames}
         frames = draw_frames(folder / "frames", videos=pairs, captions=1, size=size, **drawn)
-        measured = steps.measure(setting, frames, folder / "labels", rounds=args.rounds)
+        measured = steps.measure_steps(setting, frames, folder / "labels", rounds=args.rounds)
         little = passes.small(setting, folder / "towers", pairs=PAIRS)
         size = passes.TOWERS["vision_cfg"]["image_size"]
         frames = draw_frames(folder / "few", videos=PAIRS, captions=CAPTIONS, size=size, **drawn)
@@ -142,7 +142,9 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
     recipe = read_recipe(args.recipe, args.overrides, Recipe)
     cached = recipe.train.stem_cache_gb
     caches = [cached, 0.0] if cached else [0.0]
-    measured = waiting.measure(args.recipe, args.overrides, caches=caches, workers=args.workers, steps=args.steps)
+    measured = waiting.measure_waiting(
+        args.recipe, args.overrides, caches=caches, workers=args.workers, steps=args.steps
+    )
     return {"train": measured}
 
 

@@ -43,7 +43,7 @@ import torch
 
 from distill import log
 from distill.bench import contenders, galleries
-from distill.bench.retrieval import Measured, claims, measure, table
+from distill.bench.retrieval import RetrievalReport, claims, measure_searches, table
 from distill.bench.rounds import machine
 from distill.bench.synthetic import Sizes, World
 from distill.data.frames import FrameSet
@@ -101,18 +101,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured, stored, sizes, world = [], [], Sizes(), World()
     if args.releases:
         models, own = contenders.of_releases([load(path) for path in args.releases], FrameSet(args.frames))
-        rows = measure(models, own, args.recall)
+        rows = measure_searches(models, own, args.recall)
         about = {"releases": [str(path) for path in args.releases]}
         measured.append(
-            Measured(gallery=str(args.frames), videos=models[0].videos, queries=len(own), about=about, rows=rows)
+            RetrievalReport(gallery=str(args.frames), videos=models[0].videos, queries=len(own), about=about, rows=rows)
         )
         print(table(measured[-1]), end="\n\n", flush=True)
     if args.videos:
         models, own = contenders.synthetic(args.videos, args.queries, sizes, world)
-        rows = measure(models, own, args.recall)
+        rows = measure_searches(models, own, args.recall)
         about = {"sizes": asdict(sizes), "world": asdict(world)}
         measured.append(
-            Measured(
+            RetrievalReport(
                 gallery="synthetic",
                 videos=args.videos,
                 queries=args.queries,
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(table(measured[-1]), end="\n\n", flush=True)
         del models
     for size in args.sizes:
-        stored.append(galleries.measure(args.folder, size, sizes, world))
+        stored.append(galleries.measure_size(args.folder, size, sizes, world))
         print(galleries.table(stored[-1]), end="\n\n", flush=True)
     goals = galleries.goals(max(stored, key=lambda s: s.videos)) if stored else []
     for goal in goals:

@@ -26,7 +26,7 @@ from distill import comm, log
 from distill.data.frames import FrameSet
 from distill.errors import ArtefactError, ExpectedError, door
 from distill.evaluation.protocol import PROTOCOLS, captions_of, fingerprint
-from distill.evaluation.report import Subject, check_comparable, measure, read_result, report
+from distill.evaluation.report import Subject, check_comparable, evaluate_model, read_result, report
 from distill.manifest import write_json
 from distill.release.release import Release, load
 from distill.remote import locate
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         frames_id=frames.manifest.id,
     )
     bank = None if args.qbnorm is None else FrameSet(args.qbnorm)
-    result = measure(
+    result = evaluate_model(
         *(subject, release.model, release.tokenizer, frames, args.protocol),
         **{"dsl": args.dsl, "bank": bank, "recalls": args.recall},
     )

@@ -83,7 +83,7 @@ class Release:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class GallerySearch:
     """One way to search one gallery. Milliseconds are those of a query, by how many come at once."""
 
     search: str
@@ -102,7 +102,7 @@ class Scale:
     opening: float  # seconds
     memory: float | None  # MB beyond mapped files, while searching exactly; None where the system does not tell
     slower: dict[int, float]  # exact search over the plain product, by how many queries come at once
-    rows: list[Row]
+    rows: list[GallerySearch]
 
     def tree(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -123,13 +123,13 @@ def check_room(folder: Path, sizes: Sequence[int], of: Sizes) -> None:
 
 
 @torch.inference_mode()
-def measure(folder: Path, videos: int, sizes: Sizes, world: World) -> Scale:
+def measure_size(folder: Path, videos: int, sizes: Sizes, world: World) -> Scale:
     """Draws, writes, searches and removes the galleries of one size."""
     one, two = folder / "one", folder / "two"
     for old in (one, two):
         shutil.rmtree(old, ignore_errors=True)
     try:
-        return _measured(one, two, videos, _write(one, two, videos, sizes, world))
+        return _search_size(one, two, videos, _write(one, two, videos, sizes, world))
     finally:
         for old in (one, two):
             shutil.rmtree(old, ignore_errors=True)
@@ -210,7 +210,7 @@ def _seal(path: Path, vectors: Tensor, release: Release, *, tokens: bool) -> Non
     generation.publish(path, manifest)
 
 
-def _measured(one: Path, two: Path, videos: int, written: _Written) -> Scale:
+def _search_size(one: Path, two: Path, videos: int, written: _Written) -> Scale:
     release, vectors, k = written.release, written.vectors, min(BEST, videos)
     queries = release.model.recall_text(release.text)
     names = [str(number) for number in range(len(queries))]
@@ -246,7 +246,7 @@ def _measured(one: Path, two: Path, videos: int, written: _Written) -> Scale:
         shared[name], costs[name] = _shared(sides[name](names), written.full.tolist()), (seconds, size)
     took = {number: _turns(sides, names, number) for number in AT_ONCE}
     rows = [
-        Row(
+        GallerySearch(
             search=name,
             p50={number: _percentile(took[number][name], 50) for number in AT_ONCE},
             p95={number: _percentile(took[number][name], 95) for number in AT_ONCE},

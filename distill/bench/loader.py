@@ -31,7 +31,7 @@ TIMED = 6  # batches; a multiple of the usual numbers of workers, who take turns
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class LoaderSpeed:
     """One number of workers; 0 decodes in the process that takes the batches."""
 
     workers: int
@@ -42,7 +42,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class LoaderReport:
     """The loader on one frame set."""
 
     frames: str
@@ -50,7 +50,7 @@ class Measured:
     video_bytes: float  # of JPEG, on average
     num_frames: int
     batch: int
-    rows: list[Row]
+    rows: list[LoaderSpeed]
     parts: dict[str, float]  # milliseconds of the processor that one video takes without workers
     goals: list[Goal]
 
@@ -92,7 +92,7 @@ class _Decoding(Dataset):
         return len(self._jpegs[number])
 
 
-def measure(frames: FrameSet, workers: Sequence[int], *, batch: int, rounds: int) -> Measured:
+def measure_loader(frames: FrameSet, workers: Sequence[int], *, batch: int, rounds: int) -> LoaderReport:
     """Times both sides in turns."""
     if len(frames) < batch:
         raise ExpectedError(f"{frames.path}: {len(frames)} videos do not fill a batch of {batch}; give --batch")
@@ -127,7 +127,7 @@ def measure(frames: FrameSet, workers: Sequence[int], *, batch: int, rounds: int
     size = statistics.mean(sum(map(len, jpeg)) for jpeg in jpegs)
     rows = [_row(number, found, size) for number in workers]
     parts = _parts(found)
-    return Measured(
+    return LoaderReport(
         frames=str(frames.path),
         videos=len(frames),
         video_bytes=size,
@@ -172,10 +172,10 @@ def _each(function: Callable[[int], object], videos: Sequence[int]) -> float:
     return 1e3 * (time.process_time() - start) / len(videos)
 
 
-def _row(workers: int, found: dict[str, list[float]], size: float) -> Row:
+def _row(workers: int, found: dict[str, list[float]], size: float) -> LoaderSpeed:
     limit, loader = found[f"limit {workers}"], found[f"loader {workers}"]
     rate = statistics.median(loader)
-    return Row(
+    return LoaderSpeed(
         workers=workers,
         limit=statistics.median(limit),
         loader=rate,
@@ -196,7 +196,7 @@ def _parts(found: dict[str, list[float]]) -> dict[str, float]:
     }
 
 
-def _goal(row: Row, parts: dict[str, float]) -> Goal:
+def _goal(row: LoaderSpeed, parts: dict[str, float]) -> Goal:
     beside = sum(parts.values()) - parts["decode"]
     why = f"beside {parts['decode']:.2f} ms of decoding a video takes {beside:.2f} ms of the processor (table above)"
     if row.workers:

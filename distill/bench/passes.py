@@ -32,7 +32,7 @@ TOWERS = {  # small, but with the layers, heads and positions that the papers' h
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TowerPasses:
     """What went through the teachers' towers in one job, all teachers together."""
 
     job: str
@@ -49,7 +49,7 @@ class Counted:
     captions: int  # of every video
     epochs: int
     steps: int
-    rows: list[Row]
+    rows: list[TowerPasses]
     saved_frames: int
     saved_captions: int
     loss_difference: float  # largest over all steps, relative
@@ -88,9 +88,9 @@ class _Counter:
 
         return count
 
-    def row(self, job: str) -> Row:
+    def row(self, job: str) -> TowerPasses:
         """What was counted since the last row."""
-        row = Row(job=job, frames=self._counts["visual"], captions=self._counts["text"])
+        row = TowerPasses(job=job, frames=self._counts["visual"], captions=self._counts["text"])
         self._counts = {"visual": 0, "text": 0}
         return row
 

@@ -77,7 +77,7 @@ class Contender:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ModelSearch:
     """One search of one model."""
 
     model: str
@@ -108,14 +108,14 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class RetrievalReport:
     """All rows of one gallery."""
 
     gallery: str
     videos: int
     queries: int
     about: dict[str, Any] = field(default_factory=dict)
-    rows: list[Row]
+    rows: list[ModelSearch]
     claims: list[Claim] = field(default_factory=list)
 
     def tree(self) -> dict[str, Any]:
@@ -133,9 +133,11 @@ FOUND = 0.99  # of the exhaustive ten best: a search that finds less is no fair 
 
 
 @torch.inference_mode()
-def measure(contenders: Sequence[Contender], own: Int[Tensor, " text"], recalls: Sequence[int]) -> list[Row]:
+def measure_searches(
+    contenders: Sequence[Contender], own: Int[Tensor, " text"], recalls: Sequence[int]
+) -> list[ModelSearch]:
     """All searches of all contenders; query i is answered rightly by video `own[i]`."""
-    rows: list[Row] = []
+    rows: list[ModelSearch] = []
     searches: list[tuple[Contender, TwoStage | None]] = []
     for contender in progress(contenders, "what is found (models)"):
         expected = None if contender.exact is None else _all_scores(contender)
@@ -183,7 +185,9 @@ class TwoStage:
         return count if self.index is None else count + self.index.centres.numel()
 
 
-def _two_stage_row(search: TwoStage, own: Int[Tensor, " text"], expected: Float[Tensor, "text video"] | None) -> Row:
+def _two_stage_row(
+    search: TwoStage, own: Int[Tensor, " text"], expected: Float[Tensor, "text video"] | None
+) -> ModelSearch:
     """What is found, not yet timed; `expected` are all full scores."""
     assert expected is not None
     contender = search.contender
@@ -192,7 +196,7 @@ def _two_stage_row(search: TwoStage, own: Int[Tensor, " text"], expected: Float[
     shared = (found.unsqueeze(2) == best.unsqueeze(1)).any(2).double().mean()
     first = (found[:, 0] == own) & (scores[:, :1] > scores[:, 1:]).all(1)  # ties count against the model
     r1 = 100 * float(first.double().mean())
-    return Row(
+    return ModelSearch(
         model=contender.name,
         search="two stages" if search.index is None else "two stages by index",
         recall=search.recall,
@@ -209,7 +213,7 @@ def _two_stage_row(search: TwoStage, own: Int[Tensor, " text"], expected: Float[
 
 def _one_stage_row(
     contender: Contender, own: Int[Tensor, " text"], expected: Float[Tensor, "text video"] | None
-) -> Row:
+) -> ModelSearch:
     """A search of every video, not yet timed: by its vector, or by its full score."""
     operations, model = contender.operations, contender.model
     if expected is not None:
@@ -218,7 +222,7 @@ def _one_stage_row(
         assert contender.vectors is not None
         found = (model.recall_text(contender.text) @ contender.vectors.T).double()
         name, count = "one vector", operations.recall * contender.videos
-    return Row(
+    return ModelSearch(
         model=contender.name,
         search=name,
         recall=None,
@@ -296,7 +300,7 @@ def _all_scores(contender: Contender) -> Float[Tensor, "text video"]:
     return torch.cat([contender.model.similarity(contender.text, exact[start : start + ALL]) for start in starts], 1)
 
 
-def claims(rows: Sequence[Row]) -> list[Claim]:
+def claims(rows: Sequence[ModelSearch]) -> list[Claim]:
     """Whether the papers' factors are reached, by the cheapest search of the model that finds enough."""
     heavy = [row for row in rows if row.model == "X-CLIP"]
     found = []
@@ -325,7 +329,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
     return found
 
 
-def table(measured: Measured) -> str:
+def table(measured: RetrievalReport) -> str:
     """The rows, and what became of the claims."""
     heavy = next((row for row in measured.rows if row.model.startswith("X-CLIP")), None)
     head = (

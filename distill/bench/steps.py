@@ -57,7 +57,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class StepCost:
     """One kind of step."""
 
     step: str
@@ -67,14 +67,14 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class StepsReport:
     """The three kinds of step."""
 
     pairs: int
     num_frames: int
     max_words: int
     precision: str
-    rows: list[Row]
+    rows: list[StepCost]
     by_operations: float  # labels over live, counted
     loss_difference: float  # between stored and live labels, relative, on the same weights
     goals: list[Goal]
@@ -162,7 +162,7 @@ def live_rows(teacher: Teacher, batch: Batch, *, bf16: bool) -> dict[str, Tensor
     return {"relevance": head.relevance(text, video), **text.tensors(), **stored}
 
 
-def measure(setting: Setting, frames: FrameSet, folder: Path, *, rounds: int) -> Measured:
+def measure_steps(setting: Setting, frames: FrameSet, folder: Path, *, rounds: int) -> StepsReport:
     """Writes labels of random teachers of the setting's size, then times and counts the steps on them."""
     teachers = build_teachers(setting.teachers)
     kinds = [config.kind for config in setting.teachers]
@@ -183,7 +183,7 @@ def measure(setting: Setting, frames: FrameSet, folder: Path, *, rounds: int) ->
     )
     flops = {kind: steps.flops(make) for kind, make in batches.items()}
     rows = [
-        Row(
+        StepCost(
             step=kind,
             flops=flops[kind],
             milliseconds=1e3 * statistics.median(found[kind]),
@@ -191,7 +191,7 @@ def measure(setting: Setting, frames: FrameSet, folder: Path, *, rounds: int) ->
         )
         for kind in batches
     ]
-    return Measured(
+    return StepsReport(
         pairs=pairs_in_step,
         num_frames=setting.data.num_frames,
         max_words=setting.data.max_words,
@@ -271,7 +271,7 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def _goals(rows: Sequence[Row], found: dict[str, list[float]]) -> list[Goal]:
+def _goals(rows: Sequence[StepCost], found: dict[str, list[float]]) -> list[Goal]:
     plain, labels, live = rows
     rate = {row.step: row.flops / row.milliseconds / 1e9 for row in rows}  # TFLOP/s
     extra = (live.flops - plain.flops) / max(live.milliseconds - plain.milliseconds, 1e-9) / 1e9

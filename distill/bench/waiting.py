@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class WaitingTime:
     """One run."""
 
     stem_cache_gb: float
@@ -41,12 +41,12 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class WaitingReport:
     """All runs of one recipe."""
 
     recipe: str
     overrides: list[str]
-    rows: list[Row]
+    rows: list[WaitingTime]
     goals: list[Goal]
 
     def tree(self) -> dict[str, Any]:
@@ -64,18 +64,18 @@ class Measured:
         return "\n\n".join([about, aligned(lines), "\n".join(goal.sentence() for goal in self.goals)])
 
 
-def measure(
+def measure_waiting(
     recipe: str, overrides: Sequence[str], *, caches: Sequence[float], workers: Sequence[int], steps: int
-) -> Measured:
+) -> WaitingReport:
     """Runs the recipe once for every cache size (0: none) and number of workers."""
     runs, rows = [(cache, number) for cache in caches for number in workers], []
     for cache, number in runs:
         log.info(f"run {len(rows) + 1} of {len(runs)}: {_named(cache)}, {number} workers")
         rows.append(_row(recipe, overrides, cache, number, steps))
-    return Measured(recipe=recipe, overrides=list(overrides), rows=rows, goals=[_goal(row) for row in rows])
+    return WaitingReport(recipe=recipe, overrides=list(overrides), rows=rows, goals=[_goal(row) for row in rows])
 
 
-def _row(recipe: str, overrides: Sequence[str], cache: float, workers: int, steps: int) -> Row:
+def _row(recipe: str, overrides: Sequence[str], cache: float, workers: int, steps: int) -> WaitingTime:
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "name": "run",
@@ -87,7 +87,7 @@ def _row(recipe: str, overrides: Sequence[str], cache: float, workers: int, step
         given = [*overrides, *(f"{name}={value}" for name, value in settings.items())]
         counted = _until(steps, [sys.executable, str(RUN), recipe, *given], Path(folder) / "run" / "metrics.jsonl")
     seconds, waited = sum(row["seconds"] for row in counted), sum(row["data_wait"] for row in counted)
-    return Row(
+    return WaitingTime(
         stem_cache_gb=cache,
         workers=workers,
         steps=len(counted),
@@ -135,7 +135,7 @@ def _counted(metrics: Path) -> list[dict[str, Any]]:
     return [row for row in taken if row["step"] - first[row["epoch"]] >= LEFT_OUT]
 
 
-def _goal(row: Row) -> Goal:
+def _goal(row: WaitingTime) -> Goal:
     computed = row.milliseconds - row.waited
     why = f"a step computes for {computed:.0f} ms and then waits {row.waited:.0f} ms for its batch"
     advice = "data.workers=1 loads it meanwhile" if row.workers == 0 else "more workers, or cores, are needed"

@@ -17,7 +17,7 @@ from distill.release.release import Release
 QUERIES = 50  # timed one by one
 
 
-def measure(release: Release, frames: FrameSet, truth: Path) -> dict[str, float]:
+def measure_release(release: Release, frames: FrameSet, truth: Path) -> dict[str, float]:
     """`mass`: share of the frame weights on frames that are truly relevant to the caption, in percent, mean over all
     captions. `ms`: milliseconds to score one encoded query against the whole gallery and take the ten best (median).
     """

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.data.frames import FrameSet
-from distill.demo.measure import measure
+from distill.demo.measure import measure_release
 from distill.errors import ExpectedError
 from distill.evaluation.metrics import paired_bootstrap
 from distill.evaluation.report import aligned
@@ -35,8 +35,8 @@ METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the table: a recipe and what is changed in it."""
+class Trial:
+    """One line of the demo table: a recipe and the changes to it."""
 
     key: str
     title: str
@@ -46,17 +46,19 @@ class Row:
     teaches: bool = False
 
 
-MEAN = Row("mean", "CLIP4Clip, mean pooling", "recipes/clip4clip.yaml")
-SEQ = Row("seqtransf", "CLIP4Clip, temporal transformer", "recipes/clip4clip.yaml", ("model.head=seqTransf",))
-PLAIN = Row("afa", "TeachCLIP without labels", "recipes/teachclip.yaml", ("labels=[]",))
-LONG = Row("afa3x", "TeachCLIP without labels, 3 x steps", "recipes/teachclip.yaml", ("labels=[]", "train.epochs=36"))
-TAUGHT = Row("teachclip", "TeachCLIP with X-CLIP's labels", "recipes/teachclip.yaml", taught_by=("xclip",))
-BY_TS2NET = Row("teachclip-ts2net", "TeachCLIP with TS2-Net's labels", "recipes/teachclip.yaml", taught_by=("ts2net",))
-BY_XPOOL = Row("teachclip-xpool", "TeachCLIP with X-Pool's labels", "recipes/teachclip.yaml", taught_by=("xpool",))
-BY_TWO = Row(
+MEAN = Trial("mean", "CLIP4Clip, mean pooling", "recipes/clip4clip.yaml")
+SEQ = Trial("seqtransf", "CLIP4Clip, temporal transformer", "recipes/clip4clip.yaml", ("model.head=seqTransf",))
+PLAIN = Trial("afa", "TeachCLIP without labels", "recipes/teachclip.yaml", ("labels=[]",))
+LONG = Trial("afa3x", "TeachCLIP without labels, 3 x steps", "recipes/teachclip.yaml", ("labels=[]", "train.epochs=36"))
+TAUGHT = Trial("teachclip", "TeachCLIP with X-CLIP's labels", "recipes/teachclip.yaml", taught_by=("xclip",))
+BY_TS2NET = Trial(
+    "teachclip-ts2net", "TeachCLIP with TS2-Net's labels", "recipes/teachclip.yaml", taught_by=("ts2net",)
+)
+BY_XPOOL = Trial("teachclip-xpool", "TeachCLIP with X-Pool's labels", "recipes/teachclip.yaml", taught_by=("xpool",))
+BY_TWO = Trial(
     "teachclip-two", "TeachCLIP with X-CLIP's and TS2-Net's", "recipes/teachclip.yaml", taught_by=("xclip", "ts2net")
 )
-PUBLISHED = Row(
+PUBLISHED = Trial(
     "teachclip-t1",
     "TeachCLIP with labels, temperatures 1",
     "recipes/teachclip.yaml",
@@ -65,16 +67,16 @@ PUBLISHED = Row(
 )
 ALONE = ("labels=[]", "losses.contrastive.weight=1.0")  # as each paper trains
 OTHERS = tuple(
-    Row(f"{key}{suffix}", f"{title} {words}", f"recipes/{key}.yaml", changes, taught_by)
+    Trial(f"{key}{suffix}", f"{title} {words}", f"recipes/{key}.yaml", changes, taught_by)
     for key, title in (("eercf", "EERCF"), ("glscl", "GLSCL"), ("prompt_switch", "Prompt Switch"))
     for suffix, words, changes, taught_by in (
         ("", "without labels", ALONE, ()),
         ("-taught", "with X-CLIP's labels", (), ("xclip",)),
     )
 )
-TEACHER = Row("xclip", "X-CLIP (teacher)", "recipes/xclip.yaml", teaches=True)
-TS2NET = Row("ts2net", "TS2-Net (teacher)", "recipes/ts2net.yaml", teaches=True)
-XPOOL = Row("xpool", "X-Pool (teacher)", "recipes/xpool.yaml", teaches=True)
+TEACHER = Trial("xclip", "X-CLIP (teacher)", "recipes/xclip.yaml", teaches=True)
+TS2NET = Trial("ts2net", "TS2-Net (teacher)", "recipes/ts2net.yaml", teaches=True)
+XPOOL = Trial("xpool", "X-Pool (teacher)", "recipes/xpool.yaml", teaches=True)
 DEMO = (MEAN, PLAIN, LONG, TAUGHT, TEACHER)
 STUDY = (MEAN, SEQ, PLAIN, LONG, PUBLISHED, TAUGHT, BY_TS2NET, BY_XPOOL, BY_TWO, *OTHERS, TEACHER, TS2NET, XPOOL)
 PAIRS = (
@@ -184,12 +186,12 @@ def corpus(commands: Commands, clips: int) -> None:
         commands.run(f"pack {split} frames", (*pack, *options), FRAMES / split / "manifest.json")
 
 
-def num_commands(rows: Sequence[Row]) -> int:
+def num_commands(rows: Sequence[Trial]) -> int:
     """How many commands `train_all` runs: one for every row, and one for every teacher's labels."""
     return len(rows) + sum(row.teaches for row in rows)
 
 
-def train_all(commands: Commands, rows: Sequence[Row], runs: Path, labels: Path, seed: int) -> None:
+def train_all(commands: Commands, rows: Sequence[Trial], runs: Path, labels: Path, seed: int) -> None:
     """Trains every row into RUNS/KEY, teachers first, and writes their labels into LABELS/KEY as students need them."""
     jobs = []
     for teacher in (row for row in rows if row.teaches):
@@ -202,7 +204,7 @@ def train_all(commands: Commands, rows: Sequence[Row], runs: Path, labels: Path,
     commands.side_by_side([*jobs, *(_training(row, runs, labels, seed) for row in students)])
 
 
-def _training(row: Row, runs: Path, labels: Path, seed: int) -> Command:
+def _training(row: Trial, runs: Path, labels: Path, seed: int) -> Command:
     changes = [f"name={row.key}", f"out={runs}", f"seed={seed}", *row.changes]
     sets = [labels / teacher for teacher in row.taught_by]
     if sets:
@@ -215,7 +217,7 @@ def _training(row: Row, runs: Path, labels: Path, seed: int) -> Command:
     return Command(f"train {row.title}", arguments, runs / row.key / "release", needs)
 
 
-def results(rows: Sequence[Row], runs: Path) -> dict[str, dict]:
+def results(rows: Sequence[Trial], runs: Path) -> dict[str, dict]:
     """What the table shows of every row: test metrics, mass, milliseconds, seconds of training."""
     frames, found = FrameSet(FRAMES / "test", verify=False), {}
     for row in rows:
@@ -225,13 +227,13 @@ def results(rows: Sequence[Row], runs: Path) -> dict[str, dict]:
         found[row.key] = {
             "title": row.title,
             **json.loads((folder / "test.json").read_text()),
-            **measure(release, frames, CORPUS / "relevance.json"),
+            **measure_release(release, frames, CORPUS / "relevance.json"),
             "train_seconds": provenance["seconds"],
         }
     return found
 
 
-def intervals(rows: Sequence[Row], runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
+def intervals(rows: Sequence[Trial], runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
     """R@1 of the first minus that of the second of each pair that was run, in points: [difference, low, high].
 
     A paired bootstrap over videos; with several runs (seeds), every draw takes a video with its queries in all of them.

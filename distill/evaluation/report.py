@@ -44,17 +44,17 @@ SHARED = 10  # best answers that a search in two stages is compared by with the 
 BANK_PART = 4096  # captions of a bank whose features are held at once
 
 
-class Measured(Config):
+class Metrics(Config):
     """Metrics by direction (`t2v`, `v2t`): R@1, R@5, R@10, MdR, MnR, and the 95 % intervals of the recalls."""
 
     metrics: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, tuple[float, float]]]
 
 
-class BankMeasured(Config):
+class BankMetrics(Config):
     """What QB-Norm gives, text-to-video, and where its bank came from."""
 
-    measured: Measured
+    measured: Metrics
     bank: str  # frame set
     bank_id: str
     queries: int
@@ -67,7 +67,7 @@ class Reranked(Config):
     """
 
     recall: int
-    measured: Measured
+    measured: Metrics
     shared: dict[str, float]
 
 
@@ -101,13 +101,13 @@ class Result(Config):
     fingerprint: str
     gallery: GalleryState
     subject: Subject
-    scores: Measured
-    dsl: Measured | None
-    qbnorm: BankMeasured | None
+    scores: Metrics
+    dsl: Metrics | None
+    qbnorm: BankMetrics | None
     two_stage: tuple[Reranked, ...] = ()  # results from before there was such a search have none
 
 
-def measure(
+def evaluate_model(
     subject: Subject,
     model: RetrievalModel,
     tokenizer: Tokenizer,
@@ -139,8 +139,8 @@ def measure(
         fingerprint=state.fingerprint,
         gallery=_gallery(state),
         subject=subject,
-        scores=_measured(own, similarity, similarity),
-        dsl=None if logits is None else _measured(own, dual_softmax_t2v(logits), dual_softmax_v2t(logits)),
+        scores=_metrics(own, similarity, similarity),
+        dsl=None if logits is None else _metrics(own, dual_softmax_t2v(logits), dual_softmax_v2t(logits)),
         qbnorm=None if bank is None or sums is None else _by_bank(own, similarity, bank, sums),
         two_stage=tuple(
             _reranked(own, similarity, *two_stage(model, text, video, recall), recall)
@@ -167,7 +167,7 @@ def _reranked(
     shared = {"t2v": top_shared(by_text, exhaustive, SHARED), "v2t": top_shared(by_video.T, exhaustive.T, SHARED)}
     return Reranked(
         recall=recall,
-        measured=_measured(own, by_text, by_video),
+        measured=_metrics(own, by_text, by_video),
         shared={way: 100 * float(found.mean()) for way, found in shared.items()},
     )
 
@@ -192,24 +192,24 @@ def _bank_parts(
 
 def _by_bank(
     own: Int[Tensor, " text"], similarity: Float[Tensor, "text video"], bank: FrameSet, sums: Bank
-) -> BankMeasured:
-    return BankMeasured(
-        measured=_measured(own, query_bank_t2v(similarity, sums), None),
+) -> BankMetrics:
+    return BankMetrics(
+        measured=_metrics(own, query_bank_t2v(similarity, sums), None),
         bank=str(bank.path),
         bank_id=bank.manifest.id,
         queries=len(texts_of(bank)),
     )
 
 
-def _measured(
+def _metrics(
     own: Int[Tensor, " text"], by_text: Float[Tensor, "text video"], by_video: Float[Tensor, "text video"] | None
-) -> Measured:
+) -> Metrics:
     """Text-to-video from the scores `by_text`, video-to-text from `by_video`."""
     ranks = {"t2v": (ranks_t2v(by_text, own), own)}
     if by_video is not None:
         found = ranks_v2t(by_video, own)
         ranks["v2t"] = (found, torch.arange(len(found)))
-    return Measured(
+    return Metrics(
         metrics={way: summarise(found) for way, (found, _) in ranks.items()},
         intervals={
             way: {f"R@{k}": recall_interval(found, videos, k, SEED) for k in RECALLS}
@@ -298,7 +298,7 @@ def report(result: Result, earlier: Sequence[Result]) -> str:
     return "\n\n".join(blocks)
 
 
-def _with_bank(release: str, by_bank: BankMeasured) -> str:
+def _with_bank(release: str, by_bank: BankMetrics) -> str:
     return f"{release}, bank {by_bank.bank} ({by_bank.queries:,} captions, {by_bank.bank_id[:SHOWN]})"
 
 
@@ -307,7 +307,7 @@ def _with_recall(release: str, found: Reranked) -> str:
     return f"{release}, recall {found.recall:,} (shared top 10: {shared})"
 
 
-def _table(rows: Sequence[tuple[str, Measured]]) -> str:
+def _table(rows: Sequence[tuple[str, Metrics]]) -> str:
     columns = [(way, name) for way in ("t2v", "v2t") if way in rows[0][1].metrics for name in COLUMNS]
     lines = [["", *(f"{way.upper()} R@1 [95 %]" if name == "R@1" else name for way, name in columns)]]
     lines += [[title, *(_cell(measured, way, name) for way, name in columns)] for title, measured in rows]
@@ -326,7 +326,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _cell(measured: Measured, way: str, name: str) -> str:
+def _cell(measured: Metrics, way: str, name: str) -> str:
     value = f"{measured.metrics[way][name]:.1f}"
     if name != "R@1":
         return value

@@ -20,7 +20,7 @@ from distill.data.frames import FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
 from distill.data.video import write_video
-from distill.evaluation.report import GalleryState, Measured, Result, Subject
+from distill.evaluation.report import GalleryState, Metrics, Result, Subject
 from distill.labelling.job import Teaching
 from distill.manifest import NAME, write_json
 from distill.packing.packing import PackConfig, pack
@@ -161,7 +161,7 @@ def _result(folder: Path) -> None:
         fingerprint="0" * 64,
         gallery=GalleryState(videos=3, captions=6, complete=None, missing=0, unusable=(), words="3 videos"),
         subject=Subject(release="release", release_id="1" * 64, model="teachclip", frames="frames", frames_id="2" * 64),
-        scores=Measured(metrics={"t2v": row, "v2t": row}, intervals={"t2v": recalls, "v2t": recalls}),
+        scores=Metrics(metrics={"t2v": row, "v2t": row}, intervals={"t2v": recalls, "v2t": recalls}),
         dsl=None,
         qbnorm=None,
     )
