@@ -1,3 +1,3 @@
 """Distils heavy text-to-video retrieval teachers into compact students that anyone can search with."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -6,23 +6,19 @@ validation: unknown keys, wrong types and missing keys are errors with their pat
 """
 
 import difflib
+import logging
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from distill.deprecation import renamed
 from distill.errors import ArtefactError, RecipeError, check_regular
-
-
-class Config(BaseModel):
-    """Base of every recipe part: frozen, strict, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
 
 Tree = dict[str, Any]
 # What PyYAML raises for text that is no YAML, or that its tags cannot mean: `2001-99-99`, `!!int x`, `!!bool x`.
@@ -32,14 +28,27 @@ LONGEST_SHOWN = 300  # characters of anything that an error repeats
 _SHOWER = reprlib.Repr()
 _SHOWER.maxstring = _SHOWER.maxother = _SHOWER.maxlong = LONGEST_SHOWN
 _SHOWER.maxlist = _SHOWER.maxdict = 10
+log = logging.getLogger(__name__)
+
+
+class Config(BaseModel):
+    """Base of every recipe part: frozen, strict, and closed to unknown keys.
+
+    `old_keys` of a whole recipe maps dotted keys of the version before to those of now.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    old_keys: ClassVar[dict[str, str]] = {}
+
+
 C = TypeVar("C", bound=Config)
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str], root: type[C]) -> C:
     """Reads `path`, applies what it extends and the overrides, and validates the result as `root`."""
-    tree = read_tree(Path(path))
+    tree = read_tree(Path(path), root.old_keys)
     for override in overrides:
-        tree = _merge(tree, _parse_override(override))
+        tree = _merge(tree, _with_new_keys(_parse_override(override), root.old_keys, override))
     return validate(tree, root, where=str(path))
 
 
@@ -87,8 +96,8 @@ def _shown(value: Any) -> str:
     return _SHOWER.repr(value)
 
 
-def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
-    """A recipe with what it extends, not yet validated. `seen` are the recipes that extend it."""
+def read_tree(path: Path, old_keys: Mapping[str, str] = MappingProxyType({}), seen: tuple[Path, ...] = ()) -> Tree:
+    """Read a recipe with what it extends, not yet validated; `seen` are the recipes that extend it."""
     if Path(os.path.realpath(path)) in seen:
         raise RecipeError(f"{path}: extends itself through {' -> '.join(str(p) for p in seen)}")
     by = f" (extended by {seen[-1]})" if seen else ""
@@ -105,12 +114,26 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> Tree:
         raise RecipeError(f"{path}: not valid YAML: {_short(str(error))}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: expected a mapping of sections at the top, found {type(tree).__name__}")
+    tree = _with_new_keys(tree, old_keys, str(path))
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
     if not isinstance(parent, str) or "\0" in parent or len(parent) > LONGEST_PATH:
         raise RecipeError(f"{path}: extends: expected the path of a recipe, found {_shown(parent)}")
-    return _merge(read_tree(path.parent / parent, (*seen, Path(os.path.realpath(path)))), tree)
+    return _merge(read_tree(path.parent / parent, old_keys, (*seen, Path(os.path.realpath(path)))), tree)
+
+
+def _with_new_keys(tree: Tree, old_keys: Mapping[str, str], where: str) -> Tree:
+    """Move values from old keys to new ones, with a notice; file by file, so that the later one still wins."""
+    for old, new in old_keys.items():
+        section, found = tree, old.split(".")
+        for part in found[:-1]:
+            section = section.get(part) if isinstance(section, dict) else None
+        key = new.rpartition(".")[2]
+        if isinstance(section, dict) and found[-1] in section and key not in section:
+            section[key] = section.pop(found[-1])
+            log.warning("%s: %s", where, renamed(old, new))
+    return tree
 
 
 def _merge(base: Tree, over: Tree) -> Tree:

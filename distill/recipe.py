@@ -1,6 +1,6 @@
 """The recipe tree: everything one run needs, checked before anything is loaded or launched."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -39,6 +39,11 @@ Label = Annotated[LabelConfig, BeforeValidator(lambda given: {"path": given} if 
 class Recipe(Config):
     """One run: a model (student or teacher), its frames, its labels, its losses, how it is optimised."""
 
+    old_keys: ClassVar[dict[str, str]] = {
+        "losses.coarse.places": "losses.coarse.targets",
+        "losses.fine.places": "losses.fine.targets",
+        "model.recall": "model.index_by",
+    }
     name: str
     out: str = "runs"  # the run goes to OUT/NAME
     seed: int = 0
@@ -54,8 +59,8 @@ class Recipe(Config):
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name: {self.name!r} cannot be a folder name under {self.out}")
         self._check_sizes()
-        self._check_places("coarse", self.losses.coarse, self.model.ranked(), "logits to rank a batch with")
-        self._check_places("fine", self.losses.fine, self.model.framed(), "frame scores to teach")
+        self._check_targets("coarse", self.losses.coarse, self.model.coarse_targets(), "logits to rank a batch with")
+        self._check_targets("fine", self.losses.fine, self.model.fine_targets(), "frame scores to teach")
         return self
 
     def _check_sizes(self) -> None:
@@ -74,19 +79,19 @@ class Recipe(Config):
                 f"{self.model.frame_step()} frames"
             )
 
-    def _check_places(self, name: str, loss: CoarseConfig | FineConfig, places: tuple[str, ...], what: str) -> None:
-        """Labels can only teach what the model, as it is configured, has."""
+    def _check_targets(self, name: str, loss: CoarseConfig | FineConfig, targets: tuple[str, ...], what: str) -> None:
+        """Refuse targets that the model, as configured, does not have."""
         if not self.labels or not loss.weight:
             return
-        if not places:
+        if not targets:
             raise ValueError(
                 f"losses.{name}: {self.model.kind} has no {what}; set losses.{name}.weight=0, or labels=[]"
             )
-        unknown = [place for place in loss.places if place not in places]
+        unknown = [target for target in loss.targets if target not in targets]
         if unknown:
             raise ValueError(
                 f"losses.{name}.places: {self.model.kind}, as configured, has no {what} called {unknown[0]!r}; it has: "
-                f"{', '.join(places)}"
+                f"{', '.join(targets)}"
             )
 
 

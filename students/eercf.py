@@ -106,11 +106,11 @@ class EercfConfig(RetrievalConfig):
         """The matrix's that mixes frames."""
         return {"frames": self.frames}
 
-    def ranked(self) -> tuple[str, ...]:
+    def coarse_targets(self) -> tuple[str, ...]:
         """The logits of the first stage, and the weak sum."""
         return ("coarse", "weak")
 
-    def framed(self) -> tuple[str, ...]:
+    def fine_targets(self) -> tuple[str, ...]:
         """The gate of the matched pairs, and what pools."""
         return ("gate", "pooling") if self.pooling == "afa" else ("gate",)
 
@@ -176,7 +176,7 @@ class Level(Seen):
 
 
 class Eercf(RetrievalModel):
-    """A vector to recall with, frames and patches to rerank with."""
+    """A vector to find candidates by, frames and patches to rerank them."""
 
     def __init__(self, config: EercfConfig, clip: ClipModel):
         super().__init__()
@@ -222,7 +222,7 @@ class Eercf(RetrievalModel):
             real=real,
         )
 
-    def recall_text(self, text: TextFeatures) -> Float[Tensor, "text dim"]:
+    def query_vectors(self, text: TextFeatures) -> Float[Tensor, "text dim"]:
         """t M, whose inner products with the coarse vectors are the similarity `video`."""
         with torch.autocast(text.sentence.device.type, enabled=False):
             return self.global_proj(unit(text.sentence))
@@ -252,7 +252,7 @@ class Eercf(RetrievalModel):
         levels = {"frame": self._frames(sentence, video)}
         if self.patches and (weights.weak_patch or weights.strong_patch or weights.constraint_patch):
             levels["patch"] = self._patches(sentence, video)
-        scores = {"video": self.recall_text(text) @ self.recall_video(video).T, **self._weak(levels)}
+        scores = {"video": self.query_vectors(text) @ self.index_vectors(video).T, **self._weak(levels)}
         paired = self.gate == "paired"
         sums = {name: level.own_sums(detach=paired) for name, level in levels.items()}
         for name, level in levels.items():
@@ -279,7 +279,7 @@ class Eercf(RetrievalModel):
     def _by_frames(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
         """The part of the second stage's score that needs no patches."""
         with torch.autocast(text.sentence.device.type, enabled=False):
-            sentence, coarse = unit(text.sentence), self.recall_text(text) @ self.recall_video(video).T
+            sentence, coarse = unit(text.sentence), self.query_vectors(text) @ self.index_vectors(video).T
             return self.rerank.video * coarse + self._level_score("frame", self._frames(sentence, video), sentence)
 
     def _by_patches(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
@@ -305,7 +305,7 @@ class Eercf(RetrievalModel):
     def _frames_in_place(
         self, text: TextFeatures, stored: Mapping[str, Tensor], rows: Int64[Tensor, " row"]
     ) -> Float[Tensor, " row"]:
-        query, vectors = self.recall_text(text)[0], stored["vector"].unsqueeze(1)
+        query, vectors = self.query_vectors(text)[0], stored["vector"].unsqueeze(1)
         coarse = inplace.products(query, vectors, rows, unit=True)[:, 0]
         frames, contextual = stored["frames"], stored["contextual"]
         by_frames = self._level_in_place("frame", text, frames, contextual, FRAME_GATE, stored["real"], rows)

@@ -24,7 +24,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
-from pydantic import Field
+from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from distill.losses.consistency import Over, consistency
@@ -48,7 +48,7 @@ class GlsclConfig(RetrievalConfig):
     defaults; True hides them, and leaves padded frames out of the fine loss. Padded frames never weigh anything in the
     global score: the authors multiply their weights by zero after the softmax, and a cosine does not see that the
     others no longer sum to one. `consistency: batch` corrects the authors' division by the number of queries.
-    `recall` says by which vectors a gallery is searched before `similarity` ranks what was found: the concepts
+    `index_by` says by which vectors a gallery is searched before `similarity` ranks the candidates: the concepts
     (`count` x `dim` numbers a video; their inner product is the local score), or the coarse mean over frames (`dim`).
     """
 
@@ -62,13 +62,15 @@ class GlsclConfig(RetrievalConfig):
     beta: float = Field(default=5e-3, ge=0)  # weight of the agreement's distance from 0.75 in the consistency loss
     consistency: Over = "queries"
     concept_temperature: float = Field(default=0.1, gt=0)  # of the softmax that weighs concepts by their agreement
-    recall: Literal["concepts", "coarse"] = "concepts"
+    index_by: Literal["concepts", "coarse"] = Field(  # releases of version 0.1 say `recall`
+        default="concepts", validation_alias=AliasChoices("index_by", "recall")
+    )
 
-    def ranked(self) -> tuple[str, ...]:
+    def coarse_targets(self) -> tuple[str, ...]:
         """The whole score, and the local one alone, by which a gallery may be searched first."""
         return ("whole", "local")
 
-    def framed(self) -> tuple[str, ...]:
+    def fine_targets(self) -> tuple[str, ...]:
         """The weights of the global score, and what the concepts that agree with the caption read."""
         return ("gate", "concepts")
 
@@ -80,7 +82,7 @@ class Glscl(RetrievalModel):
 
     def __init__(self, config: GlsclConfig, clip: ClipModel):
         super().__init__()
-        self.mask_padding, self.recall = config.mask_padding, config.recall
+        self.mask_padding, self.index_by = config.mask_padding, config.index_by
         self.temperature, self.concept_temperature = config.temperature, config.concept_temperature
         self.local_weight, self.alpha, self.beta = config.local_weight, config.alpha, config.beta
         self.over: Over = config.consistency
@@ -188,13 +190,13 @@ class Glscl(RetrievalModel):
         read = torch.einsum("pc,pcf->pf", agreement, reading)
         return read.clamp(min=torch.finfo(read.dtype).tiny).log()  # hidden frames are not read at all
 
-    def recall_text(self, text: TextFeatures) -> Float[Tensor, "text recall"]:
+    def query_vectors(self, text: TextFeatures) -> Float[Tensor, "text index"]:
         """The concepts as one unit vector, or the sentence."""
-        return _flat(self.read_text(text).concepts) if self.recall == "concepts" else unit(text.sentence)
+        return _flat(self.read_text(text).concepts) if self.index_by == "concepts" else unit(text.sentence)
 
-    def recall_video(self, video: VideoFeatures) -> Float[Tensor, "video recall"]:
+    def index_vectors(self, video: VideoFeatures) -> Float[Tensor, "video index"]:
         """The concepts as one unit vector, or the coarse mean over frames."""
-        return _flat(self.read_video(video).concepts) if self.recall == "concepts" else unit(video.vector)
+        return _flat(self.read_video(video).concepts) if self.index_by == "concepts" else unit(video.vector)
 
 
 def local_score(text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
@@ -208,7 +210,7 @@ def local_score(text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text
         return _flat(text.concepts) @ theirs.T / lengths(theirs)
 
 
-def _flat(concepts: Float[Tensor, "sample concept dim"] | None) -> Float[Tensor, "sample recall"]:
+def _flat(concepts: Float[Tensor, "sample concept dim"] | None) -> Float[Tensor, "sample index"]:
     """Unit concepts one after the other, as one vector of length 1: inner products are means over concepts."""
     assert concepts is not None
     return unit(concepts.flatten(1))

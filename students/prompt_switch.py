@@ -92,11 +92,11 @@ class PromptSwitchConfig(RetrievalConfig):
         """A video is a whole number of clips."""
         return self.frames
 
-    def framed(self) -> tuple[str, ...]:
+    def fine_targets(self) -> tuple[str, ...]:
         """The weights of frames, where they are learned or a softmax, and what the captioner reads."""
         weighed = self.pooling in ("afa", "attention", "transformer")
-        places = {"pooling": weighed, "captioner": self.captions is not None}
-        return tuple(name for name, there in places.items() if there)
+        targets = {"pooling": weighed, "captioner": self.captions is not None}
+        return tuple(name for name, there in targets.items() if there)
 
 
 class PromptSwitch(RetrievalModel):

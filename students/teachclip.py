@@ -25,7 +25,7 @@ class TeachClipConfig(RetrievalConfig):
     temporal: TemporalConfig = TemporalConfig()
     afa: AfaConfig = AfaConfig()
 
-    def framed(self) -> tuple[str, ...]:
+    def fine_targets(self) -> tuple[str, ...]:
         """The frame aggregation."""
         return ("pooling",)
 

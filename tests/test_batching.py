@@ -18,13 +18,13 @@ class Echo:
         self.batches, self.open, self.began = [], threading.Event(), threading.Event()
         self.open.set()
 
-    def __call__(self, queries, k, recall):
+    def __call__(self, queries, k, candidates):
         self.began.set()
         assert self.open.wait(10)
         self.batches.append(list(queries))
         if "broken" in queries:
             raise ValueError("broken")
-        return [(query, k, recall) for query in queries]
+        return [(query, k, candidates) for query in queries]
 
 
 def run(search, asking, *, batch=8, capacity=100, gather=0.0, patience=10.0):
@@ -48,9 +48,9 @@ def test_everyone_gets_the_answers_to_their_own_queries_in_order(requests):
     asked = [([f"{number}.{i}" for i in range(size)], *depth) for number, (size, depth) in enumerate(requests)]
     search = Echo()
     found = run(search, lambda batcher: [batcher.search(*request) for request in asked])
-    assert found == [[(query, k, recall) for query in queries] for queries, k, recall in asked]
+    assert found == [[(query, k, candidates) for query in queries] for queries, k, candidates in asked]
     assert all(len(batch) <= 8 for batch in search.batches)
-    depths = {query: (k, recall) for queries, k, recall in asked for query in queries}
+    depths = {query: (k, candidates) for queries, k, candidates in asked for query in queries}
     assert all(len({depths[query] for query in batch}) == 1 for batch in search.batches), "ranked with their like only"
 
 

@@ -41,11 +41,11 @@ def test_the_table_counts_what_the_module_computes(number, small):
     counted, model = contender.operations, contender.model
     for texts, videos in ((1, 1), (1, 7), (3, 2), (3, 24)):
         text, rows = contender.text[:texts], torch.arange(videos)
-        recalled, scored = counted.recall * texts * videos, 0
+        found_first, scored = counted.inner * texts * videos, 0
         if contender.vectors is not None:
             vectors = contender.vectors[:videos]
-            found = products(lambda text=text, vectors=vectors: model.recall_text(text) @ vectors.T)
-            assert found == texts * counted.recall_query + recalled
+            found = products(lambda text=text, vectors=vectors: model.query_vectors(text) @ vectors.T)
+            assert found == texts * counted.project + found_first
         if contender.exact is not None:
             video = contender.exact[rows]
             scored = products(lambda text=text, video=video: model.similarity(text, video))
@@ -63,8 +63,8 @@ def test_every_pooling_of_prompt_switch_is_counted(pooling, small):
     assert (contender.tokens is None) == (contender.exact is None) == (pooling == "mean")
     for texts, videos in ((1, 7), (3, 2)):
         text, video = other.text[:texts], other.exact[torch.arange(videos)]
-        found = products(lambda text=text, video=video: model.recall_text(text) @ model.recall_video(video).T)
-        assert found == texts * videos * counted.recall
+        found = products(lambda text=text, video=video: model.query_vectors(text) @ model.index_vectors(video).T)
+        assert found == texts * videos * counted.inner
         scored = products(lambda text=text, video=video: model.similarity(text, video))
         expected = texts * counted.query + videos * counted.video + texts * videos * counted.products
         assert scored == (found if pooling == "mean" else expected)
@@ -77,7 +77,7 @@ def test_the_counts_at_the_papers_sizes_are_those_known():
     assert published("xclip") == 239_736
     assert published("clip4clip") == 512
     assert published("ts2net") == 6_156
-    assert published("glscl", recall="coarse") == 16_896
+    assert published("glscl", index_by="coarse") == 16_896
     assert published("eercf", patches=False) == 13_468
     rerank = type("Rerank", (), {"weak_patch": 0.2})
     assert published("eercf", patches=True, rerank=rerank) == 13_468 + 588 * 513
@@ -88,14 +88,14 @@ def test_two_stages_are_counted_as_they_are_run(small):
     contender = next(c for c in small[0] if c.name == "EERCF")
     counted = contender.operations
     assert counted.two_stage(24, 5, 20, 2) == (
-        counted.recall_query + 24 * 64 + 2 * counted.query + 5 * (counted.video + counted.products + counted.sums)
+        counted.project + 24 * 64 + 2 * counted.query + 5 * (counted.video + counted.products + counted.sums)
     )
     for name, later, of_best in (("EERCF with patches", 4 * 5 * (64 + 1), 2), ("GLSCL by coarse vector", 3 * 64, 4)):
         contender = next(c for c in small[0] if c.name == name)
         counted = contender.operations
         assert counted.later == later and contender.model.score_parts()[1].of_best == of_best
         first, both = counted.two_stage(24, 5, 0, 1), counted.two_stage(24, 5, 5, 1)
-        assert both - first == 5 * later and counted.two_stage(24, 5, 20, 1) == both, "no more than were recalled"
+        assert both - first == 5 * later and counted.two_stage(24, 5, 20, 1) == both, "no more than the candidates"
     assert counted.exhaustive(24) == counted.query + 24 * counted.pair_alone
 
 
@@ -122,9 +122,15 @@ def test_what_is_shared_of_the_top():
     assert top_shared(found, expected, 9).tolist() == [1.0, 1.0]
 
 
-def row(model, search, recall=None, operations=1, milliseconds=1.0, shared=None):
+def row(model, search, candidates=None, operations=1, milliseconds=1.0, shared=None):
     return ModelSearch(
-        **{"model": model, "search": search, "recall": recall, "operations": operations, "published_pair": None},
+        **{
+            "model": model,
+            "search": search,
+            "candidates": candidates,
+            "operations": operations,
+            "published_pair": None,
+        },
         **{"milliseconds": {1: milliseconds, 16: 2 * milliseconds, 64: 3.0}, "vector_bytes": 4, "token_bytes": 0},
         **{"shared": shared, "r1": 50.0, "r1_lost": None},
     )
@@ -139,7 +145,7 @@ def test_a_claim_is_judged_at_the_fastest_search_that_finds_enough():
         row("GLSCL", "two stages", 10, 10, 0.1, 0.5),
     ]
     first, second = claims(rows)
-    assert (first.model, first.search, first.recall, first.operations) == ("EERCF", "two stages", 10, 55.0)
+    assert (first.model, first.search, first.candidates, first.operations) == ("EERCF", "two stages", 10, 55.0)
     assert first.time == {1: 40.0, 16: 40.0, 64: 1.0}
     assert second == Claim(words=second.words, model="GLSCL", factor=220)
     shown = table(retrieval.RetrievalReport(gallery="g", videos=9, queries=3, rows=rows, claims=[first, second]))
@@ -186,8 +192,8 @@ def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
     for entry in (*real["rows"], *drawn["rows"]):
         assert entry.keys() == fields and entry["operations"] > 0
         assert entry["milliseconds"].keys() == {"1", "16", "64"} and min(entry["milliseconds"].values()) > 0
-        assert (entry["recall"] is None) == (entry["shared"] is None) == ("two stages" not in entry["search"])
-    nearly_all = [entry for entry in drawn["rows"] if entry["recall"] == 39]
+        assert (entry["candidates"] is None) == (entry["shared"] is None) == ("two stages" not in entry["search"])
+    nearly_all = [entry for entry in drawn["rows"] if entry["candidates"] == 39]
     assert len(nearly_all) == 4 and all(entry["shared"] > 0.97 for entry in nearly_all)
     assert [entry["model"] for entry in real["rows"]] == [
         *(f"X-CLIP ({tmp_path / 'xclip'})", f"TeachCLIP ({tmp_path / 'teachclip'})"),

@@ -49,6 +49,18 @@ def test_extends_is_relative_to_its_file_and_overrides_win(tmp_path: Path):
     assert (tree.optim.lr, tree.optim.warmup, tree.layers) == (0.2, 0.5, 6)
 
 
+def test_an_old_key_works_for_one_version_with_a_line_that_names_the_new_one(tmp_path: Path, caplog):
+    recipe = read_recipe(ROOT / "recipes/eercf.yaml", ["losses.coarse.places=[weak]"], Recipe)
+    assert recipe.losses.coarse.targets == ["weak"], "an override wins over the recipe, whatever it is called"
+    (tmp_path / "own.yaml").write_text(f"extends: {ROOT / 'recipes/glscl.yaml'}\nmodel: {{recall: coarse}}\n")
+    assert read_recipe(tmp_path / "own.yaml", [], Recipe).model.index_by == "coarse"
+    assert [record.getMessage() for record in caplog.records] == [
+        "losses.coarse.places=[weak]: losses.coarse.places is now called losses.coarse.targets; the old name works up "
+        "to version 0.2",
+        f"{tmp_path / 'own.yaml'}: model.recall is now called model.index_by; the old name works up to version 0.2",
+    ]
+
+
 def test_another_kind_replaces_the_whole_section(tmp_path: Path):
     recipe = read_recipe(ROOT / "recipes/teachclip.yaml", [], Recipe)
     assert recipe.model.kind == "teachclip"

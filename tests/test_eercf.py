@@ -37,7 +37,7 @@ from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 from distill.model.towers import ClipConfig
 from distill.recipe import Recipe
-from distill.training.objective import ContrastiveConfig, LossConfig, Target, weigh
+from distill.training.objective import ContrastiveConfig, LossConfig, TeacherScores, total_loss
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from students import eercf
 from students.eercf import Eercf, EercfConfig, LossWeights, RerankWeights
@@ -142,7 +142,7 @@ def test_row_4_pearson_constraint():
 
 def test_row_5_losses():
     model, text, video = golden()
-    found = weigh(model.training_scores(text, video, None), [], ALONE)
+    found = total_loss(model.training_scores(text, video, None), [], ALONE)
     weak, strong = GOLDEN["losses"]["weak"], GOLDEN["losses"]["strong"]
     assert near(found["contrastive"], 0.8 * weak + 0.2 * strong)
     assert near(found["total"], GOLDEN["losses"]["total"])
@@ -160,7 +160,7 @@ def test_rows_6_and_7_evaluation():
 def test_row_8_two_stages():
     """The row adds `strong_patch` nowhere, so it is the same with and without patch evaluation."""
     model, text, video = golden()
-    logits = model.clip.logit_scale(model.recall_text(text) @ model.recall_video(video).T)
+    logits = model.clip.logit_scale(model.query_vectors(text) @ model.index_vectors(video).T)
     best = logits.topk(2).indices
     assert near(logits.scatter(1, best, 100 + model.logits(text, video).gather(1, best)), GOLDEN["two_stage"])
 
@@ -293,7 +293,7 @@ def test_encoding_then_scoring_trains_every_parameter(options: dict):
     assert logits.shape == (3, 3) and logits.dtype == torch.float32
     assert torch.allclose(logits, model.similarity(text, video) / 0.07, atol=1e-4)
     scores = model.training_scores(text, video, None)
-    total = weigh(scores, [], ALONE)["total"] + sum(row.square().mean() for row in scores.frames.values())
+    total = total_loss(scores, [], ALONE)["total"] + sum(row.square().mean() for row in scores.frames.values())
     total.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
@@ -342,7 +342,7 @@ def test_videos_do_not_depend_on_one_another():
     for name, value in together.tensors().items():
         torch.testing.assert_close(torch.cat([one.tensors()[name] for one in alone]), value, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(permuted, scores[:, order], atol=1e-5, rtol=1e-5)
-    assert torch.equal(model.recall_video(together), unit(together.vector))
+    assert torch.equal(model.index_vectors(together), unit(together.vector))
 
 
 @pytest.mark.parametrize("patches", [True, False])
@@ -366,7 +366,7 @@ def test_it_runs_in_half_precision(mode: str):
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mode == "autocast"):
         text, video = model.encode_text(ids), model.encode_video(frames, real)
         found = model.similarity(text, video)
-    assert found.dtype == model.recall_text(text).dtype == torch.float32
+    assert found.dtype == model.query_vectors(text).dtype == torch.float32
     assert (found - expected).abs().max() < 0.1
 
 
@@ -414,11 +414,11 @@ def test_labels_teach_the_gate_and_the_pooling():
     torch.testing.assert_close(pooled, video.vector.detach(), atol=1e-5, rtol=1e-5)
     assert (weights[~real] == 0).all()
 
-    target = Target(logits=None, relevance=torch.randn(3, 4))
+    target = TeacherScores(logits=None, relevance=torch.randn(3, 4))
     for place, reached in (("gate", video.frames), ("pooling", model.afa.score[2].weight)):
-        config = LossConfig.model_validate({"coarse": {"weight": 0.0}, "fine": {"places": [place]}})
+        config = LossConfig.model_validate({"coarse": {"weight": 0.0}, "fine": {"targets": [place]}})
         reached.grad = None
-        loss = weigh(scores, [target], config, real=real)["fine"]
+        loss = total_loss(scores, [target], config, real=real)["fine"]
         student, teacher = (x.detach().double().numpy() for x in (scores.frames[place], target.relevance))
         rows = [-(softmax(teacher[i][k]) * np.log(softmax(student[i][k]))).sum() for i, k in enumerate(real.numpy())]
         assert loss.item() == pytest.approx(sum(rows) / real.sum().item(), rel=1e-5)
@@ -441,8 +441,8 @@ def test_the_teachers_ranking_can_teach_the_coarse_vector_alone():
     text, video = features(model)
     logits = 5 * torch.randn(3, 3, generator=torch.Generator().manual_seed(4)).double()
     scores = model.training_scores(text, video, None)
-    config = LossConfig.model_validate({"fine": {"weight": 0.0}, "coarse": {"places": ["coarse"]}})
-    found = weigh(scores, [Target(logits=logits, relevance=torch.randn(3, 4).double())], config)["coarse"]
+    config = LossConfig.model_validate({"fine": {"weight": 0.0}, "coarse": {"targets": ["coarse"]}})
+    found = total_loss(scores, [TeacherScores(logits=logits, relevance=torch.randn(3, 4).double())], config)["coarse"]
     student, teacher = scores.rankings["coarse"].detach().numpy(), logits.numpy()
     distances = [
         np.mean([1 - np.corrcoef(softmax(a), softmax(b))[0, 1] for a, b in zip(one, two, strict=True)])
@@ -460,13 +460,16 @@ def recipe(world: World, folder: Path, **model) -> Path:
 
 def test_places_that_are_not_there_are_refused(world: World, tmp_path: Path):
     path = recipe(world, tmp_path)
-    assert read_recipe(path, ["losses.fine.places=[gate]", "losses.coarse.places=[coarse]"], Recipe).labels
-    with pytest.raises(RecipeError, match=r"fine\.places: eercf, as configured, has no .* 'pooling'; it has: gate"):
-        read_recipe(path, ["losses.fine.places=[pooling]"], Recipe)
+    assert read_recipe(path, ["losses.fine.targets=[gate]", "losses.coarse.targets=[coarse]"], Recipe).labels
+    with pytest.raises(RecipeError, match=r"fine\.targets: eercf, as configured, has no .* 'pooling'; it has: gate"):
+        read_recipe(path, ["losses.fine.targets=[pooling]"], Recipe)
     afa = ["model.pooling=afa", "model.mask_padding=true"]
-    assert read_recipe(path, [*afa, "losses.fine.places=[pooling, gate]"], Recipe).model.framed() == ("gate", "pooling")
-    with pytest.raises(RecipeError, match=r"coarse\.places: .* called 'logits'; it has: coarse, weak"):
-        read_recipe(path, ["losses.coarse.places=[logits]"], Recipe)
+    assert read_recipe(path, [*afa, "losses.fine.targets=[pooling, gate]"], Recipe).model.fine_targets() == (
+        "gate",
+        "pooling",
+    )
+    with pytest.raises(RecipeError, match=r"coarse\.targets: .* called 'logits'; it has: coarse, weak"):
+        read_recipe(path, ["losses.coarse.targets=[logits]"], Recipe)
 
 
 def test_sizes_and_pooling_that_do_not_fit_are_refused(world: World, tmp_path: Path):

@@ -119,12 +119,12 @@ def test_two_stages_are_measured_both_ways_in_a_block_of_their_own(student, worl
     plain, block = capsys.readouterr().out.split("\n\nTwo stages: ")
     found = json.loads(out.read_text())
     few, whole = found["two_stage"]
-    assert (few["recall"], whole["recall"]) == (2, captions) and captions > videos
+    assert (few["candidates"], whole["candidates"]) == (2, captions) and captions > videos
     for way, metrics in found["scores"]["metrics"].items():
         assert whole["measured"]["metrics"][way] == pytest.approx(metrics, abs=0.5), "random weights: many near ties"
         assert whole["shared"][way] > 98
     assert few["shared"]["t2v"] < 90 and few["measured"]["metrics"] != found["scores"]["metrics"]
-    assert "recall 2 (shared top 10: T2V" in block and "V2T R@1" in block and str(student) in plain
+    assert "2 candidates (shared top 10: T2V" in block and "V2T R@1" in block and str(student) in plain
     del found["two_stage"]
     (tmp_path / "before.json").write_text(json.dumps(found))
     run(student, world.frames["test"], "--protocol", "demo", "--compare", tmp_path / "before.json")
@@ -132,7 +132,7 @@ def test_two_stages_are_measured_both_ways_in_a_block_of_their_own(student, worl
 
 
 def test_two_stages_are_refused_where_there_is_one(teacher, student, world, capsys):
-    with pytest.raises(ExpectedError, match="kind xclip has one score and no second stage; leave --recall out"):
+    with pytest.raises(ExpectedError, match="kind xclip has one score and no second stage; leave --candidates out"):
         run(teacher, world.frames["test"], "--protocol", "demo", "--recall", "5")
     with pytest.raises(SystemExit):
         run(student, world.frames["test"], "--protocol", "demo", "--recall", "0")

@@ -49,10 +49,10 @@ class ColourModel:
     def parameters(self):
         return iter([torch.zeros(1)])
 
-    def recall_text(self, text):
+    def query_vectors(self, text):
         return unit(text.sentence)
 
-    def recall_video(self, video):
+    def index_vectors(self, video):
         return unit(video.vector)
 
 
@@ -212,12 +212,12 @@ def two_stage_release(folder, **model):
         ({"kind": "eercf", "frames": 4, "patches": False}, 64, 2 * 64 * (1 + 4 + 4) + 4),
         ({"kind": "eercf", "frames": 4}, 64, 2 * 64 * (1 + 4 + 4 + 4 * 16) + 4),
         ({"kind": "glscl"}, 8 * 64, 2 * 64 * (1 + 4 + 8) + 4),
-        ({"kind": "glscl", "recall": "coarse"}, 64, 2 * 64 * (1 + 4 + 8) + 4),
+        ({"kind": "glscl", "index_by": "coarse"}, 64, 2 * 64 * (1 + 4 + 8) + 4),
         ({**CUBES, "pooling": "attention"}, 64, 2 * 64 * (1 + 4) + 4),
         ({**CUBES, "pooling": "transformer"}, 64, 2 * 64 * (1 + 4) + 4),
     ],
 )
-def test_a_gallery_of_two_stages_orders_anew_what_it_recalls(model, dim, token_bytes, corpus, tmp_path, capsys):
+def test_a_gallery_of_two_stages_reranks_its_candidates(model, dim, token_bytes, corpus, tmp_path, capsys):
     loaded, frames = two_stage_release(tmp_path / "release", **model), FrameSet(corpus / "frames4")
     index.main([str(tmp_path / "release"), str(corpus / "frames4"), "--out", str(tmp_path / "gallery")])
     assert f"{4 * dim:,} bytes of vectors and {token_bytes:,} of tokens a video" in capsys.readouterr().out
@@ -236,18 +236,18 @@ def test_a_gallery_of_two_stages_orders_anew_what_it_recalls(model, dim, token_b
     text = loaded.encode_text([query])
     with torch.inference_mode():
         full = loaded.model.similarity(text, videos)[0]
-        coarse = (loaded.embed_text([query]) @ loaded.model.recall_video(videos).T)[0]
+        coarse = (loaded.embed_text([query]) @ loaded.model.index_vectors(videos).T)[0]
     names = [gallery.about(row)["id"] for row in range(3)]
-    for recall, k in ((3, 3), (2, 2), (1, 2), (None, 1)):
-        recalled = coarse.topk(max(recall or 3, k)).indices
-        expected = recalled[full[recalled].argsort(descending=True)][:k]
-        hits = gallery.search([query], k, recall)[0]
+    for candidates, k in ((3, 3), (2, 2), (1, 2), (None, 1)):
+        chosen = coarse.topk(max(candidates or 3, k)).indices
+        expected = chosen[full[chosen].argsort(descending=True)][:k]
+        hits = gallery.search([query], k, candidates)[0]
         assert [hit.video for hit in hits] == [names[video] for video in expected]
         assert [hit.score for hit in hits] == pytest.approx(full[expected].tolist(), abs=2e-4), "float16 tokens"
     search.main([str(tmp_path / "gallery"), query, "--k", "2", "--recall", "2", "--json"])
     hits = json.loads(capsys.readouterr().out)
     assert [hit["video"] for hit in hits] == [hit.video for hit in gallery.search([query], 2, 2)[0]]
-    with pytest.raises(ExpectedError, match="recall: 0, expected the number of videos to rerank"):
+    with pytest.raises(ExpectedError, match="candidates: 0, expected the number of videos to rerank"):
         gallery.search([query], 1, 0)
 
 

@@ -45,7 +45,7 @@ from distill.model.temporal import TemporalConfig
 from distill.model.towers import ClipConfig
 from distill.recipe import Recipe
 from distill.retrieval import calibration
-from distill.training.objective import ContrastiveConfig, FineConfig, LossConfig, Target, weigh
+from distill.training.objective import ContrastiveConfig, FineConfig, LossConfig, TeacherScores, total_loss
 from students.glscl import Glscl, GlsclConfig, local_score
 from tools.convert_checkpoint import main as convert_main
 from tools.pack_frames import main as pack_main
@@ -113,7 +113,7 @@ def test_rows_10_and_11_training():
     model, text, video = golden(QUERIES)
     scores, expected = model.training_scores(text, video, None), GOLDEN["training"]
     assert near(scores.rankings["whole"] / math.exp(4.6052), expected["logits"])
-    found = weigh(scores, [], ALONE)
+    found = total_loss(scores, [], ALONE)
     for name in ("idl", "icl", "contrastive", "total"):
         assert near(found[name], expected[name]), name
 
@@ -299,11 +299,11 @@ def test_relevance_teaches_finite_gradients(place: str, masked: bool):
     model = build(mask_padding=masked)
     ids, frames, real = batch()
     text, video = model.encode_text(ids), model.encode_video(frames, real)
-    config = LossConfig(contrastive=ContrastiveConfig(weight=0.0), fine=FineConfig(temperature=0.1, places=[place]))
-    target = Target(logits=None, relevance=det(3, 4, a=1.1))
+    config = LossConfig(contrastive=ContrastiveConfig(weight=0.0), fine=FineConfig(temperature=0.1, targets=[place]))
+    target = TeacherScores(logits=None, relevance=det(3, 4, a=1.1))
     config = config.model_copy(update={"coarse": config.coarse.model_copy(update={"weight": 0.0})})
     scores = model.training_scores(text, video, None)
-    found = weigh(scores, [target], config, real=real if masked else None)
+    found = total_loss(scores, [target], config, real=real if masked else None)
     found["fine"].backward()
     learned = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()}
     assert all(value.grad.isfinite().all() for name, value in model.named_parameters() if name in learned)
@@ -334,9 +334,9 @@ def test_encoding_each_side_and_scoring_is_what_training_sees_without_dropout():
         text, video = model.encode_text(ids), model.encode_video(frames, real)
         assert text.words is None and text.concepts is not None
         assert torch.allclose(model.logits(text, video), seen, atol=1e-12)
-        assert torch.allclose(model.recall_text(text) @ model.recall_video(video).T, local_score(text, video))
-        model.recall = "coarse"
-        assert model.recall_video(video).shape == (3, 32) and model.recall_text(text).shape == (3, 32)
+        assert torch.allclose(model.query_vectors(text) @ model.index_vectors(video).T, local_score(text, video))
+        model.index_by = "coarse"
+        assert model.index_vectors(video).shape == (3, 32) and model.query_vectors(text).shape == (3, 32)
 
 
 def test_padding_never_changes_a_score_where_it_is_masked():
@@ -391,8 +391,8 @@ def test_scores_leave_autocast_and_a_video_without_frames_is_finite():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["losses.fine.places=[pooling]"], "losses.fine.places: glscl.* called 'pooling'; it has: gate, concepts"),
-        (["losses.coarse.places=[logits]"], "losses.coarse.places: glscl.* called 'logits'; it has: whole, local"),
+        (["losses.fine.targets=[pooling]"], "losses.fine.targets: glscl.* called 'pooling'; it has: gate, concepts"),
+        (["losses.coarse.targets=[logits]"], "losses.coarse.targets: glscl.* called 'logits'; it has: whole, local"),
         (["model.queries.count=1"], "queries.count: found 1, input should be greater"),
         (["model.temperature=0.0"], "temperature: found 0.0, input should be greater"),
         (["model.consistency=pairs"], "consistency: found 'pairs', input should be 'queries' or 'batch'"),

@@ -26,7 +26,14 @@ from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import cosine, mean_pool, unit
 from distill.model.temporal import LAYER_NORM_EPS, TemporalConfig, TemporalTransformer
 from distill.model.towers import ClipConfig
-from distill.training.objective import CoarseConfig, ContrastiveConfig, FineConfig, LossConfig, Target, weigh
+from distill.training.objective import (
+    CoarseConfig,
+    ContrastiveConfig,
+    FineConfig,
+    LossConfig,
+    TeacherScores,
+    total_loss,
+)
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from students.teachclip import TeachClip, TeachClipConfig
 from teachers.ts2net import Ts2NetInteraction
@@ -263,13 +270,13 @@ def golden_losses(teachers: int, config: LossConfig) -> tuple[dict[str, float], 
     logits = (det(4, 4, seed=60, scale=3) + 4 * torch.eye(4)).double().requires_grad_()
     scores = det(4, 5, seed=63).double().requires_grad_()
     targets = [
-        Target(
+        TeacherScores(
             logits=(det(4, 4, seed=61 + k, scale=3) + 5 * torch.eye(4)).double(),
             relevance=det(4, 5, seed=64 + k, scale=0.2).double(),
         )
         for k in range(teachers)
     ]
-    found = weigh(TrainingScores.of(logits, scores), targets, config)
+    found = total_loss(TrainingScores.of(logits, scores), targets, config)
     found["total"].backward()
     return {name: value.item() for name, value in found.items()}, logits.grad, scores.grad
 

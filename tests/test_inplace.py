@@ -188,7 +188,7 @@ def test_a_search_answers_alike_with_and_without_the_library(name, monkeypatch):
 
     def answers():
         with torch.inference_mode():
-            vectors, gallery = model.recall_text(text), model.recall_video(video)
+            vectors, gallery = model.query_vectors(text), model.index_vectors(video)
             parts = [two_stage.of_parts(model, text[n : n + 1], tokens.only) for n in range(len(text))]
             return [two_stage.search(own, vectors[n : n + 1], gallery, 5, 20) for n, own in enumerate(parts)]
 

@@ -12,7 +12,7 @@ from distill.losses.contrastive import contrastive
 from distill.losses.fine import fine, standardised
 from distill.model.contract import TrainingScores
 from distill.recipe import Recipe
-from distill.training.objective import LossConfig, Target, weigh
+from distill.training.objective import LossConfig, TeacherScores, total_loss
 
 torch.manual_seed(0)
 LOGITS, TEACHERS = 3 * torch.randn(5, 5).double(), 3 * torch.randn(2, 5, 5).double()
@@ -20,21 +20,21 @@ SCORES, RELEVANCE = torch.randn(5, 4).double(), torch.randn(2, 5, 4).double()
 REAL = torch.arange(4) < torch.tensor([4, 3, 1, 2, 4])[:, None]
 
 
-def targets(*weights: float) -> list[Target]:
+def targets(*weights: float) -> list[TeacherScores]:
     return [
-        Target(logits=logits, relevance=relevance, weight=weight)
+        TeacherScores(logits=logits, relevance=relevance, weight=weight)
         for logits, relevance, weight in zip(TEACHERS, RELEVANCE, weights, strict=True)
     ]
 
 
 def alone(teacher: int) -> dict[str, torch.Tensor]:
-    return weigh(TrainingScores.of(LOGITS, SCORES), targets(1.0, 1.0)[teacher : teacher + 1], LossConfig())
+    return total_loss(TrainingScores.of(LOGITS, SCORES), targets(1.0, 1.0)[teacher : teacher + 1], LossConfig())
 
 
 def test_losses_of_several_teachers_are_averaged_by_weight():
     first, second = alone(0), alone(1)
     equal, three_to_one = (
-        weigh(TrainingScores.of(LOGITS, SCORES), targets(*w), LossConfig()) for w in ((1.0, 1.0), (3.0, 1.0))
+        total_loss(TrainingScores.of(LOGITS, SCORES), targets(*w), LossConfig()) for w in ((1.0, 1.0), (3.0, 1.0))
     )
     for name in ("coarse", "fine"):
         assert equal[name].item() == pytest.approx(((first[name] + second[name]) / 2).item())
@@ -44,7 +44,7 @@ def test_losses_of_several_teachers_are_averaged_by_weight():
 
 
 def test_without_teachers_only_the_contrastive_term_remains():
-    found = weigh(TrainingScores.of(LOGITS), [], LossConfig())
+    found = total_loss(TrainingScores.of(LOGITS), [], LossConfig())
     assert found.keys() == {"total", "contrastive"}
     assert found["total"] == 0.2 * contrastive(LOGITS)
 
@@ -76,7 +76,7 @@ def test_captions_of_one_video_are_no_negatives_when_masked():
         terms.append(np.mean([-np.log(softmax(side[i][kept[i].numpy()])[kept[i][:i].sum()]) for i in range(5)]))
     assert found.item() == pytest.approx(np.mean(terms))
     assert contrastive(LOGITS, torch.arange(5)) == contrastive(LOGITS)
-    assert weigh(TrainingScores.of(LOGITS), [], LossConfig(), videos=videos)["contrastive"] == found
+    assert total_loss(TrainingScores.of(LOGITS), [], LossConfig(), videos=videos)["contrastive"] == found
 
 
 def test_label_sets_are_named_alone_or_with_a_weight(world: World, tmp_path):
@@ -94,7 +94,7 @@ def test_label_sets_are_named_alone_or_with_a_weight(world: World, tmp_path):
             read_recipe(path, [], Recipe)
 
 
-def test_several_places_of_one_student_are_averaged_and_named():
+def test_several_targets_of_one_student_are_averaged_and_named():
     first, second = torch.randn(5, 4).double(), torch.randn(5, 4).double()
     scores = TrainingScores(
         contrasts=[(0.8, LOGITS), (0.2, 2 * LOGITS)],
@@ -102,9 +102,9 @@ def test_several_places_of_one_student_are_averaged_and_named():
         frames={"gate": first, "pooling": second},
         own={"diversity": torch.tensor(0.5).double()},
     )
-    found = weigh(scores, targets(1.0, 1.0), LossConfig())
+    found = total_loss(scores, targets(1.0, 1.0), LossConfig())
     gate, pooling, coarse, whole = (
-        weigh(scores, targets(1.0, 1.0), LossConfig.model_validate({section: {"places": [place]}}))
+        total_loss(scores, targets(1.0, 1.0), LossConfig.model_validate({section: {"targets": [place]}}))
         for section, place in (("fine", "gate"), ("fine", "pooling"), ("coarse", "coarse"), ("coarse", "fine"))
     )
     assert found["fine"].item() == pytest.approx(((gate["fine"] + pooling["fine"]) / 2).item())
@@ -119,7 +119,9 @@ def test_several_places_of_one_student_are_averaged_and_named():
 def test_standardised_relevance_suits_teachers_of_any_scale():
     config = LossConfig.model_validate({"fine": {"standardise": True}})
     one, other = (
-        weigh(TrainingScores.of(LOGITS, SCORES), [Target(logits=TEACHERS[0], relevance=scaled)], config, real=REAL)
+        total_loss(
+            TrainingScores.of(LOGITS, SCORES), [TeacherScores(logits=TEACHERS[0], relevance=scaled)], config, real=REAL
+        )
         for scaled in (RELEVANCE[0], 50 * RELEVANCE[0] + 7)
     )
     assert one["fine"].item() == pytest.approx(other["fine"].item(), rel=1e-4)
@@ -129,13 +131,13 @@ def test_standardised_relevance_suits_teachers_of_any_scale():
     assert (found[~kept] == 0).all() and (standardised(RELEVANCE[0], REAL)[2] == 0).all()  # one frame has no spread
 
 
-def test_labels_without_a_place_are_refused_with_the_places_there_are(world: World, tmp_path):
+def test_labels_without_a_target_are_refused_with_the_targets_there_are(world: World, tmp_path):
     path = world.recipe("student", "teachclip", tmp_path, labels=["a"])
     with pytest.raises(
-        RecipeError, match=r"fine\.places: teachclip, as configured, has no .* called 'gate'; it has: pooling"
+        RecipeError, match=r"fine\.targets: teachclip, as configured, has no .* called 'gate'; it has: pooling"
     ):
-        read_recipe(path, ["losses.fine.places=[gate]"], Recipe)
+        read_recipe(path, ["losses.fine.targets=[gate]"], Recipe)
     plain = world.recipe("plain", "clip4clip", tmp_path, labels=["a"])
     with pytest.raises(RecipeError, match="fine: clip4clip has no frame scores to teach"):
         read_recipe(plain, [], Recipe)
-    assert read_recipe(plain, ["losses.fine.weight=0.0", "losses.coarse.places=[logits]"], Recipe).labels
+    assert read_recipe(plain, ["losses.fine.weight=0.0", "losses.coarse.targets=[logits]"], Recipe).labels

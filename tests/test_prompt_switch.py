@@ -42,7 +42,7 @@ from distill.release.export import export_clip
 from distill.retrieval.gallery import Gallery
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.moment import best_moment
-from distill.training.objective import ContrastiveConfig, LossConfig, Target, weigh
+from distill.training.objective import ContrastiveConfig, LossConfig, TeacherScores, total_loss
 from distill.training.optim import OptimConfig, build_optimizer
 from students.prompt_switch import PromptSwitch, PromptSwitchConfig
 
@@ -139,7 +139,7 @@ def test_rows_20_and_21_a_training_step():
     model.captioner.word_weights[[3, 7, 48, 49]] = 0.25
     text = model.encode_text(ids)
     video = model.encode_video(det(2, 3, 3, 8, 8, a=0.21, b=0.5), torch.ones(2, 3, dtype=torch.bool))
-    losses = weigh(model.training_scores(text, video, model.encode_pair(ids, text, video)), [], ALONE)
+    losses = total_loss(model.training_scores(text, video, model.encode_pair(ids, text, video)), [], ALONE)
     said = torch.ones(2, 5, dtype=torch.bool)
     logits, _ = model.captioner(model.clip.text.embed(ids[:, :-1]), video.frames, said)
     assert agrees(unit(text.sentence), row["text"]) and agrees(video.vector, row["pooled"])
@@ -316,15 +316,15 @@ def test_encoding_then_scoring_trains_every_parameter(options: dict):
     found = model.training_scores(text, video, model.encode_pair(ids, text, video))
     assert torch.equal(found.rankings["logits"], found.contrasts[0][1])
     assert torch.allclose(found.rankings["logits"], model.similarity(text, video) / 0.07, atol=1e-4)
-    recalled = model.recall_text(text) @ model.recall_video(video).T
+    recalled = model.query_vectors(text) @ model.index_vectors(video).T
     pooled = unit(video.frames).mean(1) if options.get("pooling") != "afa" else video.vector
     assert torch.allclose(recalled, cosine(text.sentence, pooled), atol=1e-6)
     one_vector = options not in ASKING
     assert torch.allclose(recalled, model.similarity(text, video), atol=1e-6) == one_vector
     assert model.rerank_fields == (() if one_vector else ("frames", "real"))
     relevance = torch.randn(3, 8)
-    target = Target(logits=torch.randn(3, 3), relevance=relevance)
-    weigh(found, [target], LossConfig())["total"].backward()
+    target = TeacherScores(logits=torch.randn(3, 3), relevance=relevance)
+    total_loss(found, [target], LossConfig())["total"].backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
@@ -496,8 +496,8 @@ def test_labels_teach_the_pooling_and_what_the_captioner_reads():
     relevance = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
     found = model.training_scores(text, video, pair)
     config = LossConfig.model_validate({"fine": {"reduction": "pair", "weight": 1.0}})
-    target = Target(logits=found.rankings["logits"].detach(), relevance=relevance)
-    loss = weigh(found, [target], config, real=real)["fine"]
+    target = TeacherScores(logits=found.rankings["logits"].detach(), relevance=relevance)
+    loss = total_loss(found, [target], config, real=real)["fine"]
     expected = []
     for row in range(3):
         kept = real[row].numpy()
@@ -509,9 +509,9 @@ def test_labels_teach_the_pooling_and_what_the_captioner_reads():
         expected += [-(q * np.log(pooled / pooled.sum())).sum(), -(q * np.log(shares[kept])).sum()]
     assert loss.item() == pytest.approx(np.sum(expected) / 6, abs=1e-5)
     for place, learns in (("pooling", "afa.score.2.weight"), ("captioner", "captioner.layers.1.multihead_attn.")):
-        only = config.model_copy(update={"fine": config.fine.model_copy(update={"places": [place]})})
+        only = config.model_copy(update={"fine": config.fine.model_copy(update={"targets": [place]})})
         model.zero_grad()
-        weigh(model.training_scores(*encoded(model)), [target], only, real=real)["fine"].backward()
+        total_loss(model.training_scores(*encoded(model)), [target], only, real=real)["fine"].backward()
         assert any(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if n.startswith(learns))
         assert model.prompts.cube.grad.any()
 
@@ -540,8 +540,8 @@ def test_labels_teach_which_frames_a_caption_pools(pooling: str):
         shares = scores.masked_fill(~real[:, None], -torch.inf).softmax(-1).mean(1)
     found = model.training_scores(text, video, pair)
     assert torch.allclose(found.frames["pooling"].softmax(-1), shares, atol=1e-5) and len(found.frames) == 1
-    target = Target(logits=found.rankings["logits"].detach(), relevance=torch.randn(3, 8))
-    weigh(found, [target], LossConfig(), real=real)["fine"].backward()
+    target = TeacherScores(logits=found.rankings["logits"].detach(), relevance=torch.randn(3, 8))
+    total_loss(found, [target], LossConfig(), real=real)["fine"].backward()
     assert model.prompts.cube.grad.any() and model.clip.text.text_projection.grad.any()
 
 
@@ -656,7 +656,7 @@ def recipe(world: World, path: Path, **sections) -> Path:
         ("model.prompts=0", "model.prompt_switch.prompts: found 0"),
         ("model.pooling=top_k", "k: pooling top_k adds up so many frames"),
         ("model.k=3", "k: pooling top_k adds up so many frames, and no other pooling does"),
-        ("losses.fine.places=[gate]", "has no frame scores to teach called 'gate'; it has: pooling, captioner"),
+        ("losses.fine.targets=[gate]", "has no frame scores to teach called 'gate'; it has: pooling, captioner"),
         ("model.temporal.layers=2", "model.prompt_switch.temporal: unknown key"),
     ],
 )
@@ -676,9 +676,9 @@ def test_places_that_are_not_there_are_refused(world: World, tmp_path: Path):
         (["model.captions=null", "model.pooling=attention"], "pooling"),
         (["model.captions=null", "model.pooling=transformer"], "pooling"),
     ):
-        assert read_recipe(path, overrides, Recipe).model.framed() == (left,)
+        assert read_recipe(path, overrides, Recipe).model.fine_targets() == (left,)
         with pytest.raises(RecipeError, match=f"it has: {left}$"):
-            read_recipe(path, [*overrides, "losses.fine.places=[pooling, captioner]"], Recipe)
+            read_recipe(path, [*overrides, "losses.fine.targets=[pooling, captioner]"], Recipe)
     with pytest.raises(RecipeError, match=r"prompt_switch has no frame scores to teach; set losses\.fine\.weight=0"):
         read_recipe(path, ["model.pooling=mean", "model.captions=null"], Recipe)
 

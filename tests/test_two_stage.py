@@ -1,4 +1,4 @@
-"""Two stages: what is recalled is ranked by the full score, what is not follows, and nothing else is ever scored."""
+"""Two stages: candidates are ranked by the full score, others follow, and nothing else is ever scored."""
 
 import os
 from unittest.mock import patch
@@ -24,8 +24,8 @@ CUBES = {"prompts": 2, "frames": 2, "captions": None}
 STUDENTS = {
     "eercf": ON_TOP | {"frames": FRAMES, "patches": False},
     "eercf with patches": ON_TOP | {"frames": FRAMES},
-    "glscl by concepts": ON_TOP | {"recall": "concepts"},
-    "glscl by coarse vector": ON_TOP | {"recall": "coarse"},
+    "glscl by concepts": ON_TOP | {"index_by": "concepts"},
+    "glscl by coarse vector": ON_TOP | {"index_by": "coarse"},
     "prompt_switch by the top frames": CUBES | {"pooling": "top_k", "k": 2, "mask_padding": True},
     "prompt_switch by attention": CUBES | {"pooling": "attention"},
     "prompt_switch by a transformer": CUBES | {"pooling": "transformer", "heads": 4},
@@ -60,7 +60,7 @@ def features(videos=VIDEOS, texts=TEXTS, seed=0):
 
 
 class Watched:
-    """A score of pairs that is no function of the recall vectors, and remembers which pairs it was asked for."""
+    """A score of pairs that is no function of the index vectors, and remembers which pairs it was asked for."""
 
     def __init__(self, queries, candidates, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -74,11 +74,11 @@ class Watched:
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_recalling_the_whole_gallery_is_the_exhaustive_search(name):
+def test_ranking_the_whole_gallery_is_the_exhaustive_search(name):
     model, (text, video) = student(name), features()
     with torch.no_grad():
         whole = model.similarity(text, video)
-        by_text, by_video = model.recall_text(text), model.recall_video(video)
+        by_text, by_video = model.query_vectors(text), model.index_vectors(video)
     for pairs, queries, vectors, expected in (
         (two_stage.of_texts(model.similarity, text, video), by_text, by_video, whole),
         (two_stage.of_videos(model.similarity, text, video), by_video, by_text, whole.T),
@@ -121,15 +121,15 @@ def test_the_parts_of_a_score_sum_up_to_it_from_the_fields_they_name(name):
     st.integers(1, 20), st.integers(1, 60), st.integers(1, 60), st.integers(1, 14), st.integers(1, 3), st.integers(0, 9)
 )
 @settings(deadline=None, max_examples=40)
-def test_later_parts_are_added_for_the_best_by_the_first_and_no_others(queries, candidates, recall, k, of_best, seed):
+def test_later_parts_are_added_for_the_best_by_the_first_and_no_others(queries, candidates, count, k, of_best, seed):
     first, second = Watched(queries, candidates, seed), Watched(queries, candidates, seed + 100)
     order = torch.rand(queries, candidates, generator=torch.Generator().manual_seed(seed)).argsort(1)
-    recalled = order[:, : max(k, recall)]
+    chosen = order[:, : max(k, count)]
     with patch.object(two_stage, "SHARED", 0):
-        scores, rows = two_stage.best_of([(first, 1), (second, of_best)], recalled, k)
-    assert torch.equal(first.asked, torch.zeros_like(first.asked).scatter(1, recalled, True))
+        scores, rows = two_stage.best_of([(first, 1), (second, of_best)], chosen, k)
+    assert torch.equal(first.asked, torch.zeros_like(first.asked).scatter(1, chosen, True))
     for query in range(queries):
-        best = sorted(recalled[query].tolist(), key=lambda video: -first.scores[query, video])[: of_best * max(k, 10)]
+        best = sorted(chosen[query].tolist(), key=lambda video: -first.scores[query, video])[: of_best * max(k, 10)]
         assert second.asked[query].nonzero()[:, 0].tolist() == sorted(best)
         both = {video: float(first.scores[query, video] + second.scores[query, video]) for video in best}
         expected = sorted(best, key=lambda video: -both[video])[:k]
@@ -137,35 +137,35 @@ def test_later_parts_are_added_for_the_best_by_the_first_and_no_others(queries, 
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-@pytest.mark.parametrize("recall", [1, 6])
-def test_the_recalled_have_their_full_scores_and_lead_the_others(name, recall):
+@pytest.mark.parametrize("count", [1, 6])
+def test_the_candidates_have_their_full_scores_and_lead_the_others(name, count):
     model, (text, video) = student(name), features()
     with torch.no_grad():
         whole = model.similarity(text, video)
-        coarse = model.recall_text(text) @ model.recall_video(video).T
+        coarse = model.query_vectors(text) @ model.index_vectors(video).T
     found = two_stage.ranking(
-        two_stage.of_texts(model.similarity, text, video), model.recall_text(text), model.recall_video(video), recall
+        two_stage.of_texts(model.similarity, text, video), model.query_vectors(text), model.index_vectors(video), count
     )
     for row in range(TEXTS):
-        expected = coarse[row].topk(recall).indices
+        expected = coarse[row].topk(count).indices
         order = found[row].argsort(descending=True)
-        assert set(order[:recall].tolist()) == set(expected.tolist())
+        assert set(order[:count].tolist()) == set(expected.tolist())
         assert torch.allclose(found[row, expected], whole[row, expected], atol=1e-12)
         rest = [video for video in coarse[row].argsort(descending=True).tolist() if video not in expected]
-        assert order[recall:].tolist() == rest, "what was not recalled follows by its inner product"
+        assert order[count:].tolist() == rest, "the others follow by their inner product"
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 70), st.integers(0, 99))
 @settings(deadline=None, max_examples=40)
-def test_only_what_was_recalled_is_ranked_whatever_is_scored_together(num_queries, num_candidates, recall, seed):
+def test_only_candidates_are_ranked_whatever_is_scored_together(num_queries, num_candidates, count, seed):
     generator = torch.Generator().manual_seed(seed)
     queries, vectors = (torch.randn(n, 6, generator=generator).double() for n in (num_queries, num_candidates))
     watched = Watched(num_queries, num_candidates, seed)
-    recalled = top_k(queries, vectors, recall)[1]
-    scores = two_stage.rerank(watched, recalled)
-    assert torch.equal(scores, watched.scores.gather(1, recalled))
-    _, rows = two_stage.search([(watched, 1)], queries, vectors, 3, recall)
-    reach = top_k(queries, vectors, max(3, recall))[1]
+    chosen = top_k(queries, vectors, count)[1]
+    scores = two_stage.rerank(watched, chosen)
+    assert torch.equal(scores, watched.scores.gather(1, chosen))
+    _, rows = two_stage.search([(watched, 1)], queries, vectors, 3, count)
+    reach = top_k(queries, vectors, max(3, count))[1]
     for row in range(num_queries):
         expected = sorted(reach[row].tolist(), key=lambda video: -watched.scores[row, video])[:3]
         assert rows[row].tolist() == expected
@@ -174,12 +174,12 @@ def test_only_what_was_recalled_is_ranked_whatever_is_scored_together(num_querie
 def test_few_queries_in_a_large_gallery_are_scored_with_their_own_candidates_alone():
     generator = torch.Generator().manual_seed(1)
     queries, vectors = torch.randn(8, 6, generator=generator), torch.randn(4000, 6, generator=generator)
-    watched, recalled = Watched(8, 4000), top_k(queries, vectors, 20)[1]
-    two_stage.rerank(watched, recalled)
-    assert torch.equal(watched.asked, torch.zeros_like(watched.asked).scatter(1, recalled, True))
+    watched, chosen = Watched(8, 4000), top_k(queries, vectors, 20)[1]
+    two_stage.rerank(watched, chosen)
+    assert torch.equal(watched.asked, torch.zeros_like(watched.asked).scatter(1, chosen, True))
     alike = Watched(8, 4000)
-    two_stage.rerank(alike, recalled[:1].expand(8, -1))
-    assert alike.calls == 1, "one call where all recalled the same"
+    two_stage.rerank(alike, chosen[:1].expand(8, -1))
+    assert alike.calls == 1, "one call where all have the same candidates"
 
 
 @pytest.mark.parametrize("asks", [two_stage.of_texts, two_stage.of_videos])
@@ -192,8 +192,8 @@ def test_memory_stays_bounded(asks, monkeypatch):
         called.append((len(text), len(video)))
         return torch.zeros(len(text), len(video))
 
-    recalled = torch.arange(300).expand(40, -1)
-    assert two_stage.rerank(asks(similarity, text, video), recalled).shape == (40, 300)
+    chosen = torch.arange(300).expand(40, -1)
+    assert two_stage.rerank(asks(similarity, text, video), chosen).shape == (40, 300)
     most = two_stage.in_one_call(video) if asks is two_stage.of_texts else two_stage.TOGETHER
     assert most <= 20 and max(videos for _, videos in called) <= most
     assert sum(texts * videos for texts, videos in called) == 40 * 300
@@ -205,9 +205,9 @@ def test_permuting_the_gallery_permutes_the_answer(name):
     order = torch.randperm(VIDEOS, generator=torch.Generator().manual_seed(3))
     shuffled = video[order]
     with torch.no_grad():
-        by_text = model.recall_text(text)
-        scores, rows = two_stage.search(parts(model, text, video), by_text, model.recall_video(video), 1, 9)
-        again, places = two_stage.search(parts(model, text, shuffled), by_text, model.recall_video(shuffled), 1, 9)
+        by_text = model.query_vectors(text)
+        scores, rows = two_stage.search(parts(model, text, video), by_text, model.index_vectors(video), 1, 9)
+        again, places = two_stage.search(parts(model, text, shuffled), by_text, model.index_vectors(shuffled), 1, 9)
     assert torch.equal(order[places], rows) and torch.allclose(scores, again, atol=1e-12)
 
 

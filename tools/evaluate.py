@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bank = None if args.qbnorm is None else FrameSet(args.qbnorm)
     result = evaluate_model(
         *(subject, release.model, release.tokenizer, frames, args.protocol),
-        **{"dsl": args.dsl, "bank": bank, "recalls": args.recall},
+        **{"dsl": args.dsl, "bank": bank, "candidates": args.recall},
     )
     if args.out is not None:
         write_json(args.out, result.model_dump(mode="json"))

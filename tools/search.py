@@ -27,7 +27,7 @@ from distill import log
 from distill.errors import ExpectedError, door
 from distill.packing.textfiles import read_list
 from distill.release.release import load
-from distill.retrieval.gallery import RECALL, CaptionHit, Gallery, Hit, release_path
+from distill.retrieval.gallery import CANDIDATES, CaptionHit, Gallery, Hit, release_path
 
 Hits = list[Hit] | list[CaptionHit]
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--captions", action="store_true", help="with --like: find captions, not videos")
     parser.add_argument("--k", type=int, default=5, metavar="N", help="how many to show (default 5)")
     parser.add_argument(
-        "--recall", type=int, metavar="N", help=f"how many are ordered anew, in two stages (default {RECALL})"
+        "--recall", type=int, metavar="N", help=f"how many are ordered anew, in two stages (default {CANDIDATES})"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--release", type=Path, metavar="PATH", help="where the gallery's release is, if it was moved")

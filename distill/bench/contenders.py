@@ -48,8 +48,8 @@ def synthetic(videos: int, queries: int, sizes: Sizes, world: World) -> tuple[li
         ("X-CLIP", {"kind": "xclip", "words": sizes.words, "frames": sizes.frames, "temporal": TEMPORAL}),
         ("TS2-Net", {"kind": "ts2net", "frames": sizes.frames, "shift_layers": 0, "temporal": TEMPORAL}),
         ("X-Pool", {"kind": "xpool"}),
-        ("GLSCL by coarse vector", {"kind": "glscl", "recall": "coarse", "temporal": TEMPORAL}),
-        ("GLSCL by concepts", {"kind": "glscl", "recall": "concepts", "temporal": TEMPORAL}),
+        ("GLSCL by coarse vector", {"kind": "glscl", "index_by": "coarse", "temporal": TEMPORAL}),
+        ("GLSCL by concepts", {"kind": "glscl", "index_by": "concepts", "temporal": TEMPORAL}),
         ("EERCF", {"kind": "eercf", "frames": sizes.frames, "patches": False, "temporal": TEMPORAL}),
     ]
     contenders = [contender(name, *built(raw, sizes, world.seed), text, video, sizes) for name, raw in models]
@@ -111,7 +111,7 @@ def contender(
         exact = _only(video, teacher.video_fields)
         vector_bytes = sum(value[0].nbytes for value in exact.tensors().values())
     else:
-        vectors = model.recall_video(video)
+        vectors = model.index_vectors(video)
         vector_bytes = vectors.shape[1] * FLOAT_BYTES
     if model.rerank_fields:
         exact = tokens or _only(video, ("vector", *model.rerank_fields))

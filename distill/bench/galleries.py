@@ -45,7 +45,7 @@ QUERIES = 128  # of as many videos
 AT_ONCE = (1, 64)
 ROUNDS = {1: 20, 64: 5}
 BEST = 10
-RECALLS = (50, 200)  # videos that are ranked in full
+CANDIDATES = (50, 200)  # videos that are ranked in full
 DRAWN = 4096  # videos drawn at once
 OPENED = 5  # times, of which the median counts
 PLAIN, EXACT, APPROXIMATE, TWO, BY_INDEX = "plain product", "exact", "approximate", "two stages", ", by index"
@@ -168,7 +168,7 @@ def _write(one: Path, two: Path, videos: int, sizes: Sizes, world: World) -> _Wr
         writer = TokenWriter(file, videos)
         for start in progress(range(0, videos, DRAWN), f"draw {videos:,} videos (parts)"):
             video = drawn.videos(plots[start : start + DRAWN])
-            parts.append(model.recall_video(video))
+            parts.append(model.index_vectors(video))
             row = stored(video, model.rerank_fields)
             began = time.perf_counter()
             writer.append(row)
@@ -212,7 +212,7 @@ def _seal(path: Path, vectors: Tensor, release: Release, *, tokens: bool) -> Non
 
 def _search_size(one: Path, two: Path, videos: int, written: _Written) -> Scale:
     release, vectors, k = written.release, written.vectors, min(BEST, videos)
-    queries = release.model.recall_text(release.text)
+    queries = release.model.query_vectors(release.text)
     names = [str(number) for number in range(len(queries))]
     opening = statistics.median(timed(lambda: Gallery.open(one, release)) for _ in range(OPENED))
     with _memory() as used:
@@ -239,10 +239,10 @@ def _search_size(one: Path, two: Path, videos: int, written: _Written) -> Scale:
         EXACT: (written.seconds[0], written.bytes[0]),
         APPROXIMATE: (indexing, written.bytes[0] + index_bytes),
     }
-    for recall, by_index in itertools.product((recall for recall in RECALLS if recall < videos), (False, True)):
-        name = f"{TWO}, {recall:,} ranked{BY_INDEX if by_index else ''}"
+    for candidates, by_index in itertools.product((some for some in CANDIDATES if some < videos), (False, True)):
+        name = f"{TWO}, {candidates:,} ranked{BY_INDEX if by_index else ''}"
         gallery, seconds, size = two_by_index if by_index else two_exact
-        sides[name] = lambda asked, gallery=gallery, recall=recall: gallery.search(asked, BEST, recall)
+        sides[name] = lambda asked, gallery=gallery, some=candidates: gallery.search(asked, BEST, some)
         shared[name], costs[name] = _shared(sides[name](names), written.full.tolist()), (seconds, size)
     took = {number: _turns(sides, names, number) for number in AT_ONCE}
     rows = [

@@ -33,13 +33,13 @@ from distill.bench.synthetic import Sizes
 class Operations:
     """Multiply-accumulates of one model; `products` are those of matrix products, `sums` of weighted sums."""
 
-    recall_query: int = 0  # a query, to recall
-    recall: int = 0  # a query and a video of the gallery, to recall
+    project: int = 0  # a query, before its inner products
+    inner: int = 0  # a query and a video of the gallery: their inner product
     query: int = 0  # a call that scores in full, for each query in it
     video: int = 0  # a call that scores in full, for each video in it
     products: int = 0  # a pair that is scored in full
     sums: int = 0  # the same
-    later: int = 0  # of `products` and `sums`: in the parts of the score that only the best of the recalled get
+    later: int = 0  # of `products` and `sums`: in the parts of the score that only the best of the candidates get
     by_pair: int = 0  # a pair, where the published formula differs from what is computed here: the formula's
 
     def exhaustive(self, videos: int) -> int:
@@ -48,12 +48,12 @@ class Operations:
 
     def published(self) -> int:
         """Of one pair by the published formula, many texts sharing what is computed once a video."""
-        return self.by_pair or self.products + self.sums or self.recall
+        return self.by_pair or self.products + self.sums or self.inner
 
-    def two_stage(self, videos: int, recall: int, best: int, calls: int) -> int:
-        """Of a query alone that recalls `recall` of `videos` and scores these in so many calls, `best` in all parts."""
-        first = self.recall_query + videos * self.recall + calls * self.query
-        return first + recall * (self.pair_alone - self.later) + min(best, recall) * self.later
+    def two_stage(self, videos: int, candidates: int, best: int, calls: int) -> int:
+        """Count a query that scores `candidates` of `videos` in so many calls, and `best` of them in all parts."""
+        first = self.project + videos * self.inner + calls * self.query
+        return first + candidates * (self.pair_alone - self.later) + min(best, candidates) * self.later
 
     @property
     def pair_alone(self) -> int:
@@ -63,7 +63,7 @@ class Operations:
 
 def one_vector(s: Sizes, config: Any) -> Operations:
     """CLIP4Clip, TeachCLIP: a cosine."""
-    return Operations(recall=s.dim)
+    return Operations(inner=s.dim)
 
 
 def ts2net(s: Sizes, config: Any) -> Operations:
@@ -91,8 +91,8 @@ def eercf(s: Sizes, config: Any) -> Operations:
     f, d = s.frames, s.dim
     patches = f * s.patches if config.patches and config.rerank.weak_patch else 0
     return Operations(
-        recall_query=d**2,
-        recall=d,
+        project=d**2,
+        inner=d,
         query=d**2,
         products=d + 2 * f * d + f**2 + d + patches * d,
         sums=f + patches,
@@ -101,19 +101,19 @@ def eercf(s: Sizes, config: Any) -> Operations:
 
 
 def prompt_switch(s: Sizes, config: Any) -> Operations:
-    """One vector, or a pooling that asks the sentence after one vector has recalled."""
+    """One vector, or a pooling that asks the sentence, of candidates that one vector has found."""
     if config.pooling in ("mean", "afa"):
         return one_vector(s, config)
     if config.pooling == "transformer":
-        return replace(xpool(s, config), recall=s.dim)
-    return Operations(recall=s.dim, products=2 * s.frames * s.dim, sums=s.frames)
+        return replace(xpool(s, config), inner=s.dim)
+    return Operations(inner=s.dim, products=2 * s.frames * s.dim, sums=s.frames)
 
 
 def glscl(s: Sizes, config: Any) -> Operations:
-    """GIM and LIM of the paper (section III), recalled by what the config says."""
+    """GIM and LIM of the paper (section III), after the candidates that the config's `index_by` finds."""
     f, d, concepts = s.frames, s.dim, s.concepts * s.dim
     return Operations(
-        recall=concepts if config.recall == "concepts" else d,
+        inner=concepts if config.index_by == "concepts" else d,
         products=2 * f * d + concepts,
         sums=f,
         later=concepts,

@@ -4,9 +4,9 @@ A *contender* is a model with the features of a gallery and of queries. Its sear
 
     one vector    inner products with one vector a video
     exhaustive    the full score of the query with every video, in calls of as many videos as turn out fastest
-    two stages    the `recall` best inner products, and the full score of these, from float16 tokens; what changes the
-                  score little is added for the best of them alone (`score_parts`)
-    by index      the same, recalled by the estimates of an approximate index
+    two stages    the `candidates` best inner products, and the full score of these, from float16 tokens; what changes
+                  the score little is added for the best of them alone (`score_parts`)
+    by index      the same, the candidates chosen by the estimates of an approximate index
 
 Time is the median over queries that come one by one, and per query where some come at once (`AT_ONCE`), searches taking
 turns. Encoding a query is left out, as it is in the counted operations (`operations`). What a search finds is compared
@@ -65,7 +65,7 @@ class Contender:
     )  # the vectors of the first stage, or the only one; None: a teacher has none
     exact: VideoFeatures | Tokens | None  # what an exhaustive search reads
     tokens: Tokens | None  # what a second stage reads
-    index: Approximate | None  # by which it may recall
+    index: Approximate | None  # that may choose its candidates
     stored: tuple[int, int]  # bytes a video: vectors (a teacher's: all its features), tokens
     sizes: Sizes
     videos: int
@@ -82,7 +82,7 @@ class ModelSearch:
 
     model: str
     search: str  # one vector, exhaustive, two stages, two stages by index
-    recall: int | None  # videos that are ranked, in two stages
+    candidates: int | None  # videos that are ranked, in two stages
     operations: int  # multiply-accumulates a query
     published_pair: int | None  # multiply-accumulates a pair by the published formula, of the full score
     milliseconds: dict[int, float]  # a query, by how many come at once
@@ -101,7 +101,7 @@ class Claim:
     model: str
     factor: int
     search: str = ""
-    recall: int | None = None
+    candidates: int | None = None
     shared: float | None = None
     operations: float | None = None  # times fewer than X-CLIP's
     time: dict[int, float] = field(default_factory=dict)  # times faster, by how many queries come at once
@@ -134,15 +134,15 @@ FOUND = 0.99  # of the exhaustive ten best: a search that finds less is no fair 
 
 @torch.inference_mode()
 def measure_searches(
-    contenders: Sequence[Contender], own: Int[Tensor, " text"], recalls: Sequence[int]
+    contenders: Sequence[Contender], own: Int[Tensor, " text"], candidates: Sequence[int]
 ) -> list[ModelSearch]:
     """All searches of all contenders; query i is answered rightly by video `own[i]`."""
     rows: list[ModelSearch] = []
     searches: list[tuple[Contender, TwoStage | None]] = []
     for contender in progress(contenders, "what is found (models)"):
         expected = None if contender.exact is None else _all_scores(contender)
-        recalled = [k for k in recalls if k < contender.videos and contender.tokens is not None]
-        ways = [TwoStage(contender, k, index) for k in recalled for index in dict.fromkeys((None, contender.index))]
+        sizes = [k for k in candidates if k < contender.videos and contender.tokens is not None]
+        ways = [TwoStage(contender, k, index) for k in sizes for index in dict.fromkeys((None, contender.index))]
         for way in (None, *ways):
             rows.append(_one_stage_row(contender, own, expected) if way is None else _two_stage_row(way, own, expected))
             searches.append((contender, way))
@@ -158,18 +158,18 @@ class TwoStage:
     """A search in two stages, as galleries do it."""
 
     contender: Contender
-    recall: int
-    index: Approximate | None  # recalls in place of exact inner products
+    candidates: int
+    index: Approximate | None  # chooses candidates in place of exact inner products
 
     def __call__(self, text: TextFeatures) -> tuple[Tensor, Tensor]:
         """The best videos of every query, and their scores."""
         contender, model = self.contender, self.contender.model
         assert contender.tokens is not None and contender.vectors is not None
-        parts, vectors = two_stage.of_parts(model, text, contender.tokens.only), model.recall_text(text)
+        parts, vectors = two_stage.of_parts(model, text, contender.tokens.only), model.query_vectors(text)
         if self.index is None:
-            return two_stage.search(parts, vectors, contender.vectors, BEST, self.recall)
-        recalled = self.index.candidates(vectors, self.recall, contender.vectors.__getitem__, NONE)[1]
-        return two_stage.best_of(parts, recalled, BEST)
+            return two_stage.search(parts, vectors, contender.vectors, BEST, self.candidates)
+        chosen = self.index.candidates(vectors, self.candidates, contender.vectors.__getitem__, NONE)[1]
+        return two_stage.best_of(parts, chosen, BEST)
 
     @property
     def operations(self) -> int:
@@ -180,8 +180,8 @@ class TwoStage:
         assert contender.tokens is not None
         first = contender.tokens.only(parts[0].fields)
         in_place = parts[0].in_place is not None and first.in_place()
-        calls = 1 if in_place else -(-self.recall // two_stage.in_one_call(first))
-        count = contender.operations.two_stage(contender.videos, self.recall, parts[-1].of_best * BEST, calls)
+        calls = 1 if in_place else -(-self.candidates // two_stage.in_one_call(first))
+        count = contender.operations.two_stage(contender.videos, self.candidates, parts[-1].of_best * BEST, calls)
         return count if self.index is None else count + self.index.centres.numel()
 
 
@@ -199,7 +199,7 @@ def _two_stage_row(
     return ModelSearch(
         model=contender.name,
         search="two stages" if search.index is None else "two stages by index",
-        recall=search.recall,
+        candidates=search.candidates,
         operations=search.operations,
         published_pair=None,
         milliseconds={},
@@ -220,12 +220,12 @@ def _one_stage_row(
         found, name, count = expected.double(), "exhaustive", operations.exhaustive(contender.videos)
     else:
         assert contender.vectors is not None
-        found = (model.recall_text(contender.text) @ contender.vectors.T).double()
-        name, count = "one vector", operations.recall * contender.videos
+        found = (model.query_vectors(contender.text) @ contender.vectors.T).double()
+        name, count = "one vector", operations.inner * contender.videos
     return ModelSearch(
         model=contender.name,
         search=name,
-        recall=None,
+        candidates=None,
         operations=count,
         published_pair=operations.published(),
         milliseconds={},
@@ -266,7 +266,7 @@ def _one_stage(contender: Contender, at_once: int) -> Search:
         return _fastest(contender, at_once)
     vectors = contender.vectors
     assert vectors is not None
-    return lambda text: top_k(contender.model.recall_text(text), vectors, BEST)
+    return lambda text: top_k(contender.model.query_vectors(text), vectors, BEST)
 
 
 def _fastest(contender: Contender, at_once: int) -> Search:
@@ -305,7 +305,7 @@ def claims(rows: Sequence[ModelSearch]) -> list[Claim]:
     heavy = [row for row in rows if row.model == "X-CLIP"]
     found = []
     for claim in CLAIMS:
-        mine = [row for row in rows if row.model.startswith(claim.model) and row.recall is not None]
+        mine = [row for row in rows if row.model.startswith(claim.model) and row.candidates is not None]
         for name in dict.fromkeys(row.model for row in mine):
             enough = [row for row in mine if row.model == name and row.shared is not None and row.shared >= FOUND]
             if not heavy or not enough:
@@ -320,7 +320,7 @@ def claims(rows: Sequence[ModelSearch]) -> list[Claim]:
                     model=name,
                     factor=claim.factor,
                     search=row.search,
-                    recall=row.recall,
+                    candidates=row.candidates,
                     shared=row.shared,
                     operations=operations,
                     time=faster,
@@ -348,7 +348,7 @@ def table(measured: RetrievalReport) -> str:
     )
     lines: list[tuple[str, ...]] = [head]
     for row in measured.rows:
-        title = f"{row.model}, {row.search}" + (f" {row.recall:,}" if row.recall else "")
+        title = f"{row.model}, {row.search}" + (f" {row.candidates:,}" if row.candidates else "")
         lines.append(
             (
                 title,
@@ -373,14 +373,14 @@ def table(measured: RetrievalReport) -> str:
 
 def _verdict(claim: Claim) -> str:
     """The claim in a sentence."""
-    if claim.recall is None or claim.operations is None or claim.shared is None:
+    if claim.candidates is None or claim.operations is None or claim.shared is None:
         return (
             f"{claim.words}: {claim.model}: not shown, no search in two stages finds {100 * FOUND:.0f} % of the top ten"
         )
     times = [f"1/{times:,.0f} ({_held(times >= claim.factor)})" for times in claim.time.values()]
     return (
-        f"{claim.words}: {claim.model}, {claim.search} {claim.recall:,}, finds {100 * claim.shared:.1f} % of the top "
-        f"ten for 1/{claim.operations:,.0f} of the operations ({_held(claim.operations >= claim.factor)}); of the "
+        f"{claim.words}: {claim.model}, {claim.search} {claim.candidates:,}, finds {100 * claim.shared:.1f} % of the "
+        f"top ten for 1/{claim.operations:,.0f} of the operations ({_held(claim.operations >= claim.factor)}); of the "
         f"time, with {', '.join(map(str, claim.time))} queries at once, in {', '.join(times)}"
     )
 

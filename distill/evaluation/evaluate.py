@@ -120,16 +120,16 @@ def score(
 
 @torch.no_grad()
 def two_stage(
-    model: RetrievalModel, text: TextFeatures, video: VideoFeatures, recall: int
+    model: RetrievalModel, text: TextFeatures, video: VideoFeatures, candidates: int
 ) -> tuple[Float[Tensor, "text video"], Float[Tensor, "text video"]]:
-    """Scores by which texts rank videos, and by which videos rank texts, when `recall` of them are scored in full.
+    """Scores by which texts rank videos, and by which videos rank texts, when `candidates` of them are scored in full.
 
     On the CPU. The first hold for comparisons within a row only, the second within a column. Both ways are searched:
-    a video recalls texts and scores these, which is not the transpose of what texts do.
+    a video has candidate texts and scores these, which is not the transpose of what texts do.
     """
-    by_text, by_video = model.recall_text(text), model.recall_video(video)
-    of_text = ranking(of_texts(model.similarity, text, video), by_text, by_video, recall)
-    of_video = ranking(of_videos(model.similarity, text, video), by_video, by_text, recall)
+    by_text, by_video = model.query_vectors(text), model.index_vectors(video)
+    of_text = ranking(of_texts(model.similarity, text, video), by_text, by_video, candidates)
+    of_video = ranking(of_videos(model.similarity, text, video), by_video, by_text, candidates)
     return of_text.cpu(), of_video.T.cpu()
 
 

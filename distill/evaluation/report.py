@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 from torch import Tensor
 
 from distill import __version__
@@ -61,12 +61,12 @@ class BankMetrics(Config):
 
 
 class Reranked(Config):
-    """A search in two stages: `recall` candidates of every query were scored in full, both ways.
+    """A search in two stages: so many `candidates` of every query were scored in full, both ways.
 
     `shared`: of the exhaustive ten best answers, how many are among its own ten best, in percent, by direction.
     """
 
-    recall: int
+    candidates: int = Field(validation_alias=AliasChoices("candidates", "recall"))  # version 0.1 wrote `recall`
     measured: Metrics
     shared: dict[str, float]
 
@@ -116,16 +116,16 @@ def evaluate_model(
     *,
     dsl: bool,
     bank: FrameSet | None,
-    recalls: Sequence[int] = (),
+    candidates: Sequence[int] = (),
 ) -> Result:
     """Evaluates a model in fp32; with `dsl`, and with the captions of `bank`, also by scores that use other queries.
 
-    With `recalls`, also searches in two stages that score so many candidates.
+    With `candidates`, also searches in two stages that score so many in full.
     """
     state, own = standing(protocol, frames), video_numbers(frames)
     if bank is not None:
         _check_bank(bank, frames)
-    if recalls:
+    if candidates:
         _check_two_stage(subject, model)
     with torch.no_grad():
         text = encode_texts(model, texts_of(frames), tokenizer, quiet=False)
@@ -143,8 +143,8 @@ def evaluate_model(
         dsl=None if logits is None else _metrics(own, dual_softmax_t2v(logits), dual_softmax_v2t(logits)),
         qbnorm=None if bank is None or sums is None else _by_bank(own, similarity, bank, sums),
         two_stage=tuple(
-            _reranked(own, similarity, *two_stage(model, text, video, recall), recall)
-            for recall in progress(recalls, "search in two stages", quiet=not recalls)
+            _reranked(own, similarity, *two_stage(model, text, video, some), some)
+            for some in progress(candidates, "search in two stages", quiet=not candidates)
         ),
     )
 
@@ -152,8 +152,8 @@ def evaluate_model(
 def _check_two_stage(subject: Subject, model: RetrievalModel) -> None:
     if not model.rerank_fields:
         raise ExpectedError(
-            f"{subject.release}: a model of the kind {subject.model} has one score and no second stage; leave --recall "
-            "out (models of two stages: EERCF, GLSCL)"
+            f"{subject.release}: a model of the kind {subject.model} has one score and no second stage; leave "
+            "--candidates out (models of two stages: EERCF, GLSCL)"
         )
 
 
@@ -162,11 +162,11 @@ def _reranked(
     exhaustive: Float[Tensor, "text video"],
     by_text: Float[Tensor, "text video"],
     by_video: Float[Tensor, "text video"],
-    recall: int,
+    candidates: int,
 ) -> Reranked:
     shared = {"t2v": top_shared(by_text, exhaustive, SHARED), "v2t": top_shared(by_video.T, exhaustive.T, SHARED)}
     return Reranked(
-        recall=recall,
+        candidates=candidates,
         measured=_metrics(own, by_text, by_video),
         shared={way: 100 * float(found.mean()) for way, found in shared.items()},
     )
@@ -276,11 +276,11 @@ def report(result: Result, earlier: Sequence[Result]) -> str:
         f"          {result.gallery.words}",
     ]
     blocks = ["\n".join(head), _table([(r.subject.release, r.scores) for r in results])]
-    reranked = [(_with_recall(r.subject.release, found), found) for r in results for found in r.two_stage]
+    reranked = [(_with_candidates(r.subject.release, found), found) for r in results for found in r.two_stage]
     if reranked:
         blocks.append(
-            "Two stages: a text recalls so many videos by one inner product each, a video so many texts, and these\n"
-            "are scored in full; above, all are. The shared top 10 are those of the full scores that are found.\n"
+            "Two stages: a text has so many candidate videos by one inner product each, a video so many texts; these\n"
+            "are scored in full, above, all are. The shared top 10 are those of the full scores that are found.\n"
             + _table([(title, found.measured) for title, found in reranked])
         )
     by_dsl = [(r.subject.release, r.dsl) for r in results if r.dsl is not None]
@@ -302,9 +302,9 @@ def _with_bank(release: str, by_bank: BankMetrics) -> str:
     return f"{release}, bank {by_bank.bank} ({by_bank.queries:,} captions, {by_bank.bank_id[:SHOWN]})"
 
 
-def _with_recall(release: str, found: Reranked) -> str:
+def _with_candidates(release: str, found: Reranked) -> str:
     shared = ", ".join(f"{way.upper()} {value:.1f} %" for way, value in found.shared.items())
-    return f"{release}, recall {found.recall:,} (shared top 10: {shared})"
+    return f"{release}, {found.candidates:,} candidates (shared top 10: {shared})"
 
 
 def _table(rows: Sequence[tuple[str, Metrics]]) -> str:

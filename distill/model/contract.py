@@ -37,11 +37,11 @@ class RetrievalConfig(Config):
         """Videos must have a multiple of so many frames."""
         return 1
 
-    def ranked(self) -> tuple[str, ...]:
+    def coarse_targets(self) -> tuple[str, ...]:
         """Its batch logits that a teacher's ranking can teach: keys of `TrainingScores.rankings`."""
         return ("logits",)
 
-    def framed(self) -> tuple[str, ...]:
+    def fine_targets(self) -> tuple[str, ...]:
         """Its frame scores that a teacher's relevance can teach: keys of `TrainingScores.frames`."""
         return ()
 
@@ -116,12 +116,12 @@ class RetrievalModel(nn.Module, ABC):
         """What sums up to `similarity`. The first says nearly all; the others cost much beside what they change."""
         return (ScorePart(self.rerank_fields, self.similarity),)
 
-    def recall_text(self, text: TextFeatures) -> Float[Tensor, "text recall"]:
-        """Query vectors: their inner products with `recall_video` rank a gallery, or choose what is reranked."""
+    def query_vectors(self, text: TextFeatures) -> Float[Tensor, "text index"]:
+        """Query vectors, whose inner products with `index_vectors` rank a gallery or choose its candidates."""
         return unit(text.sentence)
 
-    def recall_video(self, video: VideoFeatures) -> Float[Tensor, "video recall"]:
-        """What a gallery holds of every video to be searched by inner product."""
+    def index_vectors(self, video: VideoFeatures) -> Float[Tensor, "video index"]:
+        """Vectors that a gallery stores of every video, to be searched by inner product."""
         return unit(video.vector)
 
 

@@ -1,12 +1,12 @@
-"""Two stages: inner products recall the likeliest candidates, and the model's full score ranks those and no others.
+"""Two-stage search: inner products choose candidates, and the model's full score ranks those and no others.
 
-    stage one   the k best inner products of `recall_text` and `recall_video` vectors, exact (`topk`)
-    stage two   `similarity` of each query with the candidates that it recalled, from their stored features
+    stage one   the candidates: the best inner products of `query_vectors` and `index_vectors`, exact (`topk`)
+    stage two   `similarity` of each query with its own candidates, from their stored features
 
 The score of stage two may be a sum of parts (`score_parts`). A search adds those that change little, and read much, for
-the best of the recalled alone (`best_of`), and reads tokens where they lie if it can (`distill/model/inplace.py`);
-evaluation scores all that is recalled in full (`ranking`), as published.
-Text-to-video recalls videos for a text, video-to-text recalls texts for a video. Queries and candidates are handled in
+the best of the candidates alone (`best_of`), and reads tokens where they lie if it can (`distill/model/inplace.py`);
+evaluation scores all candidates in full (`ranking`), as published.
+Candidates of a text are videos, those of a video are texts. Queries and candidates are handled in
 parts, so memory does not grow with the gallery. Scores are [query, candidate] whichever side asks, and among equal
 scores the lower candidate number wins.
 """
@@ -24,7 +24,7 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.ranking.topk import top_k
 
 TOGETHER = 16  # queries that may be scored in one call
-SHARED = 2  # ... if that scores at most so many times the pairs that were recalled
+SHARED = 2  # ... if that scores at most so many times the pairs that are asked for
 CALL = 2**21  # numbers of candidates in one call: 8 MiB, which the processor's cache and the allocator can hold
 QUERIES = 1024  # ranked at once
 ASKED = 10  # videos that count as asked for where it is fewer, so that the first hit is the first of ten hits
@@ -106,29 +106,29 @@ def in_one_call(candidates: TextFeatures | Stored) -> int:
 
 
 def search(
-    parts: Parts, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], k: int, recall: int
+    parts: Parts, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], k: int, candidates: int
 ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-    """The `k` best of the `recall` recalled (of `k`, if that is more) for every query, best first, by full score."""
-    return best_of(parts, top_k(queries, vectors, max(k, recall))[1], k)
+    """Rank `candidates` (at least `k`) of every query by their full score; return the `k` best, best first."""
+    return best_of(parts, top_k(queries, vectors, max(k, candidates))[1], k)
 
 
 def best_of(
-    parts: Parts, recalled: Int64[Tensor, "query recall"], k: int
+    parts: Parts, candidates: Int64[Tensor, "query candidate"], k: int
 ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-    """The `k` best of what was recalled, best first, by full score; among equals the lower number.
+    """Return the `k` best of the candidates, best first, by full score; among equals the lower number.
 
-    The order of the first stage decides nothing. All of the recalled get the first part of the score, and each further
-    part is added for the best so far.
+    The order of the first stage decides nothing. All candidates get the first part of the score, and each further part
+    is added for the best so far.
     """
     (first, _), *others = parts
-    recalled = recalled.sort(dim=1).values
-    scores = rerank(first, recalled)
+    candidates = candidates.sort(dim=1).values
+    scores = rerank(first, candidates)
     for pairs, of_best in others:
         leading = _leading(scores, of_best * max(k, ASKED)).sort(dim=1).values  # candidates ascend, as before
-        recalled = recalled.gather(1, leading)
-        scores = scores.gather(1, leading) + rerank(pairs, recalled)
+        candidates = candidates.gather(1, leading)
+        scores = scores.gather(1, leading) + rerank(pairs, candidates)
     best = _leading(scores, k)
-    return scores.gather(1, best), recalled.gather(1, best)
+    return scores.gather(1, best), candidates.gather(1, best)
 
 
 def _leading(scores: Float[Tensor, "query candidate"], k: int) -> Int64[Tensor, "query k"]:
@@ -137,9 +137,9 @@ def _leading(scores: Float[Tensor, "query candidate"], k: int) -> Int64[Tensor, 
 
 
 def ranking(
-    pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], recall: int
+    pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], candidates: int
 ) -> Float64[Tensor, "query candidate"]:
-    """Scores that rank all candidates of every query, to evaluate: the recalled have their full score.
+    """Scores that rank all candidates of every query, to evaluate: the candidates have their full score.
 
     All others follow, in the order of their inner products: these are shifted, row by row, below every full score, so
     rows must not be compared with one another.
@@ -147,31 +147,31 @@ def ranking(
     parts = []
     for start in range(0, len(queries), QUERIES):
         asking = queries[start : start + QUERIES]
-        recalled = top_k(asking, vectors, recall)[1]
-        full = rerank(lambda rows, columns, start=start: pairs(rows + start, columns), recalled).double()
+        chosen = top_k(asking, vectors, candidates)[1]
+        full = rerank(lambda rows, columns, start=start: pairs(rows + start, columns), chosen).double()
         coarse = (asking @ vectors.T).double()
         behind = full.amin(1, keepdim=True) - coarse.amax(1, keepdim=True) - 1
-        parts.append((coarse + behind).scatter(1, recalled, full))
+        parts.append((coarse + behind).scatter(1, chosen, full))
     return torch.cat(parts)
 
 
 @torch.no_grad()
-def rerank(pairs: Pairs, recalled: Int64[Tensor, "query k"]) -> Float[Tensor, "query k"]:
+def rerank(pairs: Pairs, candidates: Int64[Tensor, "query k"]) -> Float[Tensor, "query k"]:
     """The full score of every query with its own candidates.
 
-    Where some queries recalled nearly the same candidates, as in a small gallery, they are scored in one call: a score
+    Where some queries have nearly the same candidates, as in a small gallery, they are scored in one call: a score
     of all queries with all candidates is cheaper then than many small ones.
     """
     parts = []
-    for start in range(0, len(recalled), TOGETHER):
-        some = recalled[start : start + TOGETHER]
-        queries = torch.arange(start, start + len(some), device=recalled.device)
+    for start in range(0, len(candidates), TOGETHER):
+        some = candidates[start : start + TOGETHER]
+        queries = torch.arange(start, start + len(some), device=candidates.device)
         if len(queries) == 1:
             parts.append(pairs(queries, some[0]))
             continue
         union, places = some.unique(return_inverse=True)
-        if len(union) <= SHARED * recalled.shape[1]:
+        if len(union) <= SHARED * candidates.shape[1]:
             parts.append(pairs(queries, union).gather(1, places))
         else:
-            parts += [pairs(query, recalled[query].squeeze(0)) for query in queries.split(1)]
+            parts += [pairs(query, candidates[query].squeeze(0)) for query in queries.split(1)]
     return torch.cat(parts)

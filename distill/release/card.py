@@ -117,8 +117,8 @@ def _stored(stored: tuple[int, int] | None) -> str:
         )
     return (
         f"\nIt searches in two stages. A gallery stores, of every video, a vector of {vector:,} bytes, whose inner "
-        f"product with a query recalls the likeliest, and {tokens:,} bytes of tokens (float16), from which these are "
-        "ranked anew; `--recall` says how many.\n"
+        f"product with a query finds the candidates, and {tokens:,} bytes of tokens (float16), from which these are "
+        "reranked; `--candidates` says how many.\n"
     )
 
 

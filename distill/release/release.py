@@ -293,8 +293,8 @@ class Release:
 
     @torch.inference_mode()
     def embed_text(self, texts: Sequence[str]) -> Float[Tensor, "text dim"]:
-        """What a gallery is searched with: inner products with stored vectors rank, or recall what is reranked."""
-        return self.model.recall_text(self.encode_text(texts)).cpu()
+        """Query vectors, whose inner products with a gallery's vectors rank it or choose its candidates."""
+        return self.model.query_vectors(self.encode_text(texts)).cpu()
 
     def _decode(self, path: Path) -> UInt8[np.ndarray, "frame 3 size size"]:
         try:

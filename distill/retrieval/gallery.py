@@ -31,7 +31,7 @@ from distill.retrieval.segment import Segment
 from distill.retrieval.stored import damaged
 from distill.retrieval.table import Table
 
-RECALL = 200  # videos that are reranked: 99 % of the best ten in 10,000 are among them (tools/bench_retrieval.py)
+CANDIDATES = 200  # videos to rerank: 99 % of the best ten in 10,000 are among them (tools/bench_retrieval.py)
 
 
 @dataclass(frozen=True)
@@ -130,23 +130,29 @@ class Gallery:
 
     @torch.inference_mode()
     def search(
-        self, queries: Sequence[str], k: int, recall: int | None = None, *, exact: bool = False, calibrated: bool = True
+        self,
+        queries: Sequence[str],
+        k: int,
+        candidates: int | None = None,
+        *,
+        exact: bool = False,
+        calibrated: bool = True,
     ) -> list[list[Hit]]:
         """The `k` best videos for each query, best first; among equal scores the lower row.
 
-        Where tokens are stored, `recall` videos (default `RECALL`, and at least `k`) are ordered by the full score.
+        Where tokens are stored, `candidates` videos (default `CANDIDATES`, at least `k`) are reranked by full score.
         A gallery with a calibration answers in its order, unless `calibrated` is False; scores stay similarities.
         `exact` takes no short cuts: it compares with every vector even where there is an approximate index, and scores
-        all of the recalled in full.
-        Raises `ExpectedError` for an empty query, a `k` or `recall` below 1, and a `recall` where nothing reranks.
+        all candidates in full.
+        Raises `ExpectedError` for an empty query, `k` or `candidates` below 1, and `candidates` where nothing reranks.
         """
-        _check_asked(k, recall, self.path, self.reranks)
+        _check_asked(k, candidates, self.path, self.reranks)
         if not all(query.strip() for query in queries):
             raise ExpectedError("empty query; say in a few words what the video shows")
         if not queries or not len(self):
             return [[] for _ in queries]
         text = self.release.encode_text(queries)
-        vectors = self.release.model.recall_text(text).cpu()
+        vectors = self.release.model.query_vectors(text).cpu()
         calibration = self.table.calibration if calibrated else None
         if calibration is not None:
             among = max(AMONG, SPARE * k)
@@ -157,8 +163,8 @@ class Gallery:
         parts = of_parts(model, text, self.table.tokens)
         if exact:
             parts = [(of_texts(model.similarity, text, self.table.tokens(model.rerank_fields)), 1)]
-        recalled = self.table.nearest(vectors, max(k, recall or RECALL), exact=exact, candidates=True)[1]
-        return self._hits(*best_of(parts, recalled, k))
+        chosen = self.table.nearest(vectors, max(k, candidates or CANDIDATES), exact=exact, candidates=True)[1]
+        return self._hits(*best_of(parts, chosen, k))
 
     @torch.inference_mode()
     def like(self, video: str | Path | VideoFeatures, k: int) -> list[Hit]:
@@ -175,21 +181,23 @@ class Gallery:
         return self._hits(scores[:, others], rows[:, others])[0]
 
     @torch.inference_mode()
-    def search_captions(self, video: str | Path | VideoFeatures, k: int, recall: int | None = None) -> list[CaptionHit]:
+    def search_captions(
+        self, video: str | Path | VideoFeatures, k: int, candidates: int | None = None
+    ) -> list[CaptionHit]:
         """The `k` stored captions that fit a video best; `video` as in `like`.
 
-        Where the model reranks, `recall` captions are ordered by its full score. For that their texts are encoded
+        Where the model reranks, `candidates` captions are ordered by its full score. For that their texts are encoded
         again, since only their vectors are stored: on a CPU that is the slow part, and fewer are faster.
         Raises `ExpectedError` where no captions are stored.
         """
-        _check_asked(k, recall, self.path, self.reranks)
+        _check_asked(k, candidates, self.path, self.reranks)
         if not any(part.captions for part in self.table.parts):
             raise ExpectedError(f"{self.path}: has no captions; index a frame set with --captions to search them")
         features = self._features_of(video)
-        vector = self._vector_of(video)[0] if features is None else self._recall_vector(features)
-        scores, found = self.table.nearest_captions(vector, max(k, recall or RECALL) if self.reranks else k)
+        vector = self._vector_of(video)[0] if features is None else self._index_vector(features)
+        scores, found = self.table.nearest_captions(vector, max(k, candidates or CANDIDATES) if self.reranks else k)
         if self.reranks:
-            model, size = self.release.model, RECALL
+            model, size = self.release.model, CANDIDATES
             stored = self.table.tokens(model.rerank_fields)
             asking = stored[torch.tensor([self.row(str(video))])] if features is None else features
 
@@ -252,15 +260,15 @@ class Gallery:
         """The vector, and the rows of the gallery that are of the same file."""
         features = self._features_of(video)
         if features is not None:
-            return self._recall_vector(features), set()
+            return self._index_vector(features), set()
         row = self.row(str(video))
         if row is None:
             raise ExpectedError(f"{self.path}: has no video {video!r}; give an id that it has, or the path of a file")
         about = self.about(row)
         return self.table.vectors(torch.tensor([row])), {row, *self.table.find(about.get("file", about["id"]))}
 
-    def _recall_vector(self, features: VideoFeatures) -> Float[Tensor, "1 dim"]:
-        return self.release.model.recall_video(features).cpu()
+    def _index_vector(self, features: VideoFeatures) -> Float[Tensor, "1 dim"]:
+        return self.release.model.index_vectors(features).cpu()
 
 
 def check_release(path: Path, manifest: Manifest, release: Encoder) -> None:
@@ -284,10 +292,10 @@ def release_path(gallery: str | Path, moved: Path | None = None) -> Path:
     return path
 
 
-def _check_asked(k: int, recall: int | None, path: Path, reranks: bool) -> None:
+def _check_asked(k: int, candidates: int | None, path: Path, reranks: bool) -> None:
     if k < 1:
         raise ExpectedError(f"k: {k}, expected the number of videos to show, at least 1")
-    if recall is not None and not reranks:
-        raise ExpectedError(f"recall: {path} holds one vector per video and nothing to rerank; leave it out")
-    if recall is not None and recall < 1:
-        raise ExpectedError(f"recall: {recall}, expected the number of videos to rerank, at least 1")
+    if candidates is not None and not reranks:
+        raise ExpectedError(f"candidates: {path} holds one vector per video and nothing to rerank; leave it out")
+    if candidates is not None and candidates < 1:
+        raise ExpectedError(f"candidates: {candidates}, expected the number of videos to rerank, at least 1")

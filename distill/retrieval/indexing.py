@@ -213,7 +213,7 @@ class _Index:
         pixels, real = (torch.stack([torch.from_numpy(pair[i]) for pair in padded]) for i in (0, 1))
         video = self.release.encode_frames(pixels, real)
         names = [loaded.item.id for loaded in batch]
-        vectors = self.model.recall_video(video).cpu()
+        vectors = self.model.index_vectors(video).cpu()
         _check_finite(self.release, "vector", names, vectors)
         weights = frame_weights(self.release, pixels, real, video.to("cpu"))
         rows.columns.append({"frame_weights": weights} | encode(vectors, self.kind))
@@ -241,7 +241,7 @@ class _Index:
             return None
         texts = [text for _, _, text in said]
         parts = [texts[start : start + CAPTIONS] for start in range(0, len(texts), CAPTIONS)]
-        vectors = torch.cat([self.model.recall_text(self.release.encode_text(part)).cpu() for part in parts])
+        vectors = torch.cat([self.model.query_vectors(self.release.encode_text(part)).cpu() for part in parts])
         _check_finite(self.release, "vector of a caption", [items[row].id for row, _, _ in said], vectors)
         rows = torch.tensor([row for row, _, _ in said])
         return [{"id": name, "text": text} for _, name, text in said], encode(vectors, self.kind) | {"rows": rows}

@@ -61,7 +61,7 @@ def bytes_per_video(model: RetrievalModel, num_frames: int, size: int) -> tuple[
     model.eval()
     blank = torch.zeros(1, num_frames, 3, size, size, dtype=torch.uint8, device=device)
     video = model.encode_video(blank, torch.ones(1, num_frames, dtype=torch.bool, device=device))
-    vector = model.recall_video(video).shape[1] * FLOAT_BYTES
+    vector = model.index_vectors(video).shape[1] * FLOAT_BYTES
     model.train(training)
     return vector, row_bytes(stored(video, model.rerank_fields)) if model.rerank_fields else 0
 

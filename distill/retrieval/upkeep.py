@@ -110,7 +110,7 @@ def calibrate(path: Path, release: Encoder, queries: Sequence[str]) -> Manifest:
             )
         starts = progress(range(0, len(queries), TOGETHER), f"encode {len(queries)} queries (batches)")
         asked = (release.encode_text(queries[start : start + TOGETHER]) for start in starts)
-        bank = torch.cat([model.recall_text(text).cpu() for text in asked])
+        bank = torch.cat([model.query_vectors(text).cpu() for text in asked])
         size = max(1, calibration.CELLS // len(bank))
         places = [(part, start) for part in table.parts for start in range(0, len(part), size)]
         compared = progress(places, f"compare {len(table)} videos (blocks)")

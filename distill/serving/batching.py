@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-Search = Callable[[Sequence[str], int, int | None], list[T]]  # queries, k, recall -> an answer for each query
+Search = Callable[[Sequence[str], int, int | None], list[T]]  # queries, k, candidates -> an answer for each query
 
 
 class Busy(Exception):
@@ -24,7 +24,7 @@ class Waiting(Generic[T]):
     """Queries of one request, and where their answers go."""
 
     queries: tuple[str, ...]
-    depth: tuple[int, int | None]  # k and recall
+    depth: tuple[int, int | None]  # k and candidates
     answers: "asyncio.Future[list[T]]"
 
 
@@ -47,12 +47,12 @@ class Batcher(Generic[T]):
         """Queries in the queue; those that the worker has are not counted."""
         return sum(len(request.queries) for request in self._queue)
 
-    async def search(self, queries: Sequence[str], k: int, recall: int | None) -> list[T]:
+    async def search(self, queries: Sequence[str], k: int, candidates: int | None) -> list[T]:
         """An answer for each query. `Busy` if the queue is full or the answer late; else what `search` raises."""
         if self.waiting + len(queries) > self._capacity:
             raise Busy("too many searches are waiting")
         answers: asyncio.Future[list[T]] = asyncio.get_running_loop().create_future()
-        self._queue.append(Waiting(tuple(queries), (k, recall), answers))
+        self._queue.append(Waiting(tuple(queries), (k, candidates), answers))
         self._arrived.set()
         try:
             return await asyncio.wait_for(answers, self._patience)  # which cancels `answers` if they are late

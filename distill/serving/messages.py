@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from distill.retrieval.gallery import Hit
 
 MAX_CHARACTERS, MAX_QUERIES = 500, 64  # of a query; of a request
-MAX_K, MAX_RECALL = 100, 2000
+MAX_K, MAX_CANDIDATES = 100, 2000
 
 
 def _whole(value: Any) -> Any:
@@ -18,7 +18,7 @@ def _whole(value: Any) -> Any:
 
 
 K = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(_whole)]
-Recall = Annotated[int, Field(ge=1, le=MAX_RECALL), BeforeValidator(_whole)]
+Candidates = Annotated[int, Field(ge=1, le=MAX_CANDIDATES), BeforeValidator(_whole)]
 Query = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS, pattern=r"[^\s\x1c-\x1f\x85]")]
 
 
@@ -31,12 +31,15 @@ class Question(BaseModel):
     query: Query = Field("", description="what the video shows, in words")
     queries: list[Query] = Field([], min_length=1, max_length=MAX_QUERIES, description="several, answered in order")
     k: K = Field(12, description="how many videos")
-    recall: Recall | None = Field(None, description="how many are ordered anew, if the gallery holds tokens for that")
+    candidates: Candidates | None = Field(None, description="how many are reranked, if the gallery holds tokens")
+    recall: Candidates | None = Field(None, description="the former name of candidates", deprecated="say candidates")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Question":
         if ("query" in self.model_fields_set) == ("queries" in self.model_fields_set):
             raise ValueError("give either query or queries")
+        if self.candidates is not None and self.recall is not None:
+            raise ValueError("give candidates alone; recall is its former name")
         return self
 
 

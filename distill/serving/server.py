@@ -98,8 +98,8 @@ def application(gallery: Gallery, *, examples: Sequence[str] = (), hosts: frozen
     newest = Newest(gallery)
     page = files("distill.serving").joinpath("page.html").read_text(encoding="utf-8")
 
-    def answer(queries: Sequence[str], k: int, recall: int | None) -> list[Answer]:
-        answers = zip(queries, newest().search(queries, k, recall), strict=True)
+    def answer(queries: Sequence[str], k: int, candidates: int | None) -> list[Answer]:
+        answers = zip(queries, newest().search(queries, k, candidates), strict=True)
         return [Answer(query=query, hits=[found(hit) for hit in hits]) for query, hits in answers]
 
     batcher = Batcher(answer, batch=BATCH, capacity=CAPACITY, gather=GATHER, patience=PATIENCE)
@@ -133,13 +133,13 @@ def application(gallery: Gallery, *, examples: Sequence[str] = (), hosts: frozen
     @app.post("/search", responses=_problems(409, 422))
     async def search(question: Question) -> Answers:
         """Ranks the gallery's videos for a query, or for each of several."""
-        queries = question.queries or [question.query]
+        queries, candidates = question.queries or [question.query], question.candidates or question.recall
         try:
-            return Answers(results=await batcher.search(queries, question.k, question.recall))
+            return Answers(results=await batcher.search(queries, question.k, candidates))
         except ExpectedError:
-            if question.recall is None:
+            if candidates is None:
                 raise
-            reason = "recall: this gallery keeps one vector per video and nothing to order anew by; leave it out"
+            reason = "candidates: this gallery keeps one vector per video and nothing to rerank by; leave it out"
             raise HTTPException(409, reason) from None
 
     @app.head("/videos/{video:path}", include_in_schema=False)

@@ -38,7 +38,7 @@ class CoarseConfig(Config):
     weight: float = 1.0
     temperature: float = Field(default=1.0, gt=0)
     distance: coarse.Distance = "pearson"
-    places: list[str] = Field(default=[])  # which of the student's rankings; none named: all it has
+    targets: list[str] = Field(default=[])  # which of the student's logits; none named: all it has
 
 
 class FineConfig(Config):
@@ -56,7 +56,7 @@ class FineConfig(Config):
     distance: fine.Distance = "cross_entropy"
     reduction: fine.Reduction = "frame"
     standardise: bool = False
-    places: list[str] = Field(default=[])  # which of the student's frame scores; none named: all it has
+    targets: list[str] = Field(default=[])  # which of the student's frame scores; none named: all it has
 
 
 class LossConfig(Config):
@@ -68,7 +68,7 @@ class LossConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class TeacherScores:
     """What one teacher says of a global batch: its logits, and the raw relevance of the frames of the matched pairs."""
 
     logits: Float[Tensor, "text video"] | None  # None where the coarse loss has no weight
@@ -76,16 +76,16 @@ class Target:
     weight: float = 1.0  # beside the other teachers
 
 
-def weigh(
+def total_loss(
     scores: TrainingScores,
-    targets: Sequence[Target],
+    teachers: Sequence[TeacherScores],
     config: LossConfig,
     *,
     real: Bool[Tensor, "pair frame"] | None = None,
     videos: Int[Tensor, " pair"] | None = None,
 ) -> dict[str, Tensor]:
     """The named losses of a global batch and their weighted `total`; several teachers' losses are averaged, and so are
-    those of several places of one student.
+    those of several targets of one student.
 
     `real` leaves padded frames out of the fine loss, `videos` leaves other captions of the same video out of the
     contrastive one.
@@ -93,28 +93,28 @@ def weigh(
     contrasts = [weight * contrastive(logits, videos) for weight, logits in scores.contrasts]
     parts = {"contrastive": torch.stack(contrasts).sum(), **scores.own}
     total = config.contrastive.weight * parts["contrastive"] + sum(scores.own.values())
-    share = [target.weight / sum(target.weight for target in targets) for target in targets]
-    if targets and config.coarse.weight:
-        parts["coarse"] = _mean([_rankings(scores, target, config.coarse) for target in targets], share)
+    share = [teacher.weight / sum(teacher.weight for teacher in teachers) for teacher in teachers]
+    if teachers and config.coarse.weight:
+        parts["coarse"] = _mean([_rankings(scores, teacher, config.coarse) for teacher in teachers], share)
         total = total + config.coarse.weight * parts["coarse"]
-    if targets and config.fine.weight:
-        parts["fine"] = _mean([_frames(scores, target, config.fine, real) for target in targets], share)
+    if teachers and config.fine.weight:
+        parts["fine"] = _mean([_frames(scores, teacher, config.fine, real) for teacher in teachers], share)
         total = total + config.fine.weight * parts["fine"]
     return {"total": total, **parts}
 
 
-def _rankings(scores: TrainingScores, target: Target, config: CoarseConfig) -> Tensor:
-    assert target.logits is not None, "teachers score the batch wherever the coarse loss has a weight"
-    taught = [scores.rankings[name] for name in config.places or scores.rankings]
-    found = [coarse.coarse(logits, target.logits, config.temperature, config.distance) for logits in taught]
+def _rankings(scores: TrainingScores, teacher: TeacherScores, config: CoarseConfig) -> Tensor:
+    assert teacher.logits is not None, "teachers score the batch wherever the coarse loss has a weight"
+    taught = [scores.rankings[name] for name in config.targets or scores.rankings]
+    found = [coarse.coarse(logits, teacher.logits, config.temperature, config.distance) for logits in taught]
     return torch.stack(found).mean()
 
 
 def _frames(
-    scores: TrainingScores, target: Target, config: FineConfig, real: Bool[Tensor, "pair frame"] | None
+    scores: TrainingScores, teacher: TeacherScores, config: FineConfig, real: Bool[Tensor, "pair frame"] | None
 ) -> Tensor:
-    relevance = fine.standardised(target.relevance, real) if config.standardise else target.relevance
-    taught = [scores.frames[name] for name in config.places or scores.frames]
+    relevance = fine.standardised(teacher.relevance, real) if config.standardise else teacher.relevance
+    taught = [scores.frames[name] for name in config.targets or scores.frames]
     options = config.temperature, real, config.distance, config.reduction
     return torch.stack([fine.fine(student, relevance, *options) for student in taught]).mean()
 
@@ -148,13 +148,13 @@ class Objective(nn.Module):
         videos = torch.tensor(batch.videos, device=batch.ids.device)
         text, video, pair, labels, videos = gather(features, batch.labels, videos)
         with torch.no_grad():
-            targets = [
-                self._target(interaction, weight, rows)
+            teachers = [
+                self._teacher_scores(interaction, weight, rows)
                 for (interaction, weight), rows in zip(self._teachers, labels, strict=bool(labels))
             ]
-        return weigh(
+        return total_loss(
             self.model.training_scores(text, video, pair),
-            targets,
+            teachers,
             self._config,
             real=video.real if self.model.mask_padding else None,
             videos=videos if self._mask_same_video else None,
@@ -195,9 +195,9 @@ class Objective(nn.Module):
             parts.append(recomputed(encode)(*part))
         return {name: torch.cat(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
 
-    def _target(self, interaction: Interaction, weight: float, rows: dict[str, Tensor]) -> Target:
+    def _teacher_scores(self, interaction: Interaction, weight: float, rows: dict[str, Tensor]) -> TeacherScores:
         logits = teacher_logits(interaction, rows) if self._config.coarse.weight else None
-        return Target(logits=logits, relevance=rows["relevance"], weight=weight)
+        return TeacherScores(logits=logits, relevance=rows["relevance"], weight=weight)
 
 
 def gather(

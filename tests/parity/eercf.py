@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.training.objective import ContrastiveConfig, LossConfig, weigh
+from distill.training.objective import ContrastiveConfig, LossConfig, total_loss
 from parity.fixture import Fixture
 from parity.modules import CLIP, Outputs, Runs, encode, load, temporal_config, towers_giving
 from students import eercf
@@ -37,13 +37,13 @@ def training(fixture: Fixture, dtype: torch.dtype) -> Runs:
     for name, weights in (("loss_weak", LossWeights(strong=0.0)), ("loss_strong", LossWeights(weak=0.0))):
         model.weights = weights
         share = weights.weak + weights.strong
-        found[name] = weigh(model.training_scores(text, video, None), [], ALONE)["contrastive"] / share
+        found[name] = total_loss(model.training_scores(text, video, None), [], ALONE)["contrastive"] / share
     model.weights = PATCH_TERMS
-    found["loss_total_with_patch_terms"] = weigh(model.training_scores(text, video, None), [], ALONE)["total"]
+    found["loss_total_with_patch_terms"] = total_loss(model.training_scores(text, video, None), [], ALONE)["total"]
     model.weights = LossWeights()
     matrices = {"global_mat_weight": model.global_proj.weight, "frame_logit_weight": model.frame_cross.weight}
     with torch.enable_grad():
-        found["loss_total"] = weigh(model.training_scores(text, video, None), [], ALONE)["total"]
+        found["loss_total"] = total_loss(model.training_scores(text, video, None), [], ALONE)["total"]
         gradients = torch.autograd.grad(found["loss_total"], list(matrices.values()))
     yield "", found | {f"grad.{name}": value for name, value in zip(matrices, gradients, strict=True)}
 
@@ -71,15 +71,15 @@ def matrices(model: Eercf, text: TextFeatures, video: VideoFeatures) -> Outputs:
 
 
 def two_stages(fixture: Fixture, model: Eercf, text: TextFeatures, video: VideoFeatures) -> Outputs:
-    """Of every text the k best videos by the recall vectors get 100 more than their reranked score."""
-    recalled = model.clip.logit_scale(model.recall_text(text) @ model.recall_video(video).T)
+    """Of every text the k best videos by the index vectors get 100 more than their reranked score."""
+    coarse = model.clip.logit_scale(model.query_vectors(text) @ model.index_vectors(video).T)
     found = {}
     for name in fixture.part("output"):
         number = re.fullmatch(r"two_stage_k(\d+)", name)
         if number:
-            best = recalled.topk(int(number[1]), dim=1).indices
+            best = coarse.topk(int(number[1]), dim=1).indices
             reranked = model.logits(text, video).gather(1, best)
-            found[name] = recalled.scatter(1, best, 100 + reranked)
+            found[name] = coarse.scatter(1, best, 100 + reranked)
     return found
 
 

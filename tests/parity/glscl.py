@@ -12,7 +12,7 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.queries import QueryConfig
 from distill.model.similarity import mean_pool
 from distill.model.temporal import TemporalConfig
-from distill.training.objective import ContrastiveConfig, LossConfig, weigh
+from distill.training.objective import ContrastiveConfig, LossConfig, total_loss
 from parity.fixture import Fixture
 from parity.modules import CLIP, Outputs, Runs, load, log_scale, towers_giving
 from students.glscl import Glscl, GlsclConfig, local_score
@@ -26,7 +26,7 @@ def training(fixture: Fixture, dtype: torch.dtype) -> Runs:
     model, text, video = given(fixture, dtype)
     model.clip.logit_scale.log.fill_(log_scale(fixture))
     with torch.enable_grad():
-        losses = weigh(model.training_scores(text, video, None), [], ALONE)
+        losses = total_loss(model.training_scores(text, video, None), [], ALONE)
         names = {"retrieval": "contrastive", "IDL": "idl", "ICL": "icl", "total": "total"}  # theirs -> ours
         found = {f"loss_{theirs}": losses[ours] for theirs, ours in names.items()}
         for key in fixture.part("output.grad"):

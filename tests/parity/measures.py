@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from distill.data.sampler import Clip4ClipSampler
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.model.contract import TrainingScores
-from distill.training.objective import CoarseConfig, ContrastiveConfig, FineConfig, LossConfig, Target, weigh
+from distill.training.objective import (
+    CoarseConfig,
+    ContrastiveConfig,
+    FineConfig,
+    LossConfig,
+    TeacherScores,
+    total_loss,
+)
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from parity.fixture import Fixture
 from parity.modules import Outputs, Runs
@@ -23,7 +30,7 @@ def losses(fixture: Fixture, dtype: torch.dtype) -> Runs:
     numbers = sorted(int(name[7:-7]) for name in fixture.part("input") if re.fullmatch(r"teacher\d+_logits", name))
     labels = [fixture.input(f"teacher{k}_relevance", dtype) for k in numbers]
     targets = [
-        Target(logits=fixture.input(f"teacher{k}_logits", dtype), relevance=label.log())
+        TeacherScores(logits=fixture.input(f"teacher{k}_logits", dtype), relevance=label.log())
         for k, label in zip(numbers, labels, strict=True)
     ]
     fixture.constant("teachers", len(targets))
@@ -38,14 +45,14 @@ def losses(fixture: Fixture, dtype: torch.dtype) -> Runs:
 
 
 def weigh_stored(
-    logits: Tensor, scores: Tensor, targets: list[Target], labels: list[Tensor], config: LossConfig
+    logits: Tensor, scores: Tensor, targets: list[TeacherScores], labels: list[Tensor], config: LossConfig
 ) -> Outputs:
     """The losses under the authors' names, of labels whose rows, rounded to float32, do not sum to one exactly.
 
     Labels are raw scores in this project, so their softmax does. The cross-entropy is linear in the label; what the
     difference of the two gives is added here.
     """
-    found = weigh(TrainingScores.of(logits, scores), targets, config)
+    found = total_loss(TrainingScores.of(logits, scores), targets, config)
     found = {theirs: found[ours] for theirs, ours in PARTS.items()}
     if config.fine.distance == "cross_entropy":
         surplus = torch.stack([label - label.log().softmax(-1) for label in labels])

@@ -17,7 +17,7 @@ from distill.model.clip import ClipModel, real_words
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.model.towers import ClipConfig
-from distill.training.objective import ContrastiveConfig, LossConfig, weigh
+from distill.training.objective import ContrastiveConfig, LossConfig, total_loss
 from parity.fixture import Fixture
 from parity.modules import Outputs, Runs
 from students.prompt_switch import PromptSwitch, PromptSwitchConfig
@@ -66,7 +66,7 @@ def training(fixture: Fixture, dtype: torch.dtype) -> Runs:
         with torch.enable_grad():
             text, video = model.encode_text(given), model.encode_video(frames, fixture.real())
             pair = model.encode_pair(given, text, video)
-            losses = weigh(model.training_scores(text, video, pair), [], ALONE)
+            losses = total_loss(model.training_scores(text, video, pair), [], ALONE)
             gradients = torch.autograd.grad(losses["total"], (cube, head.bias))
         assert video.frames is not None
         everything = torch.ones(ids[:, 1:].shape, dtype=torch.bool)

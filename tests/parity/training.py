@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill.conversion.authors import Checkpoint
 from distill.model.clip import ClipModel, LogitScale
 from distill.release.release import Release
-from distill.training.objective import LossConfig, Target
+from distill.training.objective import LossConfig, TeacherScores
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from parity.fixture import Fixture
 from parity.measures import loss_config, weigh_stored
@@ -182,10 +182,10 @@ def check_unchanged(fixture: Fixture, before: dict[str, Tensor], after: dict[str
         assert torch.equal(before[name], after[name]), f"{name} is frozen, but it has changed"
 
 
-def targets(fixture: Fixture, step: int) -> list[Target]:
+def targets(fixture: Fixture, step: int) -> list[TeacherScores]:
     """What the teachers say of one step's batch; stored labels are softmaxes already."""
     logits, labels = (fixture.input(f"teacher_{name}", torch.float64)[step] for name in ("logits", "relevance"))
-    return [Target(logits=rows, relevance=label.log()) for rows, label in zip(logits, labels, strict=True)]
+    return [TeacherScores(logits=rows, relevance=label.log()) for rows, label in zip(logits, labels, strict=True)]
 
 
 def _rounded(lr: float, decay: float) -> tuple[str, str]:
