@@ -26,13 +26,20 @@ class Question(BaseModel):
     """What to search for: `query` or `queries`, and how many videos each shall get."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"oneOf": [{"required": ["query"]}, {"required": ["queries"]}]}
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "oneOf": [{"required": ["query"]}, {"required": ["queries"]}],
+            "not": {"required": ["candidates", "recall"]},
+        },
     )
     query: Query = Field("", description="what the video shows, in words")
     queries: list[Query] = Field([], min_length=1, max_length=MAX_QUERIES, description="several, answered in order")
     k: K = Field(12, description="how many videos")
     candidates: Candidates | None = Field(None, description="how many are reranked, if the gallery holds tokens")
-    recall: Candidates | None = Field(None, description="the former name of candidates", deprecated="say candidates")
+    recall: Candidates | None = Field(
+        None, description="the former name of candidates", json_schema_extra={"deprecated": True}
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "Question":
