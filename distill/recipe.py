@@ -90,7 +90,7 @@ class Recipe(Config):
         unknown = [target for target in loss.targets if target not in targets]
         if unknown:
             raise ValueError(
-                f"losses.{name}.places: {self.model.kind}, as configured, has no {what} called {unknown[0]!r}; it has: "
+                f"losses.{name}.targets: {self.model.kind}, as configured, has no {what} called {unknown[0]!r}; it has: "
                 f"{', '.join(targets)}"
             )
 
