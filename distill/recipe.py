@@ -1,6 +1,6 @@
 """The recipe tree: everything one run needs, checked before anything is loaded or launched."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -11,12 +11,6 @@ from distill.data.loader import DataConfig
 from distill.training.loop import TrainConfig
 from distill.training.objective import CoarseConfig, FineConfig, LossConfig
 from distill.training.optim import OptimConfig
-
-# How a run is carried out, not what it computes. ROUNDING changes the order of sums: fp32 losses agree to 1e-5 (as on
-# another number of processes), those of bf16 only to its own, far coarser, rounding.
-EXACT = {"data.workers", "data.memory_gb", "data.cache", "data.cache_gb", "train.activation_checkpointing"}
-EXACT |= {"train.checkpoint_every", "train.checkpoint_minutes", "train.timeout_minutes", "train.log_every"}
-ROUNDING = {"train.zero", "train.accumulate", "train.compile", "train.stem_cache_gb"}
 
 
 class LabelConfig(Config):
@@ -93,21 +87,3 @@ class Recipe(Config):
                 f"losses.{name}.targets: {self.model.kind}, as configured, has no {what} called {unknown[0]!r}; it has: "
                 f"{', '.join(targets)}"
             )
-
-
-def changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The keys in which two recipe trees differ, as `section.key`."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        one, other = old.get(key), new.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += changed(one, other, f"{prefix}{key}.")
-        elif one != other or key not in old or key not in new:
-            found.append(prefix + key)
-    return found
-
-
-def kept_apart(old: dict[str, Any], new: Recipe) -> list[str]:
-    """The changes since the recipe `old` with which an unfinished run of it would end in other numbers."""
-    harmless = EXACT | (ROUNDING if new.train.precision == "fp32" else set())
-    return [key for key in changed(old, new.model_dump(mode="json")) if key not in harmless]

@@ -10,6 +10,7 @@ from conftest import ROOT
 FLOORS = {
     "distill.signals": -2,
     "distill.errors": -1,
+    "distill.deprecation": 0,
     "distill.disk": 0,
     "distill.config": 1,
     "distill.log": 1,
@@ -36,8 +37,9 @@ FLOORS = {
     "distill.bench": 10,
     "distill.demo": 10,
     "distill.recipe": 10,
-    "distill.run": 11,
-    "tools": 11,
+    "distill.experiment": 11,
+    "distill.run": 12,
+    "tools": 12,
 }
 ONLY_IN = {
     "deepspeed": {"distill/training/engine.py"},

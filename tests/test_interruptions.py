@@ -20,9 +20,9 @@ from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
 from distill.data.loader import VideoDataset, load_batches
 from distill.errors import ArtefactError, ExpectedError
-from distill.run import alone_in
 from distill.training import checkpoint
 from distill.training.checkpoint import Progress
+from distill.training.folder import alone_in
 from distill.training.monitor import Monitor
 
 MB = 1 << 20
@@ -93,7 +93,7 @@ def test_a_second_job_in_the_same_folder_is_refused(tmp_path: Path):
         """
         import time
         from pathlib import Path
-        from distill.run import alone_in
+        from distill.training.folder import alone_in
 
         with alone_in(Path(sys.argv[1])):
             print("in", flush=True)

@@ -92,9 +92,9 @@ def test_loss_and_gradient_from_labels_equal_the_live_teachers(
         **label_set.interaction, weights=label_set.interaction_weights(), where="test"
     )
     model = student(release)
-    from_labels, gradient = loss_and_gradient(Objective(model, [interaction], [1.0], LossConfig(), bf16=False), stored)
+    from_labels, gradient = loss_and_gradient(Objective(model, [(interaction, 1.0)], LossConfig(), bf16=False), stored)
     from_teacher, wanted = loss_and_gradient(
-        Objective(model, [release.model.interaction], [1.0], LossConfig(), bf16=False), live
+        Objective(model, [(release.model.interaction, 1.0)], LossConfig(), bf16=False), live
     )
     assert from_labels.keys() == from_teacher.keys() == {"total", "contrastive", "coarse", "fine"}
     for name, value in from_teacher.items():

@@ -16,11 +16,11 @@ from distill import catalogue
 from distill.config import read_recipe
 from distill.data.loader import Batch
 from distill.errors import RecipeError
+from distill.experiment import prepare
 from distill.model.blocks import checkpoint_blocks, compile_blocks
 from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalModel
 from distill.recipe import Recipe
-from distill.run import prepare
 from distill.training.objective import LossConfig, Objective
 from teachers.xclip import XClipInteraction
 
@@ -78,10 +78,10 @@ def gradients(
     model: RetrievalModel, batch: Batch, losses: str | None = None, accumulate: int = 1
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """The losses of a step with labels (or with the model's own losses alone), and every parameter's gradient."""
-    teachers = [XClipInteraction(DIM, WORDS, FRAMES, 0.01)] if losses else []
+    teachers = [(XClipInteraction(DIM, WORDS, FRAMES, 0.01), 1.0)] if losses else []
     config = LossConfig.model_validate(LOSSES[losses]) if losses else LossConfig()
     given = batch if losses else replace(batch, labels=[])
-    objective = Objective(model, teachers, [1.0] * len(teachers), config, bf16=False, accumulate=accumulate)
+    objective = Objective(model, teachers, config, bf16=False, accumulate=accumulate)
     torch.manual_seed(2)  # as the loop does at every step
     parts = objective(given)
     parts["total"].backward()

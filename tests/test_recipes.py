@@ -11,8 +11,8 @@ from labelling import write_labels
 from distill.config import read_recipe
 from distill.data.loader import PairDataset
 from distill.data.plan import Plan
+from distill.experiment import prepare
 from distill.recipe import Recipe
-from distill.run import prepare
 from distill.training.objective import Objective
 from distill.training.optim import build_optimizer, schedule
 
@@ -47,17 +47,15 @@ def small(path: Path, world: World, labels: list[Path]) -> Recipe:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
 def test_a_recipe_trains_two_steps(path: Path, world: World, labels: list[Path]):
     recipe = small(path, world, labels)
-    job_for, _ = prepare(recipe)
-    job = job_for(Path("unused"))
+    job, _ = prepare(recipe)
     masked = recipe.data.same_video == "mask"
-    objective = Objective(
-        job.model, job.interactions, job.label_weights, job.losses, bf16=False, mask_same_video=masked
-    )
+    heads = [(source.head, source.weight) for source in job.sources]
+    objective = Objective(job.model, heads, job.losses, bf16=False, mask_same_video=masked)
     optimizer = build_optimizer(job.model, job.optim, fused=False)
     before = {name: value.clone() for name, value in job.model.state_dict().items()}
     counts = [len(video.captions) for video in job.train.videos]
     plan = Plan(counts, 16, epochs=1, seed=0, same_video_apart=recipe.data.same_video == "apart")
-    dataset = PairDataset(job.train, job.labels, job.tokenizer, 12, pixels=True)
+    dataset = PairDataset(job.train, [source.labels for source in job.sources], job.tokenizer, 12, pixels=True)
     for step in range(2):
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * schedule(step + 1, 3, job.optim)

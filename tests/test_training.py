@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from distill.config import read_recipe
 from distill.model.clip import LogitScale
 from distill.model.towers import WEIGHTS_FILE
-from distill.recipe import Recipe, kept_apart
+from distill.recipe import Recipe
 from distill.training import checkpoint
+from distill.training.folder import kept_apart
 
 # Rates at which rounding stays rounding. Adam divides a gradient by its own size, so what is 1e-7 of a gradient that is
 # all but zero moves a weight by a share of the rate; at ten times these rates losses part by 2e-5 within an epoch.
@@ -177,13 +178,13 @@ def test_a_run_killed_twice_continues_on_one_process_then_on_two(alone: Path, tm
 
 
 def test_an_unfinished_run_is_kept_apart_from_what_would_change_its_numbers(folder: Path):
-    recipe = read_recipe(folder / "student.yaml", ["train.accumulate=2", "data.workers=1"], Recipe)
-    same = read_recipe(folder / "student.yaml", [], Recipe).model_dump(mode="json")
-    assert kept_apart(same, recipe) == []
-    other = read_recipe(folder / "student.yaml", ["data.batch_size=16", "optim.lr=0.1"], Recipe)
-    assert kept_apart(same, other) == ["data.batch_size", "optim.lr"]
-    half = read_recipe(folder / "student.yaml", ["train.precision=bf16", "train.zero=1", "data.workers=1"], Recipe)
-    assert kept_apart(same, half) == ["train.precision", "train.zero"]  # bf16 shows in which order it was summed
+    def tree(*changes: str) -> dict:
+        return read_recipe(folder / "student.yaml", changes, Recipe).model_dump(mode="json")
+
+    assert kept_apart(tree(), tree("train.accumulate=2", "data.workers=1")) == []
+    assert kept_apart(tree(), tree("data.batch_size=16", "optim.lr=0.1")) == ["data.batch_size", "optim.lr"]
+    half = tree("train.precision=bf16", "train.zero=1", "data.workers=1")
+    assert kept_apart(tree(), half) == ["train.precision", "train.zero"]  # bf16 shows in which order it was summed
 
 
 def test_a_finished_run_is_left_alone(teacher_run: Path):

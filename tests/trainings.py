@@ -11,8 +11,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill import comm
 from distill.config import read_recipe
+from distill.experiment import prepare
 from distill.recipe import Recipe
-from distill.run import prepare
 from distill.training import engine
 from distill.training.loop import train
 
@@ -22,10 +22,9 @@ def main(*wanted: str) -> None:
     engine.start(timeout_minutes=5)
     for path, *overrides in (given.split(",") for given in wanted):
         recipe = read_recipe(path, overrides, Recipe)
-        job_for, _ = prepare(recipe)
-        folder = Path(recipe.out) / recipe.name
-        folder.mkdir(parents=True, exist_ok=True)
-        train(job_for(folder))
+        job, _ = prepare(recipe)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        train(job)
     comm.close()
 
 

@@ -34,6 +34,7 @@ from distill.model.contract import Interaction, RetrievalConfig, RetrievalModel,
 from distill.training.engine import Engine
 from distill.training.objective import LossConfig, Objective
 from distill.training.optim import OptimConfig
+from distill.training.source import label_source
 
 OF_PLAIN = 1.10  # a step with labels over one without any teacher, at most
 OF_LIVE = 0.63  # over one with live teachers; three passes of the student's size instead of five are 0.6
@@ -141,12 +142,9 @@ def write_labels(
 
 def objective(model: RetrievalModel, labels: Sequence[LabelSet], setting: Setting) -> Objective:
     """As a training run builds it from label sets."""
-    heads = [
-        catalogue.build_interaction(**one.interaction, weights=one.interaction_weights(), where=str(one.path))
-        for one in labels
-    ]
-    heads = [head.to(comm.device()) for head in heads]
-    return Objective(model, heads, [1.0] * len(heads), setting.losses, bf16=setting.bf16)
+    sources = [label_source(one) for one in labels]
+    heads = [(source.head.to(comm.device()), source.weight) for source in sources]
+    return Objective(model, heads, setting.losses, bf16=setting.bf16)
 
 
 @torch.no_grad()

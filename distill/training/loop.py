@@ -20,7 +20,6 @@ from torch import Tensor
 from distill import comm, signals
 from distill.config import Config
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet
 from distill.data.loader import Batch, DataConfig, PairDataset, load_batches
 from distill.data.plan import Plan
 from distill.data.tokens import Tokenizer
@@ -28,13 +27,14 @@ from distill.errors import ExpectedError
 from distill.evaluation.evaluate import evaluate
 from distill.manifest import published
 from distill.model.blocks import checkpoint_blocks, compile_blocks
-from distill.model.contract import Interaction, RetrievalModel
+from distill.model.contract import RetrievalModel
 from distill.training import checkpoint
 from distill.training.checkpoint import Progress
 from distill.training.engine import Engine
 from distill.training.monitor import Monitor
 from distill.training.objective import LossConfig, Objective
 from distill.training.optim import OptimConfig
+from distill.training.source import LabelSource
 from distill.training.stems import stem_table
 
 log = logging.getLogger(__name__)
@@ -75,12 +75,10 @@ class Job:
     folder: Path
     seed: int
     model: RetrievalModel
-    interactions: list[Interaction]
     tokenizer: Tokenizer
     train: FrameSet
     val: FrameSet
-    labels: list[LabelSet]
-    label_weights: list[float]
+    sources: list[LabelSource]
     data: DataConfig
     losses: LossConfig
     optim: OptimConfig
@@ -95,8 +93,8 @@ def train(job: Job) -> dict[str, Tensor]:
     """Trains to the end of the plan and returns the weights that were best on validation (T2V R@1), on the CPU."""
     torch.manual_seed(job.seed)
     job.model.to(comm.device())
-    for interaction in job.interactions:
-        interaction.to(comm.device())
+    for source in job.sources:
+        source.head.to(comm.device())
     counts = [len(video.captions) for video in job.train.videos]
     apart = job.data.same_video == "apart"
     plan = Plan(
@@ -109,14 +107,12 @@ def train(job: Job) -> dict[str, Tensor]:
         window=job.data.shuffle_shards,
     )
     stems = _Stems(job)
-    weights, masked = job.label_weights, job.data.same_video == "mask"
     objective = Objective(
         job.model,
-        job.interactions,
-        weights,
+        [(source.head, source.weight) for source in job.sources],
         job.losses,
         bf16=job.bf16,
-        mask_same_video=masked,
+        mask_same_video=job.data.same_video == "mask",
         accumulate=job.config.accumulate,
     )
     if job.config.compile:
@@ -198,7 +194,9 @@ def _batches(job: Job, plan: Plan, first: int, *, pixels: bool) -> Iterator[Batc
     each = job.data.batch_size // comm.world_size()
     rows = slice(comm.rank() * each, (comm.rank() + 1) * each)
     shares = ([(int(v), int(c)) for v, c in plan.batch(step)[rows]] for step in range(first, plan.total_steps))
-    dataset = PairDataset(job.train, job.labels, job.tokenizer, job.data.num_frames, pixels=pixels)
+    dataset = PairDataset(
+        job.train, [source.labels for source in job.sources], job.tokenizer, job.data.num_frames, pixels=pixels
+    )
     return load_batches(dataset, dataset.ahead(shares, job.data), job.data.workers, job.data.memory_gb)
 
 

@@ -120,13 +120,15 @@ def _frames(
 
 
 class Objective(nn.Module):
-    """Named losses of one local batch; every rank returns the same values, those of the global batch."""
+    """Named losses of one local batch; every rank returns the same values, those of the global batch.
+
+    `heads` are the teachers' scoring heads with the weights of their losses, in the order of the batch's labels.
+    """
 
     def __init__(
         self,
         model: RetrievalModel,
-        interactions: Sequence[Interaction],
-        weights: Sequence[float],
+        heads: Sequence[tuple[Interaction, float]],
         config: LossConfig,
         *,
         bf16: bool,
@@ -135,7 +137,7 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.model = model
-        self._teachers = tuple(zip(interactions, weights, strict=True))  # a tuple hides them from optimizer, checkpoint
+        self._heads = tuple(heads)  # a tuple hides them from optimizer and checkpoint
         self._config = config
         self._bf16 = bf16
         self._mask_same_video = mask_same_video
@@ -150,7 +152,7 @@ class Objective(nn.Module):
         with torch.no_grad():
             teachers = [
                 self._teacher_scores(interaction, weight, rows)
-                for (interaction, weight), rows in zip(self._teachers, labels, strict=bool(labels))
+                for (interaction, weight), rows in zip(self._heads, labels, strict=bool(labels))
             ]
         return total_loss(
             self.model.training_scores(text, video, pair),

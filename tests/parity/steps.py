@@ -55,8 +55,8 @@ def steps(fixture: Fixture, zero: int) -> dict[str, Tensor]:
     """Everything that the fixture records, under one ZeRO stage."""
     model = student(fixture)
     teachers = fixture.tensors["input.teacher_logits"].shape[1]
-    heads = [Stored().requires_grad_(False) for _ in range(teachers)]
-    objective = Objective(model, heads, [1.0] * teachers, loss_config(fixture), bf16=False)
+    heads = [(Stored().requires_grad_(False), 1.0) for _ in range(teachers)]
+    objective = Objective(model, heads, loss_config(fixture), bf16=False)
     engine = Engine(objective, model, optim_config(fixture), zero, len(fixture.real()))
     trace = Trace(fixture, model)
     trace.weights(engine.weights())

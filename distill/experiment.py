@@ -1,0 +1,187 @@
+"""A whole recipe: open and check everything it names, train, test the best weights once, and write the release."""
+
+import json
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+import distill
+from distill import catalogue, comm
+from distill.data.frames import FrameSet
+from distill.data.labels import LabelSet
+from distill.data.tokens import Tokenizer, read_vocabulary
+from distill.errors import RecipeError
+from distill.evaluation.evaluate import Scores, evaluate
+from distill.manifest import published, write_json
+from distill.model.blocks import require_compiler
+from distill.model.clip import ClipModel
+from distill.model.contract import RetrievalModel
+from distill.recipe import LabelConfig, Recipe
+from distill.release.card import model_card
+from distill.release.release import write_release
+from distill.retrieval.stored import bytes_per_video
+from distill.training import engine
+from distill.training.folder import RELEASE, alone_in, choose_folder
+from distill.training.loop import Job, train
+from distill.training.source import LabelSource, label_source
+
+log = logging.getLogger(__name__)
+
+
+def run(recipe: Recipe) -> None:
+    """Train from nothing, or from the last checkpoint of the same recipe; then test and release. A collective."""
+    started = time.time()
+    job, test = prepare(recipe)
+    engine.start(recipe.train.timeout_minutes)
+    job = replace(job, folder=choose_folder(job.folder, recipe))
+    with alone_in(job.folder):
+        log.info(f"{recipe.model.kind} into {job.folder} on {comm.world_size()} process(es), {comm.device().type}")
+        weights = train(job)
+        job = replace(job, model=_restored(recipe, weights))
+        scores = _test(job, test) if test is not None else None
+        if comm.rank() == 0:
+            _release(recipe, job, weights, scores, time.time() - started)
+    comm.close()
+
+
+def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
+    """Open and check everything a recipe names; return the job in the folder OUT/NAME, and the test frames.
+
+    Raises an `ExpectedError` that names the recipe's key or the artefact that does not fit.
+    """
+    _check_processes(recipe)
+    if recipe.train.compile:
+        require_compiler(comm.device())
+    frames, val, test = _open_frames(recipe)
+    sources = [_open_labels(recipe, label, frames) for label in recipe.labels]
+    torch.manual_seed(recipe.seed)
+    model = catalogue.build(recipe.model, ClipModel.from_config(recipe.model.clip))
+    _check_towers(recipe, model, frames)
+    job = Job(
+        folder=Path(recipe.out) / recipe.name,
+        seed=recipe.seed,
+        model=model,
+        tokenizer=Tokenizer(recipe.data.max_words, read_vocabulary(Path(recipe.model.clip.model))),
+        train=frames,
+        val=val,
+        sources=sources,
+        data=recipe.data,
+        losses=recipe.losses,
+        optim=recipe.optim,
+        config=recipe.train,
+    )
+    return job, test
+
+
+def _check_processes(recipe: Recipe) -> None:
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    parts = world * recipe.train.accumulate
+    if recipe.data.batch_size % parts:
+        micro = f" in {recipe.train.accumulate} micro-batches each (train.accumulate)" if parts > world else ""
+        raise RecipeError(
+            f"data.batch_size: {recipe.data.batch_size} pairs cannot be shared equally by {world} processes{micro}; "
+            f"use a multiple of {parts}"
+        )
+
+
+def _open_frames(recipe: Recipe) -> tuple[FrameSet, FrameSet, FrameSet | None]:
+    """The training, validation and test frames; rank 0 compares every file with its hash."""
+    cache = recipe.data.open_cache()
+
+    def opened(path: str) -> FrameSet:
+        frames = FrameSet(path, verify=comm.rank() == 0, cache=cache)
+        recipe.data.check(frames, str(frames.path))
+        return frames
+
+    data = recipe.data
+    return opened(data.train), opened(data.val), opened(data.test) if data.test else None
+
+
+def _open_labels(recipe: Recipe, label: LabelConfig, frames: FrameSet) -> LabelSource:
+    """A label set with every tier that the recipe's losses read."""
+    coarse = label.coarse if recipe.losses.coarse.weight else None
+    label_set = LabelSet(label.path, frames, verify=comm.rank() == 0, coarse=coarse, on_mismatch=label.on_mismatch)
+    if coarse:
+        label_set.require(coarse, "losses.coarse")
+    if recipe.losses.fine.weight:
+        label_set.require("relevance", "losses.fine")
+    return label_source(label_set, label.weight)
+
+
+def _check_towers(recipe: Recipe, model: RetrievalModel, frames: FrameSet) -> None:
+    """Refuse frames and captions of a size that the towers cannot take."""
+    size = model.clip.architecture["vision_cfg"]["image_size"]
+    if frames.size != size:
+        raise RecipeError(
+            f"data.train: {frames.path} was packed with {frames.size} pixels, but {recipe.model.clip.model} takes "
+            f"{size}; pack again with --size {size}"
+        )
+    context = model.clip.text.context
+    if recipe.data.max_words > context:
+        raise RecipeError(
+            f"data.max_words: {recipe.data.max_words} tokens, but the text tower of {recipe.model.clip.model} takes at "
+            f"most {context}"
+        )
+
+
+def _restored(recipe: Recipe, weights: dict[str, Tensor]) -> RetrievalModel:
+    """The best weights in the model that is released; the trained one may still be partitioned (ZeRO 3)."""
+    model = catalogue.build(recipe.model.released(), ClipModel.from_config(recipe.model.clip))
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    return model.eval().to(comm.device())
+
+
+def _test(job: Job, frames: FrameSet) -> Scores:
+    log.info(f"testing on {frames.path}: {len(frames)} videos")
+    data = job.data
+    return evaluate(job.model, frames, job.tokenizer, data.num_frames, bf16=job.bf16, workers=data.workers)
+
+
+def _release(recipe: Recipe, job: Job, weights: dict[str, Tensor], scores: Scores | None, seconds: float) -> None:
+    """Write the test's ranks and metrics and the release into the run folder, and print one line of JSON."""
+    metrics = scores.metrics if scores else {}
+    if scores:
+        with published(job.folder / "test_ranks.safetensors") as file:
+            file.write(save({name: getattr(scores, name) for name in ("t2v", "v2t", "video_of_text")}))
+        write_json(job.folder / "test.json", metrics)
+    provenance = _provenance(recipe, job, metrics, seconds)
+    stored = None  # bytes a video in a gallery, where the model is a student
+    if recipe.model.kind not in catalogue.INTERACTIONS:
+        stored = bytes_per_video(job.model, job.data.num_frames, job.train.size)
+    kept = {name: weights[name] for name in job.model.state_dict()}
+    parameters = sum(tensor.numel() for tensor in kept.values())
+    left_out = sum(tensor.numel() for tensor in weights.values()) - parameters
+    release = job.folder / RELEASE
+    write_release(
+        release,
+        model=job.model,
+        model_config=recipe.model.released(),
+        weights=kept,
+        text={"max_words": recipe.data.max_words, "vocabulary": job.tokenizer.vocabulary},
+        frames_config=job.train.manifest.config,
+        provenance=provenance,
+        card=model_card(recipe.model, metrics, provenance, stored, parameters=parameters, left_out=left_out),
+    )
+    log.info(f"released {release}: {parameters:,} parameters, {4e-6 * parameters:,.1f} MB")
+    print(json.dumps({"release": str(release), "test": metrics}))
+
+
+def _provenance(recipe: Recipe, job: Job, metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
+    parents = {"frames": job.train.manifest.id}
+    parents |= {f"labels {source.labels.path.name}": source.labels.manifest.id for source in job.sources}
+    return {
+        "name": recipe.name,
+        "recipe": recipe.model_dump(mode="json"),
+        "parents": parents,
+        "evaluated_on": recipe.data.test or "",
+        "test": metrics,
+        "seconds": round(seconds, 1),
+        "versions": {"distill": distill.__version__, "torch": torch.__version__},
+    }

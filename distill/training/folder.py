@@ -1,0 +1,105 @@
+"""The folder of a run: which one a recipe gets, what of an unfinished run is continued, and one job at a time in it."""
+
+import errno
+import fcntl
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from distill import comm
+from distill.config import Config, dump_recipe, read_tree
+from distill.errors import ExpectedError, RecipeError
+from distill.manifest import published, sweep
+
+log = logging.getLogger(__name__)
+RECIPE = "recipe.yaml"
+RELEASE = "release"
+LOCK = ".lock"
+# Keys that say how a run is carried out, not what it computes. ROUNDING changes the order of sums: fp32 losses agree to
+# 1e-5 (as on another number of processes), those of bf16 only to its own, far coarser, rounding.
+EXACT = {"data.workers", "data.memory_gb", "data.cache", "data.cache_gb", "train.activation_checkpointing"}
+EXACT |= {"train.checkpoint_every", "train.checkpoint_minutes", "train.timeout_minutes", "train.log_every"}
+ROUNDING = {"train.zero", "train.accumulate", "train.compile", "train.stem_cache_gb"}
+
+
+def choose_folder(first: Path, recipe: Config) -> Path:
+    """Return the first of FIRST, FIRST-2, ... that is free or holds an unfinished run of this recipe. A collective.
+
+    Changes in how a run is carried out do not make another recipe of it, as long as the numbers stay.
+    """
+    chosen = [str(_choose(first, recipe)) if comm.rank() == 0 else ""]
+    if comm.world_size() > 1:
+        dist.broadcast_object_list(chosen, src=0)
+    return Path(chosen[0])
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Refuse a folder into which another job trains; the lock ends with the process of rank 0, however that ends."""
+    if comm.rank():
+        yield
+        return
+    with (folder / LOCK).open("ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ExpectedError(
+                    f"{folder}: the same command is running already and trains into it; wait for it, or stop it first"
+                ) from None
+            log.warning(f"{folder}: not locked ({error.strerror}), so see to it that nothing else trains into it")
+        sweep(folder)
+        yield
+
+
+def kept_apart(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The changes between two recipe trees with which an unfinished run of the old one would end in other numbers."""
+    harmless = EXACT | (ROUNDING if new["train"]["precision"] == "fp32" else set())
+    return [key for key in changed(old, new) if key not in harmless]
+
+
+def changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys in which two recipe trees differ, as `section.key`."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        one, other = old.get(key), new.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += changed(one, other, f"{prefix}{key}.")
+        elif one != other or key not in old or key not in new:
+            found.append(prefix + key)
+    return found
+
+
+def _choose(first: Path, recipe: Config) -> Path:
+    text, number = dump_recipe(recipe).encode(), 1
+    while True:
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        old = (folder / RECIPE).read_bytes() if (folder / RECIPE).is_file() else None
+        released = (folder / RELEASE).is_dir()
+        if old == text and not released:
+            return folder
+        if old is None or not (released or _begun_otherwise(folder, recipe)):
+            with published(folder / RECIPE) as file:
+                file.write(text)
+            return folder
+        number += 1
+
+
+def _begun_otherwise(folder: Path, recipe: Config) -> bool:
+    """Whether the unfinished run in the folder must be left as it is; logs why, or what has changed."""
+    new = recipe.model_dump(mode="json")
+    try:
+        old = read_tree(folder / RECIPE)
+    except RecipeError as error:
+        log.info(f"{folder}: left as it is: {error}")
+        return True
+    apart = kept_apart(old, new)
+    if apart:
+        log.info(f"{folder}: left as it is, an unfinished run with another {', '.join(apart)}")
+    else:
+        log.info(f"{folder}: continued with another {', '.join(changed(old, new))}")
+    return bool(apart)
