@@ -84,6 +84,6 @@ class Recipe(Config):
         unknown = [target for target in loss.targets if target not in targets]
         if unknown:
             raise ValueError(
-                f"losses.{name}.targets: {self.model.kind}, as configured, has no {what} called {unknown[0]!r}; it has: "
-                f"{', '.join(targets)}"
+                f"losses.{name}.targets: {self.model.kind}, as configured, has no {what} called {unknown[0]!r}; it "
+                f"has: {', '.join(targets)}"
             )

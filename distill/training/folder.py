@@ -93,13 +93,13 @@ def _begun_otherwise(folder: Path, recipe: Config) -> bool:
     """Whether the unfinished run in the folder must be left as it is; logs why, or what has changed."""
     new = recipe.model_dump(mode="json")
     try:
-        old = read_tree(folder / RECIPE)
+        old = read_tree(folder / RECIPE, recipe.old_keys)
     except RecipeError as error:
         log.info(f"{folder}: left as it is: {error}")
         return True
     apart = kept_apart(old, new)
     if apart:
         log.info(f"{folder}: left as it is, an unfinished run with another {', '.join(apart)}")
-    else:
-        log.info(f"{folder}: continued with another {', '.join(changed(old, new))}")
+    elif different := changed(old, new):  # none where only names of keys have changed since
+        log.info(f"{folder}: continued with another {', '.join(different)}")
     return bool(apart)
