@@ -12,7 +12,8 @@ from distill.data.frames import FrameSet
 from distill.data.labels import Storage, Tier
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
-from distill.labelling.job import Teaching
+from distill.labelling.job import LabelJob, LabelJobConfig
+from distill.labelling.teacher import TeacherRelease
 from distill.model.clip import ClipModel
 from distill.model.contract import Teacher
 from distill.model.towers import ClipConfig
@@ -42,6 +43,11 @@ def random_teacher(world: World, kind: str) -> Teacher:
     return teacher.eval()
 
 
+def teacher_release(world: World, kind: str) -> TeacherRelease:
+    """A random teacher as if it had been released; its id is its kind."""
+    return TeacherRelease(model=random_teacher(world, kind), tokenizer=Tokenizer(24), kind=kind, id=kind)
+
+
 def pack_shards(world: World, out: Path, per_shard: int, num_frames: int = 12) -> Path:
     """The training videos in shards of so few, with so many frames; every other one has a caption that others share."""
     clips = read_annotations(world.corpus / "train.csv", "msrvtt", world.corpus / "videos")
@@ -64,23 +70,10 @@ def label_job(
     frames: Path | None = None,
     tiers: Sequence[Tier] = ("relevance", "features"),
     top: int = 256,
-) -> Teaching:
+) -> LabelJob:
     """The label job of a random teacher, on the training frames or others."""
-    return Teaching(
-        random_teacher(world, kind),
-        teacher_id=kind,
-        kind=kind,
-        tokenizer=Tokenizer(24),
-        frames=FrameSet(frames or world.frames["train"]),
-        out=folder,
-        tiers=tiers,
-        storage=storage,
-        batch=8,
-        workers=0,
-        bf16=False,
-        device=torch.device("cpu"),
-        top=top,
-    )
+    config = LabelJobConfig(tiers=list(tiers), storage=storage, batch=8, precision="fp32", top=top)
+    return LabelJob(teacher_release(world, kind), FrameSet(frames or world.frames["train"]), folder, config)
 
 
 def write_labels(world: World, kind: str, folder: Path, storage: Storage = "float32", **options: Any) -> Path:

@@ -18,9 +18,9 @@ import tools.dump_soft_labels
 from distill.data.frames import FrameSet
 from distill.data.labels import StoredLabels, tier_of
 from distill.errors import ArtefactError, ExpectedError
-from distill.labelling import job as labelling_job
+from distill.labelling import stage
 from distill.labelling.forecast import forecast
-from distill.labelling.job import Teaching
+from distill.labelling.job import LabelJob
 from distill.labelling.sealing import merge_labels, seal_labels
 from distill.manifest import Manifest
 from distill.remote import Place, locate
@@ -43,11 +43,11 @@ def whole(world: World, shards: Path, tmp_path_factory) -> Path:
     return Path(str(job.out))
 
 
-def make_job(world: World, frames: Path, out: Place, **options) -> Teaching:
+def make_job(world: World, frames: Path, out: Place, **options) -> LabelJob:
     return label_job(world, "xclip", out, "float16", **{"frames": frames, "tiers": ALL, "top": 4, **options})
 
 
-def run_part(job: Teaching, index: int, count: int) -> Manifest | None:
+def run_part(job: LabelJob, index: int, count: int) -> Manifest | None:
     assert job.begin() is None
     return job.label_part(index, count)
 
@@ -63,7 +63,7 @@ def test_parts_end_in_the_same_set_as_one_process(
         out = locate(f"{scheme}{tmp_path / 'labels'}")  # behind a URL as in a folder
         job = make_job(world, shards, out)  # another process knows nothing of the first
         sealed.append(run_part(job, index, count))
-        encoded = {name: encoded[name] + job.encoded[name] for name in encoded}
+        encoded = {name: encoded[name] + job.encoder.encoded[name] for name in encoded}
     assert sealed[-1] is not None and sealed[:-1].count(None) == len(order) - 1
     assert tree_bytes(tmp_path / "labels") == tree_bytes(whole)
     frames = FrameSet(shards)
@@ -97,12 +97,12 @@ def test_what_is_missing_is_made_and_nothing_else(world: World, shards: Path, tm
     job = make_job(world, shards, tmp_path / "labels", tiers=("relevance",))
     run_part(job, 1, 3)
     names = list(job.shards)
-    assert job.missing(tmp_path / "labels") == [name for i, name in enumerate(names) if i % 3 != 1]
+    assert job.labels.missing() == [name for i, name in enumerate(names) if i % 3 != 1]
     times = {name: (tmp_path / "labels" / f"{name}.tar").stat().st_mtime_ns for name in names[1::3]}
     tar = tmp_path / "labels" / f"{names[1]}.tar"
     tar.write_bytes(tar.read_bytes()[:-1])
     assert job.label() is not None  # the damaged one was made again
-    assert f"shards {names[1]} were damaged" in caplog.text
+    assert f"shards {names[1]} were changed after they were written" in caplog.text
     assert (tmp_path / "labels" / f"{names[4]}.tar").stat().st_mtime_ns == times[names[4]]
     job = make_job(world, shards, tmp_path / "one", tiers=("relevance",))
     assert job.begin() is None and job.label() is not None
@@ -112,8 +112,8 @@ def test_what_is_missing_is_made_and_nothing_else(world: World, shards: Path, tm
 def test_a_process_whose_fellows_are_lost_makes_their_share(
     world: World, shards: Path, whole: Path, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(labelling_job, "SILENCE", 0.1)
-    monkeypatch.setattr(labelling_job, "LOOK", 0.01)
+    monkeypatch.setattr(stage, "SILENCE", 0.1)
+    monkeypatch.setattr(stage, "LOOK", 0.01)
     job = make_job(world, shards, tmp_path / "labels")
     assert job.begin() is None
     assert job.label(rank=1, world=3) is not None  # 0 and 2 never come
@@ -211,12 +211,13 @@ class TestMerge:
 
     def test_other_settings_are_refused(self, world: World, shards: Path, parts: list[Path], tmp_path: Path):
         run_part(make_job(world, shards, tmp_path / "c", tiers=("relevance",)), 0, 2)
-        with pytest.raises(ArtefactError, match=r"not the job of .* \(tiers differ\)"):
+        with pytest.raises(ArtefactError, match=r"part of another job than .* \(tiers differ\)"):
             merge_labels([*parts, tmp_path / "c"], tmp_path / "merged")
 
     def test_shards_that_differ_are_refused(self, world: World, shards: Path, parts: list[Path], tmp_path: Path):
         other = label_job(world, "xclip", tmp_path / "c", "float16", frames=shards)
-        other.encode_texts = lambda texts, encode=other.encode_texts: encode([text[::-1] for text in texts])
+        encoder = other.encoder
+        encoder.encode_texts = lambda texts, encode=encoder.encode_texts: encode([text[::-1] for text in texts])
         run_part(other, 0, 2)
         with pytest.raises(ArtefactError, match="hold different shards 00000"):
             merge_labels([*parts, tmp_path / "c"], tmp_path / "merged")
@@ -234,7 +235,7 @@ class TestPlan:
         job = make_job(world, shards, tmp_path / "labels", tiers=tiers)
         found = forecast(job)
         assert not (tmp_path / "labels").exists()
-        assert (found.left, found.videos, found.distinct) == (7, len(job.frames), len(job.texts.home))
+        assert (found.left, found.videos, found.distinct) == (7, len(job.frames), len(job.captions))
         assert found.seconds > 0
         assert job.begin() is None
         job.label_part(0, 4)

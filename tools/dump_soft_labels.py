@@ -29,13 +29,14 @@ from pathlib import Path
 import torch
 
 from distill import comm, log
+from distill.config import validate
 from distill.data.frames import FrameSet
 from distill.data.labels import DTYPES
-from distill.errors import ArtefactError, ExpectedError, door
+from distill.errors import ExpectedError, door
 from distill.evaluation.report import aligned
 from distill.labelling.forecast import forecast
-from distill.labelling.job import Teaching
-from distill.model.contract import Teacher
+from distill.labelling.job import LabelJob, LabelJobConfig
+from distill.labelling.teacher import TeacherRelease
 from distill.release.release import load
 from distill.remote import Place, locate
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             manifest = job.label_part(args.part[0] - 1, args.part[1])
         else:
             manifest = job.label(comm.rank(), comm.world_size())
-    encoded = f"encoded here: {job.encoded['captions']} captions, {job.encoded['videos']} videos"
+    encoded = f"encoded here: {job.encoder.encoded['captions']} captions, {job.encoder.encoded['videos']} videos"
     if manifest is not None:
         counts = manifest.counts
         print(
@@ -81,42 +82,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     elif args.part:
         shards = len(job.shards)
-        kept = f", features of {shards - len(job.missing(job.kept))}" if job.top else ""
+        kept = f", features of {shards - len(job.features.missing())}" if job.top else ""
         print(
-            f"{args.out}: {shards - len(job.missing(args.out))} of {shards} shards are there{kept}; {encoded}; when "
+            f"{args.out}: {shards - len(job.labels.missing())} of {shards} shards are there{kept}; {encoded}; when "
             f"all parts have ended, run them again if the set is not sealed"
         )
 
 
-def _job(args: argparse.Namespace) -> Teaching:
+def _job(args: argparse.Namespace) -> LabelJob:
     device = comm.device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if args.top < 1:
-        raise ExpectedError(f"--top: {args.top}, expected at least 1 video per caption")
-    frames = FrameSet(args.frames, verify=comm.rank() == 0)
-    teacher = load(args.teacher, device)
-    if not isinstance(teacher.model, Teacher):
-        raise ArtefactError(f"{args.teacher}: a {teacher.config.model['kind']} is a student, it has no labels to give")
-    frames.check_settings(teacher.frames_config, teacher.path)
-    return Teaching(
-        teacher.model,
-        teacher_id=teacher.manifest.id,
-        kind=teacher.config.model["kind"],
-        tokenizer=teacher.tokenizer,
-        frames=frames,
-        out=args.out,
-        tiers=[tier for tier in TIERS if tier in {"relevance", *args.tiers}],
-        storage=args.dtype,
-        batch=args.batch,
-        workers=args.workers,
-        bf16=device.type == "cuda",
-        device=device,
-        top=args.top,
-    )
+    names = {"tiers": args.tiers, "storage": args.dtype, "batch": args.batch, "workers": args.workers, "top": args.top}
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    config = validate({**names, "precision": precision}, LabelJobConfig, where="options")
+    frames, release = FrameSet(args.frames, verify=comm.rank() == 0), load(args.teacher, device)
+    teacher = TeacherRelease.of(release)
+    frames.check_settings(release.frames_config, release.path)
+    return LabelJob(teacher, frames, args.out, config)
 
 
-def _print_plan(out: Place, job: Teaching, processes: int) -> None:
+def _print_plan(out: Place, job: LabelJob, processes: int) -> None:
     found = forecast(job)
     print(
         f"{out}: {found.videos} videos, {found.captions} captions ({found.distinct} distinct), {found.shards} shards: "
@@ -129,7 +115,7 @@ def _print_plan(out: Place, job: Teaching, processes: int) -> None:
         print(f"and {found.kept:,} bytes under {out / '.work'} until the set is sealed")
     print(
         f"about {found.seconds / 60 / processes:.1f} minutes for {processes} process(es) like this one "
-        f"({job.device.type}: {found.videos_per_second:.1f} videos/s, {found.captions_per_second:.1f} captions/s)"
+        f"({comm.device().type}: {found.videos_per_second:.1f} videos/s, {found.captions_per_second:.1f} captions/s)"
     )
 
 

@@ -27,12 +27,12 @@ from typing import Any
 from distill import comm, log
 from distill.data.frames import FrameSet
 from distill.data.labels import StoredLabels
-from distill.errors import ArtefactError, ExpectedError, door
+from distill.errors import ExpectedError, door
 from distill.evaluation.report import aligned
-from distill.labelling.audit import BATCHES, BINS, PAIRS, agreement, check_rows, compare, recompute, statistics
-from distill.labelling.job import Teaching
+from distill.labelling.audit import BATCHES, BINS, PAIRS, agreement, check_rows, compare, statistics
+from distill.labelling.recompute import recompute
 from distill.labelling.sealing import merge_labels
-from distill.model.contract import Teacher
+from distill.labelling.teacher import TeacherRelease
 from distill.release.release import load
 from distill.remote import locate
 
@@ -73,39 +73,12 @@ def _verify(args: argparse.Namespace) -> None:
     found: dict[str, Any] = {"files": len(stored.manifest.files), "rows": check_rows(stored)}
     lines = []
     if args.teacher is not None:
-        differences = recompute(stored, _job(args, stored), args.rows, args.seed)
+        teacher = TeacherRelease.of(load(args.teacher, comm.device()))
+        differences = recompute(stored, teacher, FrameSet(args.frames), args.rows, args.seed)
         found["recomputed"] = {name: asdict(difference) for name, difference in differences.items()}
         lines = [["recomputed", "largest difference", "largest value"]]
         lines += [[name, f"{one.largest:.2g}", f"{one.scale:.2g}"] for name, one in differences.items()]
     _show(args, found, f"{args.labels}: {found['files']} files as sealed, {found['rows']} rows", lines)
-
-
-def _job(args: argparse.Namespace, stored: StoredLabels) -> Teaching:
-    """The job that made the set, to ask its teacher again."""
-    frames, config = FrameSet(args.frames), stored.manifest.config
-    expected, found = stored.manifest.parents["frames"], frames.manifest.id
-    if found != expected:
-        raise ArtefactError(f"{frames.path}: frames {found[:12]}, but {stored.path} was made from {expected[:12]}")
-    release = load(args.teacher, comm.device())
-    if not isinstance(release.model, Teacher) or release.manifest.id != config["teacher"]:
-        raise ArtefactError(
-            f"{release.path}: release {release.manifest.id[:12]}, but {stored.path} was made by "
-            f"{config['teacher'][:12]}; give that teacher"
-        )
-    return Teaching(
-        release.model,
-        teacher_id=config["teacher"],
-        kind=config["interaction"]["kind"],
-        tokenizer=release.tokenizer,
-        frames=frames,
-        out=stored.path,  # not begun, so nothing is written
-        tiers=config["tiers"],
-        storage=config["storage"],
-        batch=config["batch"],
-        workers=0,
-        bf16=config["precision"] == "bf16",
-        device=comm.device(),
-    )
 
 
 def _stats(args: argparse.Namespace) -> None:

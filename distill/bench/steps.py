@@ -28,7 +28,8 @@ from distill.data.labels import LabelSet, Storage
 from distill.data.loader import Batch, DataConfig, PairDataset
 from distill.data.tokens import Tokenizer, read_vocabulary
 from distill.evaluation.report import aligned
-from distill.labelling.job import Teaching
+from distill.labelling.job import LabelJob, LabelJobConfig
+from distill.labelling.teacher import TeacherRelease
 from distill.model.clip import ClipModel
 from distill.model.contract import Interaction, RetrievalConfig, RetrievalModel, Teacher
 from distill.training.engine import Engine
@@ -121,20 +122,10 @@ def write_labels(
     teacher: Teacher, kind: str, setting: Setting, frames: FrameSet, out: Path, *, batch: int, storage: Storage
 ) -> LabelSet:
     """Labels a frame set as tools/dump_soft_labels.py does, and opens them."""
-    job = Teaching(
-        teacher,
-        teacher_id=f"random {kind}",
-        kind=kind,
-        tokenizer=setting.tokenizer(),
-        frames=frames,
-        out=out,
-        tiers=["relevance", "features"],
-        storage=storage,
-        batch=batch,
-        workers=0,
-        bf16=setting.bf16,
-        device=comm.device(),
-    )
+    release = TeacherRelease(model=teacher, tokenizer=setting.tokenizer(), kind=kind, id=f"random {kind}")
+    precision = "bf16" if setting.bf16 else "fp32"
+    config = LabelJobConfig(tiers=["relevance", "features"], storage=storage, batch=batch, precision=precision)
+    job = LabelJob(release, frames, out, config)
     assert job.begin() is None, "a new folder"
     job.label()
     return LabelSet(out, frames)

@@ -1,12 +1,12 @@
-"""What a label set says, whether the teacher still says so, and how another set differs.
+"""Statistics of a label set, and a comparison of two sets of the same frames.
 
-Entropies are those of the relevance softmaxed over a video's real frames at temperature 1: 1 relative to uniform means
-labels that tell nothing apart at that temperature. Correlations are Pearson's, over real frames; a row without spread
-(one frame, a still picture) has none and is left out.
+Entropy is that of the relevance softmaxed over a video's real frames at temperature 1. Relative to the uniform
+distribution's, 1 means that the labels do not tell the frames apart at that temperature. Correlations are Pearson's,
+over real frames; a row whose values are all equal (one frame, a still picture) has none and is left out.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,32 +14,18 @@ import torch
 from torch import Tensor
 
 from distill.catalogue import build_interaction
-from distill.data.labels import PER_VIDEO, SHORTLIST, Coarse, StoredLabels, tier_of
-from distill.data.loader import VideoDataset
+from distill.data.labels import Coarse, StoredLabels, tier_of
 from distill.errors import ArtefactError
-from distill.labelling.job import Teaching
 from distill.log import progress
 from distill.model.contract import teacher_logits
-from distill.model.features import VideoFeatures
 
 BINS = 10  # of the histogram of relative entropies
-BATCHES, PAIRS = 8, 64  # random batches that are scored by both sets, and pairs in each
-# How far a recomputed row may be off, over the largest value of its kind: other processors and batches round otherwise.
-COMPUTED = {"fp32": 1e-3, "bf16": 5e-2}
-STORED = {"float32": 0.0, "float16": 2**-10, "bfloat16": 2**-7}
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Of one stored tensor over the sampled rows: the largest deviation, and the largest value beside it."""
-
-    largest: float
-    scale: float
+BATCHES, PAIRS = 8, 64  # random batches that both sets score, and pairs in each
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Smallest, mean and largest of a count per video."""
+    """Smallest, mean and largest value of a count per video."""
 
     least: int
     mean: float
@@ -48,42 +34,45 @@ class Spread:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one set. `histogram` counts rows by relative entropy in equal steps from 0 to 1."""
+    """Size, coverage and entropy of one label set; a row is a caption."""
 
     videos: int
     rows: int
     frames: Spread
     captions: Spread
-    short: int  # videos with fewer frames than the others: the rest is padding
+    short: int  # videos with fewer frames than the sampler takes: the rest is padding
     entropy: float  # nats, mean over rows
     relative_entropy: float  # over that of the uniform distribution, mean over rows
-    histogram: list[int]
+    histogram: list[int]  # rows by relative entropy, in `BINS` equal steps from 0 to 1
     bytes: dict[str, int]  # by tier
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two sets over the same rows."""
+    """How far two label sets agree on the same rows."""
 
     rows: int
     correlation: float | None  # mean over rows
-    same_best: float  # share of rows whose best frame (of logits: video) is the same
+    same_best: float  # share of rows whose best frame (in logits: best video) is the same
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets row by row; `coarse` is there where both can rebuild the logits of a batch."""
+    """Differences of two sets' relevance, row by row."""
 
     rows: int
     largest: float
     mean: float
-    worst_video: str
+    worst_video: str  # where the largest difference is
     worst_caption: str
-    coarse: Agreement | None
+    coarse: Agreement | None  # on the logits of random batches, if both sets can rebuild them
 
 
 def check_rows(stored: StoredLabels) -> int:
-    """Every sample has a finite row of relevance per caption, as long as the sampler says; returns how many."""
+    """Check that every caption has a finite row of relevance with a value per frame; returns how many rows there are.
+
+    Raises `ArtefactError` for the first sample where it is not so, and if the manifest counts other rows.
+    """
     rows, width = 0, stored.manifest.config["sampler"]["num_frames"]
     for key in progress(stored.keys, f"check {stored.path} (videos)"):
         captions, relevance = stored.about(key)["captions"], stored.tensor(key, "relevance")
@@ -98,53 +87,8 @@ def check_rows(stored: StoredLabels) -> int:
     return rows
 
 
-@torch.inference_mode()
-def recompute(stored: StoredLabels, job: Teaching, rows: int, seed: int) -> dict[str, Difference]:
-    """Lets the teacher say a random sample of rows again; how far each stored tensor is off.
-
-    Raises `ArtefactError` where that is more than rounding explains. Of shortlists the matched video and the best other
-    one are scored.
-    """
-    videos = job.frames.videos
-    pairs = [(video, caption) for video in range(len(videos)) for caption in range(len(videos[video].captions))]
-    chosen = np.random.default_rng(seed).permutation(len(pairs))[:rows]
-    found: dict[str, list[tuple[float, float]]] = {}
-    for video, caption in progress([pairs[i] for i in sorted(chosen)], "recompute (rows)"):
-        features = _encode(job, video)
-        text = job.encode_texts([videos[video].captions[caption].text])
-        said = job.rows(text, features, job.order(video))
-        said = {name: value if name in PER_VIDEO else value[0] for name, value in said.items()}
-        kept = {name: stored.tensor(videos[video].key, name, None if name in PER_VIDEO else caption) for name in said}
-        if "topk" in stored.tiers:
-            listed, scores, best, _ = (stored.tensor(videos[video].key, name, caption) for name in SHORTLIST)
-            both = VideoFeatures.cat([features, *(_encode(job, int(other)) for other in listed[1:2])])
-            said[SHORTLIST[1]] = job.interaction(text.to(job.device), both.to(job.device))[0].cpu()
-            kept[SHORTLIST[1]] = best + scores[: len(both)].float()
-        for name, value in said.items():
-            off = (kept[name].float() - value.float()).abs().max().item()
-            found.setdefault(name, []).append((off, value.float().abs().max().item()))
-    differences = {
-        name: Difference(max(off for off, _ in all_of), max(scale for _, scale in all_of))
-        for name, all_of in found.items()
-    }
-    config = stored.manifest.config
-    allowed = COMPUTED[config["precision"]] + STORED[config["storage"]]
-    for name, difference in differences.items():
-        if not difference.largest <= allowed * difference.scale:
-            raise ArtefactError(
-                f"{stored.path}: {name} is {difference.largest:.2g} off what the teacher says (largest value "
-                f"{difference.scale:.2g}), more than rounding explains; it is not this teacher's: label again"
-            )
-    return differences
-
-
-def _encode(job: Teaching, video: int) -> VideoFeatures:
-    pixels, real = VideoDataset(job.frames, job.frames.num_frames).__getitems__([video])
-    return job.encode_videos(pixels, real, [video])
-
-
 def statistics(stored: StoredLabels) -> Statistics:
-    """Reads every row once."""
+    """Read every row once and sum up."""
     entropies, relative, frames, captions = [], [], [], []
     sizes: dict[str, int] = dict.fromkeys(stored.tiers, 0)
     for key, relevance in _relevance(stored):
@@ -172,35 +116,42 @@ def statistics(stored: StoredLabels) -> Statistics:
 
 
 def agreement(one: StoredLabels, other: StoredLabels) -> Agreement:
-    """How alike two teachers rank the frames of the same rows."""
-    check_same_frames(one, other)
-    correlations, same, rows = [], 0, 0
-    for (_, first), (_, second) in zip(_relevance(one), _relevance(other), strict=True):
-        correlations += _correlations(first, second)
-        same += int((first.argmax(-1) == second.argmax(-1)).sum())
-        rows += len(first)
-    return Agreement(rows, float(np.mean(correlations)) if correlations else None, same / rows)
+    """Return how alike two teachers rank the frames of the same rows."""
+    return _agreement((first, second) for _, first, second in _pairs(one, other))
 
 
 def compare(one: StoredLabels, other: StoredLabels, seed: int) -> Comparison:
-    """Row by row, and on random batches of pairs of different videos."""
-    check_same_frames(one, other)
+    """Compare two sets row by row, and on random batches of pairs of different videos."""
     largest, total, numbers, rows, worst = -1.0, 0.0, 0, 0, ("", 0)
-    for (key, first), (_, second) in zip(_relevance(one), _relevance(other), strict=True):
+    for key, first, second in _pairs(one, other):
         off = (first - second).abs()
         by_row = off.amax(-1)
         if by_row.max() > largest:
             largest, worst = by_row.max().item(), (key, int(by_row.argmax()))
         total, numbers, rows = total + off.double().sum().item(), numbers + off.numel(), rows + len(first)
     about = one.about(worst[0])
-    tiers = _coarse(one), _coarse(other)
-    coarse = None if None in tiers else _batches(one, other, seed)
-    caption = about["captions"][worst[1]]["id"]
-    return Comparison(rows, largest, total / numbers, about["video"], caption, coarse)
+    coarse = _agreement(_logits(one, other, seed)) if _coarse(one) and _coarse(other) else None
+    return Comparison(rows, largest, total / numbers, about["video"], about["captions"][worst[1]]["id"], coarse)
 
 
-def check_same_frames(one: StoredLabels, other: StoredLabels) -> None:
-    """Refuses to compare rows that are not the same."""
+def _agreement(pairs: Iterable[tuple[Tensor, Tensor]]) -> Agreement:
+    correlations, same, rows = [], 0, 0
+    for first, second in pairs:
+        correlations += _correlations(first, second)
+        same += int((first.argmax(-1) == second.argmax(-1)).sum())
+        rows += len(first)
+    return Agreement(rows, float(np.mean(correlations)) if correlations else None, same / rows)
+
+
+def _pairs(one: StoredLabels, other: StoredLabels) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield key and both sets' relevance [caption, real frame] of every video."""
+    _check_same_frames(one, other)
+    for (key, first), (_, second) in zip(_relevance(one), _relevance(other), strict=True):
+        yield key, first, second
+
+
+def _check_same_frames(one: StoredLabels, other: StoredLabels) -> None:
+    """Refuse sets of different frames: their rows are not the same."""
     first, second = (labels.manifest.parents["frames"] for labels in (one, other))
     if first != second:
         raise ArtefactError(
@@ -209,29 +160,24 @@ def check_same_frames(one: StoredLabels, other: StoredLabels) -> None:
         )
 
 
-def _batches(one: StoredLabels, other: StoredLabels, seed: int) -> Agreement:
-    """The text x video logits of random batches, as each set gives them; a row is a caption."""
+def _logits(one: StoredLabels, other: StoredLabels, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the text x video logits of random batches, as each set gives them."""
     rng = np.random.default_rng(seed)
     captions = {key: len(one.about(key)["captions"]) for key in one.keys}
     keys = [key for key, count in captions.items() if count]
-    correlations, same, rows = [], 0, 0
+    first, second = _scorer(one), _scorer(other)
     for _ in range(BATCHES):
         chosen = rng.permutation(len(keys))[:PAIRS]
         places = [(keys[i], int(rng.integers(captions[keys[i]]))) for i in chosen]
-        first, second = _logits(one, places), _logits(other, places)
-        correlations += _correlations(first, second)
-        same += int((first.argmax(-1) == second.argmax(-1)).sum())
-        rows += len(first)
-    return Agreement(rows, float(np.mean(correlations)) if correlations else None, same / rows)
+        yield first(places), second(places)
 
 
-def _logits(stored: StoredLabels, places: list[tuple[str, int]]) -> Tensor:
-    tier = _coarse(stored)
+def _scorer(stored: StoredLabels) -> Callable[[list[tuple[str, int]]], Tensor]:
+    """Return the function from rows (key, caption) to the teacher's logits of their batch."""
+    tier, config = _coarse(stored), stored.manifest.config["interaction"]
     assert tier is not None
-    head = build_interaction(
-        **stored.manifest.config["interaction"], weights=stored.interaction_weights(), where=str(stored.path)
-    )
-    return teacher_logits(head, stored.rows(places, tier))
+    head = build_interaction(**config, weights=stored.interaction_weights(), where=str(stored.path))
+    return lambda places: teacher_logits(head, stored.rows(places, tier))
 
 
 def _coarse(stored: StoredLabels) -> Coarse | None:
@@ -241,7 +187,7 @@ def _coarse(stored: StoredLabels) -> Coarse | None:
 
 
 def _relevance(stored: StoredLabels) -> Iterator[tuple[str, Tensor]]:
-    """Key and relevance [caption, real frame] of every video that has captions and frames."""
+    """Yield key and relevance [caption, real frame] of every video that has captions and frames."""
     for key in progress(stored.keys, f"read {stored.path} (videos)"):
         relevance = stored.tensor(key, "relevance")[:, : len(stored.about(key)["timestamps"])]
         if relevance.numel():
@@ -249,7 +195,7 @@ def _relevance(stored: StoredLabels) -> Iterator[tuple[str, Tensor]]:
 
 
 def _correlations(one: Tensor, other: Tensor) -> list[float]:
-    """Pearson's correlation of each row with its like, where both have spread."""
+    """Return Pearson's correlation of each row of one with the same row of the other, where neither is constant."""
     one, other = (rows.double() - rows.double().mean(-1, keepdim=True) for rows in (one, other))
     scale = one.norm(dim=-1) * other.norm(dim=-1)
     return ((one * other).sum(-1)[scale > 0] / scale[scale > 0]).tolist()

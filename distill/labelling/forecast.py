@@ -1,7 +1,7 @@
-"""What a label job will write and how long it will take, before it runs.
+"""The size of a label set and the time its job will take, before the job runs.
 
-Sizes are exact: they follow from the captions of every video and the shapes that the teacher gives in the trial. The
-time is that of one batch of videos and one of captions, measured here, times what is left.
+Sizes are exact: they follow from the captions of every video and the shapes that the teacher gives in a trial. The time
+is that of one batch of videos and one of captions, measured here, times what is left to do.
 """
 
 import math
@@ -16,100 +16,94 @@ from torch import Tensor
 
 from distill.data.frames import PackedVideo
 from distill.data.labels import PER_VIDEO, SHORTLIST, Tier, label_sample, tier_of
-from distill.data.loader import VideoDataset, load_batches
 from distill.errors import ArtefactError
-from distill.labelling.job import CAPTIONS_PER_VIDEO, SCORED, Teaching
+from distill.labelling.captions import texts_of
+from distill.labelling.job import LabelJob
+from distill.labelling.shortlist import SCORED
 from distill.manifest import canonical_json
 from distill.model.features import TextFeatures, VideoFeatures
 
-BLOCK, RECORD = 512, 10240  # of a tar: headers and members are padded to the one, the file to the other
+BLOCK, RECORD = 512, 10240  # bytes of a tar: headers and members are padded to BLOCK, the file to RECORD
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes by tier; `frame` is all around the numbers: names, hashes, tar headers, indexes. Seconds of one process."""
+    """Sizes in bytes, and seconds of one process."""
 
     videos: int
     captions: int
-    distinct: int
+    distinct: int  # captions
     shards: int
-    left: int
-    bytes: dict[str, int]
-    kept: int  # bytes under .work while the job runs
+    left: int  # shards that are not labelled yet
+    bytes: dict[str, int]  # by tier; `frame` is all around the numbers: names, hashes, tar headers, indexes
+    kept: int  # bytes of features under .work while the job runs
     seconds: float
     videos_per_second: float
     captions_per_second: float
 
 
-def forecast(job: Teaching) -> Forecast:
-    """Runs the trial and adds up; writes nothing."""
-    left = job.missing(job.out)
+def forecast(job: LabelJob) -> Forecast:
+    """Run the trial and add up; writes nothing."""
+    left = job.labels.missing()
     trial = _Trial(job, (left or list(job.shards))[0])
-    shapes = trial.shapes
-    frames = job.frames
-    captions = [len(video.captions) for video in frames.videos]
-    tiers = {tier: sum(_tier_bytes(shapes, tier, count) for count in captions) for tier in job.tiers}
-    shards = sum(_shard_bytes([frames.videos[n] for n in rows], shapes, job) for rows in job.shards.values())
-    head = len(save({name: value.cpu().contiguous() for name, value in job.interaction.state_dict().items()}))
-    encoded = job.missing(job.kept) if job.top and left else left
+    counts, captions = job.counts, [len(video.captions) for video in job.frames.videos]
+    tiers = {tier: sum(_tier_bytes(trial.shapes, tier, count) for count in captions) for tier in job.config.tiers}
+    shards = sum(_shard_bytes([job.frames.videos[n] for n in rows], trial.shapes, job) for rows in job.shards.values())
+    encoded = job.features.missing() if job.top and left else left
     videos = sum(len(job.shards[name]) for name in encoded)
-    texts = sum(home.rsplit("-", 1)[0] in {*encoded, "shared"} for home in job.texts.home.values()) if encoded else 0
+    texts = job.captions.count(encoded) if encoded else 0
     scored = sum(captions[number] for name in left for number in job.shards[name]) if job.top else 0
-    seconds = videos * trial.per_video + texts * trial.per_caption + scored * len(frames) * trial.per_pair
     return Forecast(
-        videos=len(frames),
-        captions=sum(captions),
-        distinct=len(job.texts.home),
+        videos=counts["videos"],
+        captions=counts["captions"],
+        distinct=counts["distinct_captions"],
         shards=len(job.shards),
         left=len(left),
-        bytes={**tiers, "frame": shards + head - sum(tiers.values())},
-        kept=sum(captions) * trial.text_bytes + len(frames) * trial.video_bytes if job.top else 0,
-        seconds=seconds,
+        bytes={**tiers, "frame": shards + len(job.release.head()) - sum(tiers.values())},
+        kept=counts["captions"] * trial.text_bytes + counts["videos"] * trial.video_bytes if job.top else 0,
+        seconds=videos * trial.per_video + texts * trial.per_caption + scored * counts["videos"] * trial.per_pair,
         videos_per_second=1 / trial.per_video,
         captions_per_second=1 / trial.per_caption,
     )
 
 
 class _Trial:
-    """One batch of videos and one of captions: seconds of each, and the shapes of what is stored."""
+    """One batch of videos and one of captions: the seconds of each, and the shapes of what is stored."""
 
-    def __init__(self, job: Teaching, shard: str):
-        numbers = job.shards[shard][: job.batch]
-        videos = [job.frames.videos[number] for number in numbers]
-        texts = [caption.text for video in videos for caption in video.captions][: job.batch * CAPTIONS_PER_VIDEO]
+    def __init__(self, job: LabelJob, shard: str):
+        encoder, numbers, workers = job.encoder, job.shards[shard][: job.config.batch], job.config.workers
+        texts = texts_of(job.frames, numbers)[: job.captions.size]
         if not texts:
             raise ArtefactError(f"{job.frames.path}: shard {shard} has no captions to label")
-        decoding, (pixels, real) = _timed(
-            lambda: next(load_batches(VideoDataset(job.frames, job.frames.num_frames), [numbers], 0))
-        )
-        looking, video = _timed(lambda: job.encode_videos(pixels, real, numbers), warm=True)
-        reading, text = _timed(lambda: job.encode_texts(texts), warm=True)
-        busy = max(looking, decoding / job.workers) if job.workers else looking + decoding
+        decoding, (pixels, real) = _timed(lambda: next(encoder.decoded([numbers])))
+        looking, video = _timed(lambda: encoder.encode_videos(numbers, pixels, real), warm=True)
+        reading, text = _timed(lambda: encoder.encode_texts(texts), warm=True)
+        busy = max(looking, decoding / workers) if workers else looking + decoding
         self.per_video, self.per_caption = busy / len(numbers), reading / len(texts)
         self.per_pair = self._scoring(job, text, video) if job.top else 0.0
-        rows = job.rows(text[slice(0, 1)], video[slice(0, 1)], torch.arange(job.frames.num_frames))
-        self.shapes = {name: value for name, value in rows.items()}
         self.text_bytes, self.video_bytes = (_nbytes(part.tensors()) // len(part) for part in (text, video))
+        rows = job.rows(numbers[0], text[slice(0, 1)], video[slice(0, 1)])
         if job.top:
             listed = torch.zeros(1, 1 + min(job.top, len(job.frames) - 1))
             tables = (listed.int(), listed, torch.zeros(1), torch.zeros(1))
-            self.shapes |= dict(zip(SHORTLIST, tables, strict=True))
-        stored = label_sample(videos[0], self.shapes, job.storage)["labels.safetensors"]
-        self.shapes = load(stored)  # in the dtypes in which they are stored
+            rows |= dict(zip(SHORTLIST, tables, strict=True))
+        stored = label_sample(job.frames.videos[numbers[0]], rows, job.config.storage)
+        self.shapes = load(stored["labels.safetensors"])  # in the dtypes in which they are stored
 
     @staticmethod
-    def _scoring(job: Teaching, text: TextFeatures, video: VideoFeatures) -> float:
-        text, video = text[slice(0, SCORED)].to(job.device), video.to(job.device)
+    def _scoring(job: LabelJob, text: TextFeatures, video: VideoFeatures) -> float:
+        """Return the seconds of scoring one caption against one video."""
+        text, video = text[slice(0, SCORED)].to(job.encoder.device), video.to(job.encoder.device)
 
         @torch.inference_mode()
         def score() -> Tensor:
-            return job.interaction(text, video).sort(dim=1, descending=True, stable=True).values.cpu()
+            return job.encoder.interaction(text, video).sort(dim=1, descending=True, stable=True).values.cpu()
 
         return _timed(score, warm=True)[0] / (len(text) * len(video))
 
 
 def _timed(run: Callable, warm: bool = False):
-    """Seconds of a call and its result; `warm` calls it once before, since first calls also build and allocate."""
+    """Return the seconds of a call and its result; `warm` calls it once before, as a first call also allocates."""
     if warm:
         run()
     start = time.perf_counter()
@@ -126,12 +120,12 @@ def _tier_bytes(shapes: dict[str, Tensor], tier: Tier, captions: int) -> int:
     return sum(value.nbytes * (1 if name in PER_VIDEO else captions) for name, value in of_tier.items())
 
 
-def _shard_bytes(videos: list[PackedVideo], shapes: dict[str, Tensor], job: Teaching) -> int:
-    """A tar and its index, as `build` writes them."""
+def _shard_bytes(videos: list[PackedVideo], shapes: dict[str, Tensor], job: LabelJob) -> int:
+    """Return the bytes of a tar and its index, as `build` writes them."""
 
     @lru_cache
     def tensors(captions: int) -> int:
-        """Of the safetensors member: the header's length depends on the digits in it."""
+        """Return the bytes of the safetensors member; its header grows with the digits of the shapes in it."""
         empty = {
             name: value if name in PER_VIDEO else value[:1].expand(captions, *value.shape[1:]).contiguous()
             for name, value in shapes.items()
@@ -140,7 +134,7 @@ def _shard_bytes(videos: list[PackedVideo], shapes: dict[str, Tensor], job: Teac
 
     offset, index = 0, {}
     for video in videos:
-        about = len(label_sample(video, {}, job.storage)["labels.json"])
+        about = len(label_sample(video, {}, job.config.storage)["labels.json"])
         places = {}
         for extension, size in (("labels.json", about), ("labels.safetensors", tensors(len(video.captions)))):
             places[extension] = [offset + BLOCK, size]

@@ -1,5 +1,8 @@
-"""Writing a label set: `begin_labels` claims a folder, its shards are made by anyone, anywhere, and `seal_labels` looks
-at the folder alone. `merge_labels` joins folders that could not be shared. distill/data/labels.py reads the set.
+"""The folder of a label set, from its claim to its manifest.
+
+`begin_labels` claims the folder, any process on any host adds shards, and `seal_labels` decides by the folder's content
+alone whether the set is complete. `merge_labels` joins the folders of hosts that share none. distill/data/labels.py
+reads the set.
 """
 
 import hashlib
@@ -32,7 +35,7 @@ log = logging.getLogger(__name__)
 def begin_labels(
     out: Place, config: dict[str, Any], frames: str, shards: Sequence[str], counts: dict[str, int], head: bytes
 ) -> None:
-    """Claims `out` for a label set of these shards of the frame set `frames`; `head` is the stored scoring head."""
+    """Claim `out` for a label set of these shards; `frames` is the frame set's id, `head` the stored scoring head."""
     job = {**config, "frames": frames, "shards": list(shards), "counts": counts}
     claim(out, job | {"head": hashlib.sha256(head).hexdigest()}, command=DUMP)
     if not (out / INTERACTION).is_file():
@@ -41,14 +44,15 @@ def begin_labels(
 
 
 def recorded(folder: Place, name: str) -> bool:
-    """Whether a shard has been made, by its record alone; `finished` also hashes it."""
+    """Return whether a shard has a record. That it is still whole is for `finished` to say, which hashes it."""
     return (folder / WORK / f"{name}.json").is_file()
 
 
 def seal_labels(out: Place) -> Manifest | None:
-    """Seals a label set whose shards are all there and whole, whoever made them; None while some are not.
+    """Seal a label set whose shards are all present and whole; returns None if some are not.
 
-    Any number of processes may call it, even at once: they write the same bytes.
+    Records of damaged shards are deleted, so that those shards are made again. Any number of processes may call this at
+    the same time: they write the same bytes.
     """
     job = _claimed(out)
     if not all(recorded(out, name) for name in job["shards"]):
@@ -59,12 +63,12 @@ def seal_labels(out: Place) -> Manifest | None:
         record = out / WORK / f"{name}.json"
         if not isinstance(record, Path):
             raise ArtefactError(
-                f"{out}: shard {name} was damaged after it was made; delete {record} and run {DUMP} again"
+                f"{out}: shard {name} was changed after it was written; delete {record} and run {DUMP} again"
             )
         record.unlink(missing_ok=True)
     if damaged:
         log.warning(
-            "%s: shards %s were damaged after they were made, and count as missing", out, ", ".join(damaged[:5])
+            "%s: shards %s were changed after they were written; they will be made again", out, ", ".join(damaged[:5])
         )
         return None
     head = _head(out, job)
@@ -81,21 +85,21 @@ def seal_labels(out: Place) -> Manifest | None:
     )
     try:
         return seal(out, manifest)
-    except FileNotFoundError:  # another process seals at this moment, and swept this one's unfinished file away
+    except FileNotFoundError:  # another process is sealing, and has swept this one's unfinished file away
         return manifest
 
 
 def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
-    """Joins the unfinished folders of one job, made where no folder could be shared; same hash as in one go.
+    """Join the unfinished folders of one job into a set with the hash that one process would have given it.
 
-    Raises `ArtefactError` for parts of different jobs, for a shard that two parts made differently, and for gaps.
+    Raises `ArtefactError` for parts of different jobs, for a shard that differs between two parts, and for gaps.
     """
     jobs = [_claimed(part) for part in parts]
     for part, job in zip(parts, jobs, strict=True):
         changed = sorted(k for k in {*job, *jobs[0]} if job.get(k) != jobs[0].get(k))
         if changed:
             raise ArtefactError(
-                f"{part}: not the job of {parts[0]} ({', '.join(changed)} differ); merge parts of one job"
+                f"{part}: part of another job than {parts[0]} ({', '.join(changed)} differ); merge parts of one job"
             )
     homes = {name: _home(name, parts) for name in progress(jobs[0]["shards"], "check parts (shards)")}
     gaps = [name for name, home in homes.items() if home is None]
@@ -111,23 +115,23 @@ def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
         assert home is not None
         part, record = home
         built = build(out, name, lambda name=name, part=part, record=record: _content(part, name, record))
-        if built.tar != record.tar:  # shards are written byte by byte the same
-            raise ArtefactError(f"{part / WORK / name}.json: does not fit its shard; delete it and label it again")
+        if built.tar != record.tar:  # equal samples give equal bytes
+            raise ArtefactError(f"{part / WORK / name}.json: does not describe its shard; delete it and label it again")
     manifest = seal_labels(out)
     assert manifest is not None, "every shard was just made"
     return manifest
 
 
 def _claimed(folder: Place) -> dict[str, Any]:
-    """The job that a folder was claimed for."""
+    """Return the claim of a folder: the job's settings, frame set, shards, counts and hash of the head."""
     job = claimed(folder)
     if job is None or not {"frames", "shards", "counts", "head"} <= job.keys():
-        raise ArtefactError(f"{folder}: not a folder that {DUMP} began; {folder / CLAIM} says nothing of its job")
+        raise ArtefactError(f"{folder}: not a folder that {DUMP} began; {folder / CLAIM} describes no label job")
     return job
 
 
 def _head(folder: Place, job: dict[str, Any]) -> bytes:
-    """The stored scoring head of a folder, as it was when the job began."""
+    """Return the stored scoring head of a folder, which must be the one that the job began with."""
     path = folder / INTERACTION
     if isinstance(path, Path):
         check_regular(path)
@@ -141,11 +145,11 @@ def _head(folder: Place, job: dict[str, Any]) -> bytes:
 
 
 def _home(name: str, parts: Sequence[Place]) -> tuple[Place, ShardRecord] | None:
-    """A part that holds a whole shard; None if none does."""
+    """Return the first part that holds a shard whole, with the shard's record; None if no part does."""
     whole = [(part, record) for part in parts if (record := finished(part, name)) is not None]
     if len({record.tar.sha256 for _, record in whole}) > 1:
         holders = " and ".join(str(part) for part, _ in whole)
-        raise ArtefactError(f"{holders}: hold different shards {name}; delete it in one of them and label it again")
+        raise ArtefactError(f"{holders}: hold different shards {name}; delete one of them and label it again")
     return whole[0] if whole else None
 
 

@@ -1,18 +1,19 @@
-"""Shortlists: of every caption its matched video, the K best others of the whole frame set, and the mass of the rest.
+"""Shortlists: for every caption its matched video, the K best other videos of the frame set, and the mass of the rest.
 
-Blocks of a teacher's logits [text, video] go in, one after another; a few numbers per caption come out, from which the
-text x video logits of any batch are rebuilt without features or scoring head. Per caption, videos by their number in
-the frame set:
+From these few numbers per caption the text x video logits of any batch are rebuilt, without features or scoring head.
+Per caption, with videos by their number in the frame set:
 
     shortlist         int32 [1 + K]   the matched video, then the best others; equal logits: the lower number first
-    shortlist_scores  [1 + K]         their logits less `shortlist_best`: near 0 where the softmax looks, so that half
-                                      precision costs little
+    shortlist_scores  [1 + K]         their logits less `shortlist_best`: near 0 where the softmax has its mass, so that
+                                      half precision costs little
     shortlist_best    fp32            the largest logit
     shortlist_tail    fp32            log-mean-exp of all other logits, less `shortlist_best`; -inf where none is left
 
 A video that is not on the list gets the tail. So the softmax over the whole frame set keeps its normaliser, and every
-listed video its true share.
+listed video its exact share.
 """
+
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,10 +21,37 @@ from torch import Tensor
 
 from distill.data.labels import BEST, LIST, SCORES, TAIL
 from distill.errors import ArtefactError
+from distill.model.contract import Interaction
+from distill.model.features import TextFeatures, VideoFeatures
+
+SCORED = 256  # captions that are scored against a block of videos at once
+
+
+@torch.inference_mode()
+def shortlists(
+    interaction: Interaction,
+    text: TextFeatures,
+    matched: Int[Tensor, " text"],
+    blocks: Iterable[tuple[list[int], VideoFeatures]],
+    top: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Score captions against all videos on `device`; returns the stored tensors, one row per caption.
+
+    `blocks` gives the numbers and features of all videos, in the order of their numbers.
+    """
+    chunks = [slice(start, start + SCORED) for start in range(0, len(text), SCORED)]
+    lists = [Shortlist(matched[chunk], top) for chunk in chunks]
+    for numbers, video in blocks:
+        video = video.to(device)
+        for chunk, shortlist in zip(chunks, lists, strict=True):
+            shortlist.add(torch.tensor(numbers), interaction(text[chunk].to(device), video).cpu())
+    tables = [shortlist.rows() for shortlist in lists]
+    return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
 
 
 class Shortlist:
-    """Takes the logits of captions block by block; what falls off the list goes into the tail, in double precision."""
+    """Collects logits block by block; those of videos that leave the list are summed up in double precision."""
 
     def __init__(self, matched: Int[Tensor, " text"], top: int):
         self._matched, self._top, self._seen = matched, top, 0
@@ -33,7 +61,7 @@ class Shortlist:
         self._dropped = torch.full((len(matched),), -torch.inf, dtype=torch.float64)
 
     def add(self, videos: Int[Tensor, " video"], logits: Float[Tensor, "text video"]) -> None:
-        """The logits of the next videos, whose numbers are larger than those before."""
+        """Add the logits of the next videos, whose numbers are larger than those before."""
         if not logits.isfinite().all():
             raise ArtefactError("the teacher's logits are not finite; its weights or its inputs are damaged")
         mine = videos == self._matched.unsqueeze(1)
@@ -46,8 +74,8 @@ class Shortlist:
         self._seen += len(videos)
 
     def rows(self) -> dict[str, Tensor]:
-        """What is stored of every caption, once all videos have passed."""
-        assert self._seen > self._top and not self._own.isnan().any(), "every video passes once, the matched one too"
+        """Return the stored tensors, one row per caption, after all videos were added."""
+        assert self._seen > self._top and not self._own.isnan().any(), "every video is added once, the matched one too"
         scores = torch.cat([self._own.unsqueeze(1), self._scores], dim=1)
         best = scores.max(dim=1).values
         others = torch.tensor(self._seen - 1 - self._top, dtype=torch.float64)

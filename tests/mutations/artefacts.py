@@ -21,7 +21,8 @@ from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
 from distill.data.video import write_video
 from distill.evaluation.report import GalleryState, Metrics, Result, Subject
-from distill.labelling.job import Teaching
+from distill.labelling.job import LabelJob, LabelJobConfig
+from distill.labelling.teacher import TeacherRelease
 from distill.manifest import NAME, write_json
 from distill.packing.packing import PackConfig, pack
 from distill.release.release import load
@@ -107,21 +108,10 @@ def _annotations(folder: Path) -> None:
 
 def _labels(folder: Path) -> None:
     frames, (_, teacher) = FrameSet(folder / "frames"), make("xclip")
-    job = Teaching(
-        teacher,
-        teacher_id="teacher",
-        kind="xclip",
-        tokenizer=Tokenizer(16, VOCABULARY),
-        frames=frames,
-        out=folder / "labels",
-        tiers=["relevance", "topk", "features"],
-        storage="float32",
-        batch=4,
-        workers=0,
-        bf16=False,
-        device=torch.device("cpu"),
-        top=2,
-    )
+    teacher = TeacherRelease(model=teacher, tokenizer=Tokenizer(16, VOCABULARY), kind="xclip", id="teacher")
+    tiers = ["relevance", "topk", "features"]
+    config = LabelJobConfig(tiers=tiers, storage="float32", batch=4, precision="fp32", top=2)
+    job = LabelJob(teacher, frames, folder / "labels", config)
     assert job.begin() is None and job.label() is not None
     shutil.copytree(folder / "labels", folder / "unsealed")
     (folder / "unsealed" / NAME).unlink()
