@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data.building import finished
+from distill.data.building import CLAIM, finished
 from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
+from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.sealing import merge_labels
+from distill.labelling.teacher import TeacherRelease
 from distill.manifest import NAME, Manifest
 from distill.release.release import load
 from distill.retrieval import Gallery, generation, upkeep
@@ -68,6 +70,25 @@ def test_the_parts_of_a_label_job_are_joined_into_the_same_set(tmp_path):
     copytree(FOLDER / "labels", tmp_path / "part")
     (tmp_path / "part" / NAME).unlink()
     assert merge_labels([tmp_path / "part"], tmp_path / "joined").id == EXPECTED["ids"]["labels"]
+
+
+def test_a_label_job_claims_and_seals_what_it_did(tmp_path):
+    """Every key and value that the claim and the manifest record; and the labels, but for rounding."""
+    old = LabelSet(FOLDER / "labels", frames := FrameSet(FOLDER / "frames"), coarse="topk")
+    config = LabelJobConfig(
+        tiers=["features", "topk", "relevance"], storage="float16", batch=32, precision="fp32", workers=1, top=3
+    )
+    job = LabelJob(TeacherRelease.of(load(FOLDER / "xclip")), frames, tmp_path, config)
+    assert job.begin() is None
+    assert (tmp_path / CLAIM).read_bytes() == (FOLDER / "labels" / CLAIM).read_bytes()
+    manifest = job.label()
+    assert manifest.model_dump(exclude={"files"}) == old.manifest.model_dump(exclude={"files"})
+    assert manifest.files["interaction.safetensors"] == old.manifest.files["interaction.safetensors"]
+    new, pairs = LabelSet(tmp_path, frames, coarse="topk"), [(video, 1) for video in range(len(frames))]
+    found, expected = new.batch(pairs), old.batch(pairs)
+    assert list(found) == list(expected) and torch.equal(found["shortlist"], expected["shortlist"])
+    for name in ("relevance", "shortlist_best", "shortlist_tail"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("kind", EXPECTED["releases"])
