@@ -1,9 +1,9 @@
 """A bounded folder of files that were fetched once: named by their sha256, least recently used removed first.
 
-Safe among processes on one machine, by file locks, which end with the process that holds them. One process fetches a
-file while others that want it wait; it appears under its name only when whole and verified. Room for it is made
-before the download and counts what others are fetching, so the folder does not outgrow its limit. What is removed
-while it is being read stays readable: callers hold an open descriptor.
+Processes of one machine share it through file locks, which end with the process that holds them. One process fetches
+a file while the others that want it wait; the file appears under its name only when it is whole and verified. Space is
+freed before a download and counts what others are fetching, so the folder never outgrows its limit. A file that is
+removed while somebody reads it stays readable, because readers hold an open descriptor.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ POLL = 0.1  # seconds, while downloads of other processes fill the folder
 
 
 def default_folder() -> Path:
-    """Where users' caches go (XDG_CACHE_HOME, else ~/.cache)."""
+    """Return the folder for users' caches (below XDG_CACHE_HOME, else ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "retrieval-distill"
 
 
@@ -36,7 +36,7 @@ class Cache:
     gigabytes: float = 50.0
 
     def open(self, remote: RemotePath, sha256: str, size: int) -> int:
-        """A descriptor of the file's content, fetched if it is not here; the caller closes it."""
+        """Return a descriptor of the file's content, fetching it if it is not here; the caller closes it."""
         path = self.folder / sha256
         try:
             return _opened(path, size)
@@ -58,13 +58,13 @@ class Cache:
             return descriptor
 
     def read(self, remote: RemotePath, sha256: str, size: int) -> bytes:
-        """The whole content of a small file."""
+        """Return the whole content of a small file."""
         descriptor = self.open(remote, sha256, size)
         with os.fdopen(descriptor, "rb") as file:
             return file.read()
 
     def _reserve(self, sha256: str, size: int, remote: RemotePath) -> Path:
-        """An empty part file that already counts with its full size."""
+        """Create an empty part file whose name reserves its full size."""
         if size > self.gigabytes * 1e9:
             raise ExpectedError(
                 f"{remote}: {size / 1e9:.3f} GB do not fit into the cache {self.folder}, which may hold "
@@ -79,16 +79,16 @@ class Cache:
             time.sleep(POLL)
 
     def _make_room(self, size: int, mine: str) -> bool:
-        """Removes what has not been used for longest until `size` more bytes fit; False if downloads fill the rest."""
+        """Remove the least recently used files until `size` more bytes fit; return False if downloads fill the rest."""
         whole: list[tuple[float, int, Path]] = []
         total = size
         for path in self.folder.iterdir():
             name = ENTRY.fullmatch(path.name)
             if name is None:
-                continue  # not ours: never removed
+                continue  # a foreign file: never removed
             if name["reserved"]:
                 if name["bucket"] == mine or not self._is_locked(name["bucket"]):
-                    path.unlink(missing_ok=True)  # of a process that died: nobody who could be fetching it is
+                    path.unlink(missing_ok=True)  # left by a process that died: nobody holds its lock
                 else:
                     total += int(name["reserved"])
             else:
@@ -104,14 +104,14 @@ class Cache:
 
     @contextmanager
     def _locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
-        """Holds one of the folder's locks: `room`, or one for each beginning of a sha256."""
+        """Hold one of the folder's locks: `room`, or the one of a bucket (the first two digits of a sha256)."""
         folder = self.folder / "locks"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise ExpectedError(
-                f"{self.folder}: no cache can be kept here ({error.strerror}); set data.cache"
+                f"{self.folder}: the cache cannot be written ({error.strerror}); set data.cache to another folder"
             ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -129,7 +129,7 @@ class Cache:
 
 
 def _opened(path: Path, size: int) -> int:
-    """A descriptor of a whole file, marked as just used; one that a power cut left short counts as none."""
+    """Return a descriptor of a whole file, marked as just used; one cut short by a power cut counts as missing."""
     descriptor = os.open(path, os.O_RDONLY)
     if os.fstat(descriptor).st_size != size:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The catalogue: the only file inside `distill` that knows every concrete teacher and student.
+"""The catalogue of models: the only file inside `distill` that knows every concrete teacher and student.
 
 A model is named by the `kind` of its config. To add one, write its file in `students/` or `teachers/` and a line in
 each table here.
@@ -50,12 +50,12 @@ INTERACTIONS: dict[str, type[Interaction]] = {  # teachers, by kind
 
 
 def build(config: Any, clip: ClipModel) -> RetrievalModel:
-    """The model of a config on given towers; what is not in the towers is freshly initialised."""
+    """Build the model of a config on given towers; everything that is not in the towers is freshly initialised."""
     return MODELS[type(config)](config, clip)
 
 
 def parse_model_config(raw: dict[str, Any], where: str) -> Any:
-    """The typed config of a stored model."""
+    """Return the typed config of a stored model; raise `ArtefactError` for one that this version does not know."""
     try:
         return TypeAdapter(ModelConfig).validate_python(raw)
     except ValidationError as error:
@@ -63,7 +63,7 @@ def parse_model_config(raw: dict[str, Any], where: str) -> Any:
 
 
 def build_interaction(kind: str, config: dict[str, Any], weights: dict[str, Tensor], where: str) -> Interaction:
-    """A teacher's scoring head from what a label set carries, frozen."""
+    """Build a teacher's frozen scoring head from what a label set stores of it."""
     if kind not in INTERACTIONS:
         raise ArtefactError(f"{where}: labels of an unknown teacher {kind!r}; known: {', '.join(INTERACTIONS)}")
     interaction = INTERACTIONS[kind](**config)

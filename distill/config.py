@@ -21,9 +21,9 @@ from distill.deprecation import renamed
 from distill.errors import ArtefactError, RecipeError, check_regular
 
 Tree = dict[str, Any]
-# What PyYAML raises for text that is no YAML, or that its tags cannot mean: `2001-99-99`, `!!int x`, `!!bool x`.
+# PyYAML raises these for text that is not YAML, or that contradicts its tag: `2001-99-99`, `!!int x`, `!!bool x`.
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
-LONGEST_PATH = 4096  # characters that a system takes
+LONGEST_PATH = 4096  # characters, as operating systems limit it
 LONGEST_SHOWN = 300  # characters of anything that an error repeats
 _SHOWER = reprlib.Repr()
 _SHOWER.maxstring = _SHOWER.maxother = _SHOWER.maxlong = LONGEST_SHOWN
@@ -45,7 +45,7 @@ C = TypeVar("C", bound=Config)
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str], root: type[C]) -> C:
-    """Reads `path`, applies what it extends and the overrides, and validates the result as `root`."""
+    """Read a recipe, what it extends and the overrides, and validate the result as `root`."""
     tree = read_tree(Path(path), root.old_keys)
     for override in overrides:
         tree = _merge(tree, _with_new_keys(_parse_override(override), root.old_keys, override))
@@ -53,7 +53,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str], root: type[C]) -> C:
 
 
 def validate(tree: Tree, root: type[C], *, where: str) -> C:
-    """Turns a plain tree into a `root`, or raises `RecipeError` naming the first bad path."""
+    """Turn a plain tree into a `root`, or raise `RecipeError` naming the first bad key."""
     try:
         return root.model_validate(tree)
     except ValidationError as error:
@@ -61,12 +61,12 @@ def validate(tree: Tree, root: type[C], *, where: str) -> C:
 
 
 def dump_recipe(recipe: Config) -> str:
-    """The resolved recipe as YAML that `read_recipe` reads back to an equal tree."""
+    """Return the resolved recipe as YAML that `read_recipe` reads back to an equal tree."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values alone, each written out once: an alias can stand for billions of values, a key twice drops one."""
+    """A YAML loader of plain values: no aliases (one may stand for billions of values), no key twice."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -92,7 +92,7 @@ def _short(text: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as an error shows it, without most of what is endless."""
+    """Return a value as an error shows it, shortened."""
     return _SHOWER.repr(value)
 
 
@@ -137,7 +137,7 @@ def _with_new_keys(tree: Tree, old_keys: Mapping[str, str], where: str) -> Tree:
 
 
 def _merge(base: Tree, over: Tree) -> Tree:
-    """Mappings merge key by key, unless they are of different `kind`; anything else is replaced."""
+    """Merge mappings key by key, unless they are of different `kind`; replace anything else."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -160,7 +160,7 @@ def _parse_override(text: str) -> Tree:
 
 
 def _explain(error: ValidationError, tree: Tree, root: type[BaseModel]) -> str:
-    """The first problem as `path: found, expected, nearest key`; further problems are counted."""
+    """Return the first problem as `key: found, expected, nearest key`; count the others."""
     problems = error.errors()
     problem = problems[0]
     keys = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
@@ -184,7 +184,7 @@ def _explain(error: ValidationError, tree: Tree, root: type[BaseModel]) -> str:
 
 
 def _siblings(root: type[BaseModel], keys: Sequence[Any]) -> list[str]:
-    """Valid key names where the last of `keys` stands; unions by `kind` contribute the member that `keys` names."""
+    """Return the valid names beside the last of `keys`; of a union by `kind`, those of the member that `keys` names."""
     models: list[type[BaseModel]] = [root]
     for key in keys[:-1]:
         models = [m for model in models for m in _models_under(model, key)] or models

@@ -1,4 +1,4 @@
-"""A full disk, said in one line: which file it was, what it takes, what is free."""
+"""A full disk is reported in one line: the file, the bytes it takes, the bytes that are free."""
 
 import errno
 import shutil
@@ -13,9 +13,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def writing(path: Path, part: Path | None = None, needed: int = 0) -> Iterator[None]:
-    """Turns "no space left" inside the block into an `ExpectedError` about `path`.
+    """Turn "no space left" inside the block into an `ExpectedError` about `path`.
 
-    It takes `needed` bytes, or more than already stand in its unfinished `part`, which is removed.
+    The error names `needed` bytes, or the size of the unfinished `part`, which is removed.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend, and the door that shows them as one line.
+"""Errors that a user can cause and fix, and the door that shows them as one line.
 
 Everything that bad input can cause raises `ExpectedError` (or a subclass): what, where, expected, found, what to do
 next. Our own invariants are `assert`s and keep their traceback.
@@ -16,7 +16,7 @@ LONGEST, CLOSE = 1500, 400  # characters of an error, and of its end, which says
 
 
 class ExpectedError(Exception):
-    """Something the user can mend; shown as one line, exit code 2. What a damaged file makes too long is cut out."""
+    """An error that the user can fix: one line, exit code 2. The middle of a message that is too long is left out."""
 
     def __str__(self) -> str:
         text = super().__str__()
@@ -24,11 +24,11 @@ class ExpectedError(Exception):
 
 
 class RecipeError(ExpectedError):
-    """A recipe says something it cannot mean."""
+    """A recipe has an unknown key, a missing one, a wrong value, or values that contradict one another."""
 
 
 class ArtefactError(ExpectedError):
-    """A folder of shards, labels, a release, a gallery or a checkpoint is damaged, stale or of another kind."""
+    """An artefact (frame set, label set, release, gallery, checkpoint) is damaged, stale or of another kind."""
 
 
 class VideoError(ExpectedError):
@@ -36,21 +36,21 @@ class VideoError(ExpectedError):
 
 
 def check_regular(path: Path) -> None:
-    """Refuses what is no plain file: opening a pipe would wait for ever, and a device may never end."""
+    """Refuse anything but a plain file: opening a pipe would wait for ever, and a device may never end."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise ArtefactError(f"{path}: {kind}, expected a plain file; restore it, or name another one")
 
 
 def _nobody_reads() -> bool:
-    """Whether what read the standard output has gone, as `head` does."""
+    """Return whether the reader of standard output has gone, as `head` does."""
     watched = select.poll()
     watched.register(1, 0)  # errors are told unasked
     return any(event & select.POLLERR for _, event in watched.poll(0))
 
 
 def door(main: Callable[[], None]) -> None:
-    """Runs a command: an `ExpectedError` becomes one line on stderr and exit code 2, a signal one line and 128 + it."""
+    """Run a command: an `ExpectedError` becomes one line on stderr and exit code 2, a signal one line and 128 + it."""
     signals.listen()
     try:
         main()
@@ -63,5 +63,5 @@ def door(main: Callable[[], None]) -> None:
         line, code = f"error: {' '.join(str(error).split())}", 2
     except signals.Stopped as stopped:
         line, code = stopped.line, stopped.code
-    # Here, where nothing holds the failed frames any more, progress bars are closed, so the line stands alone.
+    # Outside the except blocks nothing holds the failed frames, so progress bars are closed and the line stands alone.
     signals.leave(line, code)

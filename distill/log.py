@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 
 
 def setup(rank: int = 0) -> None:
-    """One line per message on stderr; ranks other than 0 only speak when something is wrong."""
+    """Log one line per message on stderr; ranks other than 0 log errors only."""
     level = logging.INFO if rank == 0 else logging.ERROR
     logging.basicConfig(
         level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True

@@ -27,7 +27,7 @@ Kind = Literal["frames", "labels", "release", "gallery"]
 
 
 class SealedFile(BaseModel):
-    """What a manifest records of one file: its hash, its size, and how many rows (samples) it holds."""
+    """The record of one file in a manifest: its hash, its size, and how many rows (samples) it holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     sha256: str

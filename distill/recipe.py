@@ -58,7 +58,7 @@ class Recipe(Config):
         return self
 
     def _check_sizes(self) -> None:
-        """Models whose weights or wiring have a fixed size must be fed with that size."""
+        """Refuse numbers of words or frames that the model, whose weights or wiring have a fixed size, cannot take."""
         fed = {"words": ("max_words", self.data.max_words), "frames": ("num_frames", self.data.num_frames)}
         for name, size in self.model.fixed_sizes().items():
             key, given = fed[name]

@@ -1,8 +1,8 @@
-"""Files behind URLs, through fsspec: the few words of `pathlib.Path` that sealed folders need.
+"""Files behind URLs, through fsspec, with the few methods of `pathlib.Path` that sealed folders need.
 
-`locate("s3://bucket/set")` is a `RemotePath`, `locate("some/folder")` a `Path`; code that reads or publishes artefacts
-takes either. Whatever a file system raises is tried again a few times with growing waits, because networks fail for
-seconds at a time, and then named in one line; a file that is not there, or may not be read, is not asked for again.
+`locate("s3://bucket/set")` returns a `RemotePath`, `locate("some/folder")` a `Path`; code that reads or publishes
+artefacts takes either. A request that fails is tried again a few times with growing waits, because networks fail for
+seconds at a time, and is then reported in one line; a file that is missing or forbidden is not asked for again.
 """
 
 import hashlib
@@ -19,7 +19,13 @@ import fsspec
 from distill.disk import FULL
 from distill.errors import ArtefactError, ExpectedError
 
-PROTOCOLS = {"file": None, "http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}  # and what they need
+PROTOCOLS = {
+    "file": None,
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "s3": "s3fs",
+    "gs": "gcsfs",
+}  # and the package each needs
 WAITS = (1.0, 4.0, 16.0)  # seconds between tries
 STALLED = 60.0  # seconds without a byte after which a connection counts as lost
 Answer = TypeVar("Answer")
@@ -62,7 +68,7 @@ class RemotePath:
         return any(True for _ in self.iterdir())
 
     def iterdir(self) -> Iterator["RemotePath"]:
-        """What lies in this folder (not over http, which cannot list)."""
+        """Return the entries of this folder (not over http, which cannot list)."""
         return (self / name for name in self._list())
 
     def size(self) -> int | None:
@@ -80,11 +86,11 @@ class RemotePath:
         return {name: entry["size"] for name, entry in self._list().items() if entry["type"] == "file"}
 
     def read_bytes(self) -> bytes:
-        """The whole of a small file; raises FileNotFoundError if there is none."""
+        """Return the content of a small file; raise FileNotFoundError if there is none."""
         return cast(bytes, self._tried("read", lambda: self._system.cat_file(self.url)))
 
     def download(self, path: Path, sha256: str, size: int) -> None:
-        """Writes the whole file to `path`; anything but these bytes counts as a failed try."""
+        """Write the whole file to `path`; any other size or hash counts as a failed try."""
 
         def whole() -> None:
             self._system.get_file(self.url, str(path))
@@ -102,7 +108,7 @@ class RemotePath:
             raise ArtefactError(f"{self}: missing, though the manifest lists it; copy it there again") from None
 
     def upload(self, path: Path) -> None:
-        """Publishes a finished local file under this name in one put, which object stores make atomic."""
+        """Publish a finished local file under this name with one put, which object stores make atomic."""
         if self.url.startswith(("http://", "https://")):
             raise ExpectedError(f"{self}: web servers are only read; write to a folder, s3:// or gs://")
         self._tried("written", lambda: self._system.put_file(str(path), self.url))
@@ -117,7 +123,7 @@ class RemotePath:
 
     @property
     def _system(self) -> fsspec.AbstractFileSystem:
-        """fsspec keeps one per protocol and process (and makes a new one after a fork)."""
+        """Return the file system; fsspec keeps one per protocol and process, and makes a new one after a fork."""
         protocol = self.url.partition("://")[0]
         return fsspec.filesystem(protocol, use_listings_cache=False, **_options(protocol))
 
@@ -146,7 +152,7 @@ Place = Path | RemotePath
 
 
 def locate(where: str | Place) -> Place:
-    """What a recipe or a command line names: a URL or a local path."""
+    """Return the place that a recipe or a command line names: a URL or a local path."""
     if isinstance(where, Path | RemotePath):
         return where
     protocol, separator, rest = where.partition("://")
@@ -165,7 +171,7 @@ def locate(where: str | Place) -> Place:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether asking again is useless: as Python, web servers, and the libraries of S3 and Google say it."""
+    """Return whether the request was refused, so that asking again is useless; each library says so in its own way."""
     return (
         isinstance(error, PermissionError)
         or getattr(error, "status", None) in (401, 403)
@@ -174,7 +180,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _options(protocol: str) -> dict[str, Any]:
-    """What differs from fsspec's defaults: aiohttp would give up after five minutes, however much still arrives."""
+    """Return options other than fsspec's defaults: aiohttp would give up after five minutes, even while data arrive."""
     if protocol in ("http", "https"):
         import aiohttp
 

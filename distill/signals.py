@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT: a command ends at once with one line, training ends after its step.
+"""SIGTERM and SIGINT: a command ends at once with one line; training ends after the current step.
 
-What is finished stands on disk whole, so any moment will do to stop: `listen` makes both signals raise `Stopped` in the
-main thread. Between `hold` and `heed` a signal only waits, for whoever asks `waiting`.
+Finished work is whole on disk, so a command may stop at any moment: `listen` makes both signals raise `Stopped` in
+the main thread. Between `hold` and `heed` a signal is only remembered, and `waiting` returns it.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ from typing import NoReturn
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-PATIENCE = 5.0  # seconds to clean up in; a process that waits for another one inside a library would never notice
+PATIENCE = 5.0  # seconds to clean up in; a process that waits inside a library would never see the exception
 
 _holding = False
 _waiting = 0
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ends this process; `line` (which may be empty) says what comes next, `code` is what shells expect."""
+    """A signal ends this process. `line` (may be empty) tells the user what to do next, `code` is 128 + signal."""
 
     def __init__(self, number: int, line: str | None = None):
         name = signal.Signals(number).name
@@ -34,25 +34,25 @@ class Stopped(KeyboardInterrupt):
 
 
 def listen() -> None:
-    """From now on the first SIGTERM or SIGINT ends this process in order; later ones are not heard."""
+    """Let the first SIGTERM or SIGINT end this process in order; later ones are ignored."""
     read, write = os.pipe()
     os.set_blocking(write, False)
-    # Python runs handlers between two lines of Python; a thread hears of a signal at once, whatever the main one does.
+    # Python runs handlers between two bytecodes of the main thread; the wakeup descriptor tells a thread at once.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(read,), daemon=True).start()
     for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell says of what it runs in the background
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell ignores SIGINT for jobs in the background
             signal.signal(number, _arrived)
 
 
 def hold() -> None:
-    """From now on a signal only waits."""
+    """Only remember the next signal, until `heed`."""
     global _holding
     _holding = True
 
 
 def heed() -> None:
-    """From now on a signal ends the process at once, and so does one that waits."""
+    """Let signals end the process at once again; raise `Stopped` for one that was remembered."""
     global _holding
     _holding = False
     if _waiting:
@@ -60,21 +60,21 @@ def heed() -> None:
 
 
 def waiting() -> int:
-    """The number of the signal that waits, or 0."""
+    """Return the number of the remembered signal, or 0."""
     return _waiting
 
 
 def leave_to_parent(_worker: int = 0) -> None:
-    """For worker processes: whoever started them ends them; what a terminal or a launcher sends to all does not."""
+    """Let a worker process be ended by its parent alone, not by a signal that a terminal or a launcher sends to all."""
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)  # what is ignored could not be waited for
+        signal.signal(number, signal.SIG_DFL)  # sigwaitinfo does not see signals that are ignored
     threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
 
 
 def leave(line: str, code: int) -> NoReturn:
-    """Ends this process now, after one line: nothing that still waits (workers, collectives, threads) may hold it."""
+    """Print one line and end this process now; workers, collectives or threads that still wait cannot hold it."""
     with contextlib.suppress(OSError):  # a closed pipe, a full disk
         sys.stdout.flush()
         print(line, end="\n" if line else "", file=sys.stderr, flush=True)
@@ -84,7 +84,7 @@ def leave(line: str, code: int) -> NoReturn:
 def _arrived(number: int, _frame: object) -> None:
     global _waiting
     for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)  # terminals, schedulers and launchers send more than one
+        signal.signal(each, signal.SIG_IGN)  # terminals, schedulers and launchers send several
     if not _holding:
         raise Stopped(number)
     _waiting = number
@@ -99,7 +99,7 @@ def _obey(parent: int) -> None:
 
 def _watch(read: int) -> None:
     while (number := os.read(read, 1)[0]) not in SIGNALS or signal.getsignal(number) not in (_arrived, signal.SIG_IGN):
-        pass  # another signal, or one that somebody else handles for the time being, as web servers do
+        pass  # another signal, or one that a web server handles for the time being
     if _holding:
         log.info(f"{signal.Signals(number).name}: stopping after this step")
         return

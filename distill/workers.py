@@ -1,4 +1,4 @@
-"""Worker processes that never outlive their work: not an error, not a signal, not a parent that was killed."""
+"""Worker processes that end with their work, with an error or a signal, and with a parent that was killed."""
 
 import multiprocessing
 import os
@@ -14,12 +14,12 @@ from distill.errors import ExpectedError
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """An executor of that many processes; when an exception leaves the block, they are killed where they stand.
+    """Run an executor of that many processes; an exception that leaves the block kills them at once.
 
     Raises `ExpectedError` if one of them dies.
     """
     others = multiprocessing.active_children()
-    context = multiprocessing.get_context("spawn")  # fork is unsafe beside threads
+    context = multiprocessing.get_context("spawn")  # fork is unsafe in a process with threads
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         yield executor
