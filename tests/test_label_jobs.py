@@ -16,11 +16,11 @@ from labelling import label_job, pack_shards
 
 import tools.dump_soft_labels
 from distill.data.frames import FrameSet
-from distill.data.labels import StoredLabels, tier_of
+from distill.data.labels import StoredLabels, Tier, tier_of
 from distill.errors import ArtefactError, ExpectedError
 from distill.labelling import stage
 from distill.labelling.forecast import forecast
-from distill.labelling.job import LabelJob
+from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.sealing import merge_labels, seal_labels
 from distill.manifest import Manifest
 from distill.remote import Place, locate
@@ -269,6 +269,29 @@ def test_accelerate_launches_it(world: World, teacher: Path, tmp_path: Path):
     done = python(*launcher, "tools/dump_soft_labels.py", teacher, world.frames["val"], "--out", tmp_path / "labels")
     assert "labels of" in done.stdout
     assert StoredLabels(tmp_path / "labels").manifest.counts["videos"] == len(FrameSet(world.frames["val"]))
+
+
+def test_a_config_holds_the_tiers_in_one_order_with_the_relevance():
+    def tiers(*given: Tier) -> list[Tier]:
+        return LabelJobConfig(tiers=list(given), storage="float16", batch=1, precision="fp32").tiers
+
+    assert tiers() == tiers("relevance") == ["relevance"]
+    assert tiers("topk") == tiers("topk", "relevance", "topk") == ["relevance", "topk"]
+    assert tiers("features", "topk") == ["relevance", "topk", "features"]
+
+
+@pytest.mark.parametrize(("name", "value", "least"), [("top", 0, 1), ("batch", 0, 1), ("workers", -1, 0)])
+def test_numbers_that_cannot_be_are_refused_before_anything_is_read(tmp_path: Path, name: str, value: int, least: int):
+    command = [str(tmp_path / "none"), str(tmp_path / "none"), "--out", str(tmp_path / "labels"), f"--{name}={value}"]
+    with pytest.raises(ExpectedError, match=f"options: {name}: found {value}, .* greater than or equal to {least}"):
+        tools.dump_soft_labels.main(command)
+
+
+def test_a_student_cannot_label(tmp_path: Path):
+    made = Path(__file__).parent / "artefacts" / "5368ee6"
+    with pytest.raises(ArtefactError, match="teachclip is a student, only teachers can label"):
+        tools.dump_soft_labels.main([str(made / "teachclip"), str(made / "frames"), "--out", str(tmp_path / "labels")])
+    assert not (tmp_path / "labels").exists()
 
 
 def test_parts_are_numbered_from_one(teacher: Path, tmp_path: Path, capsys, monkeypatch):

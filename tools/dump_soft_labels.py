@@ -1,19 +1,19 @@
-"""Runs a teacher once over a frame set and writes its soft labels; students then train without the teacher.
+"""Run a teacher once over a frame set and write its soft labels; students then train without the teacher.
 
     tools/dump_soft_labels.py runs/xclip/release demo/frames/train --out demo/labels/xclip --plan
     tools/dump_soft_labels.py runs/xclip/release demo/frames/train --out demo/labels/xclip
     torchrun --standalone --nproc_per_node 4 --max-restarts 3 tools/dump_soft_labels.py TEACHER FRAMES --out LABELS
     tools/dump_soft_labels.py TEACHER FRAMES --out LABELS --part $SLURM_ARRAY_TASK_ID/40
 
-Tier `relevance` is the teacher's score of every frame for every caption of its video. Two more tiers give the text x
-video matrix of any batch: `features` exactly, from what the teacher saw; `topk` from each caption's K best videos of
-the whole frame set and the mass of the rest, which is smaller. `--plan` says what would be written and how long it
-takes, and writes nothing.
+The tier `relevance` holds the teacher's score of every frame for every caption of its video. Two more tiers give the
+text x video logits of any batch: `features` exactly, with the teacher's features; `topk` approximately and in less
+space, with each caption's K best videos of the whole frame set and the mass of the rest. `--plan` prints what would be
+written and how long it would take, and writes nothing.
 
-Started again after an interruption, the command continues, and ends with the same bytes, on any number of processes.
-Processes started by torchrun divide what is missing, and what a lost one leaves; --max-restarts starts it again.
-`--part I/N` (I from 1) needs no group: it makes part I of N of all shards, and whoever finds all there seals. See
-docs/labels.md.
+An interrupted command continues when it is started again. The result has the same bytes for any number of processes and
+interruptions. Processes that torchrun starts divide the missing shards among themselves, and take over those of a
+process that was lost; with --max-restarts torchrun starts it again. `--part I/N` (I from 1) makes part I of N of all
+shards without a process group. The process that finds every shard present seals the set. See docs/labels.md.
 """
 
 import pathlib
@@ -44,18 +44,20 @@ TIERS = ("relevance", "topk", "features")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Labels a frame set, or a part of it."""
+    """Label a frame set, or a part of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", type=Path, help="release folder of a teacher")
     parser.add_argument("frames", type=locate, help="frame set to label")
     parser.add_argument("--out", type=locate, required=True, help="folder of the label set")
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=["relevance", "features"])
     parser.add_argument("--top", type=int, default=256, metavar="K", help="videos per caption in tier topk (256)")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float16", help="of features and topk scores")
-    parser.add_argument("--batch", type=int, default=32, help="videos per forward pass")
-    parser.add_argument("--workers", type=int, default=0, help="decoding processes beside each of these")
+    parser.add_argument(
+        "--dtype", choices=sorted(DTYPES), default="float16", help="of stored features and topk scores (float16)"
+    )
+    parser.add_argument("--batch", type=int, default=32, help="videos per forward pass (32)")
+    parser.add_argument("--workers", type=int, default=0, help="decoding processes of each process (0)")
     parser.add_argument("--part", type=_part, metavar="I/N", help="make part I of N of all shards, without a group")
-    parser.add_argument("--plan", action="store_true", help="say what would be written and how long it takes")
+    parser.add_argument("--plan", action="store_true", help="print what would be written and how long it would take")
     args = parser.parse_args(argv)
     if args.part and comm.world_size() > 1:
         raise ExpectedError(

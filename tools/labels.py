@@ -1,14 +1,14 @@
-"""Looks into label sets: are they whole, what do they say, how do two differ, and what do parts make together.
+"""Verify label sets, print their statistics, compare two of them, and merge the parts of one.
 
     tools/labels.py verify demo/labels/xclip --teacher runs/xclip/release --frames demo/frames/train
     tools/labels.py stats demo/labels/xclip demo/labels/ts2net
     tools/labels.py diff demo/labels/xclip demo/labels/xclip-fp32
     tools/labels.py merge host-a/labels host-b/labels --out labels
 
-verify  hashes every file again and looks at every row; with a teacher and the frames, it recomputes some rows
-stats   sizes, coverage, entropy of the relevance; with a second set, how far two teachers agree on frames
-diff    two sets of the same frames row by row, and on random batches
-merge   joins what tools/dump_soft_labels.py --part made on hosts that share no folder
+verify  hash every file and check every row; with the teacher and the frames, compute some rows again and compare
+stats   sizes, coverage, entropy of the relevance; with a second set, how far the two teachers agree on frames
+diff    compare two sets of the same frames row by row, and on random batches
+merge   join the parts that tools/dump_soft_labels.py --part made on hosts that share no folder
 """
 
 import pathlib
@@ -38,24 +38,28 @@ from distill.remote import locate
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one of the four commands."""
+    """Run one of the four commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    verify = commands.add_parser("verify", help="is the set whole, and does the teacher still say so?")
+    verify = commands.add_parser(
+        "verify", help="check that a set is whole and that its teacher still gives these labels"
+    )
     verify.add_argument("labels", type=locate, help="label set")
-    verify.add_argument("--teacher", type=Path, help="release folder of its teacher: recompute some rows")
-    verify.add_argument("--frames", type=locate, help="frame set that was labelled, with --teacher")
-    verify.add_argument("--rows", type=int, default=20, help="random rows to recompute (20)")
-    verify.add_argument("--seed", type=int, default=0, help="of the choice of rows")
+    verify.add_argument("--teacher", type=Path, help="release folder of the set's teacher, to compute some rows again")
+    verify.add_argument("--frames", type=locate, help="frame set that was labelled; needed with --teacher")
+    verify.add_argument("--rows", type=int, default=20, help="how many random rows to compute again (20)")
+    verify.add_argument("--seed", type=int, default=0, help="seed of the choice of rows (0)")
     stats = commands.add_parser("stats", help="sizes, coverage, entropy; agreement of two teachers")
     stats.add_argument("labels", type=locate, help="label set")
-    stats.add_argument("other", type=locate, nargs="?", help="a second set of the same frames, to measure agreement")
-    diff = commands.add_parser("diff", help="two sets of the same frames, row by row")
+    stats.add_argument("other", type=locate, nargs="?", help="second set of the same frames, to measure agreement")
+    diff = commands.add_parser("diff", help="compare two sets of the same frames row by row")
     diff.add_argument("labels", type=locate, help="label set")
-    diff.add_argument("other", type=locate, help="a second set of the same frames")
-    diff.add_argument("--seed", type=int, default=0, help="of the random batches")
-    merge = commands.add_parser("merge", help="parts of one job, made on hosts that share no folder, into one set")
-    merge.add_argument("parts", type=locate, nargs="+", help="folders that hold some shards each")
+    diff.add_argument("other", type=locate, help="second set of the same frames")
+    diff.add_argument("--seed", type=int, default=0, help="seed of the random batches (0)")
+    merge = commands.add_parser(
+        "merge", help="join the parts of one job, made on hosts that share no folder, into one set"
+    )
+    merge.add_argument("parts", type=locate, nargs="+", help="folders that each hold some of the shards")
     merge.add_argument("--out", type=locate, required=True, help="folder of the whole set")
     for command in (verify, stats, diff):
         command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -66,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _verify(args: argparse.Namespace) -> None:
     if (args.teacher is None) != (args.frames is None):
-        raise ExpectedError("verify: recomputing rows takes both --teacher and --frames")
+        raise ExpectedError("verify: computing rows again needs both --teacher and --frames; give the other one too")
     if args.rows < 1:
         raise ExpectedError(f"--rows: {args.rows}, expected at least 1")
     stored = StoredLabels(args.labels)

@@ -1,1 +1,1 @@
-"""A teacher's labels of a frame set: forecast, written, sealed, audited."""
+"""A teacher's labels of a frame set: forecast, written, sealed and audited."""

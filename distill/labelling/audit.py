@@ -79,11 +79,12 @@ def check_rows(stored: StoredLabels) -> int:
         if list(relevance.shape) != [len(captions), width] or not relevance.isfinite().all():
             raise ArtefactError(
                 f"{stored.path}: relevance of sample {key} is {list(relevance.shape)}, expected "
-                f"{[len(captions), width]} finite numbers; make the set again"
+                f"{[len(captions), width]} finite numbers; label again"
             )
         rows += len(captions)
     if rows != stored.manifest.counts["captions"]:
-        raise ArtefactError(f"{stored.path}: {rows} rows, the manifest says {stored.manifest.counts['captions']}")
+        counted = stored.manifest.counts["captions"]
+        raise ArtefactError(f"{stored.path}: {rows} rows of labels, but the manifest counts {counted}; label again")
     return rows
 
 
@@ -155,8 +156,8 @@ def _check_same_frames(one: StoredLabels, other: StoredLabels) -> None:
     first, second = (labels.manifest.parents["frames"] for labels in (one, other))
     if first != second:
         raise ArtefactError(
-            f"{other.path}: made from frames {second[:12]}, {one.path} from {first[:12]}; only labels of the same "
-            f"frame set have the same rows"
+            f"{other.path}: made from frames {second[:12]}, but {one.path} from {first[:12]}; only labels of the same "
+            f"frame set can be compared"
         )
 
 

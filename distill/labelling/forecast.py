@@ -19,7 +19,7 @@ from distill.data.labels import PER_VIDEO, SHORTLIST, Tier, label_sample, tier_o
 from distill.errors import ArtefactError
 from distill.labelling.captions import texts_of
 from distill.labelling.job import LabelJob
-from distill.labelling.shortlist import SCORED
+from distill.labelling.shortlist import SCORED, shortlists
 from distill.manifest import canonical_json
 from distill.model.features import TextFeatures, VideoFeatures
 
@@ -80,26 +80,26 @@ class _Trial:
         reading, text = _timed(lambda: encoder.encode_texts(texts), warm=True)
         busy = max(looking, decoding / workers) if workers else looking + decoding
         self.per_video, self.per_caption = busy / len(numbers), reading / len(texts)
-        self.per_pair = self._scoring(job, text, video) if job.top else 0.0
-        self.text_bytes, self.video_bytes = (_nbytes(part.tensors()) // len(part) for part in (text, video))
+        self.per_pair = _scoring(job, text, video) if job.top else 0.0
+        self.text_bytes, self.video_bytes = (
+            sum(value.nbytes for value in part.tensors().values()) // len(part) for part in (text, video)
+        )
         rows = job.rows(numbers[0], text[slice(0, 1)], video[slice(0, 1)])
         if job.top:
-            listed = torch.zeros(1, 1 + min(job.top, len(job.frames) - 1))
+            listed = torch.zeros(1, 1 + job.listed)
             tables = (listed.int(), listed, torch.zeros(1), torch.zeros(1))
             rows |= dict(zip(SHORTLIST, tables, strict=True))
         stored = label_sample(job.frames.videos[numbers[0]], rows, job.config.storage)
         self.shapes = load(stored["labels.safetensors"])  # in the dtypes in which they are stored
 
-    @staticmethod
-    def _scoring(job: LabelJob, text: TextFeatures, video: VideoFeatures) -> float:
-        """Return the seconds of scoring one caption against one video."""
-        text, video = text[slice(0, SCORED)].to(job.encoder.device), video.to(job.encoder.device)
 
-        @torch.inference_mode()
-        def score() -> Tensor:
-            return job.encoder.interaction(text, video).sort(dim=1, descending=True, stable=True).values.cpu()
-
-        return _timed(score, warm=True)[0] / (len(text) * len(video))
+def _scoring(job: LabelJob, text: TextFeatures, video: VideoFeatures) -> float:
+    """Return the seconds of ranking one video for one caption's shortlist."""
+    text, matched = text[slice(0, SCORED)], torch.zeros(min(SCORED, len(text)), dtype=torch.int64)
+    blocks, top = [(list(range(len(video))), video)], min(job.listed, len(video) - 1)
+    head, device = job.encoder.interaction, job.encoder.device
+    seconds, _ = _timed(lambda: shortlists(head, text, matched, blocks, top, device), warm=True)
+    return seconds / (len(text) * len(video))
 
 
 def _timed(run: Callable, warm: bool = False):
@@ -109,10 +109,6 @@ def _timed(run: Callable, warm: bool = False):
     start = time.perf_counter()
     result = run()
     return time.perf_counter() - start, result
-
-
-def _nbytes(tensors: dict[str, Tensor]) -> int:
-    return sum(value.nbytes for value in tensors.values())
 
 
 def _tier_bytes(shapes: dict[str, Tensor], tier: Tier, captions: int) -> int:

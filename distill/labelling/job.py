@@ -59,6 +59,7 @@ class LabelJob:
         self.release, self.frames, self.out, self.config = release, frames, out, config
         self.encoder = Encoder(release, frames, config.precision)
         self.top = min(config.top, len(frames)) if "topk" in config.tiers else 0
+        self.listed = min(self.top, len(frames) - 1)  # videos of a shortlist beside the matched one
         self.shards = {tar.removesuffix(".tar"): videos for tar, videos in frames.shards().items()}
         texts = {name: texts_of(frames, videos) for name, videos in self.shards.items()}
         self.captions = CaptionBatches(self.encoder, texts, out / WORK / "captions", config.batch * CAPTIONS_PER_VIDEO)
@@ -181,5 +182,4 @@ class LabelJob:
         counts = torch.tensor([len(self.frames.videos[number].captions) for number in numbers])
         matched = torch.tensor(numbers).repeat_interleave(counts)
         blocks = ((videos, self._kept_videos(other)) for other, videos in self.shards.items())
-        top = min(self.top, len(self.frames) - 1)
-        return shortlists(self.encoder.interaction, text, matched, blocks, top, self.encoder.device)
+        return shortlists(self.encoder.interaction, text, matched, blocks, self.listed, self.encoder.device)

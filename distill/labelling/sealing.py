@@ -59,17 +59,8 @@ def seal_labels(out: Place) -> Manifest | None:
         return None
     records = {name: finished(out, name) for name in progress(job["shards"], f"seal {out} (shards)")}
     damaged = [name for name, record in records.items() if record is None]
-    for name in damaged:
-        record = out / WORK / f"{name}.json"
-        if not isinstance(record, Path):
-            raise ArtefactError(
-                f"{out}: shard {name} was changed after it was written; delete {record} and run {DUMP} again"
-            )
-        record.unlink(missing_ok=True)
     if damaged:
-        log.warning(
-            "%s: shards %s were changed after they were written; they will be made again", out, ", ".join(damaged[:5])
-        )
+        _forget(out, damaged)
         return None
     head = _head(out, job)
     manifest = Manifest(
@@ -87,6 +78,19 @@ def seal_labels(out: Place) -> Manifest | None:
         return seal(out, manifest)
     except FileNotFoundError:  # another process is sealing, and has swept this one's unfinished file away
         return manifest
+
+
+def _forget(out: Place, damaged: Sequence[str]) -> None:
+    """Delete the records of damaged shards, so that they are made again; in a bucket only its owner may."""
+    for name in damaged:
+        record = out / WORK / f"{name}.json"
+        if not isinstance(record, Path):
+            raise ArtefactError(
+                f"{out}: shard {name} was changed after it was written; delete {record} and label again"
+            )
+        record.unlink(missing_ok=True)
+    shown = ", ".join(damaged[:5])
+    log.warning(f"{out}: shards {shown} were changed after they were written; they will be made again")
 
 
 def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
