@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PORT ?= 8000
 
-.PHONY: demo serve study test faults mutations fuzz two-hosts lint install clean
+.PHONY: demo serve study test faults mutations fuzz two-hosts reference lint install clean
 
 demo: install  ## the whole arrow on the embedded corpus, and one table
 	$(BIN)/python tools/demo.py
@@ -32,6 +32,10 @@ fuzz: install  ## thousands of made-up requests at the server that `make serve` 
 
 two-hosts: install  ## launches over two network namespaces with ssh, as root; docs/multi-node.md
 	$(BIN)/python tests/two_hosts.py
+
+reference: install  ## writes docs/recipes.md and the tables of docs/architecture.md and tests/README.md from the code
+	$(BIN)/python tests/reference.py
+	$(BIN)/python tests/house.py
 
 lint: install
 	$(BIN)/ruff format --check .
