@@ -20,10 +20,10 @@ class LabelConfig(Config):
     sampler or number) is an error, unless its relevance may be interpolated in time.
     """
 
-    path: str
-    weight: float = Field(default=1.0, gt=0)
-    coarse: Coarse = "features"
-    on_mismatch: Mismatch = "error"
+    path: str  # folder or URL of a label set
+    weight: float = Field(default=1.0, gt=0)  # of its losses beside those of the other sets; the weighted mean is taken
+    coarse: Coarse = "features"  # tier that the coarse loss reads
+    on_mismatch: Mismatch = "error"  # labels of other frames: refuse them, or interpolate in time
 
 
 # A bare path is a label set of weight 1: `labels: [a, b]` is `labels: [{path: a}, {path: b}]`.
@@ -38,9 +38,9 @@ class Recipe(Config):
         "losses.fine.places": "losses.fine.targets",
         "model.recall": "model.index_by",
     }
-    name: str
+    name: str  # of the run and of its folder
     out: str = "runs"  # the run goes to OUT/NAME
-    seed: int = 0
+    seed: int = 0  # of initial weights, batch order and dropout
     model: ModelConfig
     data: DataConfig
     labels: list[Label] = Field(default=[])  # without any, the contrastive loss and the model's own remain

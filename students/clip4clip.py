@@ -20,7 +20,7 @@ class Clip4ClipConfig(RetrievalConfig):
     """`head: meanP` averages CLIP's frames; `seqTransf` lets them see one another first."""
 
     kind: Literal["clip4clip"]
-    head: Literal["meanP", "seqTransf"] = "meanP"
+    head: Literal["meanP", "seqTransf"] = "meanP"  # the mean over frames, or after a temporal transformer
     temporal: TemporalConfig = TemporalConfig()  # read by seqTransf only
 
 

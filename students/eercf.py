@@ -49,26 +49,26 @@ class LossWeights(Config):
     """What training minimises: the five similarities in two groups with a contrastive loss each, and the constraints on
     the channels of the coarse vector and of the gated sums (paper: L_weak, L_strong, L_PC)."""
 
-    video: float = 0.5
-    weak_frame: float = 0.5
-    weak_patch: float = 0.05
+    video: float = 0.5  # in the weak group
+    weak_frame: float = 0.5  # in the weak group
+    weak_patch: float = 0.05  # in the weak group
     weak: float = 0.8  # of the three above together
-    strong_frame: float = 1.0
-    strong_patch: float = 0.0
+    strong_frame: float = 1.0  # in the strong group
+    strong_patch: float = 0.0  # in the strong group
     strong: float = 0.2  # of the two above together
-    constraint_video: float = 0.001
-    constraint_frame: float = 0.001
-    constraint_patch: float = 0.0
+    constraint_video: float = 0.001  # of L_PC on the coarse vector
+    constraint_frame: float = 0.001  # of L_PC on the gated frames
+    constraint_patch: float = 0.0  # of L_PC on the gated patches
 
 
 class RerankWeights(Config):
     """The sum that ranks in the second stage. The authors' code has these numbers, which are not those of training."""
 
-    video: float = 0.5
-    weak_frame: float = 0.8
-    weak_patch: float = 0.2
-    strong_frame: float = 0.2
-    strong_patch: float = 0.0
+    video: float = 0.5  # of the coarse similarity
+    weak_frame: float = 0.8  # of the weak frame similarity
+    weak_patch: float = 0.2  # of the weak patch similarity
+    strong_frame: float = 0.2  # of the gated frames
+    strong_patch: float = 0.0  # of the gated patches
 
 
 class EercfConfig(RetrievalConfig):
@@ -85,11 +85,11 @@ class EercfConfig(RetrievalConfig):
     kind: Literal["eercf"]
     temporal: TemporalConfig = TemporalConfig()
     frames: int = Field(ge=1)  # of every video, padding included: the size of a learned matrix
-    patches: bool = True
-    pooling: Literal["mean", "afa"] = "mean"
+    patches: bool = True  # false: leave all patch terms out
+    pooling: Literal["mean", "afa"] = "mean"  # of frames into the coarse vector
     pool_temperature: float = Field(default=0.1, gt=0)  # of afa, where it pools and where it is taught
-    gate: Literal["paired", "every"] = "paired"
-    mask_padding: bool = False
+    gate: Literal["paired", "every"] = "paired"  # in training, by the video's own caption or by every caption
+    mask_padding: bool = False  # true: padded frames get no weight
     weights: LossWeights = LossWeights()
     rerank: RerankWeights = RerankWeights()
 

@@ -57,10 +57,10 @@ class GlsclConfig(RetrievalConfig):
     queries: QueryConfig = QueryConfig()
     temperature: float = Field(default=3.0, gt=0)  # of the softmax over the sentence's inner products with the frames
     local_weight: float = Field(default=0.5, ge=0)  # of the local score beside the global one
-    mask_padding: bool = False
+    mask_padding: bool = False  # true: padded words and frames are not read
     alpha: float = Field(default=1e-4, ge=0)  # weight of the diversity loss (IDL)
     beta: float = Field(default=5e-3, ge=0)  # weight of the agreement's distance from 0.75 in the consistency loss
-    consistency: Over = "queries"
+    consistency: Over = "queries"  # mean of the consistency loss over queries (authors) or over the batch
     concept_temperature: float = Field(default=0.1, gt=0)  # of the softmax that weighs concepts by their agreement
     index_by: Literal["concepts", "coarse"] = Field(  # releases of version 0.1 say `recall`
         default="concepts", validation_alias=AliasChoices("index_by", "recall")

@@ -58,15 +58,15 @@ class PromptSwitchConfig(RetrievalConfig):
     """
 
     kind: Literal["prompt_switch"]
-    prompts: int = Field(default=6, ge=1)
-    frames: int = Field(default=6, ge=1)
-    pooling: Literal["mean", "afa", "top_k", "attention", "transformer"] = "mean"
+    prompts: int = Field(default=6, ge=1)  # frames of a cube, and prompts of each frame
+    frames: int = Field(default=6, ge=1)  # of a clip, a multiple of prompts
+    pooling: Literal["mean", "afa", "top_k", "attention", "transformer"] = "mean"  # of frames, see above
     pool_temperature: float = Field(default=0.1, gt=0)  # of the learned weights; read by afa only
     k: int | None = Field(default=None, ge=1)  # frames that top_k adds up; all, where a video has fewer
     attention_temperature: float = Field(default=0.01, gt=0)  # read by attention only
     heads: int = Field(default=1, ge=1)  # this and the next: read by transformer only
-    dropout: float = Field(default=0.3, ge=0, lt=1)
-    mask_padding: bool = False
+    dropout: float = Field(default=0.3, ge=0, lt=1)  # read by transformer only
+    mask_padding: bool = False  # true: copies of the last frame are not read
     captions: CaptionConfig | None = CaptionConfig()
 
     @model_validator(mode="after")

@@ -48,8 +48,8 @@ class Ts2NetConfig(RetrievalConfig):
     frames: int = Field(ge=1)  # of every video, padding included: the shift must know where a video ends
     shift_layers: int = Field(default=2, ge=0)  # the last so many visual blocks shift tokens; 0: none does
     selected: int = Field(default=3, ge=1)  # patch tokens kept of every frame
-    noise: Noise = "seeded"
-    mask: Literal["tiled", "interleaved"] = "tiled"
+    noise: Noise = "seeded"  # in the token selection outside training
+    mask: Literal["tiled", "interleaved"] = "tiled"  # of padded frames: as the authors' code, or the correction
 
     def fixed_sizes(self) -> dict[str, int]:
         """The shift's."""

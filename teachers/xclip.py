@@ -36,7 +36,7 @@ class XClipConfig(RetrievalConfig):
     kind: Literal["xclip"]
     temporal: TemporalConfig = TemporalConfig()
     words: int = Field(ge=1)  # caption length in tokens, start, end and padding included
-    frames: int = Field(ge=1)
+    frames: int = Field(ge=1)  # of a video, padding included
     temperature: float = Field(default=0.01, gt=0)  # of the attention over similarities
 
     def fixed_sizes(self) -> dict[str, int]:

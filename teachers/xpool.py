@@ -29,7 +29,7 @@ class XPoolConfig(RetrievalConfig):
     """The towers and the dropout of the pooling head."""
 
     kind: Literal["xpool"]
-    dropout: float = Field(default=0.3, ge=0, lt=1)
+    dropout: float = Field(default=0.3, ge=0, lt=1)  # after the pooling's last linear layer, training only
 
 
 class XPoolInteraction(Interaction):

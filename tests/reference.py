@@ -37,8 +37,8 @@ This page is written by `make reference` from the recipe tree and kept true by a
 
 A recipe is one YAML file, read strictly: an unknown key, a missing one or a wrong type is an error that names the key.
 `extends: other.yaml` starts from another recipe; `section.key=value` on the command line changes one value.
-`recipes/teachclip.yaml` is a small whole one. *Published* says what the recipes that follow papers (`recipes/<dataset>/`)
-set where it is not the default.
+`recipes/teachclip.yaml` is a small whole one. *Published*: the values that recipes after papers (`recipes/<dataset>/`)
+set, where they are not the default.
 """
 
 

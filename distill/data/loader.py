@@ -40,12 +40,12 @@ class DataConfig(Config):
     """
 
     train: str  # frame sets: folders, or URLs (file, http, https, s3, gs)
-    val: str
-    test: str | None = None
-    max_words: int = 32
-    num_frames: int = 12
-    batch_size: int = 128
-    same_video: Literal["apart", "mask", "negatives"] = "apart"
+    val: str  # frame set that chooses the best weights
+    test: str | None = None  # frame set that is evaluated once, at the end
+    max_words: int = 32  # tokens of a caption, start and end included
+    num_frames: int = 12  # frames of a video, as packed
+    batch_size: int = 128  # pairs of a step over all processes
+    same_video: Literal["apart", "mask", "negatives"] = "apart"  # two captions of a video in a batch
     shuffle_shards: int = Field(default=0, ge=0)  # together; 0: all, best on local disks; a few stream remote ones well
     workers: int = Field(default=0, ge=0)  # decoding processes per training process
     memory_gb: float = Field(default=4.0, gt=0)  # for the batches that they have ready, per training process

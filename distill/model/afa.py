@@ -22,8 +22,8 @@ class AfaConfig(Config):
     softmaxes (a 3-frame video padded to 12 starts with three quarters of its weight on padding). With true they have no
     weight, and the fine loss leaves them out as well."""
 
-    pool_temperature: float = Field(default=0.1, gt=0)
-    mask_padding: bool = False
+    pool_temperature: float = Field(default=0.1, gt=0)  # of the softmax over relevance that pools frames
+    mask_padding: bool = False  # true: padded frames get no weight
 
 
 class AttentiveFrameAggregation(nn.Module):

@@ -26,12 +26,12 @@ UNKNOWN = 1  # of a pruned token table: the row of every token that was not kept
 class CaptionConfig(Config):
     """Size of the captioner, its weight, and which words say little: they count `light_weight`, all others 1."""
 
-    weight: float = 0.5
-    layers: int = Field(default=2, ge=1)
-    heads: int = Field(default=8, ge=1)
+    weight: float = 0.5  # of the captioning loss
+    layers: int = Field(default=2, ge=1)  # decoder blocks
+    heads: int = Field(default=8, ge=1)  # attention heads
     feed_forward: int | None = Field(default=None, ge=1)  # None: four times the size of the features
-    light_words: list[str] = Field(default=list[str](LIGHT_WORDS.split()))
-    light_weight: float = Field(default=0.25, gt=0)
+    light_words: list[str] = Field(default=list[str](LIGHT_WORDS.split()))  # words that say little
+    light_weight: float = Field(default=0.25, gt=0)  # of a light word; others weigh 1
 
 
 class Captioner(nn.Module):

@@ -32,14 +32,14 @@ class QueryConfig(Config):
     N(0, 1), with which they begin unlike.
     """
 
-    count: int = Field(default=8, ge=2)
-    layers: int = Field(default=3, ge=1)
-    heads: int = Field(default=8, ge=1)
-    feed_forward: int = Field(default=2048, ge=1)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    count: int = Field(default=8, ge=2)  # of learned queries, and so of concepts
+    layers: int = Field(default=3, ge=1)  # decoder blocks
+    heads: int = Field(default=8, ge=1)  # attention heads
+    feed_forward: int = Field(default=2048, ge=1)  # hidden width of the decoder's MLP
+    dropout: float = Field(default=0.1, ge=0, lt=1)  # in the decoder, training only
     share_queries: bool = True  # False: texts are read by queries of their own
     share_decoder: bool = True  # False: videos are read by a decoder of their own
-    init: Literal["uniform", "normal"] = "uniform"
+    init: Literal["uniform", "normal"] = "uniform"  # distribution of the first queries: U[0, 1) or N(0, 1)
 
 
 class LearnedQueries(nn.Module):

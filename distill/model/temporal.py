@@ -26,7 +26,7 @@ PADDED_KEY = -1e6  # added to the attention score of a padded frame
 class TemporalConfig(Config):
     """Size of the temporal transformer and where its first weights come from."""
 
-    layers: int = Field(default=4, ge=1)
+    layers: int = Field(default=4, ge=1)  # transformer blocks
     heads: int | None = Field(default=None, ge=1)  # None: one head per 64 dimensions, at least one
     positions: int = Field(default=77, ge=1)  # longest video in frames
     init: Literal["clip_text", "normal"] = "clip_text"  # the first blocks of CLIP's text tower, or N(0, 0.02)

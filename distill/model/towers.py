@@ -37,8 +37,8 @@ class ClipConfig(Config):
 
     model: str  # an open_clip architecture, or a folder with open_clip_config.json
     weights: str = "folder"  # "folder": open_clip_model.safetensors beside it; "random"; or an open_clip tag
-    freeze_vision: int | None = Field(default=None, ge=0)
-    freeze_text: int | None = Field(default=None, ge=0)
+    freeze_vision: int | None = Field(default=None, ge=0)  # first trained block of the vision tower; null: all
+    freeze_text: int | None = Field(default=None, ge=0)  # the same of the text tower
 
 
 def read_architecture(config: ClipConfig) -> dict[str, Any]:

@@ -45,7 +45,7 @@ CHECKPOINT = 1  # no signal that is heard has this number
 class TrainConfig(Config):
     """How long, how precisely and how safely to train."""
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1)  # passes over all captions
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: the towers run under autocast; weights and losses stay fp32
     zero: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO stage
     accumulate: int = Field(default=1, ge=1)  # micro-batches a step: less memory, the same loss, one more forward

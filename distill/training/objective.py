@@ -25,7 +25,7 @@ from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 class ContrastiveConfig(Config):
     """Symmetric InfoNCE on the student's logits (paper: l_IN)."""
 
-    weight: float = 0.2
+    weight: float = 0.2  # of l_IN
 
 
 class CoarseConfig(Config):
@@ -35,9 +35,9 @@ class CoarseConfig(Config):
     divides both sides' logits before the softmax; `cross_entropy` and `l1` are the distances it is compared with.
     """
 
-    weight: float = 1.0
-    temperature: float = Field(default=1.0, gt=0)
-    distance: coarse.Distance = "pearson"
+    weight: float = 1.0  # of l_CgT
+    temperature: float = Field(default=1.0, gt=0)  # of the softmax of both sides' logits
+    distance: coarse.Distance = "pearson"  # between the softmaxed rows and columns
     targets: list[str] = Field(default=[])  # which of the student's logits; none named: all it has
 
 
@@ -51,11 +51,11 @@ class FineConfig(Config):
     first brings every pair's relevance to mean 0 and deviation 1, so that one temperature suits teachers of any scale.
     """
 
-    weight: float = 2.0
-    temperature: float = Field(default=1.0, gt=0)
-    distance: fine.Distance = "cross_entropy"
-    reduction: fine.Reduction = "frame"
-    standardise: bool = False
+    weight: float = 2.0  # of l_FgT
+    temperature: float = Field(default=1.0, gt=0)  # divides the teacher's raw relevance
+    distance: fine.Distance = "cross_entropy"  # between the two distributions over frames
+    reduction: fine.Reduction = "frame"  # mean over pairs and frames (paper), or over pairs
+    standardise: bool = False  # true: each pair's relevance gets mean 0 and deviation 1 first
     targets: list[str] = Field(default=[])  # which of the student's frame scores; none named: all it has
 
 

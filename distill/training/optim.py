@@ -21,13 +21,13 @@ class OptimConfig(Config):
     1e-5.
     """
 
-    kind: Literal["adamw", "bertadam"] = "adamw"
+    kind: Literal["adamw", "bertadam"] = "adamw"  # update rule and schedule
     lr: float  # of modules added to CLIP (temporal head, interaction)
     clip_lr: float  # of the pretrained towers and the logit scale
     head_lr: float  # of the frame aggregation (10 x lr in TeachCLIP)
-    weight_decay: float = 0.2
+    weight_decay: float = 0.2  # decoupled
     betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)  # YAML has lists, not tuples
-    eps: float = 1e-6
+    eps: float = 1e-6  # added to the root of the second moment
     warmup: float = 0.1  # fraction of all steps
     grad_clip: float = 1.0  # largest global norm of the gradient
 
