@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from closeness import same_hits, within_ulps
 from conftest import ROOT, python, tree_bytes
 from test_gallery import COLOURS, ColourEncoder, corpus, two_stage_release  # noqa: F401 a fixture
 from test_release import make, release
@@ -50,15 +51,18 @@ def test_videos_give_the_same_bytes_as_the_frame_set_they_were_packed_into(model
     build_gallery(loaded, corpus / "videos", tmp_path / "files")
     packed, files = Gallery.open(tmp_path / "packed", loaded), Gallery.open(tmp_path / "files", loaded)
     assert ids(packed) == ids(files) == set(COLOURS)
-    for name in COLOURS:  # a frame set is in the order of its annotations, a folder in that of the names
+    for name in COLOURS:  # in another place of the batch: a frame set is ordered by annotations, a folder by names
         one, two = torch.tensor([packed.row(name)]), torch.tensor([files.row(name)])
         assert packed.about(int(one)) == files.about(int(two))
-        assert torch.equal(packed.table.vectors(one), files.table.vectors(two))
-        assert torch.equal(packed.table.frame_weights(one), files.table.frame_weights(two))
+        assert within_ulps(packed.table.vectors(one), files.table.vectors(two), 32)
+        assert within_ulps(packed.table.frame_weights(one), files.table.frame_weights(two), 32)
         if packed.reranks:
             fields = loaded.model.rerank_fields
             for field, value in packed.table.tokens(fields)[one].tensors().items():
-                assert torch.equal(value, files.table.tokens(fields)[two].tensors()[field])
+                expected = files.table.tokens(fields)[two].tensors()[field]
+                assert (
+                    within_ulps(value.half(), expected.half(), 1) if field != "real" else torch.equal(value, expected)
+                )
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"{corpus / 'videos' / name}.mp4\n" for name in COLOURS))
     build_gallery(loaded, listed, tmp_path / "listed")
@@ -150,7 +154,8 @@ def test_adding_deleting_and_compacting_keep_what_is_there(corpus, tmp_path):  #
     assert all(
         torch.equal(compacted.table.vectors(torch.tensor([compacted.row(name)])), before[name]) for name in COLOURS
     )
-    assert compacted.search(list(COLOURS), 3) == answers == again.search(list(COLOURS), 3), "the old one still answers"
+    assert again.search(list(COLOURS), 3) == answers, "the old one still answers"
+    assert same_hits(compacted.search(list(COLOURS), 3), answers, 3), "sums of three products, in one segment for two"
     assert sorted(path.name for path in (path / "segments").iterdir()) == list(compacted.table.segments)
     upkeep.verify(path)
     upkeep.delete(path, list(COLOURS))
@@ -231,8 +236,12 @@ def test_searching_in_pieces_without_the_deleted_is_searching_what_is_left(kind,
     for trial in range(40):
         generator = torch.Generator().manual_seed(trial)
         sizes = [rng.randint(1, 30) for _ in range(rng.randint(1, 4))]
-        pieces = [Vectors(encode(torch.randint(-3, 4, (n, 3), generator=generator).float(), kind)) for n in sizes]
-        queries = torch.randint(-2, 3, (5, 3), generator=generator).float()
+        # whole numbers, and the scale of int8 is 1: every order of summing gives the same bits
+        drawn = [torch.randint(-3, 4, (n, 3), generator=generator).float() for n in sizes]
+        drawn = [torch.cat([some, torch.full((len(some), 1), 127.0)], 1) for some in drawn]
+        pieces = [Vectors(encode(some, kind)) for some in drawn]
+        assert all(torch.equal(piece[:], some) for piece, some in zip(pieces, drawn, strict=True))
+        queries = torch.randint(-2, 3, (5, 4), generator=generator).float()
         total = sum(sizes)
         deleted = torch.tensor(sorted(rng.sample(range(total), rng.randint(0, total))), dtype=torch.int64)
         k = rng.randint(1, total + 2)
@@ -358,8 +367,8 @@ def test_an_index_that_is_killed_again_and_again_ends_with_the_same_bytes(corpus
     (tmp_path / "videos" / "broken.mp4").write_text("text")
     build_gallery(encoder, tmp_path / "videos", tmp_path / "whole")
     kills, args = 0, (encoder, tmp_path / "videos", tmp_path / "gallery")
-    while killed(processes.Process(target=_index_in_parts, args=args), rng.uniform(0.05, 0.3)):
-        kills += 1
+    while killed(processes.Process(target=_index_in_parts, args=args), rng.uniform(0.05, 0.3) * (1 + kills / 20)):
+        kills += 1  # each lives longer than the one before, or a busy machine might never finish a part
         assert kills < 200
     assert kills >= 1
     assert tree_bytes(tmp_path / "gallery") == tree_bytes(tmp_path / "whole")

@@ -4,8 +4,8 @@ Rows are made in parts of bounded size, each a small segment under `.work/` whos
 its content, so a killed index started again finds what it did and ends with the same bytes. When all parts are there
 they become one segment, and the manifest is replaced (distill/retrieval/generation.py).
 
-The same video gives the same row, bit for bit, from a frame set or from its file: a file's frames pass through the JPEG
-that packing writes.
+A video has the same pixels in a frame set and from its file, whose frames pass through the JPEG that packing writes.
+Encoded in the same batches, both give the same row bit for bit; in batches of other videos, to float32's rounding.
 """
 
 import hashlib
