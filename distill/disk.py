@@ -34,7 +34,7 @@ def writing(path: Path, part: Path | None = None, needed: int = 0) -> Iterator[N
         ) from None
 
 
-def check_room(path: Path, needed: int) -> None:
+def check_free_space(path: Path, needed: int) -> None:
     """Refuses to begin a file of `needed` bytes that cannot fit."""
     with writing(path, needed=needed):
         if shutil.disk_usage(path.parent).free < needed:

@@ -7,7 +7,7 @@ next. Our own invariants are `assert`s and keep their traceback.
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from distill import signals
@@ -33,6 +33,12 @@ class ArtefactError(ExpectedError):
 
 class VideoError(ExpectedError):
     """One video cannot be used; packing reports it by id and goes on."""
+
+
+def first_few(names: Sequence[str], most: int = 5, joint: str = ", ") -> str:
+    """Return the first names as text, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return joint.join(names[:most]) + more
 
 
 def check_regular(path: Path) -> None:

@@ -19,11 +19,12 @@ from distill.data.labels import LabelSet
 from distill.data.tokens import Tokenizer, read_vocabulary
 from distill.errors import RecipeError
 from distill.evaluation.evaluate import Scores, evaluate
-from distill.manifest import published, write_json
 from distill.model.blocks import require_compiler
 from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalModel
+from distill.publishing import published
 from distill.recipe import LabelConfig, Recipe
+from distill.records import write_json
 from distill.release.card import model_card
 from distill.release.release import write_release
 from distill.retrieval.stored import bytes_per_video

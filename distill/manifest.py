@@ -1,25 +1,21 @@
 """Sealed folders: a `manifest.json` with the sha256 of every file, the config that made them and the parents' hashes.
 
 A folder counts as finished only when its manifest is there, and the manifest's own hash (`id`) is what a child folder
-records of its parent, so that a stale or foreign parent is refused. Files are published atomically: written under a
-temporary name, fsynced, renamed; behind a URL, put there in one piece.
+records of its parent, so that a stale or foreign parent is refused. A manifest is published last, in one piece
+(distill/publishing.py).
 """
 
 import hashlib
-import json
-import os
-import tempfile
-import uuid
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Container
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
-from distill.disk import writing
 from distill.errors import ArtefactError, check_regular
 from distill.log import progress
+from distill.publishing import sweep
+from distill.records import M, json_sha256, parsed, write_json
 from distill.remote import Place, RemotePath
 
 NAME = "manifest.json"
@@ -31,8 +27,8 @@ class SealedFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     sha256: str
-    bytes: int
-    rows: int = 0
+    bytes: NonNegativeInt
+    rows: NonNegativeInt = 0
 
 
 class Manifest(BaseModel):
@@ -42,7 +38,7 @@ class Manifest(BaseModel):
     kind: Kind
     version: int
     config: dict[str, Any]
-    counts: dict[str, int]
+    counts: dict[str, NonNegativeInt]
     parents: dict[str, str]
     files: dict[str, SealedFile]
     notes: list[dict[str, str]] = []
@@ -50,12 +46,11 @@ class Manifest(BaseModel):
     @property
     def id(self) -> str:
         """sha256 of the canonical JSON: equal content gives equal ids, whoever wrote it."""
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
+        return json_sha256(self.model_dump(mode="json"))
 
-
-def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: the one spelling that is hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    def view(self, model: type[M], folder: Place) -> M:
+        """Return the manifest as the `model` of its kind; an `ArtefactError` names the first key that is wrong."""
+        return parsed(model, dict(self), folder / NAME, f"restore it, or run {MAKER[self.kind]} again")
 
 
 def file_sha256(path: Path) -> str:
@@ -67,75 +62,6 @@ def file_sha256(path: Path) -> str:
 def sealed_file(path: Path, rows: int = 0) -> SealedFile:
     """Hashes one file for the manifest."""
     return SealedFile(sha256=file_sha256(path), bytes=path.stat().st_size, rows=rows)
-
-
-@contextmanager
-def published(path: Place) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when complete and on disk (temporary name, fsync, rename).
-
-    Behind a URL: a local temporary file, put there when complete.
-    """
-    if isinstance(path, RemotePath) and path.local is None:
-        with tempfile.NamedTemporaryFile(prefix="distill-") as file, writing(Path(file.name)):
-            yield cast(BinaryIO, file)
-            file.flush()
-            path.upload(Path(file.name))
-        return
-    path = path if isinstance(path, Path) else cast(Path, path.local)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise ArtefactError(f"{path}: a folder, where a file is to be written; remove it")
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # containers that share a folder share process ids
-    try:
-        with writing(path, part), part.open("w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except FileNotFoundError:
-        if part.exists() or not path.exists():
-            raise  # else another process, which had made the same file, sealed the folder and swept this one away
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
-
-
-def sweep(folder: Place, keep: str = "") -> None:
-    """Removes the unfinished files that killed processes left in a folder, but not those of the file `keep`."""
-    if isinstance(folder, RemotePath):
-        return  # nothing is ever unfinished there
-    for part in folder.rglob(".*.part"):
-        if part.is_file() and not (keep and part.name.startswith(f".{keep}.")):
-            part.unlink(missing_ok=True)
-
-
-def write_json(path: Place, value: Any) -> None:
-    """Publishes indented JSON."""
-    with published(path) as file:
-        file.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
-
-
-def write_record(path: Place, content: dict[str, Any]) -> None:
-    """Publishes JSON that an unfinished job relies on, with its own hash."""
-    write_json(path, {"content": content, "sha256": hashlib.sha256(canonical_json(content)).hexdigest()})
-
-
-def read_record(path: Place) -> dict[str, Any]:
-    """What `write_record` wrote; anything else is an `ArtefactError`."""
-    if isinstance(path, Path):
-        check_regular(path)
-    try:
-        found = json.loads(path.read_bytes())
-        content = found["content"]
-        if not isinstance(content, dict) or found["sha256"] != hashlib.sha256(canonical_json(content)).hexdigest():
-            raise ValueError("not as it was written")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ArtefactError(f"{path}: damaged ({error}); delete its folder and start again") from None
-    return content
 
 
 def seal(folder: Place, manifest: Manifest) -> Manifest:
@@ -168,12 +94,7 @@ def read_manifest(folder: Place, kind: Kind, version: int) -> Manifest:
         ) from None
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        manifest = Manifest.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtefactError(f"{path}: damaged at {where or 'top'}: {first['msg']}; make the folder again") from None
+    manifest = parsed(Manifest, data, path, "make the folder again")
     if manifest.kind != kind:
         raise ArtefactError(f"{folder}: holds {_article(manifest.kind)}, expected {_article(kind)}")
     if manifest.version != version:

@@ -160,7 +160,7 @@ def test_a_broken_csv_is_one_line_that_says_where(tmp_path, text, message):
 def test_a_listed_video_without_captions_is_named(tmp_path):
     path = write(tmp_path, "video_id\nvideo1\nvideo2\nvideo3\n")
     write_sentences(tmp_path, ("video1", "x"))
-    with pytest.raises(ArtefactError, match=r"lists 'video2', which has no caption in MSRVTT_data.json \(and 1 more\)"):
+    with pytest.raises(ArtefactError, match=r"lists 'video2' and 1 more without a caption in MSRVTT_data.json"):
         read_annotations(path, "msrvtt", folder(tmp_path))
 
 

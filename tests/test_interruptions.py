@@ -301,7 +301,7 @@ def test_a_checkpoint_that_meets_a_full_disk_while_it_is_written_leaves_the_olde
     disk = small_disk(3 * MB)
     folder, weights = disk.path / "checkpoints", {"w": torch.ones(MB // 4)}
     checkpoint.save(folder, weights, {"m": torch.zeros(1)}, Progress(step=1, metrics_bytes=0))
-    monkeypatch.setattr(checkpoint, "check_room", lambda path, needed: None)  # another one filled it in between
+    monkeypatch.setattr(checkpoint, "check_free_space", lambda path, needed: None)  # another one filled it in between
     with pytest.raises(
         ExpectedError, match=r"optimizer\.safetensors: the disk is full: the file takes 2,097,152 bytes, 1,0"
     ):

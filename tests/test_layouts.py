@@ -123,7 +123,7 @@ def test_a_broken_list_is_one_line_that_says_what_is_missing(tmp_path, layout, c
         empty__txt="\n \n",
         **{captions.replace(".", "__"): {"a": ["x"], "c": []}},
     )
-    bare = rf"lists 'b', which has no caption in {captions} \(and 2 more\)"
+    bare = rf"lists 'b' and 2 more without a caption in {captions}"
     refused(tmp_path, "train_list.txt", layout, bare)
     refused(tmp_path, "empty.txt", layout, "no videos; expected at least one id")
     refused(tmp_path, captions, layout, "expected the split's list of ids, such as train_list.txt")
@@ -313,7 +313,7 @@ def test_a_didemo_list_chooses_and_orders_the_videos(tmp_path, caplog, name):
         assert [clip.video for clip in read(tmp_path, name, "didemo")] == ["c", "a"]
     assert "dropped 1 repeated video ids" in caplog.text
     place(tmp_path, test_list__txt="c\nd\n")
-    refused(tmp_path, name, "didemo", rf"lists 'd', which has no caption in {name}", about="test_list.txt")
+    refused(tmp_path, name, "didemo", rf"lists 'd' without a caption in {name}", about="test_list.txt")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from distill.cache import Cache
 from distill.data.frames import FrameSet
 from distill.data.loader import MOST_AHEAD, DataConfig, PairDataset, batches_ahead, load_batches
 from distill.data.plan import Plan
-from distill.data.prefetch import check_room, fetched_ahead
+from distill.data.prefetch import check_cache_size, fetched_ahead
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError, RecipeError
 
@@ -152,12 +152,12 @@ def _fetched(server: Server) -> set[str]:
 def test_a_cache_that_neighbouring_batches_do_not_fit_is_refused(shards: Path):
     source = FrameSet(shards).source()
     sizes = sorted(source.shards.tar_bytes().values())
-    check_room([source], 1, sum(sizes[-2:]) / 1e9)
+    check_cache_size([source], 1, sum(sizes[-2:]) / 1e9)
     with pytest.raises(RecipeError, match=r"data.cache_gb: .* two windows of data.shuffle_shards=1 shards need"):
-        check_room([source], 1, (sum(sizes[-2:]) - 1) / 1e9)
+        check_cache_size([source], 1, (sum(sizes[-2:]) - 1) / 1e9)
     with pytest.raises(RecipeError, match=r"batches drawn from all shards need .* data.shuffle_shards to a few"):
-        check_room([source], 0, (sum(sizes) - 1) / 1e9)
-    check_room([source, source], 0, 2 * sum(sizes) / 1e9)
+        check_cache_size([source], 0, (sum(sizes) - 1) / 1e9)
+    check_cache_size([source, source], 0, 2 * sum(sizes) / 1e9)
 
 
 def test_a_streamed_run_on_two_processes_equals_a_local_one_on_one(world: World, shards: Path, tmp_path: Path):

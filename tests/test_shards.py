@@ -17,7 +17,8 @@ from distill.data.building import ShardContent, build, claim, finished, sealed_f
 from distill.data.frames import FrameSet
 from distill.data.shards import MOST_OPEN, Shards, open_sealed_shards
 from distill.errors import ArtefactError
-from distill.manifest import Manifest, SealedFile, open_sealed, published, seal, sealed_file
+from distill.manifest import Manifest, SealedFile, open_sealed, seal, sealed_file
+from distill.publishing import published
 
 SAMPLES = {"000000000": {"json": b"{}", "000.jpg": b"first"}, "000000001": {"json": b"[]", "000.jpg": b""}}
 

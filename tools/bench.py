@@ -30,9 +30,9 @@ from distill.bench.rounds import machine
 from distill.config import read_recipe
 from distill.data.frames import FrameSet
 from distill.errors import ExpectedError, door
-from distill.manifest import write_json
 from distill.model.towers import read_architecture
 from distill.recipe import Recipe
+from distill.records import write_json
 from distill.training import engine
 
 LOADER = """How many videos a second the training loader decodes, beside PIL alone.

@@ -48,7 +48,7 @@ from distill.bench.rounds import machine
 from distill.bench.synthetic import Sizes, World
 from distill.data.frames import FrameSet
 from distill.errors import ExpectedError, door
-from distill.manifest import write_json
+from distill.records import write_json
 from distill.release.release import load
 from distill.retrieval.approximate import check_installed
 from distill.retrieval.upkeep import LEAST
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.sizes:
         if min(args.sizes) < LEAST:
             raise ExpectedError(f"--sizes: {min(args.sizes)}, expected at least {LEAST} videos")
-        galleries.check_room(args.folder, args.sizes, Sizes())
+        galleries.check_sizes_fit(args.folder, args.sizes, Sizes())
     torch.set_num_threads(args.threads)
     measured, stored, sizes, world = [], [], Sizes(), World()
     if args.releases:

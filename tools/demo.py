@@ -20,7 +20,7 @@ from pathlib import Path
 
 from distill.demo import story
 from distill.errors import door
-from distill.manifest import write_json
+from distill.records import write_json
 
 RUNS = Path("runs/demo")
 SEARCHES = ("a hatching chick", "a red apple, then a fire engine", "an octopus spins on a blue background")

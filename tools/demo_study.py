@@ -19,7 +19,7 @@ from pathlib import Path
 
 from distill.demo import story
 from distill.errors import door
-from distill.manifest import write_json
+from distill.records import write_json
 
 RUNS = Path("runs/study")
 

@@ -27,7 +27,7 @@ from distill.data.frames import FrameSet
 from distill.errors import ArtefactError, ExpectedError, door
 from distill.evaluation.protocol import PROTOCOLS, captions_of, fingerprint
 from distill.evaluation.report import Subject, check_comparable, evaluate_model, read_result, report
-from distill.manifest import write_json
+from distill.records import write_json
 from distill.release.release import Release, load
 from distill.remote import locate
 

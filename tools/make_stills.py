@@ -19,7 +19,7 @@ from pathlib import Path
 from distill import log
 from distill.demo.stills import corpus_vocabulary, pack_stills
 from distill.errors import door
-from distill.manifest import write_json
+from distill.records import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> None:

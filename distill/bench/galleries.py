@@ -109,7 +109,7 @@ class Scale:
         return asdict(self)
 
 
-def check_room(folder: Path, sizes: Sequence[int], of: Sizes) -> None:
+def check_sizes_fit(folder: Path, sizes: Sequence[int], of: Sizes) -> None:
     """Refuses what the disk does not hold."""
     numbers = 2 * of.dim * (1 + 2 * of.frames)  # float16: a vector, and frames twice
     needed = max(sizes, default=0) * (numbers + 2 * 4 * of.dim + 2 * of.dim)  # float32 vectors twice, and an index

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.errors import ArtefactError, ExpectedError
+from distill.errors import ArtefactError, ExpectedError, first_few
 
 TOWERS = {"clip.visual.*": "clip.visual.*", "clip.text.*": "clip.*"}
 STUDENT = TOWERS | {"clip.logit_scale.log": "clip.logit_scale"}
@@ -167,8 +167,6 @@ OPENAI_ARCHIVES = {
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L/14@336px",
 }
 
-LISTED = 5  # names in an error
-
 
 class Checkpoint:
     """The tensors of one file, asked for by our names; `shifted` are TS2-Net's visual blocks with a token shift."""
@@ -195,13 +193,13 @@ class Checkpoint:
         names = self.theirs(ours)
         missing = [name for name in names if name not in self.tensors]
         if missing:
-            raise ArtefactError(f"{self.path}: no {some(missing)}, which a {self.kind} checkpoint must hold")
+            raise ArtefactError(f"{self.path}: no {first_few(missing)}, which a {self.kind} checkpoint must hold")
         parts = [self.tensors[name] for name in names]
         odd = [
             f"{name} ({part.dtype})" for name, part in zip(names, parts, strict=True) if not part.is_floating_point()
         ]
         if odd:
-            raise ArtefactError(f"{self.path}: {some(odd)}: expected floating-point weights")
+            raise ArtefactError(f"{self.path}: {first_few(odd)}: expected floating-point weights")
         if len({part.shape for part in parts}) > 1:
             raise ArtefactError(f"{self.path}: {', '.join(names)} differ in shape; they cannot be one attention")
         whole = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -218,7 +216,9 @@ class Checkpoint:
         """Shape of one of our tensors, which must have so many dimensions."""
         found = self.tensor(ours).shape
         if len(found) != dims or 0 in found:
-            raise ArtefactError(f"{self.path}: {some(self.theirs(ours))} is {list(found)}, expected {dims} dimensions")
+            raise ArtefactError(
+                f"{self.path}: {first_few(self.theirs(ours))} is {list(found)}, expected {dims} dimensions"
+            )
         return found
 
     def blocks(self, ours: str) -> int:
@@ -255,8 +255,8 @@ class Checkpoint:
             )
         if not whole and self.kind != "openai":
             raise ArtefactError(
-                f"{self.path}: no name begins with clip. (found {some(sorted(self.tensors))}); expected the state dict "
-                f"of a whole {self.kind} model. Bare CLIP towers are --kind openai"
+                f"{self.path}: no name begins with clip. (found {first_few(sorted(self.tensors))}); expected the "
+                f"state dict of a whole {self.kind} model. Bare CLIP towers are --kind openai"
             )
 
 
@@ -278,12 +278,6 @@ def read_tensors(path: Path, kind: str, ema: str | None = None) -> dict[str, Ten
         return _read_archive(path, kind)
     loaded = _read_torch(path)
     return _plain(path, _chosen(path, loaded, ema) if kind == "prompt_switch" else loaded)
-
-
-def some(names: list[str] | tuple[str, ...]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 def _translate(name: str, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -319,7 +313,7 @@ def _unwrap(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
         if re.fullmatch(rf"clip\.visual\.transformer\.resblocks\.{number}\.attn\.(?!net\.).+", name)
     ]
     if halves:
-        raise ArtefactError(f"{path}: holds {some(halves)} beside attn.net.* of the same block; it is damaged")
+        raise ArtefactError(f"{path}: holds {first_few(halves)} beside attn.net.* of the same block; it is damaged")
     return plain, sorted(blocks)
 
 
@@ -398,7 +392,7 @@ def _plain(path: Path, loaded: object) -> dict[str, Tensor]:
     odd = [str(name) for name, value in loaded.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
     if odd:
         raise ArtefactError(
-            f"{path}: {some(odd)}: not a tensor; expected a model's state dict (the authors' pytorch_model.bin.N, not "
-            f"the optimiser's pytorch_opt.bin.N), bare or under state_dict"
+            f"{path}: {first_few(odd)}: not a tensor; expected a model's state dict (the authors' pytorch_model.bin.N, "
+            f"not the optimiser's pytorch_opt.bin.N), bare or under state_dict"
         )
     return dict(loaded)

@@ -6,7 +6,6 @@ is converted, named as unused with a reason, or refused; every tensor of the mod
 filled in.
 """
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,16 @@ from torch import Tensor
 
 from distill import __version__
 from distill.catalogue import INTERACTIONS, build, parse_model_config
-from distill.conversion.authors import Checkpoint, read_tensors, some
+from distill.conversion.authors import Checkpoint, read_tensors
 from distill.conversion.geometry import activation_of, architecture_of
 from distill.conversion.heads import HEADS, WORDS, Head, Options
 from distill.data.tokens import Tokenizer
-from distill.errors import ArtefactError, ExpectedError
-from distill.manifest import NAME, file_sha256, published, write_json
+from distill.errors import ArtefactError, ExpectedError, first_few
+from distill.manifest import NAME, file_sha256
 from distill.model.clip import CLIP_MEAN, CLIP_STD, ClipModel
 from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE
+from distill.publishing import published, published_folder
+from distill.records import write_json
 from distill.release.card import model_card
 from distill.release.release import PROVENANCE, write_release
 from distill.retrieval.stored import bytes_per_video
@@ -48,7 +49,7 @@ class Conversion:
         for name, why in self.record["unused"].items():
             reasons.setdefault(why, []).append(name)
         lines = [f"{self.out}: {self.kind}, {counts['converted']} tensors converted, {counts['unused']} unused"]
-        lines += [f"  unused, {why}: {some(names)}" for why, names in reasons.items()]
+        lines += [f"  unused, {why}: {first_few(names)}" for why, names in reasons.items()]
         lines += [f"  {part}: {sizes}" for part, sizes in self._geometry().items()]
         lines += [f"  activation: QuickGELU ({self.record['quickgelu']})"]
         lines += [f"  note: {note}" for note in self.record["notes"]]
@@ -137,7 +138,7 @@ def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, T
         problems["not finite"] = [wanted[ours][0] for ours, tensor in weights.items() if not tensor.isfinite().all()]
         if not any(problems.values()):
             return weights
-    listed = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
+    listed = "; ".join(f"{what}: {first_few(names)}" for what, names in problems.items() if names)
     raise ArtefactError(
         f"{checkpoint.path}: not a {checkpoint.kind} checkpoint as its authors save it: {listed}; nothing is "
         f"dropped or filled in, so it is not converted"
@@ -179,21 +180,15 @@ def _write_towers(checkpoint: Checkpoint, architecture: dict[str, Any], out: Pat
         towers = open_clip.CLIP(**architecture, nonscalar_logit_scale=True)
     weights = _collect(checkpoint, towers.state_dict())
     preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-    part = out.with_name(f".{out.name}.part")
-    if part.exists():  # left by a killed process
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
-    try:
+    with published_folder(out) as part:
         with published(part / WEIGHTS_FILE) as file:
             file.write(save(weights, {"format": f"retrieval-distill {__version__}"}))
         write_json(part / CONFIG_FILE, {"model_cfg": architecture, "preprocess_cfg": preprocess})
         write_json(part / PROVENANCE, provenance)
-        if not out.is_dir() or not any(out.iterdir()):
-            os.rename(part, out)
-        elif _towers_sha256(out) != _towers_sha256(part):
-            raise ArtefactError(f"{out}: already holds other towers; delete it or choose another folder")
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if out.is_dir() and any(out.iterdir()):
+            if _towers_sha256(out) != _towers_sha256(part):
+                raise ArtefactError(f"{out}: already holds other towers; delete it or choose another folder")
+            shutil.rmtree(part)
 
 
 def _towers_sha256(folder: Path) -> dict[str, str]:

@@ -17,7 +17,9 @@ import webdataset
 from distill.cache import Cache
 from distill.data.shards import Shards, index_of, make_index
 from distill.errors import ArtefactError
-from distill.manifest import SealedFile, file_sha256, published, read_record, write_record
+from distill.manifest import SealedFile, file_sha256
+from distill.publishing import published
+from distill.records import read_record, write_record
 from distill.remote import Place, RemotePath
 
 Sample = dict[str, bytes]  # extension -> content; members stand in the tar sorted by extension

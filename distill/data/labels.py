@@ -22,7 +22,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -38,8 +38,10 @@ from distill.data.building import (
 from distill.data.frames import FrameSet, PackedVideo
 from distill.data.prefetch import ShardSource
 from distill.data.shards import open_sealed_shards
+from distill.data.tensorfile import Entry, read_header
 from distill.errors import ArtefactError
-from distill.manifest import MAKER, NAME, canonical_json
+from distill.manifest import MAKER, NAME
+from distill.records import canonical_json
 from distill.remote import Place, locate
 
 VERSION = 1
@@ -58,7 +60,7 @@ LIST, SCORES, BEST, TAIL = SHORTLIST = (
     "shortlist_tail",
 )  # tier `topk`
 AS_THEY_ARE = ("relevance", "shortlist", "shortlist_best", "shortlist_tail")  # not stored in the set's dtype
-_NAMES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32}
+AGAIN = "make the set again"
 log = logging.getLogger(__name__)
 
 
@@ -88,15 +90,6 @@ def label_sample(video: PackedVideo, rows: dict[str, Tensor], storage: Storage) 
     return {"labels.json": canonical_json(about), "labels.safetensors": save(stored)}
 
 
-class _Entry(NamedTuple):
-    """A stored tensor, and where its bytes begin and end in the shard."""
-
-    dtype: torch.dtype
-    shape: list[int]
-    begin: int
-    end: int
-
-
 class StoredLabels:
     """A sealed label set by itself: its samples and their tensors, by key."""
 
@@ -106,7 +99,7 @@ class StoredLabels:
         self.tiers: list[str] = self.manifest.config.get("tiers", [])
         if not isinstance(self.tiers, list) or not set(map(str, self.tiers)) <= set(get_args(Tier)):
             raise ArtefactError(f"{self.path / NAME}: tiers are {self.tiers!r}; make the set again")
-        self._headers: dict[str, dict[str, _Entry]] = {}
+        self._headers: dict[str, dict[str, Entry]] = {}
 
     @property
     def keys(self) -> list[str]:
@@ -151,7 +144,9 @@ class StoredLabels:
             shape = shape[1:]
             size = math.prod(shape) * dtype.itemsize
             begin, end = begin + row * size, begin + (row + 1) * size
-        return torch.frombuffer(bytearray(self._shards.read_at(key, begin, end - begin)), dtype=dtype).reshape(shape)
+        offset, _ = self._shards.place(key, "labels.safetensors")
+        data = bytearray(self._shards.read_at(key, offset + begin, end - begin))
+        return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
     def rows(self, places: Sequence[tuple[str, int]], tier: Tier) -> dict[str, Tensor]:
         """One tier of (key, caption row) pairs by name, real numbers as fp32; the first axis is the pair."""
@@ -182,35 +177,15 @@ class StoredLabels:
         except SafetensorError as error:
             raise ArtefactError(f"{self.path / INTERACTION}: not safetensors ({error}); make the set again") from None
 
-    def _header(self, key: str) -> dict[str, _Entry]:
+    def _header(self, key: str) -> dict[str, Entry]:
         """Where the tensors of a sample stand in their shard, read from the member's safetensors header."""
         if key not in self._headers:
             offset, size = self._shards.place(key, "labels.safetensors")
-            length = int.from_bytes(self._shards.read_at(key, offset, min(8, size)), "little")
-            start = offset + 8 + length
-            try:
-                if start > offset + size:
-                    raise ValueError("its header is longer than itself")
-                header = json.loads(self._shards.read_at(key, offset + 8, length))
-                self._headers[key] = {
-                    name: _entry(entry, start, offset + size)
-                    for name, entry in header.items()
-                    if name != "__metadata__"
-                }
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ArtefactError(
-                    f"{self.path}: labels of sample {key} are damaged ({error}); make it again"
-                ) from None
+            where = f"{self.path}: labels of sample {key}"
+            self._headers[key] = read_header(
+                lambda begin, length: self._shards.read_at(key, offset + begin, length), size, where, AGAIN
+            )
         return self._headers[key]
-
-
-def _entry(entry: dict[str, Any], start: int, end: int) -> _Entry:
-    """One line of a safetensors header, whose data begins at `start` of the shard and ends before `end`."""
-    dtype, shape = _NAMES[entry["dtype"]], [int(size) for size in entry["shape"]]
-    first, last = (start + int(offset) for offset in entry["data_offsets"])
-    if not start <= first <= last <= end or last - first != math.prod(shape) * dtype.itemsize:
-        raise ValueError("a tensor of another size than its header says")
-    return _Entry(dtype, shape, first, last)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from distill.cache import Cache
 from distill.config import Config
 from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
-from distill.data.prefetch import Rows, check_room, fetched_ahead
+from distill.data.prefetch import Rows, check_cache_size, fetched_ahead
 from distill.data.slots import Slots, room
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError, RecipeError
@@ -156,7 +156,7 @@ class PairDataset(Dataset):
         sources = [source for source in sources if source.shards.remote]
         if not sources:
             return batches
-        check_room(sources, config.shuffle_shards, config.cache_gb)
+        check_cache_size(sources, config.shuffle_shards, config.cache_gb)
         return fetched_ahead(batches, sources, config.shuffle_shards)
 
 

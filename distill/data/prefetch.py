@@ -27,7 +27,7 @@ class ShardSource:
         return dict.fromkeys(self.shards.shard_of(self.keys[video]) for video, _ in rows)
 
 
-def check_room(sources: Sequence[ShardSource], window: int, cache_gb: float) -> None:
+def check_cache_size(sources: Sequence[ShardSource], window: int, cache_gb: float) -> None:
     """Refuses a cache that does not hold what neighbouring batches need: each step would fetch shards anew."""
     sizes = [sorted(source.shards.tar_bytes().values(), reverse=True) for source in sources]
     needed = sum(sum(some[: 2 * window or None]) for some in sizes)

@@ -23,17 +23,9 @@ from distill.cache import Cache
 from distill.data.tars import members
 from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.log import progress
-from distill.manifest import (
-    MAKER,
-    Kind,
-    Manifest,
-    SealedFile,
-    canonical_json,
-    check_files,
-    check_hash,
-    published,
-    read_manifest,
-)
+from distill.manifest import MAKER, Kind, Manifest, SealedFile, check_files, check_hash, read_manifest
+from distill.publishing import published
+from distill.records import canonical_json
 from distill.remote import Place, RemotePath
 
 Index = dict[str, dict[str, list[Any]]]  # key -> extension -> offset, bytes, and the content of `json`

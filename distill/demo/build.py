@@ -18,7 +18,8 @@ from distill.demo.draw import FPS, draw_clip
 from distill.demo.emoji import ATTRIBUTION, EMOJI, sprite
 from distill.errors import ExpectedError
 from distill.log import progress
-from distill.manifest import canonical_json, published, write_json
+from distill.publishing import published
+from distill.records import canonical_json, write_json
 
 VERSION = 1  # raised with any change to script, drawing or encoding: older files must not be mixed in
 MARK = "corpus.json"

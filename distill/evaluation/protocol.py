@@ -13,15 +13,14 @@ agree. Those in the table were computed from the files that each data set is pub
 them: captions and sentences stripped of white space at both ends, repeated captions kept.
 """
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from distill.data.frames import FrameSet
-from distill.manifest import canonical_json
+from distill.errors import first_few
+from distill.records import json_sha256
 
 SHOWN = 12  # digits of a fingerprint that people see
-LISTED = 5  # videos in a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +110,7 @@ def fingerprint(captions: Iterable[tuple[str, Sequence[str]]]) -> str:
         "gallery": sorted(video for video, _ in held),
         "queries": sorted([video, text] for video, texts in held for text in texts),
     }
-    return hashlib.sha256(canonical_json(content)).hexdigest()
+    return json_sha256(content)
 
 
 def captions_of(frames: FrameSet) -> list[tuple[str, list[str]]]:
@@ -145,7 +144,7 @@ def standing(name: str, frames: FrameSet) -> Standing:
 def _compare(
     protocol: Protocol, found: str, videos: int, captions: int, unusable: Sequence[str]
 ) -> tuple[bool | None, str]:
-    lost = f"{_count(len(unusable), 'video')} could not be packed ({_some(unusable)})" if unusable else ""
+    lost = f"{_count(len(unusable), 'video')} could not be packed ({first_few(unusable)})" if unusable else ""
     if protocol.fingerprint == found:
         return True, "complete: the videos and captions are exactly those of the official files"
     if protocol.videos is None:
@@ -165,8 +164,3 @@ def _compare(
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more

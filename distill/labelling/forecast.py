@@ -20,8 +20,8 @@ from distill.errors import ArtefactError
 from distill.labelling.captions import texts_of
 from distill.labelling.job import LabelJob
 from distill.labelling.shortlist import SCORED, shortlists
-from distill.manifest import canonical_json
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.records import canonical_json
 
 BLOCK, RECORD = 512, 10240  # bytes of a tar: headers and members are padded to BLOCK, the file to RECORD
 

@@ -24,9 +24,10 @@ from distill.data.building import (
     sealed_files,
 )
 from distill.data.labels import DUMP, INTERACTION, VERSION
-from distill.errors import ArtefactError, check_regular
+from distill.errors import ArtefactError, check_regular, first_few
 from distill.log import progress
-from distill.manifest import Manifest, SealedFile, published, seal
+from distill.manifest import Manifest, SealedFile, seal
+from distill.publishing import published
 from distill.remote import Place
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,7 @@ def _forget(out: Place, damaged: Sequence[str]) -> None:
                 f"{out}: shard {name} was changed after it was written; delete {record} and label again"
             )
         record.unlink(missing_ok=True)
-    shown = ", ".join(damaged[:5])
-    log.warning(f"{out}: shards {shown} were changed after they were written; they will be made again")
+    log.warning(f"{out}: shards {first_few(damaged)} were changed after they were written; they will be made again")
 
 
 def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
@@ -109,7 +109,7 @@ def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
     gaps = [name for name, home in homes.items() if home is None]
     if gaps:
         raise ArtefactError(
-            f"{parts[0]}: {len(gaps)} of {len(homes)} shards are in no part: {', '.join(gaps[:5])}; label them with "
+            f"{parts[0]}: {len(gaps)} of {len(homes)} shards are in no part: {first_few(gaps)}; label them with "
             f"{DUMP} --part, or name the folder that holds them"
         )
     claim(out, jobs[0], command="tools/labels.py merge")

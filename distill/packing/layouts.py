@@ -22,7 +22,7 @@ from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 from distill.data.video import EXTENSIONS, stem
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, first_few
 from distill.packing.downloads import downloads
 from distill.packing.textfiles import filled, read_json, read_list, read_rows, read_text, refuse_pickle, seconds
 
@@ -209,8 +209,7 @@ def _split(path: Path, listed: list[str], captions: dict[str, Any], source: Path
     videos = _once(path, listed)
     bare = [video for video in videos if not captions.get(video)]
     if bare:
-        more = f" (and {len(bare) - 1} more)" if len(bare) > 1 else ""
-        raise ArtefactError(f"{path}: lists {bare[0]!r}, which has no caption in {source.name}{more}")
+        raise ArtefactError(f"{path}: lists {first_few([*map(repr, bare)], 1)} without a caption in {source.name}")
     return videos
 
 

@@ -20,11 +20,12 @@ from distill.data.pictures import JPEG_QUALITY, encode_jpeg
 from distill.data.sampler import Sampler
 from distill.data.shards import open_sealed_shards
 from distill.data.video import decode, probe
-from distill.errors import ArtefactError, VideoError
+from distill.errors import ArtefactError, VideoError, first_few
 from distill.log import progress
-from distill.manifest import NAME, Manifest, canonical_json, file_sha256, seal
+from distill.manifest import NAME, Manifest, file_sha256, seal
 from distill.packing.clips import Clip, read_annotations
 from distill.packing.downloads import Section, open_video, tars
+from distill.records import canonical_json, json_sha256
 from distill.workers import worker_pool
 
 
@@ -79,7 +80,7 @@ def seal_frames(out: Path, settings: dict[str, Any], records: list[ShardRecord])
     }
     if counts["videos"] == 0:
         reasons = sorted({note["reason"] for note in skipped})
-        raise ArtefactError(f"{out}: none of {len(skipped)} videos could be used ({'; '.join(reasons[:3])})")
+        raise ArtefactError(f"{out}: none of {len(skipped)} videos could be used ({first_few(reasons, 3, '; ')})")
     manifest = Manifest(
         kind="frames",
         version=VERSION,
@@ -148,10 +149,10 @@ def _hash_annotations(path: Path) -> str:
     """Of downloaded shards, which may be terabytes, names and sizes count; what they say is hashed with the clips."""
     if not path.is_dir():
         return file_sha256(path)
-    return hashlib.sha256(canonical_json([[tar.name, tar.stat().st_size] for tar in tars(path)])).hexdigest()
+    return json_sha256([[tar.name, tar.stat().st_size] for tar in tars(path)])
 
 
 def _hash_clips(clips: list[Clip]) -> str:
     """Captions may live in a second file (MSR-VTT), so what was read is hashed too."""
     rows = [[c.video, c.source, c.start, c.end, [[k.id, k.text] for k in c.captions]] for c in clips]
-    return hashlib.sha256(canonical_json(rows)).hexdigest()
+    return json_sha256(rows)

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save
 
 from distill.data.tokens import VOCABULARY
-from distill.manifest import published, write_json
 from distill.model.clip import CLIP_MEAN, CLIP_STD
 from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE
+from distill.publishing import published
+from distill.records import write_json
 from distill.release.release import Release
 
 PROMPTED = "visual.aggregation."  # Prompt Switch's, in its tower, and no part of CLIP

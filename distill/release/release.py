@@ -11,8 +11,6 @@
 RGB, [frame, 3, size, size] or [frame, height, width, 3].
 """
 
-import hashlib
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -34,17 +31,18 @@ from distill.data.pictures import fit
 from distill.data.sampler import Sampler
 from distill.data.tokens import Tokenizer
 from distill.data.video import decode, probe
-from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError
-from distill.manifest import Manifest, canonical_json, open_sealed, published, seal, sealed_file, write_json
+from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError, first_few
+from distill.manifest import Manifest, open_sealed, seal, sealed_file
 from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.towers import too_large
+from distill.publishing import published, published_folder
+from distill.records import json_sha256, read_json, write_json
 
 VERSION = 1
 WEIGHTS, CONFIG, PROVENANCE, CARD = "model.safetensors", "config.json", "provenance.json", "README.md"
 BATCH = 64  # texts or videos encoded at once
-LISTED = 5  # names of tensors in an error
 
 
 class TextConfig(Config):
@@ -102,19 +100,13 @@ def write_release(
         text=TextConfig(**text),
         frames=FramesConfig.model_validate({key: frames_config[key] for key in FramesConfig.model_fields}),
         toolkit=__version__,
-        provenance_sha256=hashlib.sha256(canonical_json(provenance)).hexdigest(),
+        provenance_sha256=json_sha256(provenance),
     )
-    part = folder.with_name(f".{folder.name}.part")
-    if part.exists():  # left by a killed process
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
-    try:
+    with published_folder(folder) as part:
         manifest = _fill(part, config, weights, provenance, card)
         if folder.is_dir() and any(folder.iterdir()):
-            return _existing(folder, config, manifest)
-        os.rename(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            manifest = _existing(folder, config, manifest)
+            shutil.rmtree(part)
     return manifest
 
 
@@ -155,7 +147,9 @@ def _fp32(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     plain = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
     broken = [name for name, tensor in plain.items() if not tensor.isfinite().all()]
     if broken:
-        raise ExpectedError(f"not released: {_some(broken)} not finite; the training diverged, lower its learning rate")
+        raise ExpectedError(
+            f"not released: {first_few(broken)} not finite; the training diverged, lower its learning rate"
+        )
     return plain
 
 
@@ -199,15 +193,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
 
 
 def _read_config(folder: Path) -> ReleaseConfig:
-    path = folder / CONFIG
-    try:
-        return ReleaseConfig.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtefactError(
-            f"{path}: {where or 'top'}: {first['msg']}; made by another version, release again"
-        ) from None
+    return read_json(folder / CONFIG, ReleaseConfig, "release again with this version")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -228,17 +214,12 @@ def _load_weights(model: RetrievalModel, found: dict[str, Tensor], path: Path) -
     ]
     odd = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if missing or unexpected or shapes:
-        problems = "; ".join(f"{what}: {_some(names)}" for what, names in odd.items() if names)
+        problems = "; ".join(f"{what}: {first_few(names)}" for what, names in odd.items() if names)
         raise ArtefactError(f"{path}: does not fit {CONFIG} beside it: {problems}; release again")
     broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
     if broken:
-        raise ArtefactError(f"{path}: {_some(broken)} not finite; release again")
+        raise ArtefactError(f"{path}: {first_few(broken)} not finite; release again")
     model.load_state_dict(found)
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 class Release:

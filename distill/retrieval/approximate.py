@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.errors import ArtefactError, ExpectedError, check_regular
-from distill.manifest import published
+from distill.publishing import published
 from distill.retrieval.stored import mapped
 from distill.retrieval.vectors import among
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from distill.errors import ArtefactError, ExpectedError
-from distill.manifest import published
+from distill.publishing import published
 
 FEATURES, IDS, SHAPE = "feature.bin", "id.txt", "shape.txt"
 FLOAT = np.dtype("<f4")

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.errors import ArtefactError, check_regular
-from distill.manifest import published
+from distill.publishing import published
 from distill.retrieval.stored import mapped
 
 BETA = 20.0  # inverse temperature, for similarities that behave like cosines (the paper's section 4)

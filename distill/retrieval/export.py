@@ -13,8 +13,6 @@ Deleted videos are left out. Nothing stands under the name of the folder before 
 
 import importlib.util
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from jaxtyping import Float32
 
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
+from distill.publishing import published_folder
 from distill.retrieval import generation
 from distill.retrieval.approximate import write_exact
 from distill.retrieval.bigfile import write_bigfile
@@ -62,14 +61,8 @@ def export(path: Path, engine: str, out: Path) -> tuple[int, int]:
         return manifest.counts["videos"], manifest.counts["dim"]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ArtefactError(f"{out}: holds something already; choose a new folder")
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with published_folder(out) as part:
         EXPORTERS[engine](path, manifest, part)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return manifest.counts["videos"], manifest.counts["dim"]
 
 

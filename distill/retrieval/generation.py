@@ -25,9 +25,10 @@ from jaxtyping import Int64
 from safetensors.torch import save
 from torch import Tensor
 
-from distill import manifest as sealed
+from distill import publishing
 from distill.errors import ArtefactError, check_regular
-from distill.manifest import NAME, Manifest, check_files, published, read_manifest, seal
+from distill.manifest import NAME, Manifest, check_files, read_manifest, seal
+from distill.publishing import published
 from distill.retrieval.segment import VIDEOS
 from distill.retrieval.stored import damaged, mapped
 
@@ -165,7 +166,7 @@ def publish(path: Path, manifest: Manifest) -> Manifest:
 def sweep(path: Path, manifest: Manifest | None) -> None:
     """Deletes what neither a killed change nor an older generation needs any more."""
     listed = set() if manifest is None else {path / name for name in manifest.files}
-    sealed.sweep(path)
+    publishing.sweep(path)
     for folder in (SEGMENTS, DELETED, *DERIVED):
         for child in (path / folder).iterdir() if (path / folder).is_dir() else ():
             if child.is_dir() and not any(child in file.parents for file in listed):

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from distill.data.loader import pad
-from distill.errors import ArtefactError, ExpectedError, check_regular
+from distill.errors import ArtefactError, ExpectedError, check_regular, first_few
 from distill.log import progress
-from distill.manifest import Manifest, SealedFile, canonical_json, check_hash, read_record, write_record
+from distill.manifest import Manifest, SealedFile, check_hash
+from distill.records import canonical_json, json_sha256, read_record, write_record
 from distill.remote import Place
 from distill.retrieval import generation
 from distill.retrieval.encoder import Encoder, frame_weights, weighing
@@ -160,7 +161,7 @@ class _Index:
 
     def _made_of(self) -> dict[str, Any]:
         marks = [[item.id, *item.mark] for item in self.source.items]
-        made = {"source": self.source.name, "items_sha256": hashlib.sha256(canonical_json(marks)).hexdigest()}
+        made = {"source": self.source.name, "items_sha256": json_sha256(marks)}
         if self.cut is not None:
             made |= {"seconds": self.cut.seconds, "overlap": self.cut.overlap}
         return made | ({"captions": True} if self.captions else {})
@@ -256,7 +257,7 @@ class _Index:
         if not segments:
             reasons = sorted({note["reason"] for note in notes})
             raise ArtefactError(
-                f"{self.source.name}: none of {len(notes)} videos could be used ({'; '.join(reasons[:3])})"
+                f"{self.source.name}: none of {len(notes)} videos could be used ({first_few(reasons, 3, '; ')})"
             )
         folder = self.out / SEGMENTS / f"{number:05d}"
         merge(folder, [(segment, torch.arange(len(segment))) for segment in segments])

@@ -23,7 +23,9 @@ from jaxtyping import Int64
 from safetensors.torch import save
 from torch import Tensor
 
-from distill.manifest import SealedFile, canonical_json, published, sealed_file
+from distill.manifest import SealedFile, sealed_file
+from distill.publishing import published
+from distill.records import canonical_json
 from distill.retrieval.stored import Tokens, TokenWriter, damaged, mapped
 from distill.retrieval.vectors import Vectors
 

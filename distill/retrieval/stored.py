@@ -7,7 +7,6 @@ errors mostly cancel, full scores of EERCF and GLSCL at the papers' sizes change
 over 0.07 (standard deviation). A number that float16 cannot hold (beyond 65,504) is refused.
 """
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from distill.data.tensorfile import make_header, read_header
 from distill.errors import ArtefactError
 from distill.model import inplace
 from distill.model.contract import RetrievalModel
@@ -34,8 +34,7 @@ AXES = {  # of what may be stored; those of one name are of one size
     "relevance": "video frame",
     "real": "video frame",
 }
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int8: "I8", torch.bool: "BOOL"}  # as safetensors does
-READ = {name: dtype for dtype, name in DTYPES.items()} | {"I64": torch.int64, "U8": torch.uint8}
+MEND = "restore it, or index again with tools/index.py"
 
 
 def stored(video: VideoFeatures, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -73,25 +72,20 @@ def mapped(path: Path) -> dict[str, Tensor]:
     memory could not be opened.
     """
     try:
-        with safe_open(path, "np"), path.open("rb") as file:  # which checks the header, and that it fits the file
-            begin = 8 + (length := int.from_bytes(file.read(8), "little"))
-            header = json.loads(file.read(length))
+        with safe_open(path, "np"):  # which checks that the tensors fill the file
+            whole = np.memmap(path, np.uint8, "r")
+        header = read_header(lambda begin, size: whole[begin : begin + size].tobytes(), len(whole), path, MEND)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            whole = torch.from_numpy(np.memmap(path, np.uint8, "r"))
-        found = {}
-        for name, entry in header.items():
-            if name != "__metadata__":
-                first, last = (begin + offset for offset in entry["data_offsets"])
-                found[name] = whole[first:last].view(READ[entry["dtype"]]).reshape(entry["shape"])
-        return found
-    except (SafetensorError, RuntimeError, LookupError) as error:
+            content = torch.from_numpy(whole)
+        return {name: content[e.begin : e.end].view(e.dtype).reshape(e.shape) for name, e in header.items()}
+    except (SafetensorError, RuntimeError) as error:
         raise damaged(path, str(error)) from None
 
 
 def damaged(path: Path, found: str) -> ArtefactError:
     """What to say of a file of a gallery that is not as it was written."""
-    return ArtefactError(f"{path}: damaged ({found}); restore it, or index again with tools/index.py")
+    return ArtefactError(f"{path}: damaged ({found}); {MEND}")
 
 
 class TokenWriter:
@@ -104,23 +98,12 @@ class TokenWriter:
     def append(self, tokens: Mapping[str, Tensor]) -> None:
         """The next videos; all batches have the same fields and sizes."""
         if not self.places:
-            self._begin(tokens)
+            header, self.places = make_header(tokens, self.videos)
+            self.file.write(header)
         for name, value in tokens.items():
             self.file.seek(self.places[name] + self.written * value[0].nbytes)
             self.file.write(value.numpy().tobytes())
         self.written += len(next(iter(tokens.values())))
-
-    def _begin(self, tokens: Mapping[str, Tensor]) -> None:
-        """The header of the safetensors format: its length in eight bytes, then JSON, padded to a multiple of eight."""
-        header, end = {}, 0
-        for name, value in tokens.items():
-            start, end = end, end + self.videos * value[0].nbytes
-            shape = [self.videos, *value.shape[1:]]
-            header[name] = {"dtype": DTYPES[value.dtype], "shape": shape, "data_offsets": [start, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self.file.write(len(text).to_bytes(8, "little") + text)
-        self.places = {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
 
 
 class Tokens:

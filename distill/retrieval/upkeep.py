@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from distill.errors import ExpectedError
+from distill.errors import ExpectedError, first_few
 from distill.log import progress
 from distill.manifest import Manifest, SealedFile, check_files, sealed_file
 from distill.retrieval import calibration, generation
@@ -25,7 +25,6 @@ from distill.retrieval.table import Table
 
 LEAST = 400  # videos that an approximate index takes
 TOGETHER = 256  # queries encoded at once
-SHOWN = 5  # unknown ids in an error
 
 
 def delete(path: Path, names: Sequence[str]) -> Manifest:
@@ -40,10 +39,7 @@ def delete(path: Path, names: Sequence[str]) -> Manifest:
         found = {video: table.find(video) for video in names}
         unknown = [video for video, rows in found.items() if not rows]
         if unknown:
-            shown = ", ".join(repr(video) for video in unknown[:SHOWN])
-            raise ExpectedError(
-                f"{path}: has no video {shown}{' and more' if len(unknown) > SHOWN else ''}; nothing was deleted"
-            )
+            raise ExpectedError(f"{path}: has no video {first_few([*map(repr, unknown)])}; nothing was deleted")
         number = before.counts["generation"] + 1
         rows = torch.tensor(sorted({*table.deleted.tolist(), *itertools.chain(*found.values())}))
         name = generation.write_deleted(path, number, rows)

@@ -5,28 +5,26 @@ under a temporary name and renamed, so what is there under its name is whole; ol
 """
 
 import errno
-import json
-import math
 import os
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import NonNegativeInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from distill.disk import check_room, writing
+from distill.disk import check_free_space, writing
 from distill.errors import ArtefactError, check_regular
-from distill.manifest import write_json
+from distill.publishing import published_folder, sync
+from distill.records import View, read_json, write_json
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
+class Progress(View):
     """How far a run is. `metrics_bytes` is the length of metrics.jsonl at that moment."""
 
-    step: int
-    metrics_bytes: int
+    step: NonNegativeInt
+    metrics_bytes: NonNegativeInt
     processes: int = 1  # that wrote it
     best_step: int = 0
     best_score: float = -1.0
@@ -38,24 +36,18 @@ def save(folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor],
     Raises `ExpectedError` where the disk has no room for it; the older one is then still there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    part, final = folder / ".part", folder / f"step{progress.step:06d}"
-    check_room(final, sum(tensor.nbytes for tensor in [*weights.values(), *optimizer.values()]))
-    part.mkdir()
-    try:
+    final = folder / f"step{progress.step:06d}"
+    check_free_space(final, sum(tensor.nbytes for tensor in [*weights.values(), *optimizer.values()]))
+    with published_folder(final) as part:
         _write(weights, part / "model.safetensors")
         _write(optimizer, part / "optimizer.safetensors")
-        write_json(part / "state.json", asdict(progress))
-        os.replace(part, final)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    _sync(folder)
+        write_json(part / "state.json", progress.model_dump())
     tidy(folder)
 
 
 def tidy(folder: Path) -> None:
     """Leaves the newest checkpoint alone. Rank 0 only; for what was killed before it could."""
-    shutil.rmtree(folder / ".part", ignore_errors=True)
-    for old in _published(folder)[:-1]:
+    for old in [*folder.glob(".*part"), *_published(folder)[:-1]]:
         shutil.rmtree(old)
 
 
@@ -65,18 +57,14 @@ def latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress
     if not found:
         return None
     path = found[-1]
-    for name in ("state.json", "model.safetensors", "optimizer.safetensors"):
+    mend = "delete the run folder and start again"
+    progress = read_json(path / "state.json", Progress, mend)
+    for name in ("model.safetensors", "optimizer.safetensors"):
         check_regular(path / name)
     try:
-        progress = Progress(**json.loads((path / "state.json").read_bytes()))
-        numbers = asdict(progress)
-        if any(type(value) not in (int, float) or not math.isfinite(value) for value in numbers.values()):
-            raise ValueError("state.json holds what is no number")
-        if type(progress.step) is not int or progress.step < 0 or progress.metrics_bytes < 0:
-            raise ValueError(f"step {progress.step} with {progress.metrics_bytes} bytes of metrics")
         return load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), progress
-    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
-        raise ArtefactError(f"{path}: damaged checkpoint ({error}); delete the run folder and start again") from None
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{path}: damaged checkpoint ({error}); {mend}") from None
 
 
 def _published(folder: Path) -> list[Path]:
@@ -90,12 +78,4 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
         except SafetensorError as error:  # it has no error number, only the system's words
             full = os.strerror(errno.ENOSPC) in str(error)
             raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from None
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

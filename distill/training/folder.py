@@ -13,7 +13,7 @@ import torch.distributed as dist
 from distill import comm
 from distill.config import Config, dump_recipe, read_tree
 from distill.errors import ExpectedError, RecipeError
-from distill.manifest import published, sweep
+from distill.publishing import published, sweep
 
 log = logging.getLogger(__name__)
 RECIPE = "recipe.yaml"

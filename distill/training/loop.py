@@ -25,9 +25,9 @@ from distill.data.plan import Plan
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError
 from distill.evaluation.evaluate import evaluate
-from distill.manifest import published
 from distill.model.blocks import checkpoint_blocks, compile_blocks
 from distill.model.contract import RetrievalModel
+from distill.publishing import published
 from distill.training import checkpoint
 from distill.training.checkpoint import Progress
 from distill.training.engine import Engine
@@ -259,14 +259,14 @@ def _validate(job: Job, engine: Engine, stems: _Stems, monitor: Monitor | None, 
     if comm.rank() == 0:
         with published(job.folder / BEST) as file:
             file.write(save(weights))
-    return replace(progress, best_step=step, best_score=t2v["R@1"])
+    return progress.model_copy(update={"best_step": step, "best_score": t2v["R@1"]})
 
 
 def _save(job: Job, engine: Engine, monitor: Monitor | None, progress: Progress, step: int) -> Progress:
     weights, state = engine.weights(), engine.optimizer_state()
-    progress = replace(progress, step=step, processes=comm.world_size())
+    progress = progress.model_copy(update={"step": step, "processes": comm.world_size()})
     if monitor:
-        progress = replace(progress, metrics_bytes=monitor.bytes())
+        progress = progress.model_copy(update={"metrics_bytes": monitor.bytes()})
         checkpoint.save(job.folder / "checkpoints", weights, state, progress)
     comm.barrier()
     return progress

@@ -23,8 +23,9 @@ from distill.data.video import write_video
 from distill.evaluation.report import GalleryState, Metrics, Result, Subject
 from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.teacher import TeacherRelease
-from distill.manifest import NAME, write_json
+from distill.manifest import NAME
 from distill.packing.packing import PackConfig, pack
+from distill.records import write_json
 from distill.release.release import load
 from distill.retrieval import Gallery, upkeep
 from distill.retrieval.indexing import _Index, build_gallery

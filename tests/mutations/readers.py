@@ -91,7 +91,7 @@ def unfinished(path: Path, whole: Whole) -> Any:
 
 def latest(path: Path, whole: Whole) -> Any:
     found = checkpoint.latest(path)
-    return None if found is None else [found[0], found[1], asdict(found[2])]
+    return None if found is None else [found[0], found[1], found[2].model_dump()]
 
 
 def recipe(path: Path, whole: Whole) -> Any:

@@ -1,0 +1,86 @@
+"""Stored JSON, and how it is read: as typed views, in which the first thing that is wrong is an error of one line.
+
+A view lists the keys that this version reads. It checks them strictly and ignores others, so what is hashed is always
+the JSON itself, never a view of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distill.errors import ArtefactError, check_regular
+from distill.publishing import published
+from distill.remote import Place
+
+
+class View(BaseModel):
+    """Base of what is read from stored JSON: strict types and finite numbers; unknown keys are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _Record(View):
+    content: dict[str, Any]
+    sha256: str
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return JSON with sorted keys and no spaces: the one spelling that is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def json_sha256(value: Any) -> str:
+    """Return the sha256 of the canonical JSON, as hex."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def parsed(model: type[M], found: bytes | Mapping[str, Any], where: object, mend: str) -> M:
+    """Return JSON as a `model`.
+
+    Raises `ArtefactError` for anything else: it names `where` and the first key that is wrong, and ends with `mend`,
+    what the user can do.
+    """
+    try:
+        return model.model_validate_json(found) if isinstance(found, bytes) else model.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "top"
+        raise ArtefactError(f"{where}: damaged at {key}: {first['msg']}; {mend}") from None
+
+
+def read_json(path: Place, model: type[M], mend: str) -> M:
+    """Return a JSON file as a `model`, like `parsed`; a file that cannot be read is an `ArtefactError` too."""
+    if isinstance(path, Path):
+        check_regular(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{path}: cannot be read ({error.strerror or error}); {mend}") from None
+    return parsed(model, data, path, mend)
+
+
+def write_json(path: Place, value: Any) -> None:
+    """Publishes indented JSON."""
+    with published(path) as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+
+
+def write_record(path: Place, content: dict[str, Any]) -> None:
+    """Publishes JSON that an unfinished job relies on, with its own hash."""
+    write_json(path, {"content": content, "sha256": json_sha256(content)})
+
+
+def read_record(path: Place) -> dict[str, Any]:
+    """Return what `write_record` wrote; anything else is an `ArtefactError`."""
+    mend = "delete its folder and start again"
+    record = read_json(path, _Record, mend)
+    if record.sha256 != json_sha256(record.content):
+        raise ArtefactError(f"{path}: damaged (not as it was written); {mend}")
+    return record.content
