@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from load import load as put_load_on
 from serving import ODD, make_gallery, serving
 
@@ -25,7 +26,7 @@ from distill.retrieval import Gallery, upkeep
 from distill.retrieval.indexing import build_gallery
 from distill.serving.guard import Guard
 from distill.serving.messages import MAX_CHARACTERS, MAX_QUERIES
-from distill.serving.server import MAX_BODY
+from distill.serving.server import MAX_BODY, application
 from tools import serve
 
 JSON = {"Content-Type": "application/json"}
@@ -253,6 +254,22 @@ def test_only_files_of_the_gallery_are_served(server, gallery, tmp_path):
 )
 def test_a_bad_search_is_refused_in_plain_words(server, body, status, words):
     refused(httpx.post(f"{server.url}search", content=body, headers=JSON), status, words)
+
+
+def test_a_damaged_gallery_is_not_mistaken_for_one_that_has_nothing_to_rerank(tmp_path):
+    artefacts = Path(__file__).parent / "artefacts" / "5368ee6"
+    shutil.copytree(artefacts / "tokens", tmp_path / "gallery")
+    question = {"query": "a red square", "candidates": 3}
+    for folder, student, status in ((artefacts / "gallery", "teachclip", 409), (tmp_path / "gallery", "eercf", 200)):
+        app = application(Gallery.open(folder, load(artefacts / student)))
+        with TestClient(app, raise_server_exceptions=False) as client:
+            assert client.post("/search", json=question).status_code == status
+            if status == 200:
+                tokens = folder / "segments" / "00001" / "tokens.safetensors"
+                with tokens.open("r+b") as file:  # the open gallery has it mapped
+                    file.seek(-512, 2)
+                    file.write(b"\xff" * 512)
+                refused(client.post("/search", json=question), 500, "its log says what")
 
 
 def test_other_bad_requests_are_refused_in_plain_words(server):

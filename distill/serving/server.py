@@ -99,7 +99,11 @@ def application(gallery: Gallery, *, examples: Sequence[str] = (), hosts: frozen
     page = files("distill.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     def answer(queries: Sequence[str], k: int, candidates: int | None) -> list[Answer]:
-        answers = zip(queries, newest().search(queries, k, candidates), strict=True)
+        current = newest()
+        if candidates is not None and not current.reranks:
+            reason = "candidates: this gallery keeps one vector per video and nothing to rerank by; leave it out"
+            raise HTTPException(409, reason)
+        answers = zip(queries, current.search(queries, k, candidates), strict=True)
         return [Answer(query=query, hits=[found(hit) for hit in hits]) for query, hits in answers]
 
     batcher = Batcher(answer, batch=BATCH, capacity=CAPACITY, gather=GATHER, patience=PATIENCE)
@@ -134,13 +138,7 @@ def application(gallery: Gallery, *, examples: Sequence[str] = (), hosts: frozen
     async def search(question: Question) -> Answers:
         """Ranks the gallery's videos for a query, or for each of several."""
         queries, candidates = question.queries or [question.query], question.candidates or question.recall
-        try:
-            return Answers(results=await batcher.search(queries, question.k, candidates))
-        except ExpectedError:
-            if candidates is None:
-                raise
-            reason = "candidates: this gallery keeps one vector per video and nothing to rerank by; leave it out"
-            raise HTTPException(409, reason) from None
+        return Answers(results=await batcher.search(queries, question.k, candidates))
 
     @app.head("/videos/{video:path}", include_in_schema=False)
     @app.get("/videos/{video:path}", response_class=FileResponse, responses=_VIDEO)
