@@ -286,9 +286,9 @@ def test_however_many_ask_no_more_than_some_stored_vectors_are_held(indexed, mon
         (lambda stored: {"codes": stored["codes"][:, 1:].contiguous()}, "383.* expected 1536 numbers"),
         (lambda stored: {"centres": stored["centres"][:, :, 1:].contiguous()}, "parts of 1, expected 1536 numbers"),
         (lambda stored: {"rows": stored["rows"].float()}, "holds .*rows"),
-        (lambda stored: {"rows": stored["rows"].flip(0)}, "rows that cannot be"),
-        (lambda stored: {"rows": stored["rows"] + 1}, "rows that cannot be"),
-        (lambda stored: {"centres": stored["centres"] / 0}, "centres or rows that cannot be"),
+        (lambda stored: {"rows": stored["rows"].flip(0)}, "rows do not ascend"),
+        (lambda stored: {"rows": stored["rows"] + 1}, "rows do not ascend"),
+        (lambda stored: {"centres": stored["centres"] / 0}, "centres are not finite"),
     ],
 )
 def test_a_damaged_index_says_how_to_mend_it(damage, words, indexed, tmp_path):

@@ -48,7 +48,7 @@ Read = Callable[[Int64[Tensor, " row"]], Float[Tensor, "row dim"]]  # gives stor
 
 
 def check_installed() -> None:
-    """Refuses to go on without the library."""
+    """Raise `ExpectedError` if FAISS is not installed."""
     if importlib.util.find_spec("faiss") is None:
         raise ExpectedError("approximate search: needs faiss-cpu; pip install 'retrieval-distill[index]'")
 
@@ -59,7 +59,7 @@ def build(
     exact: Callable[[Float[Tensor, "query dim"], int], Answer],
     rows: Int64[Tensor, " row"],
 ) -> dict[str, Any]:
-    """Builds an index of `rows`, which ascend, and measures it; returns its facts, for the manifest.
+    """Build an index of `rows`, which ascend, and measure its recall; return its facts, for the manifest.
 
     `exact` searches all vectors.
     """
@@ -113,7 +113,7 @@ class Approximate:
             raise self._damaged(f"{list(self.codes.shape)} codes of {parts} parts of {numbers}, expected {dim} numbers")
 
     def top(self, queries: Float[Tensor, "query dim"], k: int, read: Read, deleted: Int64[Tensor, " row"]) -> Answer:
-        """Some of the best rows that are not `deleted`, by their exact scores; fewer than `k` count as -inf."""
+        """Return the best rows found that are not `deleted`, with exact scores; where fewer than `k`, -inf fills up."""
         estimates, rows = self.estimated(queries, self.depth * k, deleted)
         rows, order = rows.sort(dim=1)
         gone = estimates.gather(1, order).isneginf()
@@ -125,7 +125,7 @@ class Approximate:
     def candidates(
         self, queries: Float[Tensor, "query dim"], k: int, read: Read, deleted: Int64[Tensor, " row"]
     ) -> Answer:
-        """What something else is to score: the best by estimate, or `top` where several numbers share half a byte.
+        """Return candidates for another score: the best by estimate, or `top` where several numbers share half a byte.
 
         Single numbers are estimated so well that 200 candidates hold as many of the best ten as 200 exact ones do.
         """
@@ -134,7 +134,7 @@ class Approximate:
         return self.estimated(queries, k, deleted)
 
     def estimated(self, queries: Float[Tensor, "query dim"], k: int, deleted: Int64[Tensor, " row"]) -> Answer:
-        """The best rows by estimate that are not `deleted`, best first; fewer than `k` count as -inf."""
+        """Return the best rows by estimate that are not `deleted`, best first; where fewer than `k`, -inf fills up."""
         import faiss
 
         faiss.omp_set_num_threads(torch.get_num_threads())
@@ -153,12 +153,12 @@ class Approximate:
 
     @cached_property
     def _scan(self) -> Any:
-        """The codes as FAISS searches them."""
+        """The codes packed for FAISS's fast scan."""
         import faiss
 
         ordered = bool((self.rows.diff() > 0).all()) and 0 <= int(self.rows[0]) <= int(self.rows[-1]) < self.covers
         if not ordered or not self.centres.isfinite().all():
-            raise self._damaged(f"centres or rows that cannot be, of {self.covers} rows")
+            raise self._damaged(f"centres are not finite, or rows do not ascend below {self.covers}")
         quantizer = _quantizer(self.dim, len(self.centres))
         faiss.copy_array_to_vector(self.centres.flatten().numpy(), quantizer.pq.centroids)
         quantizer.is_trained = True
@@ -176,7 +176,7 @@ def _scored_anew(
     k: int,
     read: Read,
 ) -> Answer:
-    """The `k` best of the rows that are not `gone`, from stored vectors; among equals those that stand first."""
+    """Return the `k` best rows that are not `gone`, scored from stored vectors; among equals the first ones."""
     vectors = read(rows.flatten()).reshape(*rows.shape, -1)
     scores = torch.einsum("qd,qkd->qk", queries, vectors).masked_fill(gone, -torch.inf)
     best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
@@ -184,16 +184,16 @@ def _scored_anew(
 
 
 def _quantizer(dim: int, parts: int) -> Any:
-    """FAISS's product quantiser, as yet without centres."""
+    """Return FAISS's product quantiser, not trained yet."""
     import faiss
 
     quantizer = faiss.IndexPQ(dim, parts, BITS, faiss.METRIC_INNER_PRODUCT)
-    quantizer.pq.cp.min_points_per_centroid = 1  # it would warn of small galleries
+    quantizer.pq.cp.min_points_per_centroid = 1  # FAISS would warn about small galleries
     return quantizer
 
 
 def write_exact(path: Path, vectors: Iterator[Float32[np.ndarray, "_ dim"]], dim: int) -> None:
-    """An exact inner-product index of vectors, in their order."""
+    """Write an exact inner-product index of vectors, in their order."""
     import faiss
 
     index = faiss.IndexFlatIP(dim)

@@ -1,14 +1,14 @@
-"""Calibration: videos that come up for everything step back, by how well they fit a bank of queries (QB-Norm).
+"""Calibration: demotes videos that match almost every query (hubness), by a bank of known queries (QB-Norm).
 
     calibration/00005.safetensors   `log_sum` [row], `first` [row]
 
-A query whose best video comes first for at least one query b of the bank too is answered in the order of
+A query whose best video is also the best for at least one query b of the bank is answered in the order of
 
     exp(beta s[query, video]) / sum over b of exp(beta s[b, video]),
 
-the dynamic inverted softmax of Bogolin et al. (CVPR 2022, section 3); any other keeps the order of its similarity s. Of
-every row is kept the logarithm of that sum, and whether it comes first for any b. Only the order changes: scores stay
-similarities. Rows that came later stand where the median row does, until calibrated again.
+the dynamic inverted softmax of Bogolin et al. (CVPR 2022, section 3); any other keeps the order of its similarity s.
+The file holds the logarithm of that sum for every row, and whether the row is the best for any b. Only the order
+changes: scores stay similarities. Rows added later count with the median sum until the gallery is calibrated again.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def write(
     bank: Float[Tensor, "query dim"],
     nearest: Callable[[Float[Tensor, "query dim"], int], tuple[Tensor, Int64[Tensor, "query k"]]],
 ) -> dict[str, Any]:
-    """Writes what a bank of query vectors says of all rows, given in `blocks`; returns facts for the manifest.
+    """Compare a bank of query vectors with all rows, given in `blocks`, and write the file; return its facts.
 
     `nearest` searches the rows that are not deleted.
     """
@@ -52,9 +52,7 @@ def write(
 def inverted_softmax(
     similarity: Float[Tensor, "query row"], log_sum: Float[Tensor, "*query row"], applies: Bool[Tensor, "query 1"]
 ) -> Float64[Tensor, "query row"]:
-    """The logarithm of the dynamic inverted softmax, which ranks alike, for queries to which it applies; for any other
-    the similarity.
-    """
+    """Return scores that rank: the log of the dynamic inverted softmax where it applies, else the similarity."""
     return torch.where(applies, BETA * similarity.double() - log_sum, similarity.double())
 
 
@@ -76,19 +74,19 @@ class Calibration:
     def best(
         self, scores: Float[Tensor, "query row"], rows: Int64[Tensor, "query row"], k: int
     ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-        """The `k` best of the best `rows` by similarity, which come in its order, and their similarities."""
+        """Reorder `rows`, the best by similarity in that order; return the similarities and rows of the `k` best."""
         known = rows < self.covers
         at = rows.clamp(max=self.covers - 1)
         log_sum = torch.where(known, self.log_sum[at].double(), self._common)
         if not (scores + log_sum).isfinite().all():
-            raise self._damaged("a sum that is no finite number")
+            raise self._damaged("a sum is not finite")
         ranked = inverted_softmax(scores, log_sum, (self.first[at] & known)[:, :1])
         order = ranked.sort(dim=1, descending=True, stable=True).indices[:, :k]
         return scores.gather(1, order), rows.gather(1, order)
 
     @cached_property
     def _common(self) -> Float[Tensor, ""]:
-        """What counts for a row without a sum."""
+        """The sum that counts for a row without one."""
         return self.log_sum.median().double()
 
     def _damaged(self, found: str) -> ArtefactError:

@@ -1,9 +1,9 @@
-"""What a gallery needs of a release, and the frame weights that it takes from a model.
+"""The release as a gallery sees it (`Encoder`), and the frame weights that say which seconds to show.
 
-Frame weights say which seconds of a video to show. A model that pools its frames by learned relevance gives each its
-weight in the vector (`pooling`). For any other model they are a softmax over the cosine of a frame with the whole
-video: of the frame as the tokens hold it (`tokens`), or, in one stage, as the model gives it; one that gives none
-encodes each frame as a video of its own, which doubles the work (`resemblance`). Padding weighs nothing.
+A model that pools frames by learned relevance gives each frame its weight in the vector (`pooling`). For any other
+model the weights are a softmax over the cosine of each frame with the whole video: frames as the tokens hold them
+(`tokens`) or, in one stage, as the model returns them; where it returns none, each frame is encoded as a video of its
+own, which doubles the work (`resemblance`). Padding weighs nothing.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ RESEMBLANCE_TEMPERATURE = 0.1  # a frame whose cosine is 0.07 below the best cou
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What a gallery needs of a release."""
+    """The part of a release that a gallery uses."""
 
     path: Path
     manifest: Manifest
@@ -49,7 +49,7 @@ class Encoder(Protocol):
 
 
 def weighing(release: Encoder) -> dict[str, Any]:
-    """How `frame_weights` weighs frames, for the manifest."""
+    """Return how `frame_weights` weighs frames, for the manifest."""
     model = release.model
     learned = model.pool_temperature is not None
     by_cosine = "tokens" if model.rerank_fields else "resemblance"
@@ -65,11 +65,11 @@ def frame_weights(
     real: Bool[Tensor, "video frame"],
     video: VideoFeatures,
 ) -> Float[Tensor, "video frame"]:
-    """What each frame weighs; padding nothing. `video` is what the release makes of the pixels, on the CPU."""
+    """Return the weight of each frame, 0 on padding. `video` are the features of the pixels, on the CPU."""
     if release.model.pool_temperature is not None:
         assert video.relevance is not None, "a model that pools by relevance gives its relevance"
         weights = (video.relevance.float() / release.model.pool_temperature).softmax(-1)
-        return weights.masked_fill(~real, 0)  # the model may have pooled padding; nobody can watch it
+        return weights.masked_fill(~real, 0)  # the model may have pooled padding, which nobody can watch
     cosines = torch.full(real.shape, -torch.inf)
     owner = real.nonzero()[:, 0]
     cosines[real] = (unit(_alone(release, pixels, real, video)) * unit(video.vector)[owner]).sum(-1)
@@ -82,7 +82,7 @@ def _alone(
     real: Bool[Tensor, "video frame"],
     video: VideoFeatures,
 ) -> Float[Tensor, "real dim"]:
-    """A vector for every real frame."""
+    """Return a vector for every real frame."""
     frames = video.contextual if video.contextual is not None else video.frames
     if frames is None:
         return release.encode_frames(pixels[real].unsqueeze(1), real[real].unsqueeze(1)).to("cpu").vector

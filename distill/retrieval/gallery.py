@@ -1,11 +1,11 @@
-"""Galleries: what a set of videos is searched by, sealed with the release that made it.
+"""A gallery: vectors and tokens of a set of videos, sealed with the release that made them, ready to be searched.
 
-A gallery is a folder (distill/retrieval/generation.py) of segments (distill/retrieval/segment.py), made and added to by
-distill/retrieval/indexing.py. It is opened by its release, which encodes what is asked. Rows are numbered over all
-segments in order; a deleted row keeps its number until the gallery is compacted.
+It is a folder (distill/retrieval/generation.py) of segments (distill/retrieval/segment.py), which
+distill/retrieval/indexing.py makes and adds to. It is opened with its release, which encodes the queries. Rows are
+numbered over all segments in order; a deleted row keeps its number until the gallery is compacted.
 
-A model of one stage is searched by the inner products of its vectors. One that reranks (`rerank_fields`) takes the best
-of these and orders them anew by its full score, from their tokens.
+One-stage models rank by the inner products of their vectors. Two-stage models (`rerank_fields`) retrieve candidates by
+inner product, then rerank them with the full score, from their tokens.
 """
 
 import itertools
@@ -44,8 +44,8 @@ class Hit:
     seconds: tuple[float, float]  # the moment with the highest frame weights
     duration: float  # of the file
     timestamps: tuple[float, ...]  # of the frames that the model saw
-    weights: tuple[float, ...]  # what the model gives each of them; padding, if it pools that too, takes the rest of 1
-    span: tuple[float, float] | None  # what this row stands for; None: the whole file
+    weights: tuple[float, ...]  # of these frames; padding, if the model pools it too, has the rest of 1
+    span: tuple[float, float] | None  # seconds of the file that this row stands for; None: the whole file
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class CaptionHit:
 class Gallery:
     """An open gallery and the release that encodes its queries.
 
-    It keeps the generation that it was opened with, whatever others add or delete; `refreshed` gives the newest. Asking
-    is safe from several threads at once.
+    It keeps the generation that it was opened with, whatever others add or delete; `refreshed` returns the newest.
+    Searching is safe from several threads at once.
 
         release = distill.release.load("runs/student/release")
         gallery = distill.retrieval.Gallery.open("gallery", release)
@@ -97,7 +97,7 @@ class Gallery:
         raise AssertionError("unreachable")
 
     def refreshed(self) -> "Gallery":
-        """The newest generation: this very object if nothing changed; what has not changed is not opened again."""
+        """Return the newest generation: this object if nothing changed; unchanged segments are not opened again."""
         if generation.current(self.path, self.manifest):
             return self
         return self._open(self.path, self.release, self.table.segments)
@@ -109,17 +109,17 @@ class Gallery:
         return self.row(video) is not None
 
     def row(self, video: str) -> int | None:
-        """The row of a video, by its id; None if it is not here or was deleted."""
+        """Return the row of a video by its id; None if it is not here or was deleted."""
         return next((row for row in self.table.find(video) if self.about(row)["id"] == video), None)
 
     def about(self, row: int) -> dict[str, Any]:
-        """What is known of a row: `id`, `source`, `timestamps` and `duration` (seconds); of a span `file`, `span`."""
+        """Return a row's `id`, `source`, `timestamps`, `duration` (seconds); for a span also `file` and `span`."""
         return self.table.about(row)
 
     def file(self, video: str) -> Path | None:
-        """The file of a video (by its id, or a file's); None where the gallery does not know the video or its folder.
+        """Return the file of a video, by its id or its file's; None where the gallery knows neither video nor folder.
 
-        Never a file outside that folder, wherever a link or a damaged gallery points.
+        Never returns a file outside that folder, wherever a link or a damaged gallery points.
         """
         rows = self.table.find(video)
         folder = self.table.folder(self.about(rows[0])) if rows else None
@@ -138,12 +138,12 @@ class Gallery:
         exact: bool = False,
         calibrated: bool = True,
     ) -> list[list[Hit]]:
-        """The `k` best videos for each query, best first; among equal scores the lower row.
+        """Return the `k` best videos for each query, best first; among equal scores the lower row.
 
         Where tokens are stored, `candidates` videos (default `CANDIDATES`, at least `k`) are reranked by full score.
         A gallery with a calibration answers in its order, unless `calibrated` is False; scores stay similarities.
-        `exact` takes no short cuts: it compares with every vector even where there is an approximate index, and scores
-        all candidates in full.
+        `exact` compares with every vector even where there is an approximate index, and scores all candidates in
+        full.
         Raises `ExpectedError` for an empty query, `k` or `candidates` below 1, and `candidates` where nothing reranks.
         """
         _check_asked(k, candidates, self.path, self.reranks)
@@ -168,11 +168,11 @@ class Gallery:
 
     @torch.inference_mode()
     def like(self, video: str | Path | VideoFeatures, k: int) -> list[Hit]:
-        """The `k` videos most like a video: an id of this gallery, a file, or features (one row) of the release.
+        """Return the `k` videos most like a video: an id of this gallery, a file, or features (one row) of the release.
 
-        Scores are inner products of vectors, of models that rerank too: their full score takes a text. The video itself
-        is left out, and so are other spans of its file. Raises `ExpectedError` for an unknown id, `VideoError` for a
-        file that cannot be read.
+        Scores are inner products of vectors, for two-stage models too, whose full score needs a text. A video given by
+        id is left out of its own answer, and so are other spans of its file.
+        Raises `ExpectedError` for an unknown id, `VideoError` for a file that cannot be read.
         """
         _check_asked(k, None, self.path, self.reranks)
         vector, own = self._vector_of(video)
@@ -184,10 +184,10 @@ class Gallery:
     def search_captions(
         self, video: str | Path | VideoFeatures, k: int, candidates: int | None = None
     ) -> list[CaptionHit]:
-        """The `k` stored captions that fit a video best; `video` as in `like`.
+        """Return the `k` stored captions that match a video best; `video` as in `like`.
 
-        Where the model reranks, `candidates` captions are ordered by its full score. For that their texts are encoded
-        again, since only their vectors are stored: on a CPU that is the slow part, and fewer are faster.
+        Where the model reranks, `candidates` captions are reranked by its full score. Their texts are encoded again for
+        that, because only their vectors are stored; on a CPU this is the slow part.
         Raises `ExpectedError` where no captions are stored.
         """
         _check_asked(k, candidates, self.path, self.reranks)
@@ -230,7 +230,7 @@ class Gallery:
         part, own = self.table.place(row)
         about, weights = part.about[own], part.frame_weights[own].tolist()
         if not 0 < len(about["timestamps"]) <= len(weights) or not all(math.isfinite(weight) for weight in weights):
-            raise damaged(part.folder, f"frames of {about['id']!r} do not weigh what they could")
+            raise damaged(part.folder, f"frame weights of {about['id']!r} are missing or not finite")
         timestamps, duration, span = about["timestamps"], about["duration"], about.get("span")
         folder = self.table.folder(about)
         begin, end = span or (0.0, duration)
@@ -246,18 +246,18 @@ class Gallery:
         )
 
     def _check_scores(self, scores: Float[Tensor, "query k"]) -> None:
-        """Opening a gallery does not read its vectors, so damage may show only here."""
+        """Refuse scores that are not finite: opening a gallery reads no vectors, so damage may show only here."""
         if not scores.isfinite().all():
-            raise damaged(self.path, "a score is no finite number: tools/gallery.py verify finds the file")
+            raise damaged(self.path, "a score is not finite: tools/gallery.py verify finds the file")
 
     def _features_of(self, video: str | Path | VideoFeatures) -> VideoFeatures | None:
-        """None for an id, whose vector is stored."""
+        """Return the features of a file or of given features; None for an id, whose vector is stored."""
         if isinstance(video, Path):
             return self.release.encode_video(video)
         return None if isinstance(video, str) else video
 
     def _vector_of(self, video: str | Path | VideoFeatures) -> tuple[Float[Tensor, "1 dim"], set[int]]:
-        """The vector, and the rows of the gallery that are of the same file."""
+        """Return the vector, and the rows of the gallery that belong to the same file."""
         features = self._features_of(video)
         if features is not None:
             return self._index_vector(features), set()
@@ -272,7 +272,7 @@ class Gallery:
 
 
 def check_release(path: Path, manifest: Manifest, release: Encoder) -> None:
-    """Refuses a release that did not make the gallery."""
+    """Raise `ArtefactError` for a release that did not make the gallery."""
     found, expected = release.manifest.id, manifest.parents["release"]
     if found != expected:
         raise ArtefactError(
@@ -282,7 +282,7 @@ def check_release(path: Path, manifest: Manifest, release: Encoder) -> None:
 
 
 def release_path(gallery: str | Path, moved: Path | None = None) -> Path:
-    """Where a gallery's release is: where it stood when the gallery was made, as it was given, or where it was `moved`.
+    """Return where a gallery's release is: its place when the gallery was made, or where it was `moved`.
 
     Raises `ArtefactError` where there is none.
     """

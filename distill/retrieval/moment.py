@@ -10,7 +10,7 @@ LONE_FRAME = 1.0  # seconds that a video's only frame stands for
 def best_moment(
     weights: Sequence[float], timestamps: Sequence[float], duration: float, start: float = 0.0
 ) -> tuple[float, float]:
-    """The seconds around the heaviest frame whose frames weigh at least half as much, without a gap.
+    """Return the seconds around the frame with the highest weight, as far as neighbours weigh at least half as much.
 
     A frame stands for the time up to half way to its neighbours; nothing is shown before `start` or after `duration`.
     Frames come in any order, and may come twice.

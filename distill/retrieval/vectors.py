@@ -25,7 +25,7 @@ LEVELS = 127
 
 
 def encode(vectors: Float[Tensor, "row dim"], kind: str) -> dict[str, Tensor]:
-    """The columns that hold these vectors."""
+    """Return the columns that store these vectors."""
     if kind == "int8":
         scales = vectors.float().abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
         return {"vectors": (vectors / scales[:, None]).round().to(torch.int8), "scales": scales}
@@ -51,13 +51,13 @@ class Vectors:
     def top(
         self, queries: Float[Tensor, "query dim"], k: int
     ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-        """The `k` highest inner products of every query and their rows, best first, as `topk.top_k`."""
+        """Return the `k` highest inner products of every query and their rows, best first, as `topk.top_k`."""
         if self.stored.dtype == torch.float32:
             return top_k(queries, self.stored, k)
         floats, parts = torch.empty(min(BLOCK, len(self)), self.stored.shape[1]), []
         for start in range(0, len(self), BLOCK):
             stored = self.stored[start : start + BLOCK]
-            block = floats[: len(stored)].copy_(stored)  # one piece of memory for all: getting new ones took longer
+            block = floats[: len(stored)].copy_(stored)  # one buffer for all blocks: allocating new ones took longer
             if "scales" in self.columns:
                 block *= self.columns["scales"][start : start + BLOCK, None]
             scores, rows = top_k(queries, block, k)
@@ -68,7 +68,7 @@ class Vectors:
 def best(
     parts: Sequence[tuple[Float[Tensor, "query _"], Int64[Tensor, "query _"]]], k: int
 ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-    """The `k` best of several answers, each best first; among equals the earlier part, so the lower row."""
+    """Return the `k` best of several answers, each best first; among equals the earlier part, so the lower row."""
     if len(parts) == 1:
         return parts[0][0][:, :k], parts[0][1][:, :k]
     scores, rows = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
@@ -79,7 +79,7 @@ def best(
 def nearest(
     queries: Float[Tensor, "query dim"], segments: Sequence[Vectors], k: int, deleted: Int64[Tensor, " row"]
 ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-    """The `k` best rows over all segments, numbered through, without the `deleted` (ascending); fewer if there are."""
+    """Return the `k` best rows over all segments, numbered through, without the `deleted` (which ascend)."""
     answers = []
     for asking in queries.split(QUERIES):
         parts, base = [], 0
@@ -111,7 +111,7 @@ def _live(
 
 
 def among(rows: Int64[Tensor, "*shape"], some: Int64[Tensor, " row"]) -> Bool[Tensor, "*shape"]:
-    """Which of `rows` are in `some`, which ascends."""
+    """Return which of `rows` are in `some`, which ascends."""
     if not len(some):
         return torch.zeros_like(rows, dtype=torch.bool)
     return some[torch.searchsorted(some, rows.contiguous()).clamp(max=len(some) - 1)] == rows

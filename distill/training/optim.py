@@ -15,10 +15,10 @@ class OptimConfig(Config):
     """Learning rates per part of the model (CLIP4Clip, TeachCLIP), and by which rule weights follow the gradient.
 
     `adamw`: bias correction, no decay on vectors (norms, biases, scales), warm-up then a cosine over the rest.
-    `bertadam`: as the authors train: no bias correction, decay on all but biases, and a cosine that counts from the
-    first step, so that it stands below 1 where the warm-up ends; the first step has rate 0. They also keep weights and
-    moments in fp16, where small squares vanish: a CLIP rate of 1e-7 then acts like a far larger one. fp32 needs 1e-6 to
-    1e-5.
+    `bertadam`: the authors' optimizer: no bias correction, decay on all but biases, a cosine that counts from the
+    first step, so the rate starts its decay below the peak; the first step has rate 0. The authors also keep weights
+    and moments in fp16, where small squares vanish, so that a CLIP rate of 1e-7 acts like a far larger one; fp32
+    needs 1e-6 to 1e-5.
     """
 
     kind: Literal["adamw", "bertadam"] = "adamw"  # update rule and schedule
@@ -33,7 +33,7 @@ class OptimConfig(Config):
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
-    """One group per (learning rate, decay); a group's `peak_lr` is what the schedule scales."""
+    """Return the optimizer with one group per (learning rate, decay); the schedule scales a group's `peak_lr`."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -46,7 +46,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> to
 
 
 def schedule(step: int, total: int, config: OptimConfig) -> float:
-    """Factor on every group's peak rate at `step` (from 0) of `total`."""
+    """Return the factor on every group's peak rate at `step` (from 0) of `total`."""
     shape = authors_cosine if config.kind == "bertadam" else warmup_cosine
     return shape(step, total, config.warmup)
 
@@ -60,13 +60,13 @@ def warmup_cosine(step: int, total: int, warmup: float) -> float:
 
 
 def authors_cosine(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up from 0, then the half cosine of the whole run, of which the warm-up has passed over the start."""
+    """Linear warm-up from 0, then the half cosine of the whole run, whose start falls into the warm-up."""
     done = step / total
     return done / warmup if done < warmup else 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _decays(name: str, parameter: nn.Parameter, config: OptimConfig) -> bool:
-    """The authors' rule goes by names: their norms are called ln_*, and so decay with the embeddings and the scale."""
+    """Return whether a parameter decays; the authors decide by name, so norms (ln_*), embeddings and scale do."""
     return "bias" not in name if config.kind == "bertadam" else parameter.ndim > 1
 
 
