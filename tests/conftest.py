@@ -1,16 +1,21 @@
 """Small real things that several tests use: mp4 files, their frame sets, tiny towers, commands as processes."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+
+from distill.data.video import decode
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = {
@@ -100,6 +105,12 @@ def torchrun(processes: int, *args: str | Path, check: bool = True) -> subproces
     """`torchrun script ...` on a free port."""
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
     return command(*launcher, *args, check=check)
+
+
+def frames_at(source: Path | io.RawIOBase, indices: Sequence[int]) -> tuple[list[np.ndarray], list[float]]:
+    """The frames of a video at `indices`, in that order, and their seconds."""
+    found = {index: (frame, seconds) for index, frame, seconds in decode(source, indices)}
+    return [found[index][0] for index in indices], [found[index][1] for index in indices]
 
 
 @dataclass(frozen=True)

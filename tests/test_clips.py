@@ -77,10 +77,10 @@ def test_each_part_of_a_file_is_a_clip_of_its_own(tmp_path):
     path = write(tmp_path, "video,caption,start,end\na.mp4,x,0,4.5\na.mp4,y,4.5,9\na.mp4,z,0,4.5\nb,whole,,\n")
     clips = read_annotations(path, "csv", folder(tmp_path, "a.mp4", "b.avi"))
     assert texts(clips) == {"a#0-4.5": ["x", "z"], "a#4.5-9": ["y"], "b": ["whole"]}
-    assert [(clip.source, clip.start, clip.end) for clip in clips] == [
-        ("a.mp4", 0.0, 4.5),
-        ("a.mp4", 4.5, 9.0),
-        ("b.avi", None, None),
+    assert [(clip.source, clip.span) for clip in clips] == [
+        ("a.mp4", (0.0, 4.5)),
+        ("a.mp4", (4.5, 9.0)),
+        ("b.avi", None),
     ]
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import frames_at
 
 from distill.data.sampler import Clip4ClipSampler
-from distill.data.video import decode, probe
+from distill.data.video import probe
 from distill.demo import build
 from distill.demo.build import make_corpus
 from distill.demo.corpus import BACKGROUNDS, MOTIONS, SECONDS, SPLITS, STARS, plan
@@ -218,7 +219,7 @@ def test_the_sampler_sees_the_relevant_seconds_in_the_decoded_file(made):
         path = made / "videos" / f"{clip.video}.mp4"
         info = probe(path)
         assert (info.num_frames, info.fps, info.duration) == (SECONDS * FPS, FPS, SECONDS)
-        frames, times = decode(path, Clip4ClipSampler(kind="clip4clip").indices(info.num_frames, info.fps))
+        frames, times = frames_at(path, Clip4ClipSampler(kind="clip4clip").indices(info.num_frames, info.fps))
         assert times == list(range(SECONDS)) and frames[0].shape == (SIZE, SIZE, 3)
         for shot in clip.shots:
             for frame in frames[shot.start : shot.start + shot.seconds]:
@@ -240,7 +241,7 @@ def test_motions_can_be_told_from_whole_seconds(made):
             if shot.motion not in ("slides left", "slides right", "rises", "falls"):
                 continue
             seconds = range(shot.start, shot.start + shot.seconds)
-            frames, _ = decode(made / "videos" / f"{clip.video}.mp4", [second * FPS for second in seconds])
+            frames, _ = frames_at(made / "videos" / f"{clip.video}.mp4", [second * FPS for second in seconds])
             centres = []
             for frame in frames:
                 away = np.abs(frame.astype(int) - np.median(frame[:, :3], axis=(0, 1))).sum(-1) > 90

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import python
+from conftest import frames_at, python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.data.frames import FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tars import members
-from distill.data.video import decode, write_video
+from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
 from distill.packing.clips import read_annotations
 from distill.packing.downloads import open_video
@@ -119,8 +119,8 @@ def test_the_same_video_gives_the_same_frames_from_a_tar_and_from_a_folder(tmp_p
     (tmp_path / "plain.mp4").write_bytes(mp4[120])
     with open_video(tmp_path / "shards", "00000.tar/000000002_00000.mp4") as section:
         assert section.read() == mp4[120] and section.seek(-4, io.SEEK_END) == len(mp4[120]) - 4
-        inside, times = decode(section, [0, 3, 7])
-    outside, expected = decode(tmp_path / "plain.mp4", [0, 3, 7])
+        inside, times = frames_at(section, [0, 3, 7])
+    outside, expected = frames_at(tmp_path / "plain.mp4", [0, 3, 7])
     assert times == expected and all(np.array_equal(one, two) for one, two in zip(inside, outside, strict=True))
 
 

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from test_release import ARCHITECTURE, FRAMES, TEMPORAL, make, release
 
 from distill.catalogue import build, parse_model_config
-from distill.data.files import sample
 from distill.data.frames import FrameSet
 from distill.data.loader import pad
-from distill.data.pictures import decode_jpeg
 from distill.data.sampler import Clip4ClipSampler
+from distill.data.sampling import sample_video
 from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
@@ -82,8 +81,8 @@ class ColourEncoder:
         return VideoFeatures(vector=vector, relevance=None if temperature is None else relevance, real=real)
 
     def encode_video(self, video):
-        parts = sample(video, [None], Clip4ClipSampler(kind="clip4clip", num_frames=8), 32)
-        pixels, real = pad(np.stack([decode_jpeg(frame) for frame in parts[0].jpegs]), 8)
+        (sampled,) = sample_video(video, [None], Clip4ClipSampler(kind="clip4clip", num_frames=8), 32)
+        pixels, real = pad(sampled.pixels(), 8)
         return self.encode_frames(torch.from_numpy(pixels)[None], torch.from_numpy(real)[None])
 
 

@@ -229,8 +229,8 @@ def test_activitynet_makes_one_paragraph_of_a_whole_video(tmp_path):
     place(tmp_path, val_1__json=said)
     add_videos(tmp_path, "_a.mkv")
     assert read(tmp_path, "val_1.json", "activitynet") == [
-        Clip("v_b", (Caption("v_b#0", "A man sits. He  stands. He sits."),), "v_b.mp4", 0.0, 10.0),
-        Clip("v__a", (Caption("v__a#0", "x x"),), "_a.mkv", 0.0, 30.0),
+        Clip("v_b", (Caption("v_b#0", "A man sits. He  stands. He sits."),), "v_b.mp4", (0.0, 10.0)),
+        Clip("v__a", (Caption("v__a#0", "x x"),), "_a.mkv", (0.0, 30.0)),
     ]
     add_videos(tmp_path, "v__a.mp4")
     assert read(tmp_path, "val_1.json", "activitynet")[1].source == "v__a.mp4"
@@ -279,10 +279,10 @@ def test_didemo_makes_one_paragraph_of_a_video_whatever_its_names(tmp_path, name
     ]
     place(tmp_path, **{name.replace(".", "__"): moments(*rows, ("c.M2TS", "z"), ("d.", "w"))})
     assert read(tmp_path, name, "didemo") == [
-        Clip("1@N04_2", (Caption("1@N04_2#0", "a dog runs. it barks it barks"),), "1@N04_2.m4v", 0.0, 31.0),
-        Clip("b.x", (Caption("b.x#0", "first"),), "b.x.avi", 0.0, 31.0),
-        Clip("c", (Caption("c#0", "z"),), "c.M2TS", 0.0, 31.0),
-        Clip("d", (Caption("d#0", "w"),), "d.mp4", 0.0, 31.0),
+        Clip("1@N04_2", (Caption("1@N04_2#0", "a dog runs. it barks it barks"),), "1@N04_2.m4v", (0.0, 31.0)),
+        Clip("b.x", (Caption("b.x#0", "first"),), "b.x.avi", (0.0, 31.0)),
+        Clip("c", (Caption("c#0", "z"),), "c.M2TS", (0.0, 31.0)),
+        Clip("d", (Caption("d#0", "w"),), "d.mp4", (0.0, 31.0)),
     ]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from conftest import frames_at
 
-from distill.data.video import decode, probe, write_video
+from distill.data.video import probe, write_video
 from distill.errors import VideoError
 
 
@@ -44,7 +45,7 @@ def textured(count: int = 100) -> np.ndarray:
 def test_frames_come_back_exactly_and_in_the_order_asked(tmp_path):
     write_video(tmp_path / "a.mp4", coloured(60), 4)
     indices = [0, 4, 5, 31, 59, 7, 7]
-    frames, times = decode(tmp_path / "a.mp4", indices)
+    frames, times = frames_at(tmp_path / "a.mp4", indices)
     assert [number_of(frame) for frame in frames] == indices
     assert times == pytest.approx([index / 4 for index in indices])
     assert all(frame.shape == (64, 64, 3) and frame.dtype == np.uint8 for frame in frames)
@@ -52,7 +53,7 @@ def test_frames_come_back_exactly_and_in_the_order_asked(tmp_path):
 
 def test_frames_stored_out_of_order_come_back_in_presentation_order(tmp_path):
     encode(tmp_path / "b.mp4", coloured(60))
-    frames, times = decode(tmp_path / "b.mp4", range(60))
+    frames, times = frames_at(tmp_path / "b.mp4", range(60))
     assert [number_of(frame) for frame in frames] == list(range(60))
     assert times == pytest.approx([index / 25 for index in range(60)])
 
@@ -81,7 +82,7 @@ def test_a_phone_video_is_turned_upright(tmp_path):
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-    (frame,), _ = decode(tmp_path / "turned.mp4", [0])
+    (frame,), _ = frames_at(tmp_path / "turned.mp4", [0])
     assert frame.shape == (64, 32, 3)
     assert frame[:30].mean() > 240 and frame[-30:].mean() < 15
 
@@ -99,7 +100,7 @@ def test_what_is_no_video_has_a_reason_without_the_path(tmp_path, content, reaso
     path = tmp_path / "secret-name.mp4"
     if content is not None:
         path.write_bytes(content)
-    for read in (probe, lambda path: decode(path, [0])):
+    for read in (probe, lambda path: frames_at(path, [0])):
         with pytest.raises(VideoError, match=reason) as error:
             read(path)
         assert "secret-name" not in str(error.value)
@@ -136,14 +137,14 @@ def test_a_cut_file_whose_index_promises_more_never_reads_short(tmp_path, share)
     (tmp_path / "cut.mp4").write_bytes(content[: int(len(content) * share)])
     assert probe(tmp_path / "cut.mp4").num_frames == 100  # what the header says
     with pytest.raises(VideoError, match="truncated"):
-        decode(tmp_path / "cut.mp4", range(0, 100, 9))
-    assert len(decode(tmp_path / "cut.mp4", [0, 3])[0]) == 2  # what lies before the cut is still good
+        frames_at(tmp_path / "cut.mp4", range(0, 100, 9))
+    assert len(frames_at(tmp_path / "cut.mp4", [0, 3])[0]) == 2  # what lies before the cut is still good
 
 
 def test_a_frame_past_the_end_is_an_error_that_says_how_far_it_got(tmp_path):
     write_video(tmp_path / "a.mp4", coloured(10), 4)
     with pytest.raises(VideoError, match=re.escape("truncated: frame 10 asked for, only 10 got decoded")):
-        decode(tmp_path / "a.mp4", [0, 10])
+        frames_at(tmp_path / "a.mp4", [0, 10])
 
 
 def test_bytes_overwritten_in_the_middle_give_all_frames_or_an_error(tmp_path):
@@ -154,14 +155,14 @@ def test_bytes_overwritten_in_the_middle_give_all_frames_or_an_error(tmp_path):
         damaged[begin : begin + 3000] = bytes(len(damaged[begin : begin + 3000]))
         (tmp_path / "damaged.mp4").write_bytes(damaged)
         try:
-            frames, times = decode(tmp_path / "damaged.mp4", range(0, 100, 9))
+            frames, times = frames_at(tmp_path / "damaged.mp4", range(0, 100, 9))
         except VideoError:
             continue
         assert len(frames) == len(times) == 12
 
 
 def test_no_indices_need_no_file(tmp_path):
-    assert decode(tmp_path / "nowhere.mp4", []) == ([], [])
+    assert frames_at(tmp_path / "nowhere.mp4", []) == ([], [])
 
 
 def test_writing_again_gives_the_same_bytes_and_leaves_nothing_else(tmp_path):

@@ -12,7 +12,9 @@ from jaxtyping import UInt8
 
 from distill.data.building import ShardContent, build, claim, split
 from distill.data.frames import Caption, FrameSet
+from distill.data.pictures import encode_jpeg
 from distill.data.sampler import Clip4ClipSampler
+from distill.data.sampling import SampledVideo
 from distill.log import progress
 from distill.packing.clips import Clip
 from distill.packing.packing import frame_sample, seal_frames
@@ -41,9 +43,8 @@ def draw_frames(out: Path, *, videos: int, captions: int, num_frames: int, size:
             said = tuple(Caption(f"{row}#{n}", _caption(row, n, rng)) for n in range(captions))
             clip = Clip(video=f"drawn{row}", captions=said, source=f"drawn{row}.png")
             pictures = _windows(textures[row % TEXTURES], num_frames, size, rng)
-            samples[f"{name}{row:05d}"] = frame_sample(
-                clip, pictures, [float(n) for n in range(num_frames)], float(num_frames), size
-            )
+            jpegs, timestamps = [encode_jpeg(picture, size) for picture in pictures], [*map(float, range(num_frames))]
+            samples[f"{name}{row:05d}"] = frame_sample(clip, SampledVideo(jpegs, timestamps, float(num_frames)))
         report = {"skipped": [], "captions": captions * len(rows), "frames": num_frames * len(rows)}
         return ShardContent(samples, report)
 

@@ -1,22 +1,17 @@
-"""Video files as they are: found in a folder or a list, cut into spans, sampled as a model was trained.
+"""Find video files in a folder or a list, and divide them into spans.
 
-A file's id is its path below the video folder, without its ending. `sample` gives the very JPEGs that packing writes
-(`frames.encode_jpeg`), so a model sees the same numbers whether a video was packed before or not.
+A file's id is its path below the video folder, without its extension.
 """
 
-import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.data.pictures import encode_jpeg
-from distill.data.sampler import Sampler
-from distill.data.video import EXTENSIONS, probe, stem, walk
-from distill.errors import ArtefactError, ExpectedError, VideoError, check_regular
-
-Span = tuple[float, float] | None  # seconds of the file from and to; None: the whole file
+from distill.data.sampling import Span
+from distill.data.video import EXTENSIONS, stem
+from distill.errors import ArtefactError, ExpectedError, check_regular
 
 
 @dataclass(frozen=True)
@@ -27,15 +22,6 @@ class VideoFile:
     source: str  # path below the folder
     bytes: int
     changed: int  # nanoseconds
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What a model is shown of one span of a file."""
-
-    jpegs: list[bytes]
-    timestamps: list[float]  # seconds of the file, one per frame
-    duration: float  # of the file, seconds
 
 
 def find(source: Path, folder: Path | None = None) -> tuple[Path, list[VideoFile], list[dict[str, str]]]:
@@ -120,27 +106,3 @@ def spans(duration: float, seconds: float | None, overlap: float) -> list[Span]:
 def span_id(file: str, span: Span) -> str:
     """The id of one span: `holiday@30-60` is what `holiday` shows from second 30 to 60."""
     return file if span is None else f"{file}@{span[0]:.10g}-{span[1]:.10g}"
-
-
-def duration(path: Path) -> float | VideoError:
-    """Length in seconds, or why there is none. Runs in worker processes."""
-    try:
-        return probe(path).duration
-    except VideoError as reason:
-        return reason
-
-
-def sample(path: Path, parts: Sequence[Span], sampler: Sampler, size: int) -> list[Sampled] | VideoError:
-    """The frames of every span of one file, decoded in one pass, or why not. Runs in worker processes."""
-    try:
-        info = probe(path)
-        wanted = [sampler.indices(info.num_frames, info.fps, *(span or (None, None))) for span in parts]
-        frames = {
-            i: (encode_jpeg(frame, size), seconds) for i, frame, seconds in walk(path, {*itertools.chain(*wanted)})
-        }
-    except VideoError as reason:
-        return reason
-    return [
-        Sampled([frames[i][0] for i in chosen], [round(frames[i][1], 6) for i in chosen], info.duration)
-        for chosen in wanted
-    ]

@@ -9,7 +9,7 @@ process per core.
 
 import io
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -60,13 +60,7 @@ def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
     return None if ticks is None or base is None else float(ticks * base)
 
 
-def decode(source: str | Path | io.RawIOBase, indices: Sequence[int]) -> tuple[list[np.ndarray], list[float]]:
-    """The frames at `indices` (0-based, presentation order, repeats allowed) and their times in seconds."""
-    found = {index: (frame, seconds) for index, frame, seconds in walk(source, indices)}
-    return [found[index][0] for index in indices], [found[index][1] for index in indices]
-
-
-def walk(source: str | Path | io.RawIOBase, indices: Collection[int]) -> Iterator[tuple[int, np.ndarray, float]]:
+def decode(source: str | Path | io.RawIOBase, indices: Collection[int]) -> Iterator[tuple[int, np.ndarray, float]]:
     """(index, frame, seconds) of the frames at `indices`, each once, in the order of time; no other frame is held.
 
     Frames are decoded one after another up to the last index: seeking is faster, but not exact in every container.

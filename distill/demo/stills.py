@@ -14,7 +14,9 @@ from PIL import Image
 
 from distill.data.building import ShardContent, ShardRecord, build, claim, split
 from distill.data.frames import Caption
+from distill.data.pictures import encode_jpeg
 from distill.data.sampler import Clip4ClipSampler
+from distill.data.sampling import SampledVideo
 from distill.data.tokens import prune
 from distill.demo.corpus import BACKGROUNDS, describe, plan
 from distill.demo.draw import NOISE, SIZE, add_noise, backdrop, paste
@@ -79,7 +81,7 @@ def _shard(name: str, rows: range, seed: int) -> ShardContent:
     for number, (picture, caption) in enumerate(render_stills(rows, seed)):
         video = f"{name}-{number}"
         clip = Clip(video=video, captions=(Caption(video, caption),), source=f"{video}.png")
-        samples[f"{name}{number:05d}"] = frame_sample(clip, [picture], [0.0], 1.0, SIZE)
+        samples[f"{name}{number:05d}"] = frame_sample(clip, SampledVideo([encode_jpeg(picture, SIZE)], [0.0], 1.0))
     return ShardContent(samples, {"skipped": [], "captions": len(rows), "frames": len(rows)})
 
 

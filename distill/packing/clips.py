@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.data.frames import Caption
+from distill.data.sampling import Span
 from distill.data.video import EXTENSIONS, stem
 from distill.errors import ArtefactError
 from distill.packing.layouts import LAYOUTS, CaptionRow
@@ -30,13 +31,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Clip:
-    """A video, or the part of one between `start` and `end` seconds, and its captions."""
+    """A video, or one span of it, and its captions."""
 
     video: str  # the id that all later artefacts use
     captions: tuple[Caption, ...]
     source: str  # file name relative to the video folder, found or expected
-    start: float | None = None
-    end: float | None = None
+    span: Span = None
     unusable: str | None = None  # why it cannot be packed, where the annotations say so
 
 
@@ -80,10 +80,7 @@ def _clips(path: Path, rows: Iterable[CaptionRow], folder: "_Folder") -> list[Cl
         raise ArtefactError(f"{path}: no captions; expected at least one")
     if len(texts) < len(ids):
         log.info("%s: %d captions repeat one of the same video; each is kept", path, len(ids) - len(texts))
-    return [
-        Clip(video, tuple(captions[video]), sources[video], row.start, row.end, row.unusable)
-        for video, row in first.items()
-    ]
+    return [Clip(video, tuple(captions[video]), sources[video], row.span, row.unusable) for video, row in first.items()]
 
 
 def _check(row: CaptionRow) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
+from distill.data.sampling import Span
 from distill.data.video import EXTENSIONS, stem
 from distill.errors import ArtefactError, first_few
 from distill.packing.downloads import downloads
@@ -44,8 +45,7 @@ class CaptionRow(NamedTuple):
     text: str
     key: str | None = None  # caption id; None: the video's id and the caption's number within the video
     files: tuple[str, ...] = ()  # names the video may have, expected one first, extension optional; (): its id
-    start: float | None = None  # seconds; None: the whole video
-    end: float | None = None
+    span: Span = None
     unusable: str | None = None  # why the video cannot be packed, where that is known already
 
 
@@ -55,11 +55,12 @@ def read_csv(path: Path) -> Iterator[CaptionRow]:
     for number, (where, row) in enumerate(rows):
         name = filled(where, row, "video")
         start, end = (seconds(where, row, column) for column in ("start", "end"))
-        if (start is None) != (end is None) or (start is not None and end is not None and end <= start):
+        span = None if start is None or end is None else (start, end)
+        if (start is None) != (end is None) or (span is not None and span[1] <= span[0]):
             found = f"start {row.get('start', '')!r}, end {row.get('end', '')!r}"
             raise ArtefactError(f"{where}: expected both start and a later end, or neither; found {found}")
-        video = stem(name) if start is None else f"{stem(name)}#{start:.12g}-{end:.12g}"
-        yield CaptionRow(where, video, row["caption"], str(number), (name,), start, end)
+        video = stem(name) if span is None else f"{stem(name)}#{span[0]:.12g}-{span[1]:.12g}"
+        yield CaptionRow(where, video, row["caption"], str(number), (name,), span)
 
 
 def read_msrvtt(path: Path) -> Iterator[CaptionRow]:
@@ -143,7 +144,7 @@ def read_activitynet(path: Path) -> Iterator[CaptionRow]:
         if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
             raise ArtefactError(f"{where}: sentences: expected a list of strings, found {shortened(sentences)}")
         files = (video, video.removeprefix("v_"))
-        yield CaptionRow(where, video, _paragraph(sentences), files=files, start=0.0, end=float(math.ceil(duration)))
+        yield CaptionRow(where, video, _paragraph(sentences), files=files, span=(0.0, float(math.ceil(duration))))
 
 
 def read_didemo(path: Path) -> Iterator[CaptionRow]:
@@ -176,7 +177,7 @@ def read_didemo(path: Path) -> Iterator[CaptionRow]:
         videos = _split(list_path, [_didemo_id(name) for name in read_list(list_path)], sentences, path)
     for video in videos:
         files = tuple(dict.fromkeys([*names[video], video]))
-        yield CaptionRow(first[video], video, _paragraph(sentences[video]), files=files, start=0.0, end=DIDEMO_END)
+        yield CaptionRow(first[video], video, _paragraph(sentences[video]), files=files, span=(0.0, DIDEMO_END))
 
 
 def _didemo_id(name: str) -> str:

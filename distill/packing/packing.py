@@ -11,15 +11,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distill.config import Config
 from distill.data.building import Sample, ShardContent, ShardRecord, build, claim, sealed_files, split
 from distill.data.frames import VERSION
-from distill.data.pictures import JPEG_QUALITY, encode_jpeg
+from distill.data.pictures import JPEG_QUALITY
 from distill.data.sampler import Sampler
+from distill.data.sampling import SampledVideo, sample_video
 from distill.data.shards import open_sealed_shards
-from distill.data.video import decode, probe
 from distill.errors import ArtefactError, VideoError, first_few
 from distill.log import progress
 from distill.manifest import NAME, Manifest, file_sha256, seal
@@ -103,24 +101,21 @@ def _shard(name: str, clips: list[Clip], videos: Path, config: PackConfig) -> Sh
     captions = frames = 0
     for number, clip in enumerate(clips):
         try:
-            sample, count = _sample(clip, videos, config)
+            sampled = _sample(clip, videos, config)
         except VideoError as reason:
             skipped.append({"video": clip.video, "source": clip.source, "reason": str(reason)})
             continue
-        samples[f"{name}{number:05d}"] = sample
+        samples[f"{name}{number:05d}"] = frame_sample(clip, sampled)
         captions += len(clip.captions)
-        frames += count
+        frames += len(sampled.jpegs)
     return ShardContent(samples, {"skipped": skipped, "captions": captions, "frames": frames})
 
 
-def _sample(clip: Clip, videos: Path, config: PackConfig) -> tuple[Sample, int]:
+def _sample(clip: Clip, videos: Path, config: PackConfig) -> SampledVideo:
     if clip.unusable is not None:
         raise VideoError(clip.unusable)
     with _opened(videos, clip.source) as source:
-        info = probe(source)
-        wanted = config.sampler.indices(info.num_frames, info.fps, clip.start, clip.end)
-        pictures, timestamps = decode(source, wanted)
-    return frame_sample(clip, pictures, timestamps, info.duration, config.size), len(pictures)
+        return sample_video(source, [clip.span], config.sampler, config.size)[0]
 
 
 def _opened(videos: Path, source: str) -> AbstractContextManager[Path | Section]:
@@ -129,20 +124,17 @@ def _opened(videos: Path, source: str) -> AbstractContextManager[Path | Section]
     return open_video(videos, source) if tar.suffix == ".tar" and tar.is_file() else nullcontext(videos / source)
 
 
-def frame_sample(
-    clip: Clip, pictures: Sequence[np.ndarray], timestamps: Sequence[float], duration: float, size: int
-) -> Sample:
-    """The members of one video: what is known of it, and its frames as JPEG."""
-    jpegs = [encode_jpeg(picture, size) for picture in pictures]
+def frame_sample(clip: Clip, sampled: SampledVideo) -> Sample:
+    """Return the members of one video's sample: its description as JSON, and its frames as JPEG."""
     about = {
         "video": clip.video,
         "source": clip.source,
-        "duration": duration,
-        "timestamps": [round(seconds, 6) for seconds in timestamps],
-        "frames_sha256": hashlib.sha256(b"".join(jpegs)).hexdigest(),
+        "duration": sampled.duration,
+        "timestamps": sampled.timestamps,
+        "frames_sha256": hashlib.sha256(b"".join(sampled.jpegs)).hexdigest(),
         "captions": [{"id": caption.id, "text": caption.text} for caption in clip.captions],
     }
-    return {"json": canonical_json(about)} | {f"{i:03d}.jpg": jpeg for i, jpeg in enumerate(jpegs)}
+    return {"json": canonical_json(about)} | {f"{i:03d}.jpg": jpeg for i, jpeg in enumerate(sampled.jpegs)}
 
 
 def _hash_annotations(path: Path) -> str:
@@ -154,5 +146,5 @@ def _hash_annotations(path: Path) -> str:
 
 def _hash_clips(clips: list[Clip]) -> str:
     """Captions may live in a second file (MSR-VTT), so what was read is hashed too."""
-    rows = [[c.video, c.source, c.start, c.end, [[k.id, k.text] for k in c.captions]] for c in clips]
+    rows = [[c.video, c.source, *(c.span or (None, None)), [[k.id, k.text] for k in c.captions]] for c in clips]
     return json_sha256(rows)

@@ -27,10 +27,10 @@ from distill import __version__
 from distill.catalogue import INTERACTIONS, build, parse_model_config
 from distill.config import Config
 from distill.data.loader import pad
-from distill.data.pictures import fit
+from distill.data.pictures import decode_jpeg, encode_jpeg
 from distill.data.sampler import Sampler
+from distill.data.sampling import sample_video
 from distill.data.tokens import Tokenizer
-from distill.data.video import decode, probe
 from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError, first_few
 from distill.manifest import Manifest, open_sealed, seal, sealed_file
 from distill.model.clip import ClipModel
@@ -260,8 +260,12 @@ class Release:
         return VideoFeatures.cat([self.model.encode_video(p.to(self._device), r.to(self._device)) for p, r in parts])
 
     def encode_video(self, video: str | Path | np.ndarray) -> VideoFeatures:
-        """Features (one row) of a file, sampled as in training, or of frames that are sampled already."""
-        frames = self._cut(video) if isinstance(video, np.ndarray) else self._decode(Path(video))
+        """Return the features (one row) of a video file, or of frames that are sampled already.
+
+        A file is sampled as in training, so its features are those of its row in a gallery. Frames of
+        another size than the model's are cut and pass through the same JPEG; others are taken as they are.
+        """
+        frames = self._cut(video) if isinstance(video, np.ndarray) else self._sample(Path(video))
         pixels, real = pad(frames, self.num_frames)
         found = self.encode_frames(torch.from_numpy(pixels)[None], torch.from_numpy(real)[None])
         self._check_finite(found.vector)
@@ -277,13 +281,11 @@ class Release:
         """Query vectors, whose inner products with a gallery's vectors rank it or choose its candidates."""
         return self.model.query_vectors(self.encode_text(texts)).cpu()
 
-    def _decode(self, path: Path) -> UInt8[np.ndarray, "frame 3 size size"]:
+    def _sample(self, path: Path) -> UInt8[np.ndarray, "frame 3 size size"]:
         try:
-            info = probe(path)
-            pictures, _ = decode(path, self.config.frames.sampler.indices(info.num_frames, info.fps))
+            return sample_video(path, [None], self.config.frames.sampler, self.size)[0].pixels()
         except VideoError as reason:
             raise VideoError(f"{path}: {reason}") from None
-        return self._fit(pictures)
 
     def _cut(self, frames: np.ndarray) -> UInt8[np.ndarray, "frame 3 size size"]:
         ready = frames.shape[1:] == (3, self.size, self.size)
@@ -296,7 +298,8 @@ class Release:
             raise ExpectedError(
                 f"frames: {len(frames)}, expected at most {self.num_frames}; sample them first, or give the file's path"
             )
-        return frames if ready else self._fit(frames)
-
-    def _fit(self, pictures: Sequence[np.ndarray] | np.ndarray) -> UInt8[np.ndarray, "frame 3 size size"]:
-        return np.stack([np.asarray(fit(picture, self.size)).transpose(2, 0, 1) for picture in pictures])
+        if ready:
+            return frames
+        if frames.shape[1:3] == (self.size, self.size):
+            return frames.transpose(0, 3, 1, 2)
+        return np.stack([decode_jpeg(encode_jpeg(picture, self.size)) for picture in frames])

@@ -12,6 +12,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +22,11 @@ from jaxtyping import UInt8
 from pydantic import TypeAdapter
 
 from distill.data import files
-from distill.data.files import Sampled, Span, VideoFile
+from distill.data.files import VideoFile
 from distill.data.frames import FrameSet
-from distill.data.pictures import decode_jpeg
 from distill.data.sampler import Sampler
+from distill.data.sampling import SampledVideo, Span, attempt, sample_video
+from distill.data.video import probe
 from distill.errors import ArtefactError, ExpectedError, VideoError
 from distill.log import progress
 from distill.manifest import NAME
@@ -175,13 +177,13 @@ class FileSource(VideoSource):
                 yield [None]
             return
         paths = [(self.root / file.source,) for file in found]
-        lengths = in_order(self.pool, self.workers, files.duration, paths)
-        for file, length in zip(found, progress(lengths, "read lengths of videos", len(found)), strict=True):
-            if isinstance(length, VideoError):
-                self.broken.append(_note(file, length))
+        probed = in_order(self.pool, self.workers, partial(attempt, probe), paths)
+        for file, info in zip(found, progress(probed, "read lengths of videos", len(found)), strict=True):
+            if isinstance(info, VideoError):
+                self.broken.append(_note(file, info))
                 yield []
             else:
-                yield files.spans(length, cut.seconds, cut.overlap)
+                yield files.spans(info.duration, cut.seconds, cut.overlap)
 
     def load(self, items: Sequence[Item]) -> Iterator[Loaded | Note]:
         groups = [list(group) for _, group in groupby(items, key=lambda item: item.file)]
@@ -195,7 +197,7 @@ class FileSource(VideoSource):
             for g in groups
         ]
         with ThreadPoolExecutor(self.workers) as threads:
-            sampled = ((found,) for found in in_order(self.pool, self.workers, files.sample, jobs))
+            sampled = ((found,) for found in in_order(self.pool, self.workers, partial(attempt, sample_video), jobs))
             for group, (found, shown) in zip(groups, in_order(threads, self.workers, _decoded, sampled), strict=True):
                 file = self.files[group[0].file]
                 if isinstance(found, VideoError):
@@ -218,10 +220,8 @@ def _note(file: VideoFile, reason: VideoError) -> Note:
     return {"video": file.id, "source": file.source, "reason": str(reason)}
 
 
-def _decoded(found: list[Sampled] | VideoError) -> tuple[list[Sampled] | VideoError, list[Frames]]:
-    if isinstance(found, VideoError):
-        return found, []
-    return found, [np.stack([decode_jpeg(frame) for frame in part.jpegs]) for part in found]
+def _decoded(found: list[SampledVideo] | VideoError) -> tuple[list[SampledVideo] | VideoError, list[Frames]]:
+    return found, [] if isinstance(found, VideoError) else [part.pixels() for part in found]
 
 
 def in_order(
