@@ -11,7 +11,7 @@ ANNOTATIONS is the file of one split; what to give depends on the layout:
     msvd         train_list.txt, val_list.txt or test_list.txt with captions_msvd.json or raw-captions.json beside it
     vatex        train_list.txt or test_list.txt with ref_captions.json beside it
     lsmdc        LSMDC16_annos_training.csv, LSMDC16_annos_val.csv or LSMDC16_challenge_1000_publictect.csv
-    activitynet  train.json or val_1.json; train_ids.json or val_ids.json beside it, if any, decides the videos
+    activitynet  train.json or val_1.json, of which every video is packed; lists of ids beside it are not read
     didemo       train_data.json, val_data.json or test_data.json (or didemo_ before it); train_list.txt, val_list.txt
                  or test_list.txt beside it, if any, decides the videos
     webdataset   the folder of 00000.tar ... that img2dataset or video2dataset made; the videos are in it too

@@ -16,20 +16,21 @@ from distill.errors import ArtefactError, ExpectedError, check_regular
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A file below a video folder. A file that is not there has no bytes, and sampling it says so."""
+    """A file in a video folder. A missing file has 0 bytes here; sampling it raises the error."""
 
     id: str
     source: str  # path below the folder
     bytes: int
-    changed: int  # nanoseconds
+    changed: int  # time of the last change, nanoseconds
 
 
 def find(source: Path, folder: Path | None = None) -> tuple[Path, list[VideoFile], list[dict[str, str]]]:
-    """The video folder, the files of `source` in it, and those left out because another one has their id.
+    """Return the video folder, the files of `source` in it, and a note for each file that cannot be used.
 
-    `source` is a folder, searched through all its folders but hidden ones, or a text file with a path in every line,
-    absolute or relative to the text file. `folder` is the video folder: by default `source`, or the deepest one that
-    holds all files of the list.
+    `source` is a folder, searched with its subfolders except hidden ones, or a text file with one path per line,
+    absolute or relative to the text file. `folder` is the video folder: by default `source` itself, or the deepest
+    folder that contains all listed files. Two files that differ only in their extension have the same id; the first is
+    kept. Raises `ArtefactError` if there are no videos, `ExpectedError` if one lies outside the folder.
     """
     if source.is_dir():
         paths = sorted(_below(source))
@@ -92,9 +93,10 @@ def _file(root: Path, path: Path) -> VideoFile:
 
 
 def spans(duration: float, seconds: float | None, overlap: float) -> list[Span]:
-    """How a file of `duration` is cut: into spans of `seconds` that share `overlap` with the one before, or not at all.
+    """Divide a file of `duration` seconds into spans of `seconds` that overlap by `overlap` seconds.
 
-    The last ends with the file, and is longer than the overlap.
+    A file that is not longer than `seconds` stays whole. The last span ends with the file and is longer than the
+    overlap.
     """
     if seconds is None or duration <= seconds:
         return [None]
@@ -104,5 +106,5 @@ def spans(duration: float, seconds: float | None, overlap: float) -> list[Span]:
 
 
 def span_id(file: str, span: Span) -> str:
-    """The id of one span: `holiday@30-60` is what `holiday` shows from second 30 to 60."""
+    """Return the id of one span: `holiday@30-60` is the file `holiday` from second 30 to 60."""
     return file if span is None else f"{file}@{span[0]:.10g}-{span[1]:.10g}"

@@ -1,9 +1,8 @@
-"""Frame sets: what packing writes and everything after it reads.
+"""Frame sets: the sampled frames and captions of one split, which all later steps read.
 
 One sample per video, key `<shard><number>`: `<key>.json` (video id, source file, captions, timestamps) and
 `<key>.000.jpg`, `<key>.001.jpg` ... (the sampled frames, shorter side resized to `size` bicubically, centre-cropped).
-A frame set holds one split; its manifest lists the videos that could not be used, each with the reason.
-distill/packing/packing.py writes them.
+The manifest lists the videos that could not be used, each with the reason. distill/packing/packing.py writes it.
 """
 
 import json
@@ -25,12 +24,12 @@ from distill.manifest import NAME
 from distill.remote import Place, locate
 
 LARGEST = 1 << 14  # pixels of a side, and frames of a video: beyond any model
-VERSION = 2  # 1: an index did not hold what is known of the videos
+VERSION = 2  # in version 1 the index lacked the descriptions of the videos
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions
 class Caption:
-    """One sentence or paragraph said of a video; `id` is unique within an annotation file."""
+    """A sentence or paragraph that describes a video; `id` is unique within an annotation file."""
 
     id: str
     text: str
@@ -62,7 +61,7 @@ class FrameSet:
         self.size, self.num_frames = self._geometry()
 
     def _geometry(self) -> tuple[int, int]:
-        """Pixels of a side, and frames of a video, as the manifest says."""
+        """Return the height and width in pixels, and the number of frames per video, from the manifest."""
         sampler = self.manifest.config.get("sampler")
         size = self.manifest.config.get("size")
         frames = sampler.get("num_frames") if isinstance(sampler, dict) else None
@@ -78,13 +77,13 @@ class FrameSet:
         return len(self.videos)
 
     def pixels(self, video: int) -> UInt8[np.ndarray, "frame 3 height width"]:
-        """The real frames of one video (no padding), RGB."""
+        """Return the RGB frames of one video, without padding."""
         found = np.empty((len(self.videos[video].timestamps), self.size, self.size, 3), np.uint8)
         self.decode(video, found)
         return found.transpose(0, 3, 1, 2)
 
     def decode(self, video: int, into: UInt8[np.ndarray, "padded height width 3"]) -> None:
-        """Puts the real frames of one video into the first places of `into`, with no copy between."""
+        """Decode the frames of one video into the first positions of `into`, without an intermediate copy."""
         key = self.videos[video].key
         try:
             for number in range(len(self.videos[video].timestamps)):
@@ -97,7 +96,7 @@ class FrameSet:
             raise ArtefactError(f"{where}: frames of {key} cannot be decoded ({error}); make the set again") from None
 
     def check_settings(self, expected: dict[str, Any], model: Path) -> None:
-        """Refuses to feed `model` with frames that were sampled or cut by other settings than it was trained with."""
+        """Raise `ArtefactError` if the frames were sampled or cut with other settings than `model` was trained with."""
         packed = {key: self.manifest.config[key] for key in expected}
         if packed != expected:
             raise ArtefactError(
@@ -106,14 +105,14 @@ class FrameSet:
             )
 
     def shards(self) -> dict[str, list[int]]:
-        """Which videos (by number) stand in which tar."""
+        """Return the videos (by number) of each tar."""
         rows: dict[str, list[int]] = {}
         for number, video in enumerate(self.videos):
             rows.setdefault(self._shards.shard_of(video.key), []).append(number)
         return rows
 
     def source(self) -> ShardSource:
-        """Where the frames of every video come from."""
+        """Return the shards of this set and the key of every video, for prefetching."""
         return ShardSource(self._shards, [video.key for video in self.videos])
 
     def _add(self, key: str, about: Any) -> None:
@@ -129,11 +128,10 @@ class FrameSet:
             )
             texts = [video.id, video.source, video.frames_sha256, *(t for c in video.captions for t in (c.id, c.text))]
             if not all(isinstance(text, str) for text in texts):
-                raise TypeError("a text is none")
+                raise TypeError("an id, a caption or another text is missing")
             if not video.timestamps or not all(math.isfinite(second) for second in (video.duration, *video.timestamps)):
-                raise TypeError("a time is none")
+                raise TypeError("timestamps are missing or not finite")
         except (KeyError, TypeError, OverflowError) as error:
-            raise ArtefactError(
-                f"{self.path}: sample {key} is wrongly described ({error}); make the set again"
-            ) from None
+            reason = f"no field {error}" if isinstance(error, KeyError) else error
+            raise ArtefactError(f"{self.path}: sample {key}: {reason}; make the set again") from None
         self.videos.append(video)

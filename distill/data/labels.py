@@ -116,11 +116,12 @@ class StoredLabels:
             found = json.loads(self._shards.read(key, "labels.json"))
             texts = [found["video"], *(caption[k] for caption in found["captions"] for k in ("id", "text_sha256"))]
             if not all(isinstance(text, str) for text in [*texts, found["frames_sha256"]]):
-                raise ValueError("a text is none")
+                raise ValueError("an id, a caption or another text is missing")
             if not found["timestamps"] or not all(math.isfinite(second) for second in found["timestamps"]):
-                raise ValueError("a time is none")
+                raise ValueError("timestamps are missing or not finite")
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise ArtefactError(f"{self.path}: sample {key} is wrongly described ({error}); make it again") from None
+            reason = f"no field {error}" if isinstance(error, KeyError) else error
+            raise ArtefactError(f"{self.path}: sample {key}: {reason}; make it again") from None
         return found
 
     def names(self, key: str) -> list[str]:

@@ -22,7 +22,7 @@ from distill.config import Config
 from distill.data.frames import FrameSet
 from distill.data.labels import LabelSet
 from distill.data.prefetch import Rows, check_cache_size, fetched_ahead
-from distill.data.slots import Slots, room
+from distill.data.slots import Slots, buffer
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError, RecipeError
 
@@ -115,7 +115,7 @@ def pad(
 def pictures(frames: FrameSet, videos: Sequence[int], num_frames: int) -> UInt8[Tensor, "video padded 3 height width"]:
     """Decoded frames, then zeros. In memory the colours of a pixel stand together, as they come from the decoder: to
     part them takes a tenth of the decoding, and is left to the device (`clip.normalise`)."""
-    decoded = room((len(videos), num_frames, frames.size, frames.size, 3))
+    decoded = buffer((len(videos), num_frames, frames.size, frames.size, 3))
     for row, video in enumerate(videos):
         frames.decode(video, decoded[row].numpy())
         decoded[row, len(frames.videos[video].timestamps) :] = 0

@@ -1,4 +1,4 @@
-"""Pictures: cut to a model's size as CLIP does it, and stored as JPEG. Light to import: processes that decode do."""
+"""Fit pictures to a model's size as CLIP does, and store them as JPEG. Light to import, as decoding processes do so."""
 
 import io
 
@@ -10,7 +10,10 @@ JPEG_QUALITY = 95
 
 
 def fit(picture: np.ndarray, size: int) -> Image.Image:
-    """CLIP's preprocessing up to normalisation: bicubic resize of the shorter side, centre crop."""
+    """Resize the shorter side to `size` (bicubic) and crop the centre: CLIP's preprocessing before normalisation.
+
+    `picture` is uint8 RGB [height, width, 3].
+    """
     image = Image.fromarray(picture)
     width, height = image.size
     if (width, height) != (size, size):
@@ -23,13 +26,13 @@ def fit(picture: np.ndarray, size: int) -> Image.Image:
 
 
 def encode_jpeg(picture: np.ndarray, size: int) -> bytes:
-    """One frame as it is stored: fitted, quality 95, colours not subsampled."""
+    """Fit a frame and return it as JPEG of quality 95 without chroma subsampling."""
     buffer = io.BytesIO()
     fit(picture, size).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 
 
 def decode_jpeg(jpeg: bytes) -> UInt8[np.ndarray, "3 height width"]:
-    """One stored frame, RGB."""
+    """Return the RGB pixels of a stored frame."""
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB")).transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Shards of coming batches, brought into the cache while the present ones train."""
+"""Fetch the shards of coming batches into the cache while the current batch trains."""
 
 import contextlib
 import itertools
@@ -17,18 +17,18 @@ Rows = list[tuple[int, int]]  # (video, caption)
 
 @dataclass(frozen=True)
 class ShardSource:
-    """The shards of a frame set or a label set, and the key of every video's sample in them."""
+    """The shards of a frame set or a label set, and the key of each video's sample in them."""
 
     shards: Shards
     keys: Sequence[str]
 
     def tars(self, rows: Rows) -> Iterable[str]:
-        """The shards that these rows need, each once, in their order."""
+        """Return the shards that these rows need, each once, in the order of the rows."""
         return dict.fromkeys(self.shards.shard_of(self.keys[video]) for video, _ in rows)
 
 
 def check_cache_size(sources: Sequence[ShardSource], window: int, cache_gb: float) -> None:
-    """Refuses a cache that does not hold what neighbouring batches need: each step would fetch shards anew."""
+    """Raise `RecipeError` if the cache cannot hold the shards of neighbouring batches: steps would fetch them anew."""
     sizes = [sorted(source.shards.tar_bytes().values(), reverse=True) for source in sources]
     needed = sum(sum(some[: 2 * window or None]) for some in sizes)
     if needed > cache_gb * 1e9:
@@ -40,9 +40,9 @@ def check_cache_size(sources: Sequence[ShardSource], window: int, cache_gb: floa
 
 
 def fetched_ahead(batches: Iterable[Rows], sources: Sequence[ShardSource], window: int) -> Iterator[Rows]:
-    """The same batches; while one is used, threads fetch up to `window` shards (0: all) of each source that come next.
+    """Yield the same batches, while threads fetch the next `window` shards (0: all) of each source.
 
-    Nothing is started before the second batch is asked for, so that workers can be forked first.
+    No thread starts before the second batch is requested, so that a data loader can fork its workers first.
     """
     batches = iter(batches)
     yield from itertools.islice(batches, 1)
@@ -68,8 +68,8 @@ def fetched_ahead(batches: Iterable[Rows], sources: Sequence[ShardSource], windo
 def _asking_ahead(
     batches: Iterator[Rows], sources: Sequence[ShardSource], window: int, wanted: queue.SimpleQueue
 ) -> Iterator[Rows]:
-    coming: deque[tuple[Rows, int]] = deque()  # with how many shards each is the first to need
-    known: dict[tuple[int, str], None] = {}  # shards asked for, the one needed last at the end
+    coming: deque[tuple[Rows, int]] = deque()  # each batch with the number of shards that it is the first to need
+    known: dict[tuple[int, str], None] = {}  # requested shards, the most recently needed one at the end
     ahead, most = 0, window * len(sources)
     while True:
         while ahead < most and (rows := next(batches, None)) is not None:
@@ -81,7 +81,7 @@ def _asking_ahead(
                         new += 1
                     known.pop((number, tar), None)
                     known[number, tar] = None
-            while len(known) > 3 * most:  # what two windows and those ahead can hold; older ones may be removed
+            while len(known) > 3 * most:  # two windows and the shards ahead; the cache may have removed older ones
                 known.pop(next(iter(known)))
             coming.append((rows, new))
             ahead += new
@@ -95,5 +95,5 @@ def _asking_ahead(
 def _fetch(wanted: queue.SimpleQueue) -> None:
     while (job := wanted.get()) is not None:
         source, tar = job
-        with contextlib.suppress(ExpectedError):  # whoever reads the shard meets the same, and says so
+        with contextlib.suppress(ExpectedError):  # reading the shard will raise the same error, where it can be shown
             source.shards.fetch(tar)

@@ -1,8 +1,8 @@
-"""Which frames of a video are looked at: named, parametrised rules that travel with the frames they chose.
+"""Samplers: the rules that choose which frames of a video a model sees.
 
-A sampler is a strict config part (so it is hashed and stored with a frame set) with one method: number of frames, frame
-rate and optionally a clip's start and end in seconds -> source frame numbers, ascending unless its docstring says
-otherwise.
+A sampler is a strict config, so it is hashed and stored with the frames it chose. Its one method, `indices`, takes the
+number of frames, the frame rate and optionally the start and end of a clip in seconds, and returns frame numbers of the
+file (0-based), ascending unless the sampler's docstring says otherwise. It raises `VideoError` if a clip has too few.
 """
 
 import itertools
@@ -19,9 +19,9 @@ from distill.errors import VideoError
 class Clip4ClipSampler(Config):
     """CLIP4Clip's rule, shared by X-CLIP, TS2-Net, TeachCLIP and EERCF.
 
-    The frame rate is truncated to whole frames (29.97 -> 29); `fps` frames are taken from every second, including the
-    one that the clip ends in; of more than `num_frames`, `slice` keeps the first, the last, or evenly spaced ones
-    (places truncated, not rounded).
+    The frame rate is truncated to whole frames (29.97 -> 29), and `fps` frames are taken from every second, including
+    the second in which the clip ends. If these are more than `num_frames`, `slice` keeps the first, the last, or evenly
+    spaced ones (positions truncated, not rounded).
     """
 
     kind: Literal["clip4clip"]
@@ -33,7 +33,7 @@ class Clip4ClipSampler(Config):
     def indices(
         self, info_num_frames: int, info_fps: float, start: float | None = None, end: float | None = None
     ) -> list[int]:
-        """Frame numbers for a video of `info_num_frames` at `info_fps`; `start` and `end` cut a clip out (seconds)."""
+        """Return frame numbers of a video, or of the clip from second `start` to `end`."""
         rate = int(info_fps)
         if rate == 0:
             raise VideoError(f"frame rate below 1: {info_fps:g} per second")
@@ -62,11 +62,11 @@ class Clip4ClipSampler(Config):
 
 
 class GlsclSampler(Config):
-    """GLSCL's rule for MSR-VTT, MSVD and LSMDC; its loaders of DiDeMo and ActivityNet have CLIP4Clip's.
+    """GLSCL's rule for MSR-VTT, MSVD and LSMDC; for DiDeMo and ActivityNet its authors use CLIP4Clip's rule.
 
-    The frame rate over `fps` is rounded to a whole step (29.97 -> 30); every so many frames one is taken, from the
-    clip's first on; of more than `num_frames` evenly spaced ones are kept (places truncated, not rounded). The authors
-    then change the colours and shapes of training frames at random (RandAugment), which this project does not.
+    The frame rate divided by `fps` is rounded to a whole step (29.97 -> 30), and every step-th frame is taken, starting
+    with the clip's first. If these are more than `num_frames`, evenly spaced ones are kept (positions truncated, not
+    rounded). The authors then augment training frames at random (RandAugment); this project does not.
     """
 
     kind: Literal["glscl"]
@@ -76,7 +76,7 @@ class GlsclSampler(Config):
     def indices(
         self, info_num_frames: int, info_fps: float, start: float | None = None, end: float | None = None
     ) -> list[int]:
-        """Frame numbers for a video of `info_num_frames` at `info_fps`; `start` and `end` cut a clip out (seconds)."""
+        """Return frame numbers of a video, or of the clip from second `start` to `end`."""
         step = round(info_fps / self.fps)
         if step == 0:
             raise VideoError(f"frame rate below the sampler's: {info_fps:g} per second, {self.fps} asked")
@@ -92,13 +92,13 @@ class GlsclSampler(Config):
 
 
 class PromptSwitchSampler(Config):
-    """Prompt Switch's rule at test time: the video in `prompts` equal parts, `num_frames / prompts` passes over them.
+    """Prompt Switch's rule at test time: `num_frames / prompts` passes over a video divided into `prompts` equal parts.
 
-    Every pass takes one frame of every part, each pass a later one, and gives one cube of prompts. So with more than
-    one pass the frames are NOT in the order of time, and a very short video gives the same frame more than once; one
-    with fewer frames than parts gives fewer frames. Galleries sort by time before they show seconds, and teachers see
-    frames in the order of time; students that read the order of frames (temporal transformers) need another sampler.
-    In training the authors draw a random frame of every part; here a frame set is packed once.
+    Each pass takes one frame of every part, later in the part than the pass before, and forms one cube of prompts. With
+    more than one pass the frames are therefore NOT ordered by time. A very short video gives the same frame more than
+    once, and a video with fewer frames than parts gives fewer frames. Galleries sort by time before they show seconds,
+    and teachers see frames ordered by time; students that depend on the order of frames (temporal transformers) need
+    another sampler. In training the authors draw a random frame of every part; here a frame set is packed once.
     """
 
     kind: Literal["prompt_switch"]
@@ -114,8 +114,10 @@ class PromptSwitchSampler(Config):
     def indices(
         self, info_num_frames: int, info_fps: float, start: float | None = None, end: float | None = None
     ) -> list[int]:
-        """Frame numbers for a video of `info_num_frames` at `info_fps`; `start` and `end` cut a clip out (seconds), for
-        which the authors have no rule: its frames are taken for a video."""
+        """Return frame numbers of a video, or of the clip from second `start` to `end`, which is treated as a video.
+
+        The authors have no rule for clips.
+        """
         first = 0 if start is None else int(start * info_fps)
         behind = info_num_frames if end is None else min(math.ceil(end * info_fps), info_num_frames)
         if behind <= first:

@@ -1,9 +1,9 @@
-"""Memory for decoded pictures: fresh in the training process, recycled in a loader's worker.
+"""Reused buffers for decoded pictures in the workers of a data loader.
 
-What a worker makes goes to the training process through shared memory, whose fresh pages cost a third of the time in
-which their pictures were decoded. So a worker fills the same few slots in turns. A slot is filled again only after its
-batch was copied out of it: a worker is given the task that is `ahead` after a batch's when that batch is taken, and the
-one after only when the next is; so `ahead` + 1 slots are enough for one that is copied before the next is taken.
+A worker hands its batches to the training process through shared memory, and allocating fresh pages of it takes a third
+of the time that decoding takes. So each worker keeps `ahead` + 1 buffers and fills them in turn. torch sends a worker
+task i + `ahead` only after batch i was taken, so a buffer is never overwritten before its batch is copied, as long as
+the training process copies each batch before it takes the next.
 """
 
 import torch
@@ -13,14 +13,14 @@ from torch.utils.data import get_worker_info
 
 
 class Slots:
-    """One worker's slots; a task may take one."""
+    """The buffers of one worker, of which each task may take one."""
 
     def __init__(self, ahead: int):
         self._slots: list[Tensor | None] = [None] * (ahead + 1)
         self._taken = 0
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        """Shared uint8 memory with anything in it."""
+        """Return the next buffer: shared, uint8, uninitialised."""
         number = self._taken % len(self._slots)
         self._taken += 1
         slot = self._slots[number]
@@ -29,8 +29,11 @@ class Slots:
         return slot
 
 
-def room(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
-    """Memory for one task's pictures, with anything in it; a worker's dataset must have `slots`."""
+def buffer(shape: tuple[int, ...]) -> UInt8[Tensor, "..."]:
+    """Return uninitialised memory for the pictures of one task: a buffer in a worker, fresh memory elsewhere.
+
+    In a worker, the dataset must have an attribute `slots`.
+    """
     worker = get_worker_info()
     if worker is None:
         return torch.empty(shape, dtype=torch.uint8)

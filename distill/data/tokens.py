@@ -1,7 +1,7 @@
-"""Captions to token ids: CLIP's byte-pair tokenizer cut to `max_words`, optionally mapped to a smaller table.
+"""Turn captions into token ids with CLIP's byte-pair tokenizer, optionally mapped to a smaller token table.
 
-As CLIP4Clip does it: start token, at most `max_words - 2` tokens, end token, zeros up to `max_words` (its `_get_text`).
-The end token has the largest id of the table, so `ids.argmax` finds it.
+The layout is CLIP4Clip's (its `_get_text`): start token, at most `max_words - 2` tokens, end token, zeros up to
+`max_words`. The end token has the largest id of the table, so `ids.argmax` finds it.
 """
 
 import functools
@@ -19,9 +19,10 @@ VOCABULARY = "vocabulary.json"  # in a tower folder whose token table was pruned
 
 
 class Tokenizer:
-    """Turns texts into ids. `vocabulary` lists the stock ids that a pruned table kept, in the table's order.
+    """A tokenizer for texts of at most `max_words` tokens.
 
-    A pruned table's entry 0 is padding, 1 stands for every token that was not kept, and the last two are start and end.
+    `vocabulary` lists CLIP's ids that a pruned table kept, in the table's order. Entry 0 of a pruned table is padding,
+    entry 1 stands for every token that was not kept, and the last two are start and end.
     """
 
     def __init__(self, max_words: int, vocabulary: Sequence[int] | None = None):
@@ -32,7 +33,7 @@ class Tokenizer:
         self.start, self.end = size - 2, size - 1
 
     def __call__(self, texts: Sequence[str]) -> Int64[np.ndarray, "text word"]:
-        """Ids of each text, padded with 0."""
+        """Return the ids of each text, padded with 0."""
         ids = np.zeros((len(texts), self.max_words), np.int64)
         for row, text in enumerate(texts):
             words = _spell(text)[: self.max_words - 2]
@@ -43,16 +44,16 @@ class Tokenizer:
 
 
 def prune(texts: Sequence[str]) -> list[int]:
-    """The smallest vocabulary that spells `texts`: padding, unknown, the tokens used, start, end."""
+    """Return the smallest vocabulary that spells `texts`: padding, unknown, the tokens used, start, end."""
     bpe = _stock()
     used = sorted({token for text in texts for token in _spell(text)})
     special = len(bpe.encoder)
-    # -1 cannot be produced by the stock tokenizer: rows 0 and 1 are reached as padding and as unknown only.
+    # CLIP's tokenizer never produces -1, so rows 0 and 1 are used as padding and as unknown only.
     return [-1, -1, *used, special - 2, special - 1]
 
 
 def read_vocabulary(folder: Path) -> list[int] | None:
-    """The pruned table of a tower folder, or None where the stock table is used."""
+    """Return the pruned vocabulary of a tower folder, or None if it uses CLIP's full table."""
     path = folder / VOCABULARY
     if not path.is_file():
         return None
@@ -67,7 +68,7 @@ def read_vocabulary(folder: Path) -> list[int] | None:
 
 @functools.lru_cache(maxsize=1 << 18)
 def _spell(text: str) -> list[int]:
-    """Stock ids of a text; captions come back every epoch, so they are kept."""
+    """Return CLIP's ids of a text; cached, because captions come back every epoch."""
     return _stock().encode(text)
 
 

@@ -1,10 +1,9 @@
-"""Video files in and out, through PyAV, which is imported here and nowhere else.
+"""Read and write video files with PyAV, which only this module imports.
 
-`probe` says how many frames there are and how fast, `decode` returns exactly the frames asked for (RGB uint8,
-height x width x 3) with their times in seconds, `write_video` makes small H.264 files whose bytes depend on nothing but
-the frames. Whatever is wrong with a file is a `VideoError` whose text is a short reason without the path: packing goes
-on with the next video and reports the reason next to the id. Decoders run with one thread, because callers run one
-process per core.
+`probe` returns the number of frames, their rate and the length; `decode` yields exactly the frames asked for (uint8 RGB
+[height, width, 3]) with their times in seconds; `write_video` writes small H.264 files whose bytes depend on the frames
+alone. Every fault of a file is a `VideoError` with a short reason and no path: packing continues with the next video
+and reports the reason beside the video's id. Decoders use one thread, because callers run one process per core.
 """
 
 import io
@@ -26,15 +25,15 @@ EXTENSIONS += (".mpg", ".mpeg", ".wmv", ".3gp", ".3g2", ".mts", ".m2ts")  # Flic
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a sampler needs to know: frames in the file, frames per second, length in seconds."""
+    """The properties of a file that a sampler needs."""
 
     num_frames: int
-    fps: float
-    duration: float
+    fps: float  # frames per second
+    duration: float  # seconds
 
 
 def probe(source: str | Path | io.RawIOBase) -> VideoInfo:
-    """Reads the header; a container that declares no frame count (webm, mkv) is counted packet by packet."""
+    """Read the header; where it holds no frame count (webm, mkv), count the packets. Raises `VideoError`."""
     with _opened(source) as (container, stream):
         rate = stream.guessed_rate or stream.average_rate
         if not rate:
@@ -51,7 +50,7 @@ def probe(source: str | Path | io.RawIOBase) -> VideoInfo:
 
 
 def stem(name: str) -> str:
-    """The name without a video extension; any other dot belongs to the id."""
+    """Return the name without its video extension; anything else after a dot belongs to the id."""
     bare, extension = os.path.splitext(name)
     return bare if extension.lower() in EXTENSIONS else name
 
@@ -61,9 +60,10 @@ def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
 
 
 def decode(source: str | Path | io.RawIOBase, indices: Collection[int]) -> Iterator[tuple[int, np.ndarray, float]]:
-    """(index, frame, seconds) of the frames at `indices`, each once, in the order of time; no other frame is held.
+    """Yield (index, frame, seconds) of the frames at `indices` (0-based, in presentation order), each once, by time.
 
-    Frames are decoded one after another up to the last index: seeking is faster, but not exact in every container.
+    One frame is in memory at a time. Frames are decoded one after another up to the last index, because seeking, which
+    is faster, does not reach the exact frame in every container. Raises `VideoError` if the file ends too early.
     """
     if not indices:
         return
@@ -84,15 +84,15 @@ def decode(source: str | Path | io.RawIOBase, indices: Collection[int]) -> Itera
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: int | float) -> None:
-    """Writes uint8 frames [time, height, width, 3] as H.264; height and width must be even."""
+    """Write uint8 RGB frames [time, height, width, 3] as H.264; height and width must be even."""
     assert frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[-1] == 3, (frames.dtype, frames.shape)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            # The thread count is part of what x264 decides by. B-frames are off because with them it gave the same
-            # small frames different bytes from call to call (15 of 42 clips in 12 repeats; none without, 5 % larger).
+            # x264's output depends on its thread count. With B-frames the same small frames gave different bytes from
+            # call to call (15 of 42 clips in 12 repeats); without them none did, and the files are 5 % larger.
             options = {"preset": "veryfast", "crf": "23", "threads": "1", "bf": "0"}
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
             stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
@@ -105,7 +105,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: int | float) -> None:
 
 
 def _check(source: Path | io.RawIOBase) -> None:
-    """Reasons that FFmpeg would word worse."""
+    """Raise the reasons that FFmpeg would state less clearly."""
     if isinstance(source, Path) and not source.exists():
         raise VideoError("missing")
     if isinstance(source, Path) and not source.is_file():
@@ -118,7 +118,7 @@ def _check(source: Path | io.RawIOBase) -> None:
 
 @contextmanager
 def _opened(source: str | Path | io.RawIOBase) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """An open container and its first video stream; everything FFmpeg raises inside becomes a reason."""
+    """Open a container and its first video stream; turn every error of FFmpeg inside the block into a `VideoError`."""
     source = Path(source) if isinstance(source, str) else source
     _check(source)
     try:
@@ -141,13 +141,13 @@ def _opened(source: str | Path | io.RawIOBase) -> Iterator[tuple[av.container.In
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """RGB pixels as a player shows them: phones store a turned picture and the angle to turn it back by."""
+    """Return RGB pixels as a player shows them: phones store a rotated picture and the angle that undoes it."""
     image = frame.to_ndarray(format="rgb24")
     quarters = round(frame.rotation / 90) % 4  # the display matrix counts counterclockwise, as rot90 does
     return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
 
 
 def _reason(error: BaseException) -> str:
-    """FFmpeg's own words, without error number and file name."""
+    """Return FFmpeg's message without error number and file name."""
     words = getattr(error, "strerror", None) or str(error)
     return " ".join(words.split())

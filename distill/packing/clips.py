@@ -1,16 +1,16 @@
-"""Annotation files in, clips out: which videos there are, what is said of each, and where each file lies.
+"""Read an annotation file into clips: the videos, their captions, and the file of each.
 
-`LAYOUTS` (distill/packing/layouts.py) reads the files of each data set; here their rows become `Clip`s, by these rules:
+`LAYOUTS` (distill/packing/layouts.py) reads the files of each data set; this module groups their rows into `Clip`s:
 
-* Clips stand in the order in which their ids first appear, captions of a clip in the order of the file.
-* Every row is a caption of its own. One that repeats another of the same video word for word is kept, because published
-  protocols ask each as a query (MSVD: 10,845 of 80,827 captions); the number is logged once.
-* Videos may differ in their number of captions, and their rows may be scattered.
-* A caption's id is the file's own, in a csv without ids the row number, elsewhere `<video>#<number within the video>`;
-  one that occurs twice is an error.
-* One id means one file: rows of one video that name different files are an error. Where a row gives a name without
-  extension, the first of `EXTENSIONS` that lies in the folder is taken.
-* A video that is not in the folder is not an error here: packing reports it by id.
+* Clips keep the order in which their ids first appear, captions of a clip the order of the file.
+* Every row is a caption of its own. A caption that repeats another of the same video word for word is kept, because
+  published protocols use each as a query (MSVD: 10,845 of 80,827 captions). Their number is logged.
+* Videos may have different numbers of captions, and the rows of a video need not be adjacent.
+* A caption's id is the one in the file; without one it is the row number in a csv, `<video>#<number within the video>`
+  elsewhere. An id that occurs twice is an error.
+* One id means one file: rows of one video that name different files are an error. If a row gives a name without
+  extension, the first of `EXTENSIONS` that exists in the folder is taken.
+* A video that is missing from the folder is not an error here: packing reports it by id.
 """
 
 import logging
@@ -35,13 +35,13 @@ class Clip:
 
     video: str  # the id that all later artefacts use
     captions: tuple[Caption, ...]
-    source: str  # file name relative to the video folder, found or expected
+    source: str  # file name relative to the video folder; the expected name if there is no such file
     span: Span = None
-    unusable: str | None = None  # why it cannot be packed, where the annotations say so
+    unusable: str | None = None  # why it cannot be packed, if the annotations say so
 
 
 def read_annotations(path: Path, layout: str, videos: Path) -> list[Clip]:
-    """Reads an annotation file in one of `LAYOUTS` and finds the files in the folder `videos`."""
+    """Read an annotation file in one of `LAYOUTS` and find the files in the folder `videos`. Raises `ArtefactError`."""
     if layout not in LAYOUTS:
         raise ArtefactError(f"{path}: unknown annotation layout {layout!r}; expected one of {', '.join(LAYOUTS)}")
     if path.suffix.lower() in (".pkl", ".pickle"):
@@ -52,7 +52,7 @@ def read_annotations(path: Path, layout: str, videos: Path) -> list[Clip]:
 
 
 def _clips(path: Path, rows: Iterable[CaptionRow], folder: "_Folder") -> list[Clip]:
-    """Groups rows by video."""
+    """Group rows by video."""
     first: dict[str, CaptionRow] = {}
     sources: dict[str, str] = {}
     captions: dict[str, list[Caption]] = {}
@@ -91,12 +91,12 @@ def _check(row: CaptionRow) -> None:
         raise ArtefactError(f"{row.where}: empty caption for {row.video!r}; write one or delete it")
     try:
         f"{row.video}{row.key}{row.text}".encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a pair, \ud83d
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, \ud83d
         raise ArtefactError(f"{row.where}: {row.video!r}: not a character: {error.object[error.start]!r}") from None
 
 
 class _Folder:
-    """The video files of one folder, from a single listing: a stat per id is slow on network disks."""
+    """The files of one folder, listed once: one `stat` per video is slow on network file systems."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -112,14 +112,14 @@ class _Folder:
                         self.folders[entry.name] = None
         except OSError as error:
             raise ArtefactError(f"{path}: cannot be listed: {error.strerror}") from None
-        for extension in reversed(EXTENSIONS):  # the first of them wins
+        for extension in reversed(EXTENSIONS):  # so that the first of them wins
             for name in sorted(self.names):
                 bare, found = os.path.splitext(name)
                 if found.lower() == extension:
                     self.by_stem[bare] = name
 
     def find(self, names: tuple[str, ...]) -> str:
-        """The file that bears the first possible of `names`, in full or without extension; else the expected name."""
+        """Return the first of `names` that exists, with or without an extension; if none does, the expected name."""
         for name in names:
             if found := self._look_up(name):
                 return found

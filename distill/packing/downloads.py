@@ -1,8 +1,8 @@
-"""Shards as img2dataset and video2dataset leave them: `00000.tar` ... with the files of many downloads.
+"""Read the shards that img2dataset and video2dataset write: `00000.tar` ... with the files of many downloads.
 
-Of each download: `<key>.mp4` (or another video extension), `<key>.txt` (the caption), `<key>.json` (`caption`, `status`
-and much more). One that failed has no video and says so in its status. Keys may hold dots; clips of one video are
-called `<key>_<number>`. Videos are decoded where they lie: nothing is unpacked.
+A download has `<key>.mp4` (or another video extension), `<key>.txt` (the caption) and `<key>.json` (`caption`, `status`
+and much more). A failed one has no video, and its status says so. Keys may contain dots; clips of one video are called
+`<key>_<number>`. Videos are decoded inside the tar; nothing is unpacked.
 """
 
 import io
@@ -17,12 +17,12 @@ from distill.data.tars import Member, members
 from distill.errors import ArtefactError, VideoError
 from distill.log import progress
 
-LARGEST = 16 << 20  # bytes of a caption or of what is known of a video
+LARGEST = 16 << 20  # bytes of a caption or of a video's JSON
 
 
 @dataclass(frozen=True)
 class Download:
-    """One sample: its caption (perhaps empty), the name of its video below the folder, or why it has none to use."""
+    """One sample: its caption (perhaps empty), the path of its video in the folder, and why it is unusable, if so."""
 
     key: str
     caption: str
@@ -31,7 +31,7 @@ class Download:
 
 
 def tars(folder: Path) -> list[Path]:
-    """The shards of a folder, in the order of their names."""
+    """Return the shards of a folder, sorted by name."""
     if not folder.is_dir():
         raise ArtefactError(f"{folder}: no such folder; expected the one that holds 00000.tar ...")
     found = sorted(path for path in folder.iterdir() if path.suffix == ".tar" and path.is_file())
@@ -41,7 +41,7 @@ def tars(folder: Path) -> list[Path]:
 
 
 def downloads(folder: Path, extensions: Sequence[str]) -> Iterator[Download]:
-    """What the shards of a folder hold; videos are known by one of `extensions`, the first of which wins."""
+    """Yield the samples of all shards of a folder; of several videos of a key, the first of `extensions` is taken."""
     shown = tars(folder)
     for path in progress(shown, f"read {folder} (shards)", quiet=len(shown) < 4):
         with path.open("rb") as file:
@@ -65,7 +65,7 @@ def _download(
         caption = _text(file, found[".txt"]).strip() if ".txt" in found else ""
         caption = caption or str(known.get("caption") or "").strip()
         caption.encode()
-    except (ValueError, RecursionError) as error:  # also what is not UTF-8, and half of a surrogate pair
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and half of a surrogate pair
         return Download(key, "", source, f"its text cannot be read ({error})")
     status = known.get("status") or "success"
     if status != "success":
@@ -83,7 +83,7 @@ def _text(file: io.BufferedReader, member: Member) -> str:
 
 
 def open_video(folder: Path, source: str) -> "Section":
-    """The video `source` (`<tar>/<name>`) as a file."""
+    """Open the video `source` (`<tar>/<name>`) as a file. Raises `VideoError` if the tar has no such member."""
     tar, _, name = source.partition("/")
     found = _listing(folder / tar).get(name)
     if found is None:
@@ -98,7 +98,7 @@ def _listing(tar: Path) -> dict[str, Member]:
 
 
 class Section(io.RawIOBase):
-    """One member of a tar, read as a file."""
+    """A member of a tar, read as a file."""
 
     def __init__(self, tar: Path, member: Member):
         self._file, self._member, self._position = tar.open("rb"), member, 0

@@ -1,16 +1,16 @@
-"""The layouts annotation files come in: one function per data set, annotation file of one split in, `CaptionRow`s out.
+"""Read the annotation files of each data set: one function per layout, from the file of one split to `CaptionRow`s.
 
-`LAYOUTS` is the table. What all layouts share:
+`LAYOUTS` is the table of them. All layouts share these rules:
 
-* Text only (JSON, csv, lists of ids, or the text in downloaded shards); a pickle is refused, with the command that
-  turns it into JSON.
-* A list of ids decides which videos there are and their order. An id that stands in it twice counts once (logged); an
-  id without captions is an error that names it. Captions of videos that are not listed are left out.
-* Captions of one video keep the order of the file, need not stand together and may differ in number between videos.
-* Of a name only a video extension is cut off; any other dot belongs to the id.
+* Only text is read (JSON, csv, lists of ids, or the text in downloaded shards). A pickle is refused with the command
+  that turns it into JSON.
+* If a layout reads a list of ids, the list decides the videos and their order. A repeated id counts once (logged); an
+  id without captions is an error. Captions of videos that are not listed are ignored.
+* Captions of a video keep the order of the file; they need not be adjacent, and videos may have different numbers.
+* Only a video extension is removed from a name; any other dot belongs to the id.
 * A paragraph is the video's sentences in the order of the file, stripped and joined by one space.
 
-How captions become clips, what repeats mean and how files are found: distill/packing/clips.py.
+distill/packing/clips.py groups the rows into clips, treats repeated captions and finds the files.
 """
 
 import logging
@@ -38,19 +38,19 @@ DIDEMO_END = 31.0  # seconds; longer videos were cut to 30 s for annotation, and
 
 
 class CaptionRow(NamedTuple):
-    """One caption as an annotation file has it."""
+    """One caption of an annotation file."""
 
     where: str  # file and place in it, for errors
     video: str  # id
     text: str
     key: str | None = None  # caption id; None: the video's id and the caption's number within the video
-    files: tuple[str, ...] = ()  # names the video may have, expected one first, extension optional; (): its id
+    files: tuple[str, ...] = ()  # possible names of the video, likeliest first, extension optional; (): its id
     span: Span = None
-    unusable: str | None = None  # why the video cannot be packed, where that is known already
+    unusable: str | None = None  # why the video cannot be packed, if that is known already
 
 
 def read_csv(path: Path) -> Iterator[CaptionRow]:
-    """Plain csv: `video,caption[,start,end]`; each part of a file is a clip of its own, `name#start-end`."""
+    """Read a plain csv, `video,caption[,start,end]`; each part of a file is a clip of its own, `name#start-end`."""
     _, rows = read_rows(path, required=("video", "caption"))
     for number, (where, row) in enumerate(rows):
         name = filled(where, row, "video")
@@ -64,12 +64,12 @@ def read_csv(path: Path) -> Iterator[CaptionRow]:
 
 
 def read_msrvtt(path: Path) -> Iterator[CaptionRow]:
-    """MSR-VTT, and VATEX in its layout: a csv with a `video_id` column, captions in it or in a JSON file beside it.
+    """Read MSR-VTT, or VATEX in its layout: a csv with a `video_id` column, captions in it or in a JSON beside it.
 
-    With a `sentence` column (1k-A test, full split) every row is a caption, its id the `key` column or the row number;
-    without one (7k and 9k training) the captions are those of `MSRVTT_data.json` or else `VATEX_data.json`, with their
-    `sen_id`. The published lists: 9k (9,000 ids) is everything but 1k-A test; 7k (7,010) is the official train and
-    validation splits together.
+    With a `sentence` column (1k-A test, full split) every row is a caption, whose id is the `key` column or the row
+    number. Without one (7k and 9k training) the captions come from `MSRVTT_data.json`, or else `VATEX_data.json`, with
+    their `sen_id`. Of the published lists, 9k (9,000 ids) is everything except 1k-A test; 7k (7,010) is the official
+    train and validation splits together.
     """
     columns, rows = read_rows(path, required=("video_id",))
     if "sentence" in columns:
@@ -92,23 +92,26 @@ def read_msrvtt(path: Path) -> Iterator[CaptionRow]:
 
 
 def read_msvd(path: Path) -> Iterator[CaptionRow]:
-    """MSVD: `{train,val,test}_list.txt`, beside it `captions_msvd.json` or else `raw-captions.json`.
+    """Read MSVD: `{train,val,test}_list.txt`, and beside it `captions_msvd.json` or else `raw-captions.json`.
 
     The JSON is `{id: [caption, ...]}`; a caption is a string or the list of its words. The published lists hold
-    1,200, 100 and 670 videos with 80,827 captions, of which 10,845 repeat another one of their video.
+    1,200, 100 and 670 videos with 80,827 captions, of which 10,845 repeat another caption of their video.
     """
     return _by_list(path, MSVD_CAPTIONS)
 
 
 def read_vatex(path: Path) -> Iterator[CaptionRow]:
-    """VATEX: `{train,test}_list.txt`, beside it `ref_captions.json` as MSVD has it. (`VATEX_test.csv`: read_msrvtt.)"""
+    """Read VATEX: `{train,test}_list.txt`, and beside it `ref_captions.json` in MSVD's form.
+
+    For `VATEX_test.csv` use `read_msrvtt`.
+    """
     return _by_list(path, VATEX_CAPTIONS)
 
 
 def read_lsmdc(path: Path) -> Iterator[CaptionRow]:
-    """LSMDC: tab-separated, no header, quotes stand for themselves; `clip_id`, four times, `sentence`.
+    """Read LSMDC: tab-separated, no header, quotes are plain characters; `clip_id`, four times, `sentence`.
 
-    Clips are files of their own, so the times are not used; a file may lie in a folder named after its movie.
+    Every clip is a file of its own, so the times are not used. The file may lie in a folder named after its movie.
     """
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
@@ -126,11 +129,11 @@ def read_lsmdc(path: Path) -> Iterator[CaptionRow]:
 
 
 def read_activitynet(path: Path) -> Iterator[CaptionRow]:
-    """ActivityNet Captions, paragraph per video: `train.json` or `val_1.json`, `{id: {duration, sentences, ...}}`.
+    """Read ActivityNet Captions, a paragraph per video: `train.json` or `val_1.json`, `{id: {duration, sentences}}`.
 
-    The split is all entries, in their order: the published 4,917 of `val_1.json`. Lists of ids that circulate beside it
-    are not read (one of them, of 4,925 ids, lacks a video of the published split and names nine without captions).
-    Ids keep their `v_`, files may lack it. The clip is the whole video: 0 to its duration, rounded up.
+    The split is all entries in their order: for `val_1.json` the published 4,917. Lists of ids that circulate beside it
+    are not read (one, of 4,925 ids, lacks a video of the published split and names nine without captions). Ids keep
+    their `v_`; file names may lack it. A clip is the whole video, from 0 to its duration rounded up.
     """
     entries = read_json(path)
     if not isinstance(entries, dict):
@@ -148,11 +151,12 @@ def read_activitynet(path: Path) -> Iterator[CaptionRow]:
 
 
 def read_didemo(path: Path) -> Iterator[CaptionRow]:
-    """DiDeMo, paragraph per video: `{train,val,test}_data.json` or `didemo_*_data.json`, `[{video, description}, ...]`.
+    """Read DiDeMo, a paragraph per video: `{train,val,test}_data.json` or `didemo_*_data.json`.
 
-    The id is the file name without extension, or without a dot at its end. Some videos stand under two names (x.mov,
-    x.mp4): by id they are the published 1,065 validation and 1,004 test videos, by name 1,094 and 1,037. With
-    `{train,val,test}_list.txt` beside it (extensions optional), that decides the videos and their order.
+    The JSON is `[{video, description}, ...]`. The id is the file name without its extension and without dots at its
+    end. Some videos have two names (x.mov, x.mp4): counted by id there are the published 1,065 validation and 1,004
+    test videos, by name 1,094 and 1,037. If `{train,val,test}_list.txt` lies beside it (extensions optional), the list
+    decides the videos and their order.
     """
     entries = read_json(path)
     if not isinstance(entries, list):
@@ -185,7 +189,7 @@ def _didemo_id(name: str) -> str:
 
 
 def _by_list(path: Path, names: tuple[str, ...]) -> Iterator[CaptionRow]:
-    """A list of ids, and `{id: [caption, ...]}` in the first of `names` that lies beside it."""
+    """Read a list of ids, and `{id: [caption, ...]}` from the first of `names` that exists beside it."""
     if path.suffix.lower() == ".json":
         raise ArtefactError(f"{path}: expected the split's list of ids, such as train_list.txt; captions lie beside it")
     listed = read_list(path)
@@ -206,7 +210,7 @@ def _by_list(path: Path, names: tuple[str, ...]) -> Iterator[CaptionRow]:
 
 
 def _split(path: Path, listed: list[str], captions: dict[str, Any], source: Path) -> list[str]:
-    """The listed videos, each once; all of them must have captions in `source`."""
+    """Return the listed videos, each once; each must have captions in `source`."""
     videos = _once(path, listed)
     bare = [video for video in videos if not captions.get(video)]
     if bare:
@@ -237,7 +241,7 @@ def _sentences(path: Path) -> list[Any]:
 
 
 def _beside(path: Path, names: tuple[str, ...]) -> Path:
-    """The first of `names` that lies in the folder of `path`."""
+    """Return the first of `names` that exists in the folder of `path`."""
     for name in names:
         if path.with_name(name).is_file():
             return path.with_name(name)
@@ -249,9 +253,9 @@ def _beside(path: Path, names: tuple[str, ...]) -> Path:
 
 
 def read_webdataset(path: Path) -> Iterator[CaptionRow]:
-    """A folder of shards that img2dataset or video2dataset downloaded, videos and captions together.
+    """Read a folder of shards that img2dataset or video2dataset downloaded, videos and captions together.
 
-    A download that failed, or that has no caption, is a row too: it is reported, not packed.
+    A failed download, or one without a caption, is a row too, so that packing can report it.
     """
     for found in downloads(path, EXTENSIONS):
         where = f"{path / found.source.partition('/')[0]}: {found.key}"

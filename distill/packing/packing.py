@@ -1,7 +1,7 @@
-"""Packing: every video that an annotation file names, sampled, cut to size and written into a frame set.
+"""Pack the videos that an annotation file names into a frame set: sample each and write its frames and captions.
 
-Shards are made in parallel, each once and whole (distill/data/building.py); a video that cannot be used is listed in
-the manifest with the reason. distill/data/frames.py says what a frame set holds, and reads it.
+Shards are built in parallel, each once and as a whole (distill/data/building.py). A video that cannot be used is listed
+in the manifest with the reason. distill/data/frames.py describes the format and reads it.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from distill.workers import worker_pool
 
 
 class PackConfig(Config):
-    """What decides the bytes of a frame set."""
+    """The settings that decide the bytes of a frame set."""
 
     sampler: Sampler
     size: int = 224  # pixels, height = width
@@ -38,7 +38,11 @@ class PackConfig(Config):
 def pack(
     annotations: Path, layout: str, videos: Path, out: Path, config: PackConfig, workers: int | None = None
 ) -> Manifest:
-    """Packs every video that `annotations` names into `out`; unusable ones are listed in the manifest, with reasons."""
+    """Pack every video that `annotations` names into `out` and return the manifest, which lists the unusable ones.
+
+    A finished set with the same settings is kept. Raises `ArtefactError` for a set with other settings, for faulty
+    annotations, and if no video can be used.
+    """
     clips = read_annotations(annotations, layout, videos)
     source = {
         "annotations_sha256": _hash_annotations(annotations),
@@ -68,7 +72,7 @@ def _run(jobs: Sequence[tuple[Any, ...]], workers: int, videos: int) -> list[Sha
 
 
 def seal_frames(out: Path, settings: dict[str, Any], records: list[ShardRecord]) -> Manifest:
-    """Seals a frame set whose shards are all made; `settings` is what decided their bytes."""
+    """Seal a frame set whose shards are all built; `settings` are recorded as what decided their bytes."""
     skipped = [note for record in records for note in record.report["skipped"]]
     counts = {
         "videos": sum(record.tar.rows for record in records),
@@ -119,7 +123,7 @@ def _sample(clip: Clip, videos: Path, config: PackConfig) -> SampledVideo:
 
 
 def _opened(videos: Path, source: str) -> AbstractContextManager[Path | Section]:
-    """A video file, or one that lies in a downloaded shard of the folder."""
+    """Open a video that is a file of the folder, or a member of a downloaded shard in it."""
     tar = videos / source.partition("/")[0]
     return open_video(videos, source) if tar.suffix == ".tar" and tar.is_file() else nullcontext(videos / source)
 
@@ -138,13 +142,16 @@ def frame_sample(clip: Clip, sampled: SampledVideo) -> Sample:
 
 
 def _hash_annotations(path: Path) -> str:
-    """Of downloaded shards, which may be terabytes, names and sizes count; what they say is hashed with the clips."""
+    """Hash an annotation file; of downloaded shards, which may be terabytes, hash names and sizes only.
+
+    The captions in the shards are hashed with the clips.
+    """
     if not path.is_dir():
         return file_sha256(path)
     return json_sha256([[tar.name, tar.stat().st_size] for tar in tars(path)])
 
 
 def _hash_clips(clips: list[Clip]) -> str:
-    """Captions may live in a second file (MSR-VTT), so what was read is hashed too."""
+    """Hash the clips as they were read, because captions may come from a second file (MSR-VTT)."""
     rows = [[c.video, c.source, *(c.span or (None, None)), [[k.id, k.text] for k in c.captions]] for c in clips]
     return json_sha256(rows)

@@ -1,6 +1,6 @@
-"""Text files in, plain values out: UTF-8 text, JSON, csv rows, lists; anything else is refused, with the place.
+"""Read text files into plain values: UTF-8 text, JSON, csv rows, lists. Errors name the file and the line.
 
-Nothing here knows what an annotation means: distill/packing/layouts.py does.
+distill/packing/layouts.py interprets the values.
 """
 
 import csv
@@ -15,7 +15,7 @@ from distill.errors import ArtefactError, check_regular
 
 
 def read_text(path: Path) -> str:
-    """The whole file, without a byte order mark."""
+    """Return the whole file, without a byte order mark."""
     check_regular(path)
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -28,12 +28,12 @@ def read_text(path: Path) -> str:
 
 
 def read_list(path: Path) -> list[str]:
-    """A list file: one id or query in every line, empty lines skipped."""
+    """Read a list file: one id or query per line, empty lines skipped."""
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; a key that appears twice in one object is an error."""
+    """Read a JSON file; a key that appears twice in one object is an error."""
     try:
         return json.loads(read_text(path), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
@@ -41,7 +41,7 @@ def read_json(path: Path) -> Any:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Python keeps the last of equal keys, which would drop captions in silence."""
+    """Refuse equal keys: Python would keep the last one and drop captions in silence."""
     known = dict(pairs)
     if len(known) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -50,7 +50,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_rows(path: Path, required: tuple[str, ...]) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
-    """Column names, and (place, row) pairs whose missing cells are empty strings."""
+    """Return the column names, and (place, row) pairs in which missing cells are empty strings."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="", strict=True, skipinitialspace=True)
     try:
         columns = [column.strip() for column in reader.fieldnames or []]
@@ -77,7 +77,7 @@ def read_rows(path: Path, required: tuple[str, ...]) -> tuple[list[str], Iterato
 
 
 def filled(where: str, row: dict[str, str], column: str) -> str:
-    """A cell that must not be empty."""
+    """Return a cell, which must not be empty."""
     value = row[column].strip()
     if not value:
         raise ArtefactError(f"{where}: {column}: empty; expected the name of a video")
@@ -85,7 +85,7 @@ def filled(where: str, row: dict[str, str], column: str) -> str:
 
 
 def seconds(where: str, row: dict[str, str], column: str) -> float | None:
-    """A cell with a time, or None where it is empty or absent."""
+    """Return a cell as seconds, or None if it is empty or there is no such column."""
     text = row.get(column, "").strip()
     if not text:
         return None
@@ -99,7 +99,7 @@ def seconds(where: str, row: dict[str, str], column: str) -> float | None:
 
 
 def refuse_pickle(path: Path) -> NoReturn:
-    """Reading a pickle runs whatever its author put in, so that is left to the user."""
+    """Refuse a pickle: reading one runs any code its author put in, so that decision is the user's."""
     code = f"json.dump(pickle.load(open({path.name!r}, 'rb')), open({path.with_suffix('.json').name!r}, 'w'))"
     advice = f'if you trust its origin, run in its folder: python -c "import json, pickle; {code}"'
     raise ArtefactError(f"{path}: pickles can run code and are not read, JSON is; {advice}")

@@ -1,7 +1,7 @@
-"""Sources: where an index takes its videos from, a frame set or video files, one row of the gallery after another.
+"""Sources of videos to index: a frame set, or video files. Each yields the future rows of a gallery in order.
 
-An `Item` is one row to be. `load` gives what is known of it and its frames (uint8 [frame, 3, size, size], no padding),
-or, where it is broken, a note of that in their place.
+An `Item` is a future row. `load` yields its description and its frames (uint8 [frame, 3, size, size], no padding), or a
+note with the reason if its video cannot be read.
 """
 
 import os
@@ -35,15 +35,15 @@ from distill.workers import worker_pool
 
 Result = TypeVar("Result")
 Frames = UInt8[np.ndarray, "frame 3 height width"]
-Note = dict[str, str]  # of a broken video: video (id), source, reason
+Note = dict[str, str]  # why a video is left out: video (id), source, reason
 
-FEW = 16  # files that are decoded here: a pool of processes takes longer to start
-AHEAD = 4  # jobs that wait, ready, per worker
+FEW = 16  # up to so many files are decoded in this process, because a pool of processes takes longer to start
+AHEAD = 4  # finished jobs that may wait, per worker
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Files longer than `seconds` become spans of that length, which share `overlap` seconds with the one before."""
+    """How to divide long files: into spans of `seconds` that overlap by `overlap` seconds."""
 
     seconds: float
     overlap: float = 0.0
@@ -58,18 +58,18 @@ class Cut:
 
 @dataclass(frozen=True)
 class Item:
-    """One row to be."""
+    """A future row of the gallery."""
 
     id: str
-    file: str  # id of the file that it is of: its own, unless the file is cut
-    mark: tuple[Any, ...]  # what it is made from
-    changed: int  # when its file was, nanoseconds; 0 where the mark says all
-    place: int  # in its source
+    file: str  # id of its file; the row's own id, unless the file is divided into spans
+    mark: tuple[Any, ...]  # identifies its input: source, bytes and span, or source and hash of the frames
+    changed: int  # time of the file's last change, nanoseconds; 0 if the mark holds a hash
+    place: int  # position in its source
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """One row's input."""
+    """The description and the frames of one item."""
 
     item: Item
     about: dict[str, Any]
@@ -77,42 +77,42 @@ class Loaded:
 
 
 class VideoSource(ABC):
-    """Rows to be, in order."""
+    """The videos to index, in the order of their rows."""
 
-    name: str  # of the source, as it was given
-    parents: dict[str, str]  # ids of manifests
-    folder: Path | None  # of the video files
+    name: str  # path of the source, as the user gave it
+    parents: dict[str, str]  # ids of the manifests it comes from
+    folder: Path | None  # where the video files are
     items: list[Item]
-    broken: list[Note]  # found before any was loaded
+    broken: list[Note]  # files left out before any was loaded
 
     @abstractmethod
     def load(self, items: Sequence[Item]) -> Iterator[Loaded | Note]:
-        """The input of these rows, in order."""
+        """Yield the input of these rows in order, or a note for each that cannot be read."""
 
     @abstractmethod
     def captions(self, item: Item) -> Sequence[tuple[str, str]]:
-        """(id, text) of all that was said of a video."""
+        """Return (id, text) of each caption of a video."""
 
 
 @contextmanager
 def open_source(
     path: Place, folder: Path | None, frames_config: dict[str, Any], model: Path, cut: Cut | None, workers: int | None
 ) -> Iterator[VideoSource]:
-    """A frame set, a folder of video files, or a text file that lists some; sampled as `frames_config` says.
+    """Open a frame set, a folder of video files, or a text file that lists some, to be sampled as `frames_config` says.
 
-    `folder` is the one of the video files, `model` names in errors what needs such frames; `workers` processes (one
-    per core) decode files.
+    `folder` holds the video files; `model` is the release named in errors; `workers` processes decode (default: one per
+    core). Raises `ArtefactError` or `ExpectedError` for what cannot be indexed.
     """
     workers = workers or len(os.sched_getaffinity(0))
     if (path / NAME).is_file():
         if cut is not None:
-            raise ExpectedError(f"{path}: a frame set, whose frames are chosen; --segments cuts video files")
+            raise ExpectedError(f"{path}: the frames of a frame set are already chosen; --segments cuts video files")
         frames = FrameSet(path)
         frames.check_settings(frames_config, model)
         yield FrameSetSource(frames, folder, workers)
         return
     if not isinstance(path, Path):
-        raise ExpectedError(f"{path}: no frame set (no {NAME}); video files are read from disks, not from URLs")
+        raise ExpectedError(f"{path}: not a frame set (no {NAME}); video files are read from disks, not from URLs")
     root, found, left_out = files.find(path, folder)
     sampler, size = TypeAdapter(Sampler).validate_python(frames_config["sampler"]), frames_config["size"]
     if workers == 1 or len(found) <= FEW:
@@ -123,7 +123,7 @@ def open_source(
 
 
 class FrameSetSource(VideoSource):
-    """The videos of a frame set; `folder` is where their files are, if that is known."""
+    """The videos of a frame set; `folder` is where their files are, if known."""
 
     def __init__(self, frames: FrameSet, folder: Path | None, workers: int):
         self.name, self.frames, self.folder, self.workers = str(frames.path), frames, folder, workers
@@ -145,7 +145,7 @@ class FrameSetSource(VideoSource):
 
 
 class FileSource(VideoSource):
-    """Video files below `folder`. Processes of `pool` decode them; without one they are decoded here."""
+    """Video files in `folder`, decoded by the processes of `pool`, or in this process if there is none."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class FileSource(VideoSource):
                 self.spans.append(span)
 
     def _cut(self, found: list[VideoFile], cut: Cut | None) -> Iterator[list[Span]]:
-        """The spans of every file: none of one whose length cannot be read."""
+        """Yield the spans of every file; a file whose length cannot be read has none and is noted as broken."""
         if cut is None:
             for _ in found:
                 yield [None]
@@ -227,7 +227,7 @@ def _decoded(found: list[SampledVideo] | VideoError) -> tuple[list[SampledVideo]
 def in_order(
     pool: Executor | None, workers: int, function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]]
 ) -> Iterator[Result]:
-    """Results of `function(*job)` in order, made a little ahead of the consumer; without a pool, one by one."""
+    """Yield the results of `function(*job)` in order, computed a little ahead of the consumer if there is a pool."""
     if pool is None:
         yield from (function(*job) for job in jobs)
         return
@@ -241,6 +241,6 @@ def in_order(
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise ArtefactError(
-            "a process that decodes videos died: out of memory, or a file that its decoder does not survive; run the "
-            "same command with --workers 1 to see where it stops, and take that file away"
+            "a process that decodes videos died: it ran out of memory, or a file crashed the decoder; run the same "
+            "command with --workers 1 to see at which file it stops, and remove that file"
         ) from None
