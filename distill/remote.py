@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import fsspec
-
 from distill.disk import FULL
 from distill.errors import ArtefactError, ExpectedError
 
@@ -122,8 +120,10 @@ class RemotePath:
         return {name: entry for name, entry in entries.items() if name}
 
     @property
-    def _system(self) -> fsspec.AbstractFileSystem:
+    def _system(self) -> Any:
         """Return the file system; fsspec keeps one per protocol and process, and makes a new one after a fork."""
+        import fsspec  # here: command lines are parsed without it
+
         protocol = self.url.partition("://")[0]
         return fsspec.filesystem(protocol, use_listings_cache=False, **_options(protocol))
 

@@ -172,7 +172,7 @@ def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
         "40",
         "--queries",
         "20",
-        "--recall",
+        "--candidates",
         "2",
         "39",
         "--sizes",

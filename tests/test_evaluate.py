@@ -13,7 +13,7 @@ from distill.data.frames import FrameSet
 from distill.errors import ArtefactError, ExpectedError
 from distill.evaluation.evaluate import video_numbers
 from distill.evaluation.metrics import recall_interval
-from distill.evaluation.protocol import captions_of, fingerprint
+from distill.evaluation.standing import captions_of, fingerprint
 from distill.model.clip import ClipModel
 from distill.packing.packing import PackConfig, pack
 from distill.release.release import write_release
@@ -115,7 +115,7 @@ def test_earlier_results_stand_in_the_same_table(result, teacher, world, tmp_pat
 def test_two_stages_are_measured_both_ways_in_a_block_of_their_own(student, world, tmp_path, capsys):
     frames, out = FrameSet(world.frames["test"]), tmp_path / "eercf.json"
     videos, captions = len(frames), len(captions_of(frames)[0][1]) * len(frames)
-    run(student, world.frames["test"], "--protocol", "demo", "--recall", "2", str(captions), "--out", out)
+    run(student, world.frames["test"], "--protocol", "demo", "--candidates", "2", str(captions), "--out", out)
     plain, block = capsys.readouterr().out.split("\n\nTwo stages: ")
     found = json.loads(out.read_text())
     few, whole = found["two_stage"]
@@ -133,9 +133,9 @@ def test_two_stages_are_measured_both_ways_in_a_block_of_their_own(student, worl
 
 def test_two_stages_are_refused_where_there_is_one(teacher, student, world, capsys):
     with pytest.raises(ExpectedError, match="kind xclip has one score and no second stage; leave --candidates out"):
-        run(teacher, world.frames["test"], "--protocol", "demo", "--recall", "5")
+        run(teacher, world.frames["test"], "--protocol", "demo", "--candidates", "5")
     with pytest.raises(SystemExit):
-        run(student, world.frames["test"], "--protocol", "demo", "--recall", "0")
+        run(student, world.frames["test"], "--protocol", "demo", "--candidates", "0")
     assert "expected how many candidates to score in full, at least 1" in capsys.readouterr().err
 
 

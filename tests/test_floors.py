@@ -42,6 +42,7 @@ FLOORS = {
     "distill.experiment": 13,
     "distill.run": 14,
     "tools": 14,
+    "distill.cli": 15,
 }
 ONLY_IN = {
     "deepspeed": {"distill/training/engine.py"},

@@ -243,7 +243,7 @@ def test_a_gallery_of_two_stages_reranks_its_candidates(model, dim, token_bytes,
         hits = gallery.search([query], k, candidates)[0]
         assert [hit.video for hit in hits] == [names[video] for video in expected]
         assert [hit.score for hit in hits] == pytest.approx(full[expected].tolist(), abs=2e-4), "float16 tokens"
-    search.main([str(tmp_path / "gallery"), query, "--k", "2", "--recall", "2", "--json"])
+    search.main([str(tmp_path / "gallery"), query, "--k", "2", "--candidates", "2", "--json"])
     hits = json.loads(capsys.readouterr().out)
     assert [hit["video"] for hit in hits] == [hit.video for hit in gallery.search([query], 2, 2)[0]]
     with pytest.raises(ExpectedError, match="candidates: 0, expected the number of videos to rerank"):

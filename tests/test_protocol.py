@@ -9,7 +9,8 @@ import pytest
 from distill.data.frames import FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
-from distill.evaluation.protocol import PROTOCOLS, Protocol, captions_of, fingerprint, standing
+from distill.evaluation.protocol import PROTOCOLS, Protocol
+from distill.evaluation.standing import captions_of, fingerprint, standing
 from distill.packing.packing import PackConfig, pack
 
 ROWS = [(f"clip{number}", f"{colour} moves") for number, colour in enumerate(("red", "green", "blue"))]

@@ -21,19 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from distill import comm, log
-from distill.bench import loader, passes, steps, waiting
-from distill.bench.drawn import draw_frames
-from distill.bench.rounds import machine
-from distill.config import read_recipe
-from distill.data.frames import FrameSet
 from distill.errors import ExpectedError, door
-from distill.model.towers import read_architecture
-from distill.recipe import Recipe
-from distill.records import write_json
-from distill.training import engine
 
 LOADER = """How many videos a second the training loader decodes, beside PIL alone.
 
@@ -61,7 +49,7 @@ CAPTIONS = 20  # of a video, as in MSR-VTT
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, measures, prints."""
+    """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = _command(commands, "loader", LOADER, _loader)
@@ -82,10 +70,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     one.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="processes (default 0 1 2)")
     one.add_argument("--steps", type=int, default=15, metavar="N", help="that count (default 15)")
     args = parser.parse_args(argv)
-    log.setup()
     numbers = [value for name in ("batch", "rounds", "pairs", "epochs", "steps") if (value := getattr(args, name, 1))]
     if min(numbers) < 1 or min(getattr(args, "workers", [0])) < 0:
         raise ExpectedError("counts must be at least 1, and --workers at least 0")
+
+    from distill import log
+    from distill.bench.rounds import machine
+    from distill.records import write_json
+
+    log.setup()
     measured = args.measure(args)
     if args.json is not None:
         write_json(args.json, {"machine": machine()} | {part: found.tree() for part, found in measured.items()})
@@ -102,6 +95,10 @@ def _command(commands: Any, name: str, about: str, measure: Any) -> argparse.Arg
 
 
 def _loader(args: argparse.Namespace) -> dict[str, Any]:
+    from distill.bench import loader
+    from distill.bench.drawn import draw_frames
+    from distill.data.frames import FrameSet
+
     with tempfile.TemporaryDirectory() as folder:
         if args.frames is not None:
             frames = FrameSet(args.frames)
@@ -111,6 +108,16 @@ def _loader(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _labels(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from distill import comm
+    from distill.bench import passes, steps
+    from distill.bench.drawn import draw_frames
+    from distill.config import read_recipe
+    from distill.model.towers import read_architecture
+    from distill.recipe import Recipe
+    from distill.training import engine
+
     student = read_recipe(args.recipe, [*args.overrides, "model.clip.weights=random", "labels=[]"], Recipe)
     teachers = [read_recipe(path, ["model.clip.weights=random"], Recipe) for path in args.teachers]
     pairs = args.pairs or (student.data.batch_size if torch.cuda.is_available() else PAIRS)
@@ -139,6 +146,10 @@ def _labels(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
+    from distill.bench import waiting
+    from distill.config import read_recipe
+    from distill.recipe import Recipe
+
     recipe = read_recipe(args.recipe, args.overrides, Recipe)
     cached = recipe.train.stem_cache_gb
     caches = [cached, 0.0] if cached else [0.0]

@@ -38,24 +38,17 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from distill import log
-from distill.bench import contenders, galleries
-from distill.bench.retrieval import RetrievalReport, claims, measure_searches, table
-from distill.bench.rounds import machine
-from distill.bench.synthetic import Sizes, World
-from distill.data.frames import FrameSet
+from distill.deprecation import keep_old_option
 from distill.errors import ExpectedError, door
-from distill.records import write_json
-from distill.release.release import load
-from distill.retrieval.approximate import check_installed
-from distill.retrieval.upkeep import LEAST
+
+if TYPE_CHECKING:
+    from distill.bench.retrieval import RetrievalReport
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, measures, and prints a table for each gallery."""
+    """Measure, and print a table for each gallery."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("releases", type=Path, nargs="*", metavar="RELEASE", help="releases to measure on --frames")
     parser.add_argument("--frames", type=Path, metavar="FRAMES", help="a folder made by tools/pack_frames.py")
@@ -63,14 +56,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--videos", type=int, default=10_000, metavar="N", help="of the models (default 10000; 0: leave them out)"
     )
     parser.add_argument("--queries", type=int, default=100, metavar="N", help="synthetic ones (default 100)")
-    parser.add_argument(
-        "--recall",
+    candidates = parser.add_argument(
+        "--candidates",
         type=int,
         nargs="+",
         default=[20, 50, 100, 200, 500],
         metavar="K",
-        help="ranked in two stages (default 20 50 100 200 500)",
+        help="reranked in two stages (default 20 50 100 200 500)",
     )
+    keep_old_option(parser, "--recall", candidates)
     parser.add_argument(
         "--sizes",
         type=int,
@@ -85,46 +79,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
     args = parser.parse_args(argv)
-    log.setup()
     if bool(args.releases) != (args.frames is not None):
         raise ExpectedError("RELEASE and --frames belong together: releases are measured on a frame set; give both")
-    if min(*args.recall, args.queries, args.threads, args.videos + 1) < 1 or 0 < args.videos < args.queries:
+    if min(*args.candidates, args.queries, args.threads, args.videos + 1) < 1 or 0 < args.videos < args.queries:
         raise ExpectedError(
-            "--videos, --queries, --recall, --threads: at least 1 each, and no more queries than videos"
+            "--videos, --queries, --candidates, --threads: at least 1 each, and no more queries than videos"
         )
+    _bench(args)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    import torch
+
+    from distill import log
+    from distill.bench import galleries
+    from distill.bench.retrieval import table
+    from distill.bench.rounds import machine
+    from distill.bench.synthetic import Sizes, World
+    from distill.records import write_json
+    from distill.retrieval.approximate import check_installed
+    from distill.retrieval.upkeep import LEAST
+
+    log.setup()
     check_installed()
     if args.sizes:
         if min(args.sizes) < LEAST:
             raise ExpectedError(f"--sizes: {min(args.sizes)}, expected at least {LEAST} videos")
         galleries.check_sizes_fit(args.folder, args.sizes, Sizes())
     torch.set_num_threads(args.threads)
-    measured, stored, sizes, world = [], [], Sizes(), World()
-    if args.releases:
-        models, own = contenders.of_releases([load(path) for path in args.releases], FrameSet(args.frames))
-        rows = measure_searches(models, own, args.recall)
-        about = {"releases": [str(path) for path in args.releases]}
-        measured.append(
-            RetrievalReport(gallery=str(args.frames), videos=models[0].videos, queries=len(own), about=about, rows=rows)
-        )
+    measured, stored = [], []
+    for measure in [_releases] * bool(args.releases) + [_synthetic] * bool(args.videos):
+        measured.append(measure(args))
         print(table(measured[-1]), end="\n\n", flush=True)
-    if args.videos:
-        models, own = contenders.synthetic(args.videos, args.queries, sizes, world)
-        rows = measure_searches(models, own, args.recall)
-        about = {"sizes": asdict(sizes), "world": asdict(world)}
-        measured.append(
-            RetrievalReport(
-                gallery="synthetic",
-                videos=args.videos,
-                queries=args.queries,
-                about=about,
-                rows=rows,
-                claims=claims(rows),
-            )
-        )
-        print(table(measured[-1]), end="\n\n", flush=True)
-        del models
     for size in args.sizes:
-        stored.append(galleries.measure_size(args.folder, size, sizes, world))
+        stored.append(galleries.measure_size(args.folder, size, Sizes(), World()))
         print(galleries.table(stored[-1]), end="\n\n", flush=True)
     goals = galleries.goals(max(stored, key=lambda s: s.videos)) if stored else []
     for goal in goals:
@@ -132,6 +120,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.json is not None:
         found = {"models": [m.tree() for m in measured], "galleries": [s.tree() for s in stored]}
         write_json(args.json, {"machine": machine(), **found, "goals": [goal.tree() for goal in goals]})
+
+
+def _releases(args: argparse.Namespace) -> "RetrievalReport":
+    from distill.bench import contenders
+    from distill.bench.retrieval import RetrievalReport, measure_searches
+    from distill.data.frames import FrameSet
+    from distill.release.release import load
+
+    models, own = contenders.of_releases([load(path) for path in args.releases], FrameSet(args.frames))
+    rows = measure_searches(models, own, args.candidates)
+    about = {"releases": [str(path) for path in args.releases]}
+    return RetrievalReport(gallery=str(args.frames), videos=models[0].videos, queries=len(own), about=about, rows=rows)
+
+
+def _synthetic(args: argparse.Namespace) -> "RetrievalReport":
+    from distill.bench import contenders
+    from distill.bench.retrieval import RetrievalReport, claims, measure_searches
+    from distill.bench.synthetic import Sizes, World
+
+    sizes, world = Sizes(), World()
+    rows = measure_searches(*contenders.synthetic(args.videos, args.queries, sizes, world), args.candidates)
+    return RetrievalReport(
+        gallery="synthetic",
+        videos=args.videos,
+        queries=args.queries,
+        about={"sizes": asdict(sizes), "world": asdict(world)},
+        rows=rows,
+        claims=claims(rows),
+    )
 
 
 if __name__ == "__main__":

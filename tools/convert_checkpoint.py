@@ -19,22 +19,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.conversion.convert import convert
-from distill.conversion.heads import FRAMES, KINDS, WORDS, Options
-from distill.data.sampler import SAMPLERS
 from distill.errors import door
+
+KINDS = ("clip4clip", "teachclip", "eercf", "glscl", "prompt_switch", "xclip", "ts2net", "xpool", "openai")
+SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Converts, and says what became of the file."""
+    """Convert, and say what became of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help=".pt, .bin, .pth or .safetensors")
     parser.add_argument("--kind", choices=KINDS, required=True, help="whose checkpoint it is")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--words", type=int, help=f"tokens of a caption (default {WORDS}; xclip: as in the file)")
-    parser.add_argument(
-        "--frames", type=int, help=f"frames of a video (default {FRAMES}; xclip, eercf: as in the file)"
-    )
+    parser.add_argument("--words", type=int, help="tokens of a caption (default 32; xclip: as in the file)")
+    parser.add_argument("--frames", type=int, help="frames of a video (default 12; xclip, eercf: as in the file)")
     parser.add_argument(
         "--head", choices=["meanP", "seqTransf"], help="clip4clip: how it was trained (default seqTransf)"
     )
@@ -45,12 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--shared", choices=["both", "queries", "decoder", "none"], help="glscl: between text and video (default both)"
     )
     parser.add_argument("--temperature", type=float, help="glscl: of the softmax over frames (default 3; LSMDC: 5)")
-    parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="glscl: rule of its frames (default glscl)")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="glscl: rule of its frames (default glscl)")
     parser.add_argument("--clip-frames", type=int, help="prompt_switch: num_frames of training (default: its prompts)")
     parser.add_argument("--heads", type=int, help="prompt_switch: num_mha_heads of pool_frames.* (default 1)")
     parser.add_argument("--ema", choices=["on", "off"], help="prompt_switch: take state_dict_ema, where there is one")
     parser.add_argument("--quickgelu", action="store_true", default=None, help="openai: the towers are known to use it")
     args = vars(parser.parse_args(argv))
+
+    from distill.conversion.convert import convert
+    from distill.conversion.heads import Options
+
     source, kind, out = (args.pop(name) for name in ("checkpoint", "kind", "out"))
     print(convert(source, kind, out, Options(**args)).report())
 

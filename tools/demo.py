@@ -18,9 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.demo import story
 from distill.errors import door
-from distill.records import write_json
 
 RUNS = Path("runs/demo")
 SEARCHES = ("a hatching chick", "a red apple, then a fire engine", "an octopus spins on a blue background")
@@ -31,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=700, help="training clips; the galleries scale along")
     args = parser.parse_args(argv)
+
+    from distill.demo import story
+    from distill.records import write_json
+
     began, commands = (
         time.monotonic(),
         story.Commands(RUNS / "logs", total=len(story.SPLITS) + story.num_commands(story.DEMO) + 2),

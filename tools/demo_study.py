@@ -17,9 +17,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill.demo import story
 from distill.errors import door
-from distill.records import write_json
 
 RUNS = Path("runs/study")
 
@@ -30,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many (0, 1, ...)")
     parser.add_argument("--clips", type=int, default=700, help="training clips of the corpus in demo/")
     args = parser.parse_args(argv)
+
+    from distill.demo import story
+    from distill.records import write_json
+
     total = 1 + len(story.SPLITS) + args.seeds * story.num_commands(story.STUDY)
     commands = story.Commands(RUNS / "logs", total)
     story.corpus(commands, args.clips)

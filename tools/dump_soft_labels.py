@@ -25,21 +25,15 @@ if not __package__:
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from distill import comm, log
-from distill.config import validate
-from distill.data.frames import FrameSet
-from distill.data.labels import DTYPES
 from distill.errors import ExpectedError, door
-from distill.evaluation.report import aligned
-from distill.labelling.forecast import forecast
-from distill.labelling.job import LabelJob, LabelJobConfig
-from distill.labelling.teacher import TeacherRelease
-from distill.release.release import load
 from distill.remote import Place, locate
 
+if TYPE_CHECKING:
+    from distill.labelling.job import LabelJob
+
+DTYPES = ("bfloat16", "float16", "float32")
 TIERS = ("relevance", "topk", "features")
 
 
@@ -52,13 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=["relevance", "features"])
     parser.add_argument("--top", type=int, default=256, metavar="K", help="videos per caption in tier topk (256)")
     parser.add_argument(
-        "--dtype", choices=sorted(DTYPES), default="float16", help="of stored features and topk scores (float16)"
+        "--dtype", choices=DTYPES, default="float16", help="of stored features and topk scores (float16)"
     )
     parser.add_argument("--batch", type=int, default=32, help="videos per forward pass (32)")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes of each process (0)")
     parser.add_argument("--part", type=_part, metavar="I/N", help="make part I of N of all shards, without a group")
     parser.add_argument("--plan", action="store_true", help="print what would be written and how long it would take")
     args = parser.parse_args(argv)
+
+    from distill import comm, log
+
     if args.part and comm.world_size() > 1:
         raise ExpectedError(
             f"--part: started as {comm.world_size()} processes, which divide the shards themselves; leave it out"
@@ -70,11 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             _print_plan(args.out, job, args.part[1] if args.part else comm.world_size())
         return
     manifest = job.begin(verify=comm.rank() == 0)
-    if manifest is None:
-        if args.part:
-            manifest = job.label_part(args.part[0] - 1, args.part[1])
-        else:
-            manifest = job.label(comm.rank(), comm.world_size())
+    if manifest is None and args.part:
+        manifest = job.label_part(args.part[0] - 1, args.part[1])
+    elif manifest is None:
+        manifest = job.label(comm.rank(), comm.world_size())
     encoded = f"encoded here: {job.encoder.encoded['captions']} captions, {job.encoder.encoded['videos']} videos"
     if manifest is not None:
         counts = manifest.counts
@@ -91,7 +87,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def _job(args: argparse.Namespace) -> LabelJob:
+def _job(args: argparse.Namespace) -> "LabelJob":
+    import torch
+
+    from distill import comm
+    from distill.config import validate
+    from distill.data.frames import FrameSet
+    from distill.labelling.job import LabelJob, LabelJobConfig
+    from distill.labelling.teacher import TeacherRelease
+    from distill.release.release import load
+
     device = comm.device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -104,7 +109,11 @@ def _job(args: argparse.Namespace) -> LabelJob:
     return LabelJob(teacher, frames, args.out, config)
 
 
-def _print_plan(out: Place, job: LabelJob, processes: int) -> None:
+def _print_plan(out: Place, job: "LabelJob", processes: int) -> None:
+    from distill import comm
+    from distill.evaluation.report import aligned
+    from distill.labelling.forecast import forecast
+
     found = forecast(job)
     print(
         f"{out}: {found.videos} videos, {found.captions} captions ({found.distinct} distinct), {found.shards} shards: "

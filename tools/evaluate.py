@@ -3,11 +3,11 @@
     tools/evaluate.py runs/teachclip/release frames/test --protocol msrvtt-1ka --out results/teachclip.json
     tools/evaluate.py runs/clip4clip/release frames/test --protocol msrvtt-1ka --compare results/teachclip.json
 
-    tools/evaluate.py runs/eercf/release frames/test --protocol msrvtt-1ka --recall 20 50 100
+    tools/evaluate.py runs/eercf/release frames/test --protocol msrvtt-1ka --candidates 20 50 100
 
 A frame set stands for one split. Its fingerprint, over all video ids and captions, decides which results may be
-compared. The first table compares every query with everything. `--recall` also searches in two stages as a gallery of
-EERCF or GLSCL does, scoring so many candidates in full, text-to-video and video-to-text. DSL and QB-Norm, which let
+compared. The first table compares every query with everything. `--candidates` also searches in two stages as a gallery
+of EERCF or GLSCL does, scoring so many candidates in full, text-to-video and video-to-text. DSL and QB-Norm, which let
 queries help one another, are printed apart and only if asked for.
 """
 
@@ -21,19 +21,19 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distill import comm, log
-from distill.data.frames import FrameSet
+from distill.deprecation import keep_old_option
 from distill.errors import ArtefactError, ExpectedError, door
-from distill.evaluation.protocol import PROTOCOLS, captions_of, fingerprint
-from distill.evaluation.report import Subject, check_comparable, evaluate_model, read_result, report
-from distill.records import write_json
-from distill.release.release import Release, load
+from distill.evaluation.protocol import PROTOCOLS
 from distill.remote import locate
+
+if TYPE_CHECKING:
+    from distill.release.release import Release
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, evaluates, and prints the result."""
+    """Evaluate, and print the result."""
     table = "\n".join(f"  {name:<16} {p.split}: {p.gallery};\n{'':<19}{p.queries}" for name, p in PROTOCOLS.items())
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"protocols:\n{table}", formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,9 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--protocol", required=True, choices=PROTOCOLS, metavar="NAME", help="see below")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument(
-        "--recall", type=_recall, nargs="+", default=[], metavar="K", help="also in two stages, scoring K in full"
+    candidates = parser.add_argument(
+        "--candidates", type=_count, nargs="+", default=[], metavar="K", help="also in two stages, scoring K in full"
     )
+    keep_old_option(parser, "--recall", candidates)
     parser.add_argument("--dsl", action="store_true", help="also by dual softmax, which uses all other test queries")
     parser.add_argument(
         "--qbnorm", type=locate, metavar="BANK", help="also by QB-Norm with the captions of this frame set (training)"
@@ -55,7 +56,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--compare", type=Path, nargs="+", default=[], metavar="RESULT", help="earlier results to show beside this one"
     )
-    args = parser.parse_args(argv)
+    print(_evaluated(parser.parse_args(argv)))
+
+
+def _evaluated(args: argparse.Namespace) -> str:
+    """The result as JSON or as tables; written to --out."""
+    from distill import comm, log
+    from distill.data.frames import FrameSet
+    from distill.evaluation.report import Subject, check_comparable, evaluate_model, read_result, report
+    from distill.evaluation.standing import captions_of, fingerprint
+    from distill.records import write_json
+    from distill.release.release import load
+
     log.setup()
     if comm.world_size() > 1:
         raise ExpectedError(f"started as {comm.world_size()} processes; evaluation runs in one: start it with python")
@@ -77,25 +89,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     bank = None if args.qbnorm is None else FrameSet(args.qbnorm)
     result = evaluate_model(
         *(subject, release.model, release.tokenizer, frames, args.protocol),
-        **{"dsl": args.dsl, "bank": bank, "candidates": args.recall},
+        **{"dsl": args.dsl, "bank": bank, "candidates": args.candidates},
     )
     if args.out is not None:
         write_json(args.out, result.model_dump(mode="json"))
     if args.json:
         shown = result.model_dump(mode="json") | {"compared": [other.model_dump(mode="json") for other in earlier]}
-        print(json.dumps(shown, indent=1, sort_keys=True, ensure_ascii=False))
-    else:
-        print(report(result, earlier))
+        return json.dumps(shown, indent=1, sort_keys=True, ensure_ascii=False)
+    return report(result, earlier)
 
 
-def _recall(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected how many candidates to score in full, at least 1")
     return int(text)
 
 
-def _check_out(out: Path | None, release: Release, protocol: str, found: str) -> None:
+def _check_out(out: Path | None, release: "Release", protocol: str, found: str) -> None:
     """A result file is written again only for what it already is about."""
+    from distill.evaluation.report import read_result
+
     if out is not None and out.exists():
         there = read_result(out)
         if (there.subject.release_id, there.protocol, there.fingerprint) != (release.manifest.id, protocol, found):

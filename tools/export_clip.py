@@ -14,16 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.errors import door
-from distill.release.export import export_clip
-from distill.release.release import load
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exports."""
+    """Export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", type=Path, help="release folder")
     parser.add_argument("--out", type=Path, required=True, help="folder in open_clip's local-dir layout")
     args = parser.parse_args(argv)
+
+    from distill.release.export import export_clip
+    from distill.release.release import load
+
     export_clip(load(args.release), args.out)
     print(args.out)
 

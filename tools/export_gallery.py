@@ -19,18 +19,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill import log
 from distill.errors import door
-from distill.retrieval.export import EXPORTERS, export
+
+ENGINES = ("bigfile", "faiss", "lancedb", "parquet", "qdrant")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, exports, and prints what came out."""
+    """Export, and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
-    parser.add_argument("--to", choices=sorted(EXPORTERS), required=True, help="the engine")
+    parser.add_argument("--to", choices=ENGINES, required=True, help="the engine")
     args = parser.parse_args(argv)
+
+    from distill import log
+    from distill.retrieval.export import export
+
     log.setup()
     videos, dim = export(args.gallery, args.to, args.out)
     print(f"{args.out}: {videos} vectors of {dim} floats, unit length, for {args.to}")

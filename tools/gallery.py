@@ -25,20 +25,17 @@ if not __package__:
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from distill import log
-from distill.data.frames import FrameSet
 from distill.errors import door
-from distill.evaluation.evaluate import texts_of
-from distill.manifest import Manifest
 from distill.packing.textfiles import read_list
-from distill.release.release import load
-from distill.retrieval import generation, upkeep
-from distill.retrieval.gallery import release_path
+
+if TYPE_CHECKING:
+    from distill.manifest import Manifest
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, changes what is to be changed, and prints what there is."""
+    """Change what is to be changed, and print what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
     does = parser.add_subparsers(dest="does", required=True, metavar="ACTION")
@@ -53,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     calibrate.add_argument("--release", type=Path, metavar="PATH", help="where the release is, if it was moved")
     does.add_parser("verify", help="compare every file with its hash")
     args = parser.parse_args(argv)
+
+    from distill import log
+    from distill.retrieval import generation, upkeep
+
     log.setup()
     if args.does == "show":
         manifest = generation.read(args.gallery)
@@ -63,14 +64,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.does == "approximate":
         manifest = upkeep.approximate(args.gallery)
     elif args.does == "calibrate":
-        bank = texts_of(FrameSet(args.bank)) if args.bank.is_dir() else read_list(args.bank)
-        manifest = upkeep.calibrate(args.gallery, load(release_path(args.gallery, args.release)), bank)
+        manifest = _calibrate(args)
     else:
         manifest = upkeep.verify(args.gallery)
     print(_shown(args.gallery, manifest))
 
 
-def _shown(path: Path, manifest: Manifest) -> str:
+def _calibrate(args: argparse.Namespace) -> "Manifest":
+    from distill.data.frames import FrameSet
+    from distill.evaluation.evaluate import texts_of
+    from distill.release.release import load
+    from distill.retrieval.gallery import release_path
+    from distill.retrieval.upkeep import calibrate
+
+    bank = texts_of(FrameSet(args.bank)) if args.bank.is_dir() else read_list(args.bank)
+    return calibrate(args.gallery, load(release_path(args.gallery, args.release)), bank)
+
+
+def _shown(path: Path, manifest: "Manifest") -> str:
+    from distill.retrieval import generation
+
     counts, size = manifest.counts, sum(file.bytes for file in manifest.files.values())
     gone = counts["rows"] - counts["videos"]
     pieces = len(generation.segments(manifest))

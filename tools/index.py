@@ -25,39 +25,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill import log
 from distill.errors import door
 from distill.remote import locate
 
+STORED = ("float32", "float16", "int8")  # as which vectors are
 SHOWN = 10  # broken videos
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, indexes, and prints what came out."""
-    import torch  # here, because each process that decodes imports this file, and needs none of these
-
-    from distill.release.release import load
-    from distill.retrieval.indexing import build_gallery
-    from distill.retrieval.sources import Cut
-    from distill.retrieval.vectors import KINDS
-
+    """Index, and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", type=Path, metavar="RELEASE", help="the release that encodes")
     parser.add_argument("source", type=locate, metavar="SOURCE", help="video files or a frame set, see above")
     parser.add_argument("--out", type=Path, required=True, metavar="GALLERY", help="the folder to make")
     parser.add_argument("--append", action="store_true", help="add what the gallery lacks")
     parser.add_argument("--videos", type=Path, metavar="DIR", help="folder of the video files (default: SOURCE's)")
-    parser.add_argument("--vectors", choices=KINDS, help=f"how vectors are stored (default {KINDS[0]})")
+    parser.add_argument("--vectors", choices=STORED, help="how vectors are stored (default float32)")
     parser.add_argument("--segments", type=float, metavar="SECONDS", help="cut longer files into spans of this length")
     parser.add_argument("--overlap", type=float, default=0.0, metavar="SECONDS", help="... that share so much (0)")
     parser.add_argument("--captions", action="store_true", help="store a frame set's captions, for video-to-text")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
     args = parser.parse_args(argv)
+
+    from distill import comm, log  # here also because each process that decodes imports this file, and needs none
+    from distill.release.release import load
+    from distill.retrieval.indexing import build_gallery
+    from distill.retrieval.sources import Cut
+
     log.setup()
     cut = None if args.segments is None else Cut(args.segments, args.overlap)
-    release = load(args.release, "cuda" if torch.cuda.is_available() else "cpu")
     manifest = build_gallery(
-        release,
+        load(args.release, comm.device()),
         args.source,
         args.out,
         videos=args.videos,

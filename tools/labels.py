@@ -24,16 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distill import comm, log
-from distill.data.frames import FrameSet
-from distill.data.labels import StoredLabels
 from distill.errors import ExpectedError, door
-from distill.evaluation.report import aligned
-from distill.labelling.audit import BATCHES, BINS, PAIRS, agreement, check_rows, compare, statistics
-from distill.labelling.recompute import recompute
-from distill.labelling.sealing import merge_labels
-from distill.labelling.teacher import TeacherRelease
-from distill.release.release import load
 from distill.remote import locate
 
 
@@ -64,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for command in (verify, stats, diff):
         command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     args = parser.parse_args(argv)
+
+    from distill import log
+
     log.setup()
     COMMANDS[args.command](args)
 
@@ -73,6 +67,15 @@ def _verify(args: argparse.Namespace) -> None:
         raise ExpectedError("verify: computing rows again needs both --teacher and --frames; give the other one too")
     if args.rows < 1:
         raise ExpectedError(f"--rows: {args.rows}, expected at least 1")
+
+    from distill import comm
+    from distill.data.frames import FrameSet
+    from distill.data.labels import StoredLabels
+    from distill.labelling.audit import check_rows
+    from distill.labelling.recompute import recompute
+    from distill.labelling.teacher import TeacherRelease
+    from distill.release.release import load
+
     stored = StoredLabels(args.labels)
     found: dict[str, Any] = {"files": len(stored.manifest.files), "rows": check_rows(stored)}
     lines = []
@@ -86,6 +89,9 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _stats(args: argparse.Namespace) -> None:
+    from distill.data.labels import StoredLabels
+    from distill.labelling.audit import BINS, agreement, statistics
+
     sets = [StoredLabels(path) for path in (args.labels, args.other) if path is not None]
     found = [statistics(stored) for stored in sets]
     agreed = agreement(*sets) if len(sets) == 2 else None
@@ -114,6 +120,9 @@ def _stats(args: argparse.Namespace) -> None:
 
 
 def _diff(args: argparse.Namespace) -> None:
+    from distill.data.labels import StoredLabels
+    from distill.labelling.audit import BATCHES, PAIRS, compare
+
     found = compare(StoredLabels(args.labels), StoredLabels(args.other), args.seed)
     lines = [
         ["rows", f"{found.rows:,}"],
@@ -132,12 +141,16 @@ def _diff(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
+    from distill.labelling.sealing import merge_labels
+
     manifest = merge_labels(args.parts, args.out)
     counts = manifest.counts
     print(f"{args.out}: {counts['captions']} captions and {counts['videos']} videos from {len(args.parts)} parts")
 
 
 def _show(args: argparse.Namespace, found: dict[str, Any], text: str, lines: list[list[str]]) -> None:
+    from distill.evaluation.report import aligned
+
     if args.json:
         print(json.dumps(found))
         return

@@ -15,19 +15,21 @@ import sys
 if not __package__:
     sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
 
-from distill.demo.build import make_corpus
 from distill.errors import door
-from distill.log import setup
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parses, makes the corpus, prints one line."""
+    """Make the corpus and print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write into")
     parser.add_argument("--clips", type=int, default=700, metavar="N", help="training clips (default 700)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another corpus (default 0)")
     args = parser.parse_args(argv)
-    setup()
+
+    from distill import log
+    from distill.demo.build import make_corpus
+
+    log.setup()
     counts = make_corpus(args.out, args.clips, args.seed)
     parts = ", ".join(f"{count} {split}" for split, count in counts.items())
     print(f"{args.out}: {sum(counts.values())} clips ({parts})")

@@ -16,20 +16,22 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill import log
-from distill.demo.stills import corpus_vocabulary, pack_stills
 from distill.errors import door
-from distill.records import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draws and packs."""
+    """Draw and pack."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the frame set")
     parser.add_argument("--stills", type=int, required=True, help="how many pictures")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocabulary", type=Path, help="also write the token table that spells the corpus here")
     args = parser.parse_args(argv)
+
+    from distill import log
+    from distill.demo.stills import corpus_vocabulary, pack_stills
+    from distill.records import write_json
+
     log.setup()
     if args.vocabulary:
         write_json(args.vocabulary, corpus_vocabulary())

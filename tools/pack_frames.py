@@ -32,35 +32,39 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill import log
-from distill.config import validate
-from distill.data.sampler import SAMPLERS
 from distill.errors import ExpectedError, door
-from distill.packing.layouts import LAYOUTS
-from distill.packing.packing import PackConfig, pack
+
+LAYOUTS = ("activitynet", "csv", "didemo", "lsmdc", "msrvtt", "msvd", "vatex", "webdataset")
+SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Packs one split and says what became of its videos."""
+    """Pack one split and say what became of its videos."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations", type=Path, help="annotation file of one split, see above")
     parser.add_argument("videos", type=Path, nargs="?", help="folder with the video files (not of webdataset)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the frame set")
-    parser.add_argument("--layout", choices=sorted(LAYOUTS), default="csv", help="of the annotation file")
+    parser.add_argument("--layout", choices=LAYOUTS, default="csv", help="of the annotation file")
     parser.add_argument("--size", type=int, default=224, help="pixels, height and width (224 for CLIP ViT-B)")
     parser.add_argument("--frames", type=int, default=12, help="at most so many frames a video")
-    parser.add_argument("--sampler", choices=sorted(SAMPLERS), default="clip4clip", help="rule that chooses them")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="clip4clip", help="rule that chooses them")
     parser.add_argument("--prompts", type=int, help="prompt_switch: frames of one pass over the video (default 6)")
     args = parser.parse_args(argv)
-    log.setup()
-    rule = {"kind": args.sampler, "num_frames": args.frames} | ({"prompts": args.prompts} if args.prompts else {})
-    sampler = validate(rule, SAMPLERS[args.sampler], where=f"--sampler {args.sampler}")
-    config = PackConfig(sampler=sampler, size=args.size)
     together = args.layout == "webdataset"
     if args.videos is None and not together:
         raise ExpectedError(f"--layout {args.layout}: give the folder with the video files after {args.annotations}")
     if together and args.videos not in (None, args.annotations):
         raise ExpectedError(f"{args.videos}: of webdataset the videos lie in {args.annotations} itself; leave it out")
+
+    from distill import log
+    from distill.config import validate
+    from distill.data import sampler
+    from distill.packing.packing import PackConfig, pack
+
+    log.setup()
+    rule = {"kind": args.sampler, "num_frames": args.frames} | ({"prompts": args.prompts} if args.prompts else {})
+    chosen = validate(rule, sampler.SAMPLERS[args.sampler], where=f"--sampler {args.sampler}")
+    config = PackConfig(sampler=chosen, size=args.size)
     manifest = pack(args.annotations, args.layout, args.videos or args.annotations, args.out, config)
     counts = manifest.counts
     print(f"{args.out}: {counts['videos']} videos, {counts['captions']} captions, {counts['frames']} frames")

@@ -17,18 +17,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from distill import log
 from distill.errors import ExpectedError, door
-from distill.release.release import load
-from distill.retrieval.gallery import Gallery, release_path
 
 EXAMPLES = ("someone laughs", "a dog runs along a beach", "food on a table, seen from above")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parses, opens the gallery, and serves it."""
+    """Open the gallery and serve it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (default 127.0.0.1)")
@@ -36,12 +31,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--examples", nargs="+", default=EXAMPLES, metavar="QUERY", help="searches the page offers")
     parser.add_argument("--release", type=Path, metavar="PATH", help="where the gallery's release is, if it was moved")
     args = parser.parse_args(argv)
-    log.setup()
+
+    from distill import comm, log
+    from distill.release.release import load
+    from distill.retrieval.gallery import Gallery, release_path
+
     try:
         from distill.serving.server import serve
     except ModuleNotFoundError as missing:
         raise ExpectedError(f"{missing.name} is missing, which serving needs; run pip install -e '.[serve]'") from None
-    release = load(release_path(args.gallery, args.release), "cuda" if torch.cuda.is_available() else "cpu")
+    log.setup()
+    release = load(release_path(args.gallery, args.release), comm.device())
     gallery = Gallery.open(args.gallery, release)
 
     def ready(url: str) -> None:

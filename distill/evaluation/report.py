@@ -31,7 +31,8 @@ from distill.evaluation.evaluate import (
 )
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
 from distill.evaluation.normalise import Bank, bank_of, dual_softmax_t2v, dual_softmax_v2t, query_bank_t2v
-from distill.evaluation.protocol import PROTOCOLS, SHOWN, Standing, standing
+from distill.evaluation.protocol import PROTOCOLS
+from distill.evaluation.standing import SHOWN, Standing, standing
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
@@ -72,7 +73,7 @@ class Reranked(Config):
 
 
 class GalleryState(Config):
-    """What was searched, and how it stands to the protocol (`protocol.Standing`)."""
+    """What was searched, and how it stands to the protocol (`standing.Standing`)."""
 
     videos: int
     captions: int
