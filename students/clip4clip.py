@@ -6,13 +6,13 @@ one vector, their similarity the cosine.
 
 from typing import Literal
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import RetrievalConfig, RetrievalModel
-from distill.model.features import TextFeatures, VideoFeatures
-from distill.model.similarity import cosine, mean_pool
+from distill.model.features import VideoFeatures
+from distill.model.similarity import mean_pool
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 
 
@@ -30,14 +30,7 @@ class Clip4Clip(RetrievalModel):
     def __init__(self, config: Clip4ClipConfig, clip: ClipModel):
         super().__init__()
         self.clip = clip
-        self.temporal = TemporalTransformer(clip.dim, config.temporal) if config.head == "seqTransf" else None
-        if self.temporal is not None and config.temporal.init == "clip_text":
-            self.temporal.init_from_text(clip.text)
-
-    def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
-        """The end-of-text feature."""
-        sentence, _ = self.clip.text(ids)
-        return TextFeatures(sentence=sentence)
+        self.temporal = TemporalTransformer.for_clip(clip, config.temporal) if config.head == "seqTransf" else None
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The masked mean of unit frames."""
@@ -45,11 +38,3 @@ class Clip4Clip(RetrievalModel):
         if self.temporal is not None:
             features = self.temporal(features, real)
         return VideoFeatures(vector=mean_pool(features, real), real=real)
-
-    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Cosine of sentence and video."""
-        return cosine(text.sentence, video.vector)
-
-    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Similarity times the logit scale."""
-        return self.clip.logit_scale(self.similarity(text, video))

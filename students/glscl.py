@@ -17,25 +17,22 @@ where every process sees the whole batch: then any number of processes trains al
     queries.video_decoder    transformer_decoder_spatial.layers, where decoders are not shared
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Int
 from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from distill.losses.consistency import Over, consistency
 from distill.losses.diversity import diversity
-from distill.model import inplace
 from distill.model.clip import ClipModel, StemTokens, VideoPixels, real_words
-from distill.model.contract import RetrievalConfig, RetrievalModel, ScorePart, TrainingScores
+from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
-from distill.model.pooling import attend, weighted_cosine
 from distill.model.queries import LearnedQueries, QueryConfig
-from distill.model.similarity import lengths, mean_pool, precise, unit
+from distill.model.reading import Reading, ScorePart, Seen
+from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 
 OF_BEST = 4  # times k videos that get the local score in a search: more find no more of the best ten in 10,000
@@ -75,6 +72,23 @@ class GlsclConfig(RetrievalConfig):
         return ("gate", "concepts")
 
 
+def _flat(concepts: Float[Tensor, "sample concept dim"] | None) -> Float[Tensor, "sample index"]:
+    """Unit concepts one after the other, as one vector of length 1: inner products are means over concepts."""
+    assert concepts is not None
+    return unit(concepts.flatten(1))
+
+
+LOCAL = ScorePart((Reading(query=lambda text: _flat(text.concepts), keys="concepts"),), Seen.whole)
+
+
+def local_score(text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+    """Return the mean over concepts of the cosine of those of a text with those of a video (LIM).
+
+    Concepts have length 1, so this is the cosine of all of a text with all of a video, one after the other.
+    """
+    return LOCAL.score(text, video)
+
+
 class Glscl(RetrievalModel):
     """The weighted frames and the concepts of a video, against the sentence and the concepts of a text."""
 
@@ -88,10 +102,8 @@ class Glscl(RetrievalModel):
         self.over: Over = config.consistency
         self.clip = clip
         self.clip.text.hide_padding()
-        self.temporal = TemporalTransformer(clip.dim, config.temporal)
+        self.temporal = TemporalTransformer.for_clip(clip, config.temporal)
         self.queries = LearnedQueries(clip.dim, config.queries)
-        if config.temporal.init == "clip_text":
-            self.temporal.init_from_text(clip.text)
 
     def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
         """The end-of-text feature and the concepts; in training the words, still to be read."""
@@ -122,43 +134,27 @@ class Glscl(RetrievalModel):
         return replace(video, concepts=concepts, reading=reading)
 
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """The global score plus the weighted local one, without the logit scale."""
-        return self.global_score(text, video) + self._local(text, video)
-
-    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Similarity times the logit scale."""
-        return self.clip.logit_scale(self.similarity(text, video))
+        """Return the global score plus the weighted local one, without the logit scale."""
+        return super().similarity(self.read_text(text), self.read_video(video))
 
     def score_parts(self) -> tuple[ScorePart, ...]:
-        """The global score, then the local one."""
+        """Return the global score (GIM), and the weighted local one of texts and videos that queries have read."""
+        frames = Reading(
+            query=lambda text: text.sentence,
+            keys="frames",
+            values="frames",
+            temperature=self.temperature,
+            mask="real",
+            unit=False,
+        )
         return (
-            ScorePart(("frames", "real"), self.global_score, in_place=self._global_in_place),
-            ScorePart(("concepts",), self._local, of_best=OF_BEST, in_place=self._local_in_place),
+            ScorePart((frames,), Seen.pooled),
+            replace(LOCAL, combine=lambda concepts: self.local_weight * concepts.whole(), of_best=OF_BEST),
         )
 
-    def _local(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """The weighted local score."""
-        return self.local_weight * local_score(self.read_text(text), self.read_video(video))
-
     def global_score(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Cosine of every sentence with the mean of every video's frames, weighed for that sentence (GIM)."""
-        assert video.frames is not None and video.real is not None, "GLSCL weighs frames"
-        with torch.autocast(text.sentence.device.type, enabled=False):
-            weigh = partial(attend, temperature=self.temperature)
-            return weighted_cosine(precise(text.sentence), precise(video.frames), video.real, weigh)
-
-    def _global_in_place(
-        self, text: TextFeatures, stored: Mapping[str, Tensor], rows: Int64[Tensor, " row"]
-    ) -> Float[Tensor, " row"]:
-        sentence, frames = precise(text.sentence)[0], stored["frames"]
-        _, along = inplace.pooled(sentence, frames, frames, rows, temperature=self.temperature, counted=stored["real"])
-        return along / lengths(sentence)
-
-    def _local_in_place(
-        self, text: TextFeatures, stored: Mapping[str, Tensor], rows: Int64[Tensor, " row"]
-    ) -> Float[Tensor, " row"]:
-        own, concepts = _flat(self.read_text(text).concepts)[0], stored["concepts"].flatten(1).unsqueeze(1)
-        return self.local_weight * inplace.products(own, concepts, rows, unit=True)[:, 0]
+        """Return the cosine of every sentence with every video's frames, weighted for that sentence (GIM)."""
+        return self.score_parts()[0].score(text, video)
 
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
         """The whole score and the local one, two views of the frames, and the two losses on the concepts."""
@@ -197,20 +193,3 @@ class Glscl(RetrievalModel):
     def index_vectors(self, video: VideoFeatures) -> Float[Tensor, "video index"]:
         """The concepts as one unit vector, or the coarse mean over frames."""
         return _flat(self.read_video(video).concepts) if self.index_by == "concepts" else unit(video.vector)
-
-
-def local_score(text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-    """The mean over concepts of the cosine of those of a text with those of a video (LIM).
-
-    Concepts have length 1, so this is the cosine of all of a text with all of a video, one after the other.
-    """
-    assert text.concepts is not None and video.concepts is not None, "concepts are compared with concepts"
-    with torch.autocast(text.concepts.device.type, enabled=False):
-        theirs = precise(video.concepts.flatten(1))
-        return _flat(text.concepts) @ theirs.T / lengths(theirs)
-
-
-def _flat(concepts: Float[Tensor, "sample concept dim"] | None) -> Float[Tensor, "sample index"]:
-    """Unit concepts one after the other, as one vector of length 1: inner products are means over concepts."""
-    assert concepts is not None
-    return unit(concepts.flatten(1))

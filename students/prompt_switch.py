@@ -13,26 +13,25 @@ The authors train on 6 frames and test on 12, which are then two clips of 6 that
 so does this model, whatever lies in the padding.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from distill.errors import RecipeError
 from distill.losses.captioning import caption_loss, captioning
-from distill.model import inplace
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.captioner import CaptionConfig, Captioner, frames_read, next_words
 from distill.model.clip import ClipModel, StemTokens, VideoPixels
-from distill.model.contract import RetrievalConfig, RetrievalModel, ScorePart, TrainingScores
+from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
-from distill.model.pooling import LEFT_OUT, CrossAttention, attend, best, weighted_cosine
+from distill.model.pooling import LEFT_OUT, CrossAttention
 from distill.model.prompts import PromptAggregation, PromptCube, repeat_last, switch_prompts
-from distill.model.similarity import cosine, mean_pool, unit
+from distill.model.reading import Reading, ScorePart, Seen
+from distill.model.similarity import mean_pool, unit
 
 ASKING = ("top_k", "attention", "transformer")  # poolings that look at the sentence
 
@@ -125,11 +124,6 @@ class PromptSwitch(RetrievalModel):
             self.captioner = Captioner(clip.text, clip.dim, config.captions, config.clip.model)
             self.caption_weight = config.captions.weight
 
-    def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
-        """The end-of-text feature."""
-        sentence, _ = self.clip.text(ids)
-        return TextFeatures(sentence=sentence)
-
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The frames and a vector pooled of them, the mean but for `afa`, which also gives raw frame relevance."""
         if real.shape[1] % self.frames:
@@ -177,33 +171,20 @@ class PromptSwitch(RetrievalModel):
         return TrainingScores(contrasts=[(1.0, logits)], rankings={"logits": logits}, frames=frames, own=own)
 
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Cosine of sentence and video, pooled for that sentence where the pooling asks it."""
-        if self.pooling not in ASKING:
-            return cosine(text.sentence, video.vector)
+        """Return the cosine of sentence and video, pooled for that sentence where the pooling asks it."""
+        if self.cross is None:
+            return super().similarity(text, video)
         with torch.autocast(text.sentence.device.type, enabled=False):
-            (frames, counted), sentence = self._frames(video), unit(text.sentence)
-            if self.cross is not None:
-                return self.cross.cosine(sentence, unit(frames), counted)
-            weigh = partial(attend, temperature=self.attention_temperature)
-            if self.k is not None:
-                weigh = partial(best, k=self.k)
-            return weighted_cosine(sentence, unit(frames), counted, weigh)
+            frames, counted = self._frames(video)
+            return self.cross.cosine(unit(text.sentence), unit(frames), counted)
 
     def score_parts(self) -> tuple[ScorePart, ...]:
-        """One, which attention reads where frames are stored."""
-        in_place = self._in_place if self.pooling == "attention" else None
-        return (ScorePart(self.rerank_fields, self.similarity, in_place=in_place),)
-
-    def _in_place(
-        self, text: TextFeatures, stored: Mapping[str, Tensor], rows: Int64[Tensor, " row"]
-    ) -> Float[Tensor, " row"]:
-        frames, counted = stored["frames"], stored["real"] if self.mask_padding else None
-        sentence, temperature = unit(text.sentence)[0], self.attention_temperature
-        return inplace.pooled(sentence, frames, frames, rows, temperature=temperature, counted=counted, unit=True)[1]
-
-    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Similarity times the logit scale."""
-        return self.clip.logit_scale(self.similarity(text, video))
+        """Return the cosine with the frames that a sentence weighs, or nothing where it weighs none."""
+        if self.pooling not in ("top_k", "attention"):
+            return ()
+        mask = "real" if self.mask_padding else None
+        weighed = Reading(keys="frames", values="frames", temperature=self.attention_temperature, k=self.k, mask=mask)
+        return (ScorePart((weighed,), Seen.pooled),)
 
     def _frames(
         self, video: VideoFeatures

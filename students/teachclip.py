@@ -7,14 +7,13 @@ and token ids [text, word] go in.
 
 from typing import Literal
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import RetrievalConfig, RetrievalModel
-from distill.model.features import TextFeatures, VideoFeatures
-from distill.model.similarity import cosine
+from distill.model.features import VideoFeatures
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 
 
@@ -36,28 +35,13 @@ class TeachClip(RetrievalModel):
     def __init__(self, config: TeachClipConfig, clip: ClipModel):
         super().__init__()
         self.clip = clip
-        self.temporal = TemporalTransformer(clip.dim, config.temporal)
+        self.temporal = TemporalTransformer.for_clip(clip, config.temporal)
         self.pool_temperature = config.afa.pool_temperature
         self.mask_padding = config.afa.mask_padding
         self.afa = AttentiveFrameAggregation(clip.dim, config.afa)
-        if config.temporal.init == "clip_text":
-            self.temporal.init_from_text(clip.text)
-
-    def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
-        """The end-of-text feature."""
-        sentence, _ = self.clip.text(ids)
-        return TextFeatures(sentence=sentence)
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The pooled vector, and the raw frame relevance for the fine loss."""
         contextual = self.temporal(self.clip.encode_frames(frames, real), real)
         vector, relevance = self.afa(contextual, real)
         return VideoFeatures(vector=vector, relevance=relevance, real=real)
-
-    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Cosine of sentence and video."""
-        return cosine(text.sentence, video.vector)
-
-    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Similarity times the logit scale."""
-        return self.clip.logit_scale(self.similarity(text, video))

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -78,11 +78,6 @@ class Ts2NetInteraction(Interaction):
             similarity = ((SHARPNESS * weights).softmax(-1) * cosines).sum(-1)
         return self.logit_scale(similarity) if scaled else similarity
 
-    def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
-        """Raw cosine of caption i with every contextual frame of video i: TeachCLIP's fine label before its softmax."""
-        assert video.frames is not None, "TS2-Net's relevance needs frames"
-        return (unit(text.sentence).unsqueeze(1) * unit(video.frames)).sum(-1)
-
 
 class Ts2Net(Teacher):
     """The heavy towers with shift and selection, and the interaction that scores what they give.
@@ -98,7 +93,7 @@ class Ts2Net(Teacher):
         if config.selected > num_patches:
             raise RecipeError(f"model.selected: {config.selected} tokens, but a frame has {num_patches} patches")
         self.selector = TokenSelector(clip.dim, num_patches, config.selected, config.noise)
-        self.temporal = TemporalTransformer(clip.dim, config.temporal)
+        self.temporal = TemporalTransformer.for_clip(clip, config.temporal)
         self.interaction = Ts2NetInteraction()
         self.interaction.logit_scale = clip.take_logit_scale()
         self.frames, self.per_frame, self.mask = config.frames, 1 + config.selected, config.mask
@@ -108,13 +103,6 @@ class Ts2Net(Teacher):
                 f"{self.per_frame} tokens need {config.frames * self.per_frame}; raise it (with init: normal), or use "
                 f"fewer frames"
             )
-        if config.temporal.init == "clip_text":
-            self.temporal.init_from_text(clip.text)
-
-    def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
-        """The end-of-text feature."""
-        sentence, _ = self.clip.text(ids)
-        return TextFeatures(sentence=sentence)
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """The frames' class tokens after the temporal transformer; `real` says which of them count."""
@@ -130,11 +118,3 @@ class Ts2Net(Teacher):
         contextual = self.temporal(tokens, counted)[:, :: self.per_frame]
         counted = counted[:, :: self.per_frame]
         return VideoFeatures(vector=mean_pool(contextual, counted), frames=contextual, real=counted)
-
-    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """The weighted mean of the frames' cosines, without the logit scale."""
-        return self.interaction(text, video, scaled=False)
-
-    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Similarity times the logit scale."""
-        return self.interaction(text, video)

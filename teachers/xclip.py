@@ -76,19 +76,6 @@ class XClipInteraction(Interaction):
             similarity = (similarity + fine) / 4
         return self.logit_scale(similarity) if scaled else similarity
 
-    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """The mean of the four terms, without the logit scale."""
-        return self(text, video, scaled=False)
-
-    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Similarity times the logit scale."""
-        return self(text, video)
-
-    def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
-        """Raw cosine of caption i with every frame of video i: TeachCLIP's fine label before its softmax."""
-        assert video.frames is not None, "X-CLIP's relevance needs frames"
-        return (unit(text.sentence).unsqueeze(1) * unit(video.frames)).sum(-1)
-
     def _coarse(self, sentence: Tensor, words: Tensor, vector: Tensor, frames: Tensor) -> Float[Tensor, "text video"]:
         """Sentence-video + word-video + sentence-frame (three of the four contrasts)."""
         sentence_video = sentence @ self.global_proj.to(sentence.dtype) @ vector.T
@@ -127,11 +114,9 @@ class XClip(Teacher):
     def __init__(self, config: XClipConfig, clip: ClipModel):
         super().__init__()
         self.clip = clip
-        self.temporal = TemporalTransformer(clip.dim, config.temporal)
+        self.temporal = TemporalTransformer.for_clip(clip, config.temporal)
         self.interaction = XClipInteraction(clip.dim, config.words, config.frames, config.temperature)
         self.interaction.logit_scale = clip.take_logit_scale()
-        if config.temporal.init == "clip_text":
-            self.temporal.init_from_text(clip.text)
 
     def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
         """The end-of-text feature and the feature of every position."""
@@ -143,14 +128,6 @@ class XClip(Teacher):
         original = self.clip.encode_frames(frames, real)
         vector = unit(mean_pool(self.temporal(original, real), real))
         return VideoFeatures(vector=vector, frames=original, real=real)
-
-    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """The mean of the four terms, without the logit scale."""
-        return self.interaction(text, video, scaled=False)
-
-    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Similarity times the logit scale."""
-        return self.interaction(text, video)
 
 
 def _frames_first(

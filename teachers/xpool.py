@@ -14,7 +14,7 @@ Padded frames are not masked.
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
@@ -68,23 +68,10 @@ class XPool(Teacher):
         self.interaction = XPoolInteraction(clip.dim, config.dropout)
         self.interaction.logit_scale = clip.take_logit_scale()
 
-    def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
-        """The end-of-text feature."""
-        sentence, _ = self.clip.text(ids)
-        return TextFeatures(sentence=sentence)
-
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
         """CLIP's frames as they are."""
         features = self.clip.encode_frames(frames, real)
         return VideoFeatures(vector=mean_pool(features, real), frames=features, real=real)
-
-    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Cosine of caption and pooled video, without the logit scale."""
-        return self.interaction(text, video, scaled=False)
-
-    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Similarity times the logit scale."""
-        return self.interaction(text, video)
 
 
 def _frames(video: VideoFeatures) -> Float[Tensor, "video frame dim"]:

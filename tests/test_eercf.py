@@ -31,6 +31,7 @@ from distill.conversion.convert import convert
 from distill.conversion.heads import Options
 from distill.errors import ExpectedError, RecipeError
 from distill.losses.correlation import STRENGTH, channel_constraint
+from distill.model import reading
 from distill.model.clip import ClipModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit
@@ -246,7 +247,7 @@ def test_similarities_equal_a_numpy_oracle(masked: bool, monkeypatch: pytest.Mon
         model.rerank = rerank_only(name)
         rows = torch.tensor([[cell[name] for cell in row] for row in expected], dtype=torch.float64)
         for cells in (2**24, 2 * 20 * 32, 1):  # all videos at once, a few, one
-            monkeypatch.setattr(eercf, "MAX_CELLS", cells)
+            monkeypatch.setattr(reading, "MAX_CELLS", cells)
             assert (model.similarity(text, video) - rows).abs().max() < 1e-12, name
     model.rerank = RerankWeights()
     total = sum(weight * rows_of(expected, name) for name, weight in RerankWeights())

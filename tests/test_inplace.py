@@ -17,7 +17,7 @@ from test_two_stage import CUBES, features
 from distill.catalogue import build, parse_model_config
 from distill.model import inplace
 from distill.model.clip import ClipModel
-from distill.ranking import two_stage
+from distill.ranking import executor, two_stage
 from distill.retrieval.stored import Tokens, stored
 
 pytestmark = pytest.mark.skipif(
@@ -169,15 +169,13 @@ def test_every_part_of_a_score_is_the_same_in_place(name):
     rows = torch.tensor([39, 0, 7, 7, 21])
     exact = copy.deepcopy(model).double()
     for part, double in zip(model.score_parts(), exact.score_parts(), strict=True):
-        assert part.in_place is not None
         some = tokens.only(part.fields)
+        assert executor.reads_in_place(part, some)
         read = some[rows]
         expected = double.score(cast(text, torch.float64), cast(read, torch.float64))
         with torch.no_grad():
             for number in range(len(text)):
-                found = some.scored(
-                    rows, lambda fields, own, n=number, p=part: p.in_place(text[n : n + 1], fields, own)
-                )
+                found = executor.score_in_place(part, text[number : number + 1], some, rows)
                 assert torch.allclose(found.double(), expected[number], atol=2e-5), "up to rounding"
 
 
@@ -193,7 +191,7 @@ def test_a_search_answers_alike_with_and_without_the_library(name, monkeypatch):
     def answers():
         with torch.inference_mode():
             vectors, gallery = model.query_vectors(text), model.index_vectors(video)
-            parts = [two_stage.of_parts(model, text[n : n + 1], tokens.only) for n in range(len(text))]
+            parts = [executor.of_parts(model, text[n : n + 1], tokens.only) for n in range(len(text))]
             return [two_stage.search(own, vectors[n : n + 1], gallery, 5, 20) for n, own in enumerate(parts)]
 
     in_place = answers()

@@ -32,7 +32,7 @@ from distill.evaluation.report import aligned
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.ranking import two_stage
+from distill.ranking import executor, two_stage
 from distill.ranking.topk import top_k
 from distill.retrieval.approximate import Approximate
 from distill.retrieval.stored import Tokens
@@ -165,7 +165,7 @@ class TwoStage:
         """The best videos of every query, and their scores."""
         contender, model = self.contender, self.contender.model
         assert contender.tokens is not None and contender.vectors is not None
-        parts, vectors = two_stage.of_parts(model, text, contender.tokens.only), model.query_vectors(text)
+        parts, vectors = executor.of_parts(model, text, contender.tokens.only), model.query_vectors(text)
         if self.index is None:
             return two_stage.search(parts, vectors, contender.vectors, BEST, self.candidates)
         chosen = self.index.candidates(vectors, self.candidates, contender.vectors.__getitem__, NONE)[1]
@@ -178,10 +178,11 @@ class TwoStage:
         """
         contender, parts = self.contender, self.contender.model.score_parts()
         assert contender.tokens is not None
-        first = contender.tokens.only(parts[0].fields)
-        in_place = parts[0].in_place is not None and first.in_place()
-        calls = 1 if in_place else -(-self.candidates // two_stage.in_one_call(first))
-        count = contender.operations.two_stage(contender.videos, self.candidates, parts[-1].of_best * BEST, calls)
+        first = contender.tokens.only(parts[0].fields if parts else contender.model.rerank_fields)
+        in_place = parts != () and executor.reads_in_place(parts[0], first)
+        calls = 1 if in_place else -(-self.candidates // executor.in_one_call(first))
+        of_best = BEST * (parts[-1].of_best if parts else 1)
+        count = contender.operations.two_stage(contender.videos, self.candidates, of_best, calls)
         return count if self.index is None else count + self.index.centres.numel()
 
 
@@ -273,7 +274,7 @@ def _fastest(contender: Contender, at_once: int) -> Search:
     """An exhaustive search in calls of the number of videos at which so many queries are answered soonest."""
     exact = contender.exact
     assert exact is not None
-    best = two_stage.in_one_call(exact)
+    best = executor.in_one_call(exact)
     if not isinstance(exact, Tokens):
         took = dict.fromkeys(CALLS, float("inf"))
         for _, size in itertools.product(range(TRIALS), CALLS):

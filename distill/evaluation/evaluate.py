@@ -16,7 +16,8 @@ from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.ranking.two_stage import of_texts, of_videos, ranking
+from distill.ranking.executor import of_texts, of_videos
+from distill.ranking.two_stage import ranking
 
 Side = TypeVar("Side", TextFeatures, VideoFeatures)
 VIDEO_BATCH = 64

@@ -4,13 +4,12 @@ Frames [video, frame, dim] go in; the pooled vector [video, dim] and the raw rel
 relevance pools at temperature 0.1, and the fine loss reads the same scores at temperature 1.
 """
 
-import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill.config import Config
-from distill.model.similarity import unit
+from distill.model.similarity import precise, unit
 
 # Relevance of a padded frame under `mask_padding`. Far below any real score, so its softmax weight is exactly 0 in
 # float32; finite, so its log-softmax is finite and 0 * log 0 in the fine loss is 0, where -inf would give NaN.
@@ -48,8 +47,7 @@ class AttentiveFrameAggregation(nn.Module):
         self, frames: Float[Tensor, "video frame dim"], real: Bool[Tensor, "video frame"]
     ) -> tuple[Float[Tensor, "video dim"], Float[Tensor, "video frame"]]:
         """Pooled vectors (unit frames, weighted; not normalised again) and raw relevance, in float32 or better."""
-        relevance = self.score(frames).squeeze(-1)
-        relevance = relevance.to(torch.promote_types(relevance.dtype, torch.float32))
+        relevance = precise(self.score(frames).squeeze(-1))
         if self.mask_padding:
             relevance = relevance.masked_fill(~real, PADDED_RELEVANCE)
         weights = (relevance / self.pool_temperature).softmax(-1)

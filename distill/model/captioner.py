@@ -18,6 +18,7 @@ from distill.data.tokens import Tokenizer, read_vocabulary
 from distill.errors import RecipeError
 from distill.model.clip import TextTower
 from distill.model.decoder import DecoderLayer
+from distill.model.similarity import precise
 
 LIGHT_WORDS = "in on of to about this that a an the and there here is are . , <end_of_text> <start_of_text>"
 UNKNOWN = 1  # of a pruned token table: the row of every token that was not kept
@@ -82,8 +83,7 @@ class Captioner(nn.Module):
 
     def counts(self, targets: Int[Tensor, "pair word"], said: Bool[Tensor, "pair word"]) -> Float[Tensor, "pair word"]:
         """How much every word counts, nothing where none is said; in float32 or better."""
-        weights = self.word_weights.to(torch.promote_types(self.word_weights.dtype, torch.float32))
-        return weights[targets] * said
+        return precise(self.word_weights)[targets] * said
 
 
 def next_words(

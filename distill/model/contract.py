@@ -4,18 +4,19 @@ Rows of every similarity are texts, columns are videos.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Bool, Float, Int, Int64
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.config import Config
 from distill.data.labels import SHORTLIST, rebuilt_logits
 from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
-from distill.model.similarity import unit
+from distill.model.reading import ScorePart
+from distill.model.similarity import cosine, unit
 from distill.model.towers import ClipConfig
 
 
@@ -64,20 +65,6 @@ class TrainingScores:
         return cls(contrasts=[(1.0, logits)], rankings={"logits": logits}, frames=frames)
 
 
-# Of one text with the rows asked for, of fields that are stored as float16 (distill/model/inplace.py).
-InPlace = Callable[[TextFeatures, Mapping[str, Tensor], Int64[Tensor, " row"]], Float[Tensor, " row"]]
-
-
-@dataclass(frozen=True)
-class ScorePart:
-    """A summand of a model's `similarity`. Galleries add the later ones for the best of what they recalled alone."""
-
-    fields: tuple[str, ...]  # of `VideoFeatures`: what it needs beyond `vector`
-    score: Callable[[TextFeatures, VideoFeatures], Float[Tensor, "text video"]]
-    of_best: int = 1  # it is added for the best so far, so many times as many as are asked for; the first for all
-    in_place: InPlace | None = None  # the same score, read where the fields are stored
-
-
 class RetrievalModel(nn.Module, ABC):
     """What training, evaluation, releases and galleries need of any model."""
 
@@ -86,35 +73,41 @@ class RetrievalModel(nn.Module, ABC):
     pool_temperature: float | None = None  # softmax(relevance / this) are the weights with which frames are pooled
     rerank_fields: tuple[str, ...] = ()  # of `VideoFeatures`: what `similarity` needs beyond `vector`; () is one stage
 
-    @abstractmethod
     def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
-        """The text tower."""
+        """Encode token ids; here to the end-of-text feature alone."""
+        sentence, _ = self.clip.text(ids)
+        return TextFeatures(sentence=sentence)
 
     @abstractmethod
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """The video tower, from pixels or from the frozen stem's tokens."""
+        """Encode videos, from pixels or from the frozen stem's tokens; `real` is False on padded frames."""
 
-    @abstractmethod
     def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Scores without the logit scale: what ranks."""
+        """Return the scores that rank, without the logit scale: the sum of `score_parts`, or the cosine of sentence and
+        vector where there are none."""
+        parts = [part.score(text, video) for part in self.score_parts()]
+        return torch.stack(parts).sum(0) if parts else cosine(text.sentence, video.vector)
 
-    @abstractmethod
     def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """Scores with the logit scale: what losses see."""
+        """Return the scores that losses see: similarity times the logit scale."""
+        return self.clip.logit_scale(self.similarity(text, video))
 
     def encode_pair(
         self, ids: Int[Tensor, "pair word"], text: TextFeatures, video: VideoFeatures
     ) -> PairFeatures | None:
-        """What only training needs of matched pairs (an auxiliary captioner); caption i belongs to video i."""
+        """Return what only training needs of matched pairs (an auxiliary captioner); caption i belongs to video i."""
         return None
 
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
-        """Everything that losses see of a global batch; caption i belongs to video i."""
+        """Return everything that losses see of a global batch; caption i belongs to video i."""
         return TrainingScores.of(self.logits(text, video), video.relevance)
 
     def score_parts(self) -> tuple[ScorePart, ...]:
-        """What sums up to `similarity`. The first says nearly all; the others cost much beside what they change."""
-        return (ScorePart(self.rerank_fields, self.similarity),)
+        """Return the parts of which `similarity` is the sum, the first saying nearly all; () where it is no such sum.
+
+        A search adds the others, which cost much beside what they change, for the best candidates alone.
+        """
+        return ()
 
     def query_vectors(self, text: TextFeatures) -> Float[Tensor, "text index"]:
         """Query vectors, whose inner products with `index_vectors` rank a gallery or choose its candidates."""
@@ -128,25 +121,35 @@ class RetrievalModel(nn.Module, ABC):
 class Interaction(nn.Module, ABC):
     """A teacher's light scoring head: stored features to scores of any batch, without the towers."""
 
-    video_fields: tuple[str, ...] = ("vector", "frames")  # of `VideoFeatures`: what a label set stores of a video
+    video_fields: tuple[str, ...] = ("vector", "frames")  # of `VideoFeatures`, which a label set stores of a video
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, to build this module again."""
+        """Return the constructor's arguments, to build this module again."""
 
     @abstractmethod
     def forward(self, text: TextFeatures, video: VideoFeatures, scaled: bool = True) -> Float[Tensor, "text video"]:
-        """Logits, or with `scaled=False` the similarity before the logit scale."""
+        """Return logits, or with `scaled=False` the similarity before the logit scale; in float32 or better."""
 
-    @abstractmethod
     def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
-        """The raw score of every frame of video i for caption i, before any softmax."""
+        """Return the raw score of every frame of video i for caption i, before any softmax; here their cosine, as
+        TeachCLIP's fine labels are made."""
+        assert video.frames is not None, "relevance is that of frames"
+        return (unit(text.sentence).unsqueeze(1) * unit(video.frames)).sum(-1)
 
 
 class Teacher(RetrievalModel):
     """A model that can label: all that its score needs beyond the features is in `interaction`."""
 
     interaction: Interaction
+
+    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Return the interaction's scores, without the logit scale."""
+        return self.interaction(text, video, scaled=False)
+
+    def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Return the interaction's scores, with the logit scale."""
+        return self.interaction(text, video)
 
 
 def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from distill.config import Config
 from distill.errors import RecipeError
 from distill.model.decoder import DecoderLayer
-from distill.model.similarity import unit
+from distill.model.similarity import precise, unit
 
 Side = Literal["text", "video"]
 
@@ -65,7 +65,7 @@ class LearnedQueries(nn.Module):
         if side == "video" and self.video_decoder is not None:
             decoder = self.video_decoder
         with torch.autocast(items.device.type, enabled=False):
-            items = items.to(torch.promote_types(items.dtype, torch.float32))
+            items = precise(items)
             readable = None if real is None else real.unsqueeze(1)
             first, *others = decoder
             concepts, reading = first(queries.expand(len(items), -1, -1), items, readable=readable)

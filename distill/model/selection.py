@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from distill.model.similarity import precise
+
 SAMPLES, SIGMA = 500, 0.05  # noisy copies, and the standard deviation of the noise
 Noise = Literal["seeded", "zero"]
 
@@ -85,7 +87,7 @@ class TokenSelector(nn.Module):
         none and the best patches are taken as they are ("zero").
         """
         patches = tokens[:, 1:]
-        scores = self.scores(tokens)[:, 1:].to(torch.promote_types(tokens.dtype, torch.float32))
+        scores = precise(self.scores(tokens)[:, 1:])
         if not self.training and self.evaluate_with == "zero":
             places = topk_indices(scores, self.kept).unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
             chosen = patches.gather(1, places)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distill.config import Config
 from distill.errors import RecipeError
-from distill.model.clip import TextTower
+from distill.model.clip import ClipModel, TextTower
 
 LAYER_NORM_EPS = 1e-12
 PADDED_KEY = -1e6  # added to the attention score of a padded frame
@@ -73,6 +73,14 @@ class TemporalTransformer(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+
+    @classmethod
+    def for_clip(cls, clip: ClipModel, config: TemporalConfig) -> "TemporalTransformer":
+        """Build one over the features of some towers, with the first weights that the config names."""
+        temporal = cls(clip.dim, config)
+        if config.init == "clip_text":
+            temporal.init_from_text(clip.text)
+        return temporal
 
     def init_from_text(self, text: TextTower) -> None:
         """Copies the first positions and blocks of CLIP's text tower; a tower that does not fit is an error."""

@@ -1,108 +1,30 @@
 """Two-stage search: inner products choose candidates, and the model's full score ranks those and no others.
 
     stage one   the candidates: the best inner products of `query_vectors` and `index_vectors`, exact (`topk`)
-    stage two   `similarity` of each query with its own candidates, from their stored features
+    stage two   `similarity` of each query with its own candidates, from their stored features (`executor`)
 
 The score of stage two may be a sum of parts (`score_parts`). A search adds those that change little, and read much, for
-the best of the candidates alone (`best_of`), and reads tokens where they lie if it can (`distill/model/inplace.py`);
-evaluation scores all candidates in full (`ranking`), as published.
-Candidates of a text are videos, those of a video are texts. Queries and candidates are handled in
-parts, so memory does not grow with the gallery. Scores are [query, candidate] whichever side asks, and among equal
-scores the lower candidate number wins.
+the best of the candidates alone (`of_best`); evaluation scores all candidates in full (`ranking`), as published.
+Candidates of a text are videos, those of a video are texts. Queries and candidates are handled in batches, so memory
+does not grow with the gallery. Scores are [query, candidate] whichever side asks, and among equal scores the lower
+candidate number wins.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from distill.model.contract import RetrievalModel, ScorePart
-from distill.model.features import TextFeatures, VideoFeatures
+from distill.ranking.executor import Pairs
 from distill.ranking.topk import top_k
 
 TOGETHER = 16  # queries that may be scored in one call
 SHARED = 2  # ... if that scores at most so many times the pairs that are asked for
-CALL = 2**21  # numbers of candidates in one call: 8 MiB, which the processor's cache and the allocator can hold
 QUERIES = 1024  # ranked at once
 ASKED = 10  # videos that count as asked for where it is fewer, so that the first hit is the first of ten hits
 
-Similarity = Callable[[TextFeatures, VideoFeatures], Float[Tensor, "text video"]]  # a model's
-Pairs = Callable[[Int64[Tensor, " query"], Int64[Tensor, " candidate"]], Float[Tensor, "query candidate"]]
 Parts = Sequence[tuple[Pairs, int]]  # of a score, and for how many of the best each is added, in times k
-
-
-@runtime_checkable
-class Stored(Protocol):
-    """Features of all candidates, of which some are read: `VideoFeatures` themselves, or tokens of a gallery."""
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """As they are stored, of all candidates or of some."""
-
-    def __getitem__(self, rows: Tensor) -> VideoFeatures: ...
-
-
-@runtime_checkable
-class InPlace(Stored, Protocol):
-    """Stored features that can be scored where they lie."""
-
-    def in_place(self) -> bool:
-        """Whether `scored` can be asked."""
-        ...
-
-    def scored(self, rows: Tensor, score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
-        """Scores of rows; `score` gets the stored tensors, and row numbers in them."""
-        ...
-
-
-def of_parts(
-    model: RetrievalModel, text: TextFeatures, tokens: Callable[[tuple[str, ...]], Stored]
-) -> list[tuple[Pairs, int]]:
-    """The parts of a model's score where texts ask; `tokens` gives what is stored of some fields."""
-    return [(_of_part(part, text, tokens(part.fields)), part.of_best) for part in model.score_parts()]
-
-
-def _of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
-    """One part: in place for a text that comes alone, and for several by matrix products of copies."""
-    together, alone = of_texts(part.score, text, video), part.in_place
-    if alone is None or not isinstance(video, InPlace) or not video.in_place():
-        return together
-
-    def pairs(texts: Tensor, videos: Tensor) -> Tensor:
-        if len(texts) > 1:
-            return together(texts, videos)
-        number = int(texts)
-        return video.scored(videos, partial(alone, text[number : number + 1])).unsqueeze(0)
-
-    return pairs
-
-
-def of_texts(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs:
-    """The score of pairs where texts ask (text-to-video)."""
-
-    def pairs(texts: Tensor, videos: Tensor) -> Tensor:
-        asking = text[texts]
-        return torch.cat([similarity(asking, video[part]) for part in videos.split(in_one_call(video))], dim=1)
-
-    return pairs
-
-
-def of_videos(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs:
-    """The score of pairs where videos ask (video-to-text)."""
-    size = in_one_call(text)
-
-    def pairs(videos: Tensor, texts: Tensor) -> Tensor:
-        asking = video[videos]
-        return torch.cat([similarity(text[part], asking) for part in texts.split(size)]).T
-
-    return pairs
-
-
-def in_one_call(candidates: TextFeatures | Stored) -> int:
-    """How many candidates with such features are scored at once."""
-    return max(1, CALL // sum(value[0].numel() for value in candidates.tensors().values()))
 
 
 def search(

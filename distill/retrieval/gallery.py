@@ -22,7 +22,8 @@ from torch import Tensor
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
 from distill.model.features import VideoFeatures
-from distill.ranking.two_stage import best_of, of_parts, of_texts
+from distill.ranking.executor import of_parts, of_texts
+from distill.ranking.two_stage import best_of
 from distill.retrieval import generation
 from distill.retrieval.calibration import AMONG, SPARE
 from distill.retrieval.encoder import Encoder

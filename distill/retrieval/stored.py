@@ -19,7 +19,6 @@ from torch import Tensor
 
 from distill.data.tensorfile import make_header, read_header
 from distill.errors import ArtefactError
-from distill.model import inplace
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
 
@@ -134,9 +133,9 @@ class Tokens:
         """The same with no more than `vector` and some fields."""
         return Tokens({name: self.stored[name] for name in ("vector", *fields)}, self.device)
 
-    def in_place(self) -> bool:
-        """Whether `scored` can be asked: tokens are in the memory of the processor, and there is code to read them."""
-        return torch.device(self.device).type == "cpu" and inplace.built()
+    def in_memory(self) -> bool:
+        """Whether they may be read where they lie, since the model's device is the processor."""
+        return torch.device(self.device).type == "cpu"
 
     def scored(self, rows: Tensor, score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
         """Scores of rows, where they are stored: `score` gets the tensors of all rows."""

@@ -184,9 +184,9 @@ class TableTokens:
         """Those of the first segment, as they are stored."""
         return self._of(self.table.parts[0]).tensors()
 
-    def in_place(self) -> bool:
-        """Whether `scored` can be asked."""
-        return self._of(self.table.parts[0]).in_place()
+    def in_memory(self) -> bool:
+        """Whether they may be read where they lie."""
+        return self._of(self.table.parts[0]).in_memory()
 
     def scored(self, rows: Int64[Tensor, " row"], score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
         """Scores of rows, where they are stored: `score` gets the tensors of a segment, and its own row numbers."""

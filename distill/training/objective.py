@@ -20,6 +20,7 @@ from distill.losses.contrastive import contrastive
 from distill.model.blocks import recomputed
 from distill.model.contract import Interaction, RetrievalModel, TrainingScores, teacher_logits
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
+from distill.model.similarity import precise
 
 
 class ContrastiveConfig(Config):
@@ -235,4 +236,4 @@ def _mean(losses: list[Tensor], shares: list[float]) -> Tensor:
 
 
 def _precise(value: Tensor) -> Tensor:
-    return value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
+    return precise(value) if value.is_floating_point() else value

@@ -9,6 +9,7 @@ import re
 import torch
 from torch import Tensor
 
+from distill.model import reading
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.training.objective import ContrastiveConfig, LossConfig, total_loss
 from parity.fixture import Fixture
@@ -52,11 +53,11 @@ def evaluation(fixture: Fixture, dtype: torch.dtype) -> Runs:
     """What ranks, all at once and a video at a time; without `start_patch_eval` strong_patch is strong_frame there."""
     patches = fixture.switch("start_patch_eval", {"(?i)true": True, "(?i)false": False}, "False")
     model, text, video = given(fixture, dtype)
-    cells = eercf.MAX_CELLS
+    cells = reading.MAX_CELLS
     for label, limit in (("", cells), ("a video at a time", 1)):
-        eercf.MAX_CELLS = limit
+        reading.MAX_CELLS = limit
         found = matrices(model, text, video) | two_stages(fixture, model, text, video)
-        eercf.MAX_CELLS = cells
+        reading.MAX_CELLS = cells
         yield label, found if patches else found | {"strong_patch": found["strong_frame"]}
 
 

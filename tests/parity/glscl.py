@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distill.data.sampler import GlsclSampler
 from distill.losses import consistency, diversity
-from distill.model import pooling
+from distill.model import reading
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.queries import QueryConfig
 from distill.model.similarity import mean_pool
@@ -42,11 +42,11 @@ def training(fixture: Fixture, dtype: torch.dtype) -> Runs:
 def evaluation(fixture: Fixture, dtype: torch.dtype) -> Runs:
     """The scores, whole and a video at a time."""
     model, text, video = given(fixture, dtype)
-    cells = pooling.MAX_CELLS
+    cells = reading.MAX_CELLS
     for label, limit in (("", cells), ("a video at a time", 1)):
-        pooling.MAX_CELLS = limit
+        reading.MAX_CELLS = limit
         found = scores(model, text, video)
-        pooling.MAX_CELLS = cells
+        reading.MAX_CELLS = cells
         yield label, found
 
 
