@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from distill.errors import ArtefactError, check_regular
 from distill.log import progress
 from distill.publishing import sweep
-from distill.records import M, json_sha256, parsed, write_json
+from distill.records import T, json_sha256, parsed, write_json
 from distill.remote import Place, RemotePath
 
 NAME = "manifest.json"
@@ -48,9 +48,9 @@ class Manifest(BaseModel):
         """sha256 of the canonical JSON: equal content gives equal ids, whoever wrote it."""
         return json_sha256(self.model_dump(mode="json"))
 
-    def view(self, model: type[M], folder: Place) -> M:
-        """Return the manifest as the `model` of its kind; an `ArtefactError` names the first key that is wrong."""
-        return parsed(model, dict(self), folder / NAME, f"restore it, or run {MAKER[self.kind]} again")
+    def view(self, kind: type[T], folder: Place) -> T:
+        """Return the config as the view of a kind; an `ArtefactError` names the first key that is wrong."""
+        return parsed(kind, self.config, f"{folder / NAME}: config", f"restore it, or run {MAKER[self.kind]} again")
 
 
 def file_sha256(path: Path) -> str:

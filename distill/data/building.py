@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import webdataset
+from pydantic import Field
 
 from distill.cache import Cache
 from distill.data.shards import Shards, index_of, make_index
 from distill.errors import ArtefactError
 from distill.manifest import SealedFile, file_sha256
 from distill.publishing import published
-from distill.records import read_record, write_record
+from distill.records import View, changed, parsed, read_record, write_record
 from distill.remote import Place, RemotePath
 
 Sample = dict[str, bytes]  # extension -> content; members stand in the tar sorted by extension
@@ -27,11 +28,10 @@ WORK = ".work"
 CLAIM = f"{WORK}/config.json"  # what a folder was claimed for
 
 
-@dataclass(frozen=True)
-class ShardRecord:
+class ShardRecord(View):
     """What is known of one finished shard; `report` is whatever its maker wants to tell the sealer."""
 
-    name: str
+    name: str = Field(exclude=True)  # which the name of the file says
     tar: SealedFile
     index: SealedFile
     report: dict[str, Any]
@@ -49,10 +49,9 @@ def claim(folder: Place, config: dict[str, Any], *, command: str) -> None:
     """Takes `folder` for a job of this `config`; refuses one begun with another config."""
     found = claimed(folder)
     if found is not None:
-        if found != config:
-            changed = sorted(k for k in {*found, *config} if found.get(k) != config.get(k))
+        if keys := changed(found, config):
             raise ArtefactError(
-                f"{folder}: begun with other settings ({', '.join(changed)} differ); delete the folder or choose "
+                f"{folder}: begun with other settings ({', '.join(keys)} differ); delete the folder or choose "
                 f"another one for {command}"
             )
         return
@@ -86,9 +85,8 @@ def build(folder: Place, name: str, make: Callable[[], ShardContent]) -> ShardRe
     with published(folder / index_of(f"{name}.tar")) as file:
         file.write(index)
     sealed = SealedFile(sha256=hashlib.sha256(index).hexdigest(), bytes=len(index))
-    record = ShardRecord(name, tar, sealed, content.report)
-    about = {"tar": tar.model_dump(), "index": sealed.model_dump(), "report": content.report}
-    write_record(folder / WORK / f"{name}.json", about)
+    record = ShardRecord(name=name, tar=tar, index=sealed, report=content.report)
+    write_record(folder / WORK / f"{name}.json", record.model_dump())
     return record
 
 
@@ -112,12 +110,10 @@ def _whole(path: Place, sealed: SealedFile) -> bool:
 
 def _recorded(folder: Place, name: str) -> ShardRecord | None:
     """What the record of a shard says of it, whether the shard is still there or not."""
+    path = folder / WORK / f"{name}.json"
     try:
-        raw = read_record(folder / WORK / f"{name}.json")
-        return ShardRecord(
-            name, SealedFile.model_validate(raw["tar"]), SealedFile.model_validate(raw["index"]), raw["report"]
-        )
-    except (ArtefactError, KeyError, TypeError, ValueError):
+        return parsed(ShardRecord, read_record(path) | {"name": name}, path, "make the shard again")
+    except ArtefactError:
         return None  # a torn record is no record: the shard is made again
 
 

@@ -6,14 +6,15 @@ The manifest lists the videos that could not be used, each with the reason. dist
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from distill.cache import Cache
 from distill.data.pictures import decode_jpeg
@@ -21,9 +22,11 @@ from distill.data.prefetch import ShardSource
 from distill.data.shards import open_sealed_shards
 from distill.errors import ArtefactError
 from distill.manifest import NAME
+from distill.records import View, parsed
 from distill.remote import Place, locate
 
 LARGEST = 1 << 14  # pixels of a side, and frames of a video: beyond any model
+Size = Annotated[int, Field(gt=0, le=LARGEST)]
 VERSION = 2  # in version 1 the index lacked the descriptions of the videos
 
 
@@ -48,6 +51,35 @@ class PackedVideo:
     frames_sha256: str
 
 
+class StoredCaption(TypedDict):
+    """What is stored of a caption."""
+
+    id: str
+    text: str
+
+
+class _About(TypedDict):
+    """What a sample's JSON says of a video."""
+
+    video: str
+    source: str
+    captions: list[StoredCaption]
+    timestamps: Annotated[list[float], Field(min_length=1)]
+    duration: float
+    frames_sha256: str
+
+
+class SampledFrames(View):
+    """What the sampler's settings say of the frames that it chose."""
+
+    num_frames: Size
+
+
+class _Config(View):
+    sampler: SampledFrames
+    size: Size
+
+
 class FrameSet:
     """A sealed frame set: its videos in shard order, and their pixels."""
 
@@ -58,20 +90,14 @@ class FrameSet:
             self.path, "frames", VERSION, verify=verify, cache=cache, told=self._add
         )
         self.cache = self._shards.cache
-        self.size, self.num_frames = self._geometry()
-
-    def _geometry(self) -> tuple[int, int]:
-        """Return the height and width in pixels, and the number of frames per video, from the manifest."""
-        sampler = self.manifest.config.get("sampler")
-        size = self.manifest.config.get("size")
-        frames = sampler.get("num_frames") if isinstance(sampler, dict) else None
+        config = self.manifest.view(_Config, self.path)
+        self.size, self.num_frames = config.size, config.sampler.num_frames
         most = max((len(video.timestamps) for video in self.videos), default=0)
-        if type(size) is not int or type(frames) is not int or not 0 < size <= LARGEST or not most <= frames <= LARGEST:
+        if most > self.num_frames:
             raise ArtefactError(
-                f"{self.path / NAME}: {frames!r} frames of {size!r} pixels, expected whole numbers from 1 to {LARGEST} "
-                f"and at least {most} frames; make the set again"
+                f"{self.path / NAME}: config: damaged at sampler.num_frames: {self.num_frames}, but a video has {most} "
+                f"frames; make the set again"
             )
-        return size, frames
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -116,22 +142,14 @@ class FrameSet:
         return ShardSource(self._shards, [video.key for video in self.videos])
 
     def _add(self, key: str, about: Any) -> None:
-        try:
-            video = PackedVideo(
-                id=about["video"],
-                key=key,
-                source=about["source"],
-                captions=tuple(Caption(caption["id"], caption["text"]) for caption in about["captions"]),
-                timestamps=tuple(about["timestamps"]),
-                duration=about["duration"],
-                frames_sha256=about["frames_sha256"],
-            )
-            texts = [video.id, video.source, video.frames_sha256, *(t for c in video.captions for t in (c.id, c.text))]
-            if not all(isinstance(text, str) for text in texts):
-                raise TypeError("an id, a caption or another text is missing")
-            if not video.timestamps or not all(math.isfinite(second) for second in (video.duration, *video.timestamps)):
-                raise TypeError("timestamps are missing or not finite")
-        except (KeyError, TypeError, OverflowError) as error:
-            reason = f"no field {error}" if isinstance(error, KeyError) else error
-            raise ArtefactError(f"{self.path}: sample {key}: {reason}; make the set again") from None
+        known = parsed(_About, about, f"{self.path}: sample {key}", "make the set again")
+        video = PackedVideo(
+            id=known["video"],
+            key=key,
+            source=known["source"],
+            captions=tuple(Caption(caption["id"], caption["text"]) for caption in known["captions"]),
+            timestamps=tuple(known["timestamps"]),
+            duration=known["duration"],
+            frames_sha256=known["frames_sha256"],
+        )
         self.videos.append(video)

@@ -17,31 +17,32 @@ distill/labelling/sealing.py writes them.
 """
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from distill.cache import Cache
 from distill.data.building import (
     Sample,
 )
-from distill.data.frames import FrameSet, PackedVideo
+from distill.data.frames import FrameSet, PackedVideo, SampledFrames
 from distill.data.prefetch import ShardSource
 from distill.data.shards import open_sealed_shards
 from distill.data.tensorfile import Entry, read_header
 from distill.errors import ArtefactError
 from distill.manifest import MAKER, NAME
-from distill.records import canonical_json
+from distill.records import View, canonical_json, parsed
 from distill.remote import Place, locate
 
 VERSION = 1
@@ -90,15 +91,43 @@ def label_sample(video: PackedVideo, rows: dict[str, Tensor], storage: Storage) 
     return {"labels.json": canonical_json(about), "labels.safetensors": save(stored)}
 
 
+class _LabelledCaption(TypedDict):
+    id: str
+    text_sha256: str
+
+
+class LabelledVideo(TypedDict):
+    """What the labels of a video say that it was."""
+
+    video: str  # id
+    captions: list[_LabelledCaption]
+    timestamps: Annotated[list[float], Field(min_length=1)]  # seconds, of the frames that the teacher saw
+    frames_sha256: str
+
+
+class ScoringHead(TypedDict):
+    """A teacher's kind, and the settings of its scoring head."""
+
+    kind: str
+    config: dict[str, Any]
+
+
+class LabelsConfig(View):
+    """The settings of the label job that readers need."""
+
+    tiers: list[Tier]
+    interaction: ScoringHead
+    sampler: SampledFrames
+
+
 class StoredLabels:
     """A sealed label set by itself: its samples and their tensors, by key."""
 
     def __init__(self, path: str | Place, *, verify: bool = True, cache: Cache | None = None):
         self.path = locate(path)
         self.manifest, self._shards = open_sealed_shards(self.path, "labels", VERSION, verify=verify, cache=cache)
-        self.tiers: list[str] = self.manifest.config.get("tiers", [])
-        if not isinstance(self.tiers, list) or not set(map(str, self.tiers)) <= set(get_args(Tier)):
-            raise ArtefactError(f"{self.path / NAME}: tiers are {self.tiers!r}; make the set again")
+        self.config = self.manifest.view(LabelsConfig, self.path)
+        self.tiers = self.config.tiers
         self._headers: dict[str, dict[str, Entry]] = {}
 
     @property
@@ -110,19 +139,9 @@ class StoredLabels:
         """Whether there are labels of a sample."""
         return "labels.safetensors" in self._shards.extensions(key)
 
-    def about(self, key: str) -> dict[str, Any]:
-        """Of one sample: `video`, `captions` (`id`, `text_sha256`), `timestamps`, `frames_sha256`."""
-        try:
-            found = json.loads(self._shards.read(key, "labels.json"))
-            texts = [found["video"], *(caption[k] for caption in found["captions"] for k in ("id", "text_sha256"))]
-            if not all(isinstance(text, str) for text in [*texts, found["frames_sha256"]]):
-                raise ValueError("an id, a caption or another text is missing")
-            if not found["timestamps"] or not all(math.isfinite(second) for second in found["timestamps"]):
-                raise ValueError("timestamps are missing or not finite")
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            reason = f"no field {error}" if isinstance(error, KeyError) else error
-            raise ArtefactError(f"{self.path}: sample {key}: {reason}; make it again") from None
-        return found
+    def about(self, key: str) -> LabelledVideo:
+        """Return what is known of the video of a sample."""
+        return parsed(LabelledVideo, self._shards.read(key, "labels.json"), f"{self.path}: sample {key}", AGAIN)
 
     def names(self, key: str) -> list[str]:
         """The tensors of one sample."""
@@ -216,9 +235,7 @@ class LabelSet:
     ):
         self.stored = StoredLabels(path, verify=verify, cache=frames.cache)
         self.path, self.manifest, self.tiers = self.stored.path, self.stored.manifest, self.stored.tiers
-        self.interaction: dict[str, Any] = self.manifest.config.get("interaction", {})
-        if not isinstance(self.interaction, dict) or not {"kind", "config"} <= self.interaction.keys():
-            raise ArtefactError(f"{self.path / NAME}: does not say which scoring head it has; make the set again")
+        self.interaction = self.stored.config.interaction
         self._frames, self._coarse = frames, coarse
         expected, found = frames.manifest.id, self.manifest.parents.get("frames", "nothing")
         if found == expected:

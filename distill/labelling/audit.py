@@ -73,7 +73,7 @@ def check_rows(stored: StoredLabels) -> int:
 
     Raises `ArtefactError` for the first sample where it is not so, and if the manifest counts other rows.
     """
-    rows, width = 0, stored.manifest.config["sampler"]["num_frames"]
+    rows, width = 0, stored.config.sampler.num_frames
     for key in progress(stored.keys, f"check {stored.path} (videos)"):
         captions, relevance = stored.about(key)["captions"], stored.tensor(key, "relevance")
         if list(relevance.shape) != [len(captions), width] or not relevance.isfinite().all():
@@ -108,7 +108,7 @@ def statistics(stored: StoredLabels) -> Statistics:
         rows=len(entropies),
         frames=_spread(frames),
         captions=_spread(captions),
-        short=sum(count < stored.manifest.config["sampler"]["num_frames"] for count in frames),
+        short=sum(count < stored.config.sampler.num_frames for count in frames),
         entropy=float(np.mean(entropies)),
         relative_entropy=float(np.mean(relative)) if relative else 0.0,
         histogram=histogram.tolist(),
@@ -175,7 +175,7 @@ def _logits(one: StoredLabels, other: StoredLabels, seed: int) -> Iterator[tuple
 
 def _scorer(stored: StoredLabels) -> Callable[[list[tuple[str, int]]], Tensor]:
     """Return the function from rows (key, caption) to the teacher's logits of their batch."""
-    tier, config = _coarse(stored), stored.manifest.config["interaction"]
+    tier, config = _coarse(stored), stored.config.interaction
     assert tier is not None
     head = build_interaction(**config, weights=stored.interaction_weights(), where=str(stored.path))
     return lambda places: teacher_logits(head, stored.rows(places, tier))

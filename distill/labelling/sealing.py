@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from distill.data.building import (
     CLAIM,
     WORK,
@@ -28,9 +30,20 @@ from distill.errors import ArtefactError, check_regular, first_few
 from distill.log import progress
 from distill.manifest import Manifest, SealedFile, seal
 from distill.publishing import published
+from distill.records import View, changed, parsed
 from distill.remote import Place
 
 log = logging.getLogger(__name__)
+
+
+class LabelClaim(View):
+    """What a folder was claimed for: all that sealing needs, and under any other key the set's config."""
+
+    model_config = ConfigDict(extra="allow")
+    frames: str  # id of the frame set
+    shards: list[str]
+    counts: dict[str, int]
+    head: str  # sha256 of the stored scoring head
 
 
 def begin_labels(
@@ -56,9 +69,9 @@ def seal_labels(out: Place) -> Manifest | None:
     the same time: they write the same bytes.
     """
     job = _claimed(out)
-    if not all(recorded(out, name) for name in job["shards"]):
+    if not all(recorded(out, name) for name in job.shards):
         return None
-    records = {name: finished(out, name) for name in progress(job["shards"], f"seal {out} (shards)")}
+    records = {name: finished(out, name) for name in progress(job.shards, f"seal {out} (shards)")}
     damaged = [name for name, record in records.items() if record is None]
     if damaged:
         _forget(out, damaged)
@@ -67,9 +80,9 @@ def seal_labels(out: Place) -> Manifest | None:
     manifest = Manifest(
         kind="labels",
         version=VERSION,
-        config={key: value for key, value in job.items() if key not in ("frames", "shards", "counts", "head")},
-        counts=job["counts"],
-        parents={"frames": job["frames"]},
+        config=job.model_extra or {},
+        counts=job.counts,
+        parents={"frames": job.frames},
         files={
             **sealed_files(record for record in records.values() if record),
             INTERACTION: SealedFile(sha256=hashlib.sha256(head).hexdigest(), bytes=len(head)),
@@ -100,19 +113,18 @@ def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
     """
     jobs = [_claimed(part) for part in parts]
     for part, job in zip(parts, jobs, strict=True):
-        changed = sorted(k for k in {*job, *jobs[0]} if job.get(k) != jobs[0].get(k))
-        if changed:
+        if keys := changed(job.model_dump(), jobs[0].model_dump()):
             raise ArtefactError(
-                f"{part}: part of another job than {parts[0]} ({', '.join(changed)} differ); merge parts of one job"
+                f"{part}: part of another job than {parts[0]} ({', '.join(keys)} differ); merge parts of one job"
             )
-    homes = {name: _home(name, parts) for name in progress(jobs[0]["shards"], "check parts (shards)")}
+    homes = {name: _home(name, parts) for name in progress(jobs[0].shards, "check parts (shards)")}
     gaps = [name for name, home in homes.items() if home is None]
     if gaps:
         raise ArtefactError(
             f"{parts[0]}: {len(gaps)} of {len(homes)} shards are in no part: {first_few(gaps)}; label them with "
             f"{DUMP} --part, or name the folder that holds them"
         )
-    claim(out, jobs[0], command="tools/labels.py merge")
+    claim(out, jobs[0].model_dump(), command="tools/labels.py merge")
     with published(out / INTERACTION) as file:
         file.write(_head(parts[0], jobs[0]))
     for name, home in progress(homes.items(), f"merge into {out} (shards)"):
@@ -126,15 +138,15 @@ def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
     return manifest
 
 
-def _claimed(folder: Place) -> dict[str, Any]:
-    """Return the claim of a folder: the job's settings, frame set, shards, counts and hash of the head."""
-    job = claimed(folder)
-    if job is None or not {"frames", "shards", "counts", "head"} <= job.keys():
-        raise ArtefactError(f"{folder}: not a folder that {DUMP} began; {folder / CLAIM} describes no label job")
-    return job
+def _claimed(folder: Place) -> LabelClaim:
+    """Return the job that a folder was claimed for."""
+    found, mend = claimed(folder), f"this is not a folder that {DUMP} began"
+    if found is None:
+        raise ArtefactError(f"{folder}: has no {CLAIM}; {mend}")
+    return parsed(LabelClaim, found, folder / CLAIM, mend)
 
 
-def _head(folder: Place, job: dict[str, Any]) -> bytes:
+def _head(folder: Place, job: LabelClaim) -> bytes:
     """Return the stored scoring head of a folder, which must be the one that the job began with."""
     path = folder / INTERACTION
     if isinstance(path, Path):
@@ -143,7 +155,7 @@ def _head(folder: Place, job: dict[str, Any]) -> bytes:
         head = path.read_bytes()
     except OSError as error:
         raise ArtefactError(f"{path}: cannot be read ({error.strerror}); run {DUMP} again") from None
-    if hashlib.sha256(head).hexdigest() != job["head"]:
+    if hashlib.sha256(head).hexdigest() != job.head:
         raise ArtefactError(f"{path}: not the head that the job began with; delete it and run {DUMP} again")
     return head
 

@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -28,7 +27,7 @@ from distill.retrieval import generation
 from distill.retrieval.calibration import AMONG, SPARE
 from distill.retrieval.encoder import Encoder
 from distill.retrieval.moment import best_moment
-from distill.retrieval.segment import Segment
+from distill.retrieval.segment import Segment, StoredVideo
 from distill.retrieval.stored import damaged
 from distill.retrieval.table import Table
 
@@ -113,8 +112,8 @@ class Gallery:
         """Return the row of a video by its id; None if it is not here or was deleted."""
         return next((row for row in self.table.find(video) if self.about(row)["id"] == video), None)
 
-    def about(self, row: int) -> dict[str, Any]:
-        """Return a row's `id`, `source`, `timestamps`, `duration` (seconds); for a span also `file` and `span`."""
+    def about(self, row: int) -> StoredVideo:
+        """Return what is known of a row."""
         return self.table.about(row)
 
     def file(self, video: str) -> Path | None:
@@ -220,7 +219,7 @@ class Gallery:
     @property
     def reranks(self) -> bool:
         """Whether searching has a second stage."""
-        return "tokens" in self.manifest.config
+        return bool(self.table.config.tokens)
 
     def _hits(self, scores: Float[Tensor, "query k"], rows: Int64[Tensor, "query k"]) -> list[list[Hit]]:
         self._check_scores(scores)

@@ -19,9 +19,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int64
+from pydantic import Field, PositiveInt
 from safetensors.torch import save
 from torch import Tensor
 
@@ -29,24 +31,50 @@ from distill import publishing
 from distill.errors import ArtefactError, check_regular
 from distill.manifest import NAME, Manifest, check_files, read_manifest, seal
 from distill.publishing import published
+from distill.records import View
 from distill.retrieval.segment import VIDEOS
 from distill.retrieval.stored import damaged, mapped
 
 VERSION = 2
 SEGMENTS, DELETED, WORK, LOCK = "segments", "deleted", ".work", ".lock"
 APPROXIMATE, CALIBRATION = "approximate", "calibration"
-DERIVED = {  # made of rows as they are numbered, and the facts without which they cannot be used or shown
-    APPROXIMATE: {"covers": int, "depth": int, "recall@10": float},
-    CALIBRATION: {"covers": int, "queries": int},
-}
+DERIVED = (APPROXIMATE, CALIBRATION)  # made of rows as they are numbered
 TRIES = 5  # to read a gallery that others keep changing
+
+
+class _Facts(View):
+    """What is known of a file that was made of the first rows of a gallery."""
+
+    file: str
+    covers: PositiveInt  # rows
+
+
+class _ApproximateFacts(_Facts):
+    depth: PositiveInt
+    recall: float = Field(alias="recall@10")
+
+
+class _CalibrationFacts(_Facts):
+    queries: int
+
+
+class GalleryConfig(View):
+    """What readers need of a gallery's settings."""
+
+    release: str  # path
+    vectors: str  # how they are stored
+    folders: list[str]  # of video files
+    made_of: list[dict[str, Any]] = Field(default=[])
+    tokens: list[str] = Field(default=[])  # of the second stage, if there is one
+    approximate: _ApproximateFacts | None = None
+    calibration: _CalibrationFacts | None = None
 
 
 def read(path: Path) -> Manifest:
     """The manifest of the current generation; files are compared by size, not by hash."""
     for attempt in itertools.count(1):
         manifest = read_manifest(path, "gallery", VERSION)
-        _check_config(path, manifest)
+        _check(path, manifest)
         try:
             check_files(path, manifest, verify=False)
         except (ArtefactError, OSError):
@@ -57,42 +85,32 @@ def read(path: Path) -> Manifest:
     raise AssertionError("unreachable")
 
 
-def _check_config(path: Path, manifest: Manifest) -> None:
-    """Looks at what others take for granted."""
-    config, counts = manifest.config, manifest.counts
-    tokens = config.get("tokens")
+def _check(path: Path, manifest: Manifest) -> None:
+    """Refuses a manifest that does not say what others take for granted."""
+    config, counts = manifest.view(GalleryConfig, path), manifest.counts
+    if not {"videos", "rows", "dim", "generation"} <= counts.keys():
+        raise damaged(path / NAME, f"counts {', '.join(counts)} alone")
     sound = {
-        "config.release": isinstance(config.get("release"), str),
-        "config.vectors": isinstance(config.get("vectors"), str),
-        "config.folders": _strings(config.get("folders")),
-        "config.tokens": "tokens" not in config or _strings(tokens),
-        **{f"config.{kind}": kind not in config or _whole(kind, config[kind], manifest) for kind in DERIVED},
-        "counts": {"videos", "rows", "dim", "generation"} <= counts.keys() and min(counts.values()) >= 0,
+        "config": None not in manifest.config.values(),
         "parents.release": "release" in manifest.parents,
         "files": all(_placed(name) for name in manifest.files),
+        **{
+            made.file: made.file in manifest.files and made.covers <= counts["rows"]
+            for made in (config.approximate, config.calibration)
+            if made is not None
+        },
     }
     odd = [where for where, well in sound.items() if not well]
     if odd:
-        raise ArtefactError(f"{path / NAME}: damaged at {odd[0]}; restore it, or index again with tools/index.py")
+        raise damaged(path / NAME, odd[0])
     found = sum(segments(manifest).values())
-    if found != counts["rows"] or not 0 <= counts["videos"] <= found:
-        raise ArtefactError(
-            f"{path / NAME}: counts {counts['rows']} rows of {counts['videos']} videos, but its segments hold {found}; "
-            f"restore it, or index again with tools/index.py"
-        )
+    if found != counts["rows"] or counts["videos"] > found:
+        raise damaged(path / NAME, f"{counts['rows']} rows of {counts['videos']} videos, but segments hold {found}")
 
 
-def _whole(kind: str, facts: object, manifest: Manifest) -> bool:
-    """Whether the facts of an approximate index or a calibration say how to use it."""
-    if not isinstance(facts, dict) or not isinstance(facts.get("file"), str) or facts["file"] not in manifest.files:
-        return False
-    if any(type(facts.get(name)) is not of for name, of in DERIVED[kind].items()):
-        return False
-    return 0 < facts["covers"] <= manifest.counts.get("rows", 0) and facts.get("depth", 1) > 0
-
-
-def _strings(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+def known(manifest: Manifest) -> GalleryConfig:
+    """Return the config of a manifest that `read` gave."""
+    return GalleryConfig.model_validate(manifest.config)
 
 
 def _placed(name: str) -> bool:

@@ -22,7 +22,7 @@ from distill.data.loader import pad
 from distill.errors import ArtefactError, ExpectedError, check_regular, first_few
 from distill.log import progress
 from distill.manifest import Manifest, SealedFile, check_hash
-from distill.records import canonical_json, json_sha256, read_record, write_record
+from distill.records import View, canonical_json, json_sha256, parsed, read_record, write_record
 from distill.remote import Place
 from distill.retrieval import generation
 from distill.retrieval.encoder import Encoder, frame_weights, weighing
@@ -85,6 +85,13 @@ def build_gallery(
             return _Index(release, source, out, before, vectors, captions, cut, batch).run(append)
 
 
+class _Part(View):
+    """The record of a part."""
+
+    broken: list[Note]
+    files: dict[str, SealedFile]
+
+
 @dataclass
 class _Done:
     """A part that is whole: its rows, if it has any, and what is broken."""
@@ -96,13 +103,12 @@ class _Done:
 def _done(folder: Path, *, verify: bool) -> _Done | None:
     """None for a part that is not there, or damaged: it is made again."""
     try:
-        record = read_record(folder / DONE)
-        files = {name: SealedFile.model_validate(file) for name, file in record["files"].items()}
-        for name, file in files.items() if verify else ():
+        part = parsed(_Part, read_record(folder / DONE), folder / DONE, "index again")
+        for name, file in part.files.items() if verify else ():
             check_regular(folder / name)
             check_hash(folder / name, file, "tools/index.py")
-        return _Done(Segment(folder) if files else None, record["broken"])
-    except (ArtefactError, ValueError, LookupError):
+        return _Done(Segment(folder) if part.files else None, part.broken)
+    except ArtefactError:
         return None
 
 
@@ -140,7 +146,8 @@ class _Index:
         items = self.source.items
         if self.before is not None:
             if not append:
-                same = self.before.config["made_of"] == [made] and self.before.config["folders"] == self.folders
+                config = generation.known(self.before)
+                same = config.made_of == [made] and config.folders == self.folders
                 if same and self.before.counts["generation"] == 1:
                     return self._finished(self.before)
                 raise ArtefactError(
@@ -231,9 +238,7 @@ class _Index:
             columns, tokens = _cat(rows.columns), _cat(rows.tokens) if rows.tokens else None
             write_segment(folder, rows.about, columns, tokens, self._said(rows.items) if self.captions else None)
         files = sealed_segment(folder) if rows.about else {}
-        write_record(
-            folder / DONE, {"broken": rows.broken, "files": {name: file.model_dump() for name, file in files.items()}}
-        )
+        write_record(folder / DONE, _Part(broken=rows.broken, files=files).model_dump())
 
     @torch.inference_mode()
     def _said(self, items: Sequence[Item]) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
@@ -285,7 +290,7 @@ class _Index:
             "frames": self.release.frames_config,
             "vectors": self.kind,
             "folders": self.folders,
-            "made_of": [*(before.config["made_of"] if before else []), made],
+            "made_of": [*(generation.known(before).made_of if before else []), made],
             **weighing(self.release),
         } | ({"tokens": ["vector", *self.model.rerank_fields]} if self.model.rerank_fields else {})
         if before is not None:

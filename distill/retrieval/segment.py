@@ -11,42 +11,53 @@ ones. Nothing but the rows that are asked for is read.
 """
 
 import hashlib
-import json
-import math
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, NotRequired
 
 import torch
 from jaxtyping import Int64
+from pydantic import Field
 from safetensors.torch import save
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
+from distill.data.frames import StoredCaption
 from distill.manifest import SealedFile, sealed_file
 from distill.publishing import published
-from distill.records import canonical_json
-from distill.retrieval.stored import Tokens, TokenWriter, damaged, mapped
+from distill.records import T, canonical_json, parsed
+from distill.retrieval.stored import MEND, Tokens, TokenWriter, damaged, mapped
 from distill.retrieval.vectors import Vectors
 
 VECTORS, TOKENS, VIDEOS, ROWS = "vectors.safetensors", "tokens.safetensors", "videos.jsonl", "rows.safetensors"
 CAPTIONS, CAPTION_LINES = "captions.safetensors", "captions.jsonl"
 INTS, FLOATS, INT8 = (torch.int64,), (torch.float32,), (torch.int8,)
-ROW = {"id": str, "source": str, "timestamps": list, "duration": int | float}  # what every line says
-CAPTION = {"id": str, "text": str}
 COPY = 2**26  # bytes copied at once
 
 
-class Lines:
-    """The lines of a mapped file of JSON, each an object that has these fields."""
+class StoredVideo(TypedDict):
+    """The line of a row; what concerns a span alone is missing where the row is a whole file."""
 
-    def __init__(self, path: Path, starts: Int64[Tensor, " line"], fields: Mapping[str, Any]):
+    id: str
+    source: str
+    timestamps: list[float]  # seconds
+    duration: float  # seconds
+    folder: NotRequired[int]  # of the gallery's folders, in which `source` lies
+    file: NotRequired[str]  # id of the file that was cut
+    span: NotRequired[Annotated[list[float], Field(min_length=2, max_length=2)]]  # begin and end in seconds
+
+
+class Lines(Generic[T]):
+    """The lines of a mapped file of JSON, each of one kind."""
+
+    def __init__(self, path: Path, starts: Int64[Tensor, " line"], kind: type[T]):
         with path.open("rb") as file:
             try:
                 self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError:  # it cannot map nothing
                 raise damaged(path, "empty") from None
-        self.path, self.starts, self.fields = path, starts, fields  # starts, and the end
+        self.path, self.starts, self.kind = path, starts, kind  # starts, and the end
         if not len(starts):
             raise damaged(path, "it is not known where its lines begin")
 
@@ -54,19 +65,8 @@ class Lines:
         """One line, with its end."""
         return self.content[int(self.starts[line]) : int(self.starts[line + 1])]
 
-    def __getitem__(self, line: int) -> dict[str, Any]:
-        try:
-            found = json.loads(self.raw(line))
-            if not isinstance(found, dict):
-                raise ValueError("not an object")
-            for field, kind in self.fields.items():
-                if not isinstance(found[field], kind):
-                    raise ValueError(f"{field} is {type(found[field]).__name__}")
-            if not all(math.isfinite(second) for second in found.get("timestamps", ())):
-                raise ValueError("a time that is none")
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-            raise damaged(self.path, f"line {line + 1}: {error}") from None
-        return found
+    def __getitem__(self, line: int) -> T:
+        return parsed(self.kind, self.raw(line), f"{self.path}: line {line + 1}", MEND)
 
 
 class Captions:
@@ -75,7 +75,7 @@ class Captions:
     def __init__(self, folder: Path):
         columns = _scored(folder / CAPTIONS, rows=(1, INTS), lines=(1, INTS))
         self.vectors, self.rows = Vectors(columns), columns["rows"]
-        self.lines = Lines(folder / CAPTION_LINES, columns["lines"], CAPTION)
+        self.lines = Lines(folder / CAPTION_LINES, columns["lines"], StoredCaption)
         rows = len(columns["lines"]) - 1
         _same_length(folder / CAPTIONS, rows, {**self.vectors.columns, "rows": self.rows})
 
@@ -92,7 +92,7 @@ class Segment:
         rows = _columns(folder / ROWS, lines=(1, INTS), hashes=(1, INTS), rows=(1, INTS))
         self.vectors, self.frame_weights = Vectors(columns), columns["frame_weights"]
         self.hashes, self.places = rows["hashes"], rows["rows"]
-        self.about = Lines(folder / VIDEOS, rows["lines"], ROW)
+        self.about = Lines(folder / VIDEOS, rows["lines"], StoredVideo)
         _same_length(folder / VECTORS, len(rows["lines"]) - 1, {**self.vectors.columns, "frames": self.frame_weights})
         _same_length(folder / ROWS, len(self.hashes), {"rows": self.places})
         self.tokens = Tokens.open(folder / TOKENS, device) if (folder / TOKENS).is_file() else None

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from distill.data.frames import StoredCaption
 from distill.errors import ArtefactError
 from distill.manifest import Manifest
 from distill.model.features import VideoFeatures
@@ -19,7 +20,7 @@ from distill.retrieval import generation
 from distill.retrieval.approximate import Approximate
 from distill.retrieval.calibration import Calibration
 from distill.retrieval.generation import APPROXIMATE, CALIBRATION, SEGMENTS
-from distill.retrieval.segment import Segment
+from distill.retrieval.segment import Segment, StoredVideo
 from distill.retrieval.stored import Tokens, damaged
 from distill.retrieval.vectors import among, best, nearest
 
@@ -41,12 +42,12 @@ class Table:
         self.deleted: Int64[Tensor, " row"] = generation.deleted_rows(path, manifest)
         self.parts = list(self.segments.values())
         self.bases = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # first rows, and the end
-        self.folders: list[str] = manifest.config["folders"]
+        self.config = generation.known(manifest)
         self._check(path, manifest, names)
         facts = manifest.config.get(APPROXIMATE)
         self.approximate = None if facts is None else Approximate(path / facts["file"], facts, manifest.counts["dim"])
-        known = manifest.config.get(CALIBRATION)
-        self.calibration = None if known is None else Calibration(path / known["file"], known)
+        facts = manifest.config.get(CALIBRATION)
+        self.calibration = None if facts is None else Calibration(path / facts["file"], facts)
 
     def _check(self, path: Path, manifest: Manifest, names: Mapping[str, int]) -> None:
         """Whether the segments fit the manifest and one another."""
@@ -55,7 +56,7 @@ class Table:
             if (len(part), dim) != (names[name], manifest.counts["dim"]):
                 expected = f"{names[name]} rows of {manifest.counts['dim']}"
                 raise damaged(part.folder, f"{len(part)} rows of {dim} numbers, expected {expected}")
-            if tokens != set(manifest.config.get("tokens", ())):
+            if tokens != set(self.config.tokens):
                 raise damaged(part.folder, f"tokens {sorted(tokens)}")
         if len(self.deleted) and not 0 <= self.deleted[0] <= self.deleted[-1] < len(self):
             raise damaged(path, f"row {int(self.deleted[-1])} of {len(self)} is deleted")
@@ -81,19 +82,19 @@ class Table:
         found = torch.tensor([base + row for base, part in self.based() for row in part.find(name)], dtype=torch.int64)
         return found[~among(found, self.deleted)].tolist()
 
-    def about(self, row: int) -> dict[str, Any]:
-        """What is known of a row: `id`, `source`, `timestamps` and `duration` (seconds); of a span `file`, `span`."""
+    def about(self, row: int) -> StoredVideo:
+        """Return what is known of a row."""
         part, own = self.place(row)
         return part.about[own]
 
-    def folder(self, about: Mapping[str, Any]) -> Path | None:
+    def folder(self, about: StoredVideo) -> Path | None:
         """The folder of the file of a row, if it is known."""
         number = about.get("folder")
         if number is None:
             return None
-        if not (isinstance(number, int) and 0 <= number < len(self.folders)):
+        if not 0 <= number < len(self.config.folders):
             raise ArtefactError(f"{self.path}: row {about['id']!r} names no video folder of it; index again")
-        return Path(self.folders[number])
+        return Path(self.config.folders[number])
 
     def vectors(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row dim"]:
         """The stored vectors of some rows."""
@@ -133,7 +134,7 @@ class Table:
         stored = [part.captions.vectors for part in self.parts if part.captions is not None]
         return nearest(queries, stored, k, self._unsaid)
 
-    def caption(self, number: int) -> tuple[dict[str, Any], int]:
+    def caption(self, number: int) -> tuple[StoredCaption, int]:
         """A caption by number: its `id` and `text`, and the row of its video."""
         for base, part in self.based():
             if part.captions is not None:

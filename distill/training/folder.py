@@ -14,6 +14,7 @@ from distill import comm
 from distill.config import Config, dump_recipe, read_tree
 from distill.errors import ExpectedError, RecipeError
 from distill.publishing import published, sweep
+from distill.records import changed
 
 log = logging.getLogger(__name__)
 RECIPE = "recipe.yaml"
@@ -60,18 +61,6 @@ def kept_apart(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The changes between two recipe trees with which an unfinished run of the old one would end in other numbers."""
     harmless = EXACT | (ROUNDING if new["train"]["precision"] == "fp32" else set())
     return [key for key in changed(old, new) if key not in harmless]
-
-
-def changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The keys in which two recipe trees differ, as `section.key`."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        one, other = old.get(key), new.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += changed(one, other, f"{prefix}{key}.")
-        elif one != other or key not in old or key not in new:
-            found.append(prefix + key)
-    return found
 
 
 def _choose(first: Path, recipe: Config) -> Path:
