@@ -15,7 +15,7 @@ from torch import Tensor
 import distill
 from distill import catalogue, comm
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet
+from distill.data.labelset import LabelSet
 from distill.data.tokens import Tokenizer, read_vocabulary
 from distill.errors import RecipeError
 from distill.evaluation.evaluate import Scores, evaluate

@@ -6,7 +6,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from distill.catalogue import ModelConfig
 from distill.config import Config
-from distill.data.labels import Coarse, Mismatch
+from distill.data.labels import Coarse
+from distill.data.labelset import Mismatch
 from distill.data.loader import DataConfig
 from distill.training.loop import TrainConfig
 from distill.training.objective import CoarseConfig, FineConfig, LossConfig

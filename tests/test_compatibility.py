@@ -16,7 +16,7 @@ import torch
 
 from distill.data.building import CLAIM, finished
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet
+from distill.data.labelset import LabelSet
 from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.sealing import merge_labels
 from distill.labelling.teacher import TeacherRelease

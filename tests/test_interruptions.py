@@ -17,7 +17,7 @@ from faults.processes import Ranks
 
 from distill import comm
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet
+from distill.data.labelset import LabelSet
 from distill.data.loader import VideoDataset, load_batches
 from distill.errors import ArtefactError, ExpectedError
 from distill.training import checkpoint

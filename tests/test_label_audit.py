@@ -13,7 +13,8 @@ from labelling import label_job, pack_shards, teacher_release, write_labels
 
 import tools.labels
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet, StoredLabels
+from distill.data.labels import StoredLabels
+from distill.data.labelset import LabelSet
 from distill.errors import ArtefactError, ExpectedError
 from distill.labelling.audit import agreement, check_rows, compare, statistics
 from distill.labelling.recompute import recompute

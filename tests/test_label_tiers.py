@@ -15,7 +15,8 @@ from labelling import label_job, pack_shards, write_labels
 
 from distill import catalogue
 from distill.data.frames import FrameSet
-from distill.data.labels import Coarse, LabelSet, Storage, interpolated, rebuilt_logits
+from distill.data.labels import Coarse, Storage, rebuilt_logits
+from distill.data.labelset import LabelSet, interpolated
 from distill.data.loader import PairDataset
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError

@@ -11,7 +11,8 @@ from safetensors.torch import load as load_tensors
 import distill.release
 from distill import catalogue
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet, Storage
+from distill.data.labels import Storage
+from distill.data.labelset import LabelSet
 from distill.data.loader import Batch, PairDataset
 from distill.errors import ArtefactError
 from distill.model.clip import ClipModel

@@ -23,7 +23,7 @@ from distill.conversion.authors import TRANSPOSED, Checkpoint
 from distill.conversion.convert import convert
 from distill.conversion.heads import Options
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet
+from distill.data.labelset import LabelSet
 from distill.data.loader import VideoDataset
 from distill.data.sampler import SAMPLERS, PromptSwitchSampler
 from distill.data.tokens import Tokenizer

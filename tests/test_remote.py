@@ -27,7 +27,7 @@ from distill import remote
 from distill.cache import Cache
 from distill.data.building import ShardContent, build, claim, finished, sealed_files
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet
+from distill.data.labelset import LabelSet
 from distill.data.shards import Shards, open_sealed_shards
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest, open_sealed, seal

@@ -14,7 +14,7 @@ from typing import Any
 from distill import comm
 from distill.bench.steps import Setting, build, build_teachers, live_rows, objective, write_labels
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet
+from distill.data.labelset import LabelSet
 from distill.data.loader import Batch, PairDataset, load_batches
 from distill.data.plan import Plan
 from distill.evaluation.report import aligned

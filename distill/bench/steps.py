@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill import catalogue, comm
 from distill.bench.rounds import Goal, ratio, take_turns
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet, Storage
+from distill.data.labels import Storage
+from distill.data.labelset import LabelSet
 from distill.data.loader import Batch, DataConfig, PairDataset
 from distill.data.tokens import Tokenizer, read_vocabulary
 from distill.evaluation.report import aligned

@@ -20,7 +20,7 @@ from distill import signals
 from distill.cache import Cache
 from distill.config import Config
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet
+from distill.data.labelset import LabelSet
 from distill.data.prefetch import Rows, check_cache_size, fetched_ahead
 from distill.data.slots import Slots, buffer
 from distill.data.tokens import Tokenizer

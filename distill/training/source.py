@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from distill import catalogue
-from distill.data.labels import LabelSet
+from distill.data.labelset import LabelSet
 from distill.model.contract import Interaction
 
 

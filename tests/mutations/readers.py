@@ -16,7 +16,7 @@ from test_convert import options
 from distill.config import read_recipe
 from distill.conversion.convert import convert
 from distill.data.frames import FrameSet
-from distill.data.labels import LabelSet
+from distill.data.labelset import LabelSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.evaluation.report import read_result, report
 from distill.labelling.sealing import merge_labels
