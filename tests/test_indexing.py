@@ -24,7 +24,7 @@ from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import NAME
 from distill.release.release import load
-from distill.retrieval import Gallery, indexing, upkeep
+from distill.retrieval import Gallery, parts, upkeep
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.sources import Cut
 from distill.retrieval.vectors import Vectors, encode, nearest
@@ -353,7 +353,7 @@ def killed(process, after, told=None):
 
 
 def _index_in_parts(encoder, videos, path):
-    indexing.PART = 1
+    parts.PART = 1
     build_gallery(encoder, videos, path)
 
 

@@ -16,6 +16,11 @@ TAGS = ["text-to-video-retrieval", "video-text-retrieval", "knowledge-distillati
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
 METRICS = {"R@1": "recall_at_1", "R@5": "recall_at_5", "R@10": "recall_at_10", "MdR": "median_rank", "MnR": "mean_rank"}
 
+WHAT = """\
+A text-to-video retrieval model of the kind `{kind}`: it says how well a text and a video match, so that the best videos
+can answer a query. Made with the retrieval-distill toolkit.\
+"""
+
 USAGE = """\
 ```python
 import distill.release
@@ -65,13 +70,13 @@ def model_card(
     parameters: int = 0,
     left_out: int = 0,
 ) -> str:
-    """The card as text.
+    """Return the card as text.
 
-    `config` is the model's, `metrics` the summary of ranks by direction (`t2v`, `v2t`); of `provenance` the card shows,
-    where present, `name`, `evaluated_on`, `parents` (name -> manifest id), `steps`, `seconds` and `versions`; or, for
-    weights that were trained elsewhere, what `converted` says of the file they came in. `stored` is what a gallery
-    holds of every video (`distill.retrieval.stored.bytes_per_video`), where the model can be searched. `parameters`
-    counts those in the file, `left_out` those that only training needed.
+    `config` is the model's, `metrics` the summary of ranks by direction (`t2v`, `v2t`). From `provenance` the card shows,
+    where present, `name`, `evaluated_on`, `parents` (name -> manifest id), `steps`, `seconds` and `versions`, or the
+    file that converted weights came from. `stored` are the bytes that a gallery holds per video
+    (`distill.retrieval.stored.bytes_per_video`) of a model that can be searched. `parameters` are counted in the file,
+    `left_out` were needed in training only.
     """
     name = provenance.get("name", config.kind)
     measured = {direction: metrics[direction] for direction in DIRECTIONS if metrics and direction in metrics}
@@ -85,11 +90,7 @@ def model_card(
         eval_results=_results(measured, evaluated_on) or None,
     )
     sections = {
-        "What it is": (
-            f"A text-to-video retrieval model of the kind `{config.kind}`: it says how well a text and a video match, "
-            "so that the best videos can answer a query. Made with the retrieval-distill toolkit."
-            f"{_size(parameters, left_out)}"
-        ),
+        "What it is": f"{WHAT.format(kind=config.kind)}{_size(parameters, left_out)}",
         "How to use it": f"{USAGE}\n{TEACH if config.kind in INTERACTIONS else SEARCH}{_stored(stored)}",
         "Measured": _table(measured, evaluated_on) if measured else "Not evaluated.",
         "Training": _training(provenance),
@@ -116,7 +117,7 @@ def _stored(stored: tuple[int, int] | None) -> str:
             f"\nA gallery stores one vector per video, {vector:,} bytes; its inner product with a query is the score.\n"
         )
     return (
-        f"\nIt searches in two stages. A gallery stores, of every video, a vector of {vector:,} bytes, whose inner "
+        f"\nIt searches in two stages. A gallery stores a vector of {vector:,} bytes per video, whose inner "
         f"product with a query finds the candidates, and {tokens:,} bytes of tokens (float16), from which these are "
         "reranked; `--candidates` says how many.\n"
     )

@@ -1,55 +1,37 @@
 """Indexing: encodes the videos of a source into a gallery, or adds those that it lacks.
 
-Rows are made in parts of bounded size, each a small segment under `.work/` whose name is the hash of all that decides
-its content, so a killed index started again finds what it did and ends with the same bytes. When all parts are there
-they become one segment, and the manifest is replaced (distill/retrieval/generation.py).
+Rows are made in parts (distill/retrieval/parts.py), so that a killed index started again continues and ends with the
+same bytes. When all parts are there they become one segment, and the manifest is replaced
+(distill/retrieval/generation.py).
 
 A video has the same pixels in a frame set and from its file, whose frames pass through the JPEG that packing writes.
 Encoded in the same batches, both give the same row bit for bit; in batches of other videos, to float32's rounding.
 """
 
-import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from distill.data.loader import pad
-from distill.errors import ArtefactError, ExpectedError, check_regular, first_few
+from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.log import progress
-from distill.manifest import Manifest, SealedFile, check_hash
-from distill.records import View, canonical_json, json_sha256, parsed, read_record, write_record
+from distill.manifest import Manifest, SealedFile
+from distill.records import canonical_json, json_sha256
 from distill.remote import Place
 from distill.retrieval import generation
-from distill.retrieval.encoder import Encoder, frame_weights, weighing
+from distill.retrieval.encoder import Encoder, weighing
 from distill.retrieval.gallery import check_release
 from distill.retrieval.generation import SEGMENTS, VERSION, WORK
-from distill.retrieval.segment import Segment, id_hash, merge, sealed_segment, write_segment
-from distill.retrieval.sources import Cut, Item, Loaded, Note, VideoSource, open_source
-from distill.retrieval.stored import bytes_per_video, row_bytes, stored
+from distill.retrieval.parts import PartMaker, finished
+from distill.retrieval.segment import Segment, id_hash, merge, sealed_segment
+from distill.retrieval.sources import Cut, Item, Note, VideoSource, open_source
+from distill.retrieval.stored import row_bytes
 from distill.retrieval.table import Table
-from distill.retrieval.vectors import KINDS, among, encode
+from distill.retrieval.vectors import KINDS, among
 
-PART = 1024  # rows that are lost at most when an index is killed
-PART_BYTES = 2**28  # of tokens; fewer rows where they take more
-BATCH = 64
-CAPTIONS = 256  # encoded at once
-DONE = "part.json"
-
-
-@dataclass
-class _Rows:
-    """What a part gathers before it is written."""
-
-    about: list[dict[str, Any]] = field(default_factory=list)
-    columns: list[dict[str, Tensor]] = field(default_factory=list)
-    tokens: list[dict[str, Tensor]] = field(default_factory=list)
-    items: list[Item] = field(default_factory=list)
-    broken: list[Note] = field(default_factory=list)
+BATCH = 64  # videos encoded at once
 
 
 def build_gallery(
@@ -85,33 +67,6 @@ def build_gallery(
             return _Index(release, source, out, before, vectors, captions, cut, batch).run(append)
 
 
-class _Part(View):
-    """The record of a part."""
-
-    broken: list[Note]
-    files: dict[str, SealedFile]
-
-
-@dataclass
-class _Done:
-    """A part that is whole: its rows, if it has any, and what is broken."""
-
-    segment: Segment | None
-    broken: list[Note]
-
-
-def _done(folder: Path, *, verify: bool) -> _Done | None:
-    """None for a part that is not there, or damaged: it is made again."""
-    try:
-        part = parsed(_Part, read_record(folder / DONE), folder / DONE, "index again")
-        for name, file in part.files.items() if verify else ():
-            check_regular(folder / name)
-            check_hash(folder / name, file, "tools/index.py")
-        return _Done(Segment(folder) if part.files else None, part.broken)
-    except ArtefactError:
-        return None
-
-
 class _Index:
     """One run, while it holds the gallery's lock."""
 
@@ -126,7 +81,7 @@ class _Index:
         cut: Cut | None,
         batch: int,
     ):
-        self.release, self.source, self.out, self.before, self.batch = release, source, out, before, batch
+        self.release, self.source, self.out, self.before = release, source, out, before
         self.captions, self.cut, self.model = captions, cut, release.model
         had = None if before is None else before.config["vectors"]
         self.kind = vectors or had or KINDS[0]
@@ -136,9 +91,10 @@ class _Index:
         self.folders: list[str] = [] if before is None else list(before.config["folders"])
         if folder is not None and folder not in self.folders:
             self.folders.append(folder)
-        self.folder = {} if folder is None else {"folder": self.folders.index(folder)}
         if before is not None:
             check_release(out, before, release)
+        folder_of = {} if folder is None else {"folder": self.folders.index(folder)}
+        self.maker = PartMaker(release, source, self.kind, captions, batch, folder_of)
 
     def run(self, append: bool) -> Manifest:
         """Makes the parts that are missing, joins them, and publishes the manifest."""
@@ -159,10 +115,10 @@ class _Index:
         elif append:
             raise ArtefactError(f"{self.out}: no gallery to append to; make one without --append")
         generation.sweep(self.out, self.before)
-        parts = list(self._parts(items))
-        missing = [part for part in parts if _done(part[0], verify=True) is None]
+        parts = list(self.maker.plan(self.out, items))
+        missing = [part for part in parts if finished(part[0], verify=True) is None]
         total = sum(len(items) for _, items in missing)
-        for _ in progress(self._work(missing), f"index {total} videos", total):
+        for _ in progress(self.maker.make(missing), f"index {total} videos", total):
             pass
         return self._join([folder for folder, _ in parts], made)
 
@@ -183,78 +139,9 @@ class _Index:
             here |= {file for file in likely if table.find(file)}
         return [item for item in items if item.file not in here]
 
-    def _parts(self, items: Sequence[Item]) -> Iterator[tuple[Path, Sequence[Item]]]:
-        """Folders of the parts, and what goes into each."""
-        config = self.release.frames_config
-        rows = PART
-        if self.model.rerank_fields:
-            rows = max(
-                1, min(PART, PART_BYTES // bytes_per_video(self.model, self.release.num_frames, config["size"])[1])
-            )
-        settings = [VERSION, self.release.manifest.id, self.kind, config, self.captions, self.batch, self.folder]
-        for start in range(0, len(items), rows):
-            some = items[start : start + rows]
-            content = canonical_json([settings, [[item.id, *item.mark, item.changed] for item in some]])
-            yield self.out / WORK / hashlib.sha256(content).hexdigest()[:16], some
-
-    def _work(self, parts: Sequence[tuple[Path, Sequence[Item]]]) -> Iterator[Item]:
-        """Makes each part; yields what is done with."""
-        for folder, items in parts:
-            shutil.rmtree(folder, ignore_errors=True)
-            rows, waiting = _Rows(), []
-            for loaded in self.source.load(items):
-                if isinstance(loaded, Loaded):
-                    waiting.append(loaded)
-                    yield loaded.item
-                else:
-                    rows.broken.append(loaded)
-                if len(waiting) == self.batch:
-                    self._encode(rows, waiting)
-                    waiting = []
-            if waiting:
-                self._encode(rows, waiting)
-            self._write(folder, rows)
-
-    @torch.inference_mode()
-    def _encode(self, rows: _Rows, batch: Sequence[Loaded]) -> None:
-        padded = [pad(loaded.pixels, self.release.num_frames) for loaded in batch]
-        pixels, real = (torch.stack([torch.from_numpy(pair[i]) for pair in padded]) for i in (0, 1))
-        video = self.release.encode_frames(pixels, real)
-        names = [loaded.item.id for loaded in batch]
-        vectors = self.model.index_vectors(video).cpu()
-        _check_finite(self.release, "vector", names, vectors)
-        weights = frame_weights(self.release, pixels, real, video.to("cpu"))
-        rows.columns.append({"frame_weights": weights} | encode(vectors, self.kind))
-        if self.model.rerank_fields:
-            kept = stored(video, self.model.rerank_fields)
-            for name, value in kept.items():
-                _check_finite(self.release, f"{name} in float16", names, value)
-            rows.tokens.append(kept)
-        rows.about += [loaded.about | self.folder for loaded in batch]
-        rows.items += [loaded.item for loaded in batch]
-
-    def _write(self, folder: Path, rows: _Rows) -> None:
-        if rows.about:
-            columns, tokens = _cat(rows.columns), _cat(rows.tokens) if rows.tokens else None
-            write_segment(folder, rows.about, columns, tokens, self._said(rows.items) if self.captions else None)
-        files = sealed_segment(folder) if rows.about else {}
-        write_record(folder / DONE, _Part(broken=rows.broken, files=files).model_dump())
-
-    @torch.inference_mode()
-    def _said(self, items: Sequence[Item]) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
-        said = [(row, *caption) for row, item in enumerate(items) for caption in self.source.captions(item)]
-        if not said:
-            return None
-        texts = [text for _, _, text in said]
-        parts = [texts[start : start + CAPTIONS] for start in range(0, len(texts), CAPTIONS)]
-        vectors = torch.cat([self.model.query_vectors(self.release.encode_text(part)).cpu() for part in parts])
-        _check_finite(self.release, "vector of a caption", [items[row].id for row, _, _ in said], vectors)
-        rows = torch.tensor([row for row, _, _ in said])
-        return [{"id": name, "text": text} for _, name, text in said], encode(vectors, self.kind) | {"rows": rows}
-
     def _join(self, parts: Sequence[Path], made: dict[str, Any]) -> Manifest:
         """One segment of all parts, and the generation that has it."""
-        records = [record for part in parts if (record := _done(part, verify=False)) is not None]
+        records = [record for part in parts if (record := finished(part, verify=False)) is not None]
         assert len(records) == len(parts), "all parts were just made"
         notes = self.source.broken + [note for record in records for note in record.broken]
         segments = [record.segment for record in records if record.segment is not None]
@@ -319,14 +206,3 @@ def _notes(before: Manifest | None, notes: Sequence[Note], tried: set[str]) -> l
     """Broken videos: those of before that were not tried again, and those of now, each once."""
     old = [note for note in before.notes if note["video"] not in tried] if before else []
     return list({canonical_json(note): note for note in [*old, *notes]}.values())
-
-
-def _cat(tables: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
-
-
-def _check_finite(release: Encoder, what: str, names: Sequence[str], rows: Tensor) -> None:
-    broken = ~rows.isfinite().flatten(1).all(1)
-    if broken.any():
-        name = names[int(broken.nonzero()[0])]
-        raise ArtefactError(f"{release.path}: its {what} of video {name!r} is not finite; release a sound model")

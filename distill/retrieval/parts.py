@@ -1,0 +1,157 @@
+"""Parts of an index: bounded numbers of rows, each a small segment under `.work/` named by the hash of its inputs.
+
+A killed index that is started again finds the parts that it finished, and ends with the same bytes.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.data.loader import pad
+from distill.errors import ArtefactError, check_regular
+from distill.manifest import SealedFile, check_hash
+from distill.records import View, canonical_json, parsed, read_record, write_record
+from distill.retrieval.encoder import Encoder, frame_weights
+from distill.retrieval.generation import VERSION, WORK
+from distill.retrieval.segment import Segment, sealed_segment, write_segment
+from distill.retrieval.sources import Item, Loaded, Note, VideoSource
+from distill.retrieval.stored import bytes_per_video, stored
+from distill.retrieval.vectors import encode
+
+PART = 1024  # rows that are lost at most when an index is killed
+PART_BYTES = 2**28  # of tokens; fewer rows where they take more
+CAPTIONS = 256  # encoded at once
+DONE = "part.json"
+
+
+@dataclass
+class _Rows:
+    """The rows of a part before they are written."""
+
+    about: list[dict[str, Any]] = field(default_factory=list)
+    columns: list[dict[str, Tensor]] = field(default_factory=list)
+    tokens: list[dict[str, Tensor]] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+    broken: list[Note] = field(default_factory=list)
+
+
+class _Record(View):
+    """The record of a part."""
+
+    broken: list[Note]
+    files: dict[str, SealedFile]
+
+
+@dataclass
+class Part:
+    """A finished part: its rows, if it has any, and the videos that could not be used."""
+
+    segment: Segment | None
+    broken: list[Note]
+
+
+def finished(folder: Path, *, verify: bool) -> Part | None:
+    """Return a part; None for one that is missing or damaged, which is then made again."""
+    try:
+        record = parsed(_Record, read_record(folder / DONE), folder / DONE, "index again")
+        for name, file in record.files.items() if verify else ():
+            check_regular(folder / name)
+            check_hash(folder / name, file, "tools/index.py")
+        return Part(Segment(folder) if record.files else None, record.broken)
+    except ArtefactError:
+        return None
+
+
+class PartMaker:
+    """Makes the parts of one index: encodes videos of a source with a release, and writes them as small segments."""
+
+    def __init__(
+        self, release: Encoder, source: VideoSource, kind: str, captions: bool, batch: int, folder: dict[str, int]
+    ):
+        self.release, self.model, self.source = release, release.model, source
+        self.kind, self.captions, self.batch, self.folder = kind, captions, batch, folder
+
+    def plan(self, out: Path, items: Sequence[Item]) -> Iterator[tuple[Path, Sequence[Item]]]:
+        """Return the folder of each part, and its items."""
+        config = self.release.frames_config
+        rows = PART
+        if self.model.rerank_fields:
+            tokens = bytes_per_video(self.model, self.release.num_frames, config["size"])[1]
+            rows = max(1, min(PART, PART_BYTES // tokens))
+        settings = [VERSION, self.release.manifest.id, self.kind, config, self.captions, self.batch, self.folder]
+        for start in range(0, len(items), rows):
+            some = items[start : start + rows]
+            content = canonical_json([settings, [[item.id, *item.mark, item.changed] for item in some]])
+            yield out / WORK / hashlib.sha256(content).hexdigest()[:16], some
+
+    def make(self, parts: Sequence[tuple[Path, Sequence[Item]]]) -> Iterator[Item]:
+        """Make each part; yield every item as soon as it is loaded."""
+        for folder, items in parts:
+            shutil.rmtree(folder, ignore_errors=True)
+            rows, waiting = _Rows(), []
+            for loaded in self.source.load(items):
+                if isinstance(loaded, Loaded):
+                    waiting.append(loaded)
+                    yield loaded.item
+                else:
+                    rows.broken.append(loaded)
+                if len(waiting) == self.batch:
+                    self._encode(rows, waiting)
+                    waiting = []
+            if waiting:
+                self._encode(rows, waiting)
+            self._write(folder, rows)
+
+    @torch.inference_mode()
+    def _encode(self, rows: _Rows, batch: Sequence[Loaded]) -> None:
+        padded = [pad(loaded.pixels, self.release.num_frames) for loaded in batch]
+        pixels, real = (torch.stack([torch.from_numpy(pair[i]) for pair in padded]) for i in (0, 1))
+        video = self.release.encode_frames(pixels, real)
+        names = [loaded.item.id for loaded in batch]
+        vectors = self.model.index_vectors(video).cpu()
+        _check_finite(self.release, "vector", names, vectors)
+        weights = frame_weights(self.release, pixels, real, video.to("cpu"))
+        rows.columns.append({"frame_weights": weights} | encode(vectors, self.kind))
+        if self.model.rerank_fields:
+            kept = stored(video, self.model.rerank_fields)
+            for name, value in kept.items():
+                _check_finite(self.release, f"{name} in float16", names, value)
+            rows.tokens.append(kept)
+        rows.about += [loaded.about | self.folder for loaded in batch]
+        rows.items += [loaded.item for loaded in batch]
+
+    def _write(self, folder: Path, rows: _Rows) -> None:
+        if rows.about:
+            columns, tokens = _cat(rows.columns), _cat(rows.tokens) if rows.tokens else None
+            write_segment(folder, rows.about, columns, tokens, self._said(rows.items) if self.captions else None)
+        files = sealed_segment(folder) if rows.about else {}
+        write_record(folder / DONE, _Record(broken=rows.broken, files=files).model_dump())
+
+    @torch.inference_mode()
+    def _said(self, items: Sequence[Item]) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
+        said = [(row, *caption) for row, item in enumerate(items) for caption in self.source.captions(item)]
+        if not said:
+            return None
+        texts = [text for _, _, text in said]
+        parts = [texts[start : start + CAPTIONS] for start in range(0, len(texts), CAPTIONS)]
+        vectors = torch.cat([self.model.query_vectors(self.release.encode_text(part)).cpu() for part in parts])
+        _check_finite(self.release, "vector of a caption", [items[row].id for row, _, _ in said], vectors)
+        rows = torch.tensor([row for row, _, _ in said])
+        return [{"id": name, "text": text} for _, name, text in said], encode(vectors, self.kind) | {"rows": rows}
+
+
+def _cat(tables: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
+
+
+def _check_finite(release: Encoder, what: str, names: Sequence[str], rows: Tensor) -> None:
+    broken = ~rows.isfinite().flatten(1).all(1)
+    if broken.any():
+        name = names[int(broken.nonzero()[0])]
+        raise ArtefactError(f"{release.path}: its {what} of video {name!r} is not finite; release a sound model")
