@@ -66,16 +66,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     library, (videos, parts, dim) = _library(), keys.shape
     assert library is not None, "ask built() first"
-    _check(query, torch.float32, (dim,))
-    _check(keys, torch.float16, keys.shape)
-    _check(rows, torch.int64, (len(rows),))
-    if values is not None:
-        _check(values, torch.float16, keys.shape)
-    if counted is not None:
-        _check(counted, torch.bool, (videos, counted.shape[1]))
-    groups = parts if counted is None else counted.shape[1]
-    if not groups or parts % groups:
-        raise ValueError(f"{parts} parts of a video in {groups} groups, expected groups of one size")
+    groups = _checked_groups(query, keys, values, rows, counted)
     scores = torch.empty(len(rows), parts)
     cosines = torch.empty(len(rows) if values is not None else 0)
     room = torch.empty(dim if values is None else (parts + 1) * dim + parts)
@@ -99,6 +90,22 @@ def _attend(
     if outside:
         raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of {videos} videos")
     return scores, cosines
+
+
+def _checked_groups(query: Tensor, keys: Tensor, values: Tensor | None, rows: Tensor, counted: Tensor | None) -> int:
+    """Refuse tensors that the library would misread; return how many entries of `counted` a video has."""
+    videos, parts, dim = keys.shape
+    _check(query, torch.float32, (dim,))
+    _check(keys, torch.float16, keys.shape)
+    _check(rows, torch.int64, (len(rows),))
+    if values is not None:
+        _check(values, torch.float16, keys.shape)
+    if counted is not None:
+        _check(counted, torch.bool, (videos, counted.shape[1]))
+    groups = parts if counted is None else counted.shape[1]
+    if not groups or parts % groups:
+        raise ValueError(f"{parts} parts of a video in {groups} groups, expected groups of one size")
+    return groups
 
 
 def _check(some: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

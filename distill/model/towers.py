@@ -25,6 +25,8 @@ CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensor
 PLAIN_TOP = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
 PLAIN_VISION = ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio")
 PLAIN_TEXT = ("context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio")
+# A config with sizes that contradict one another raises one of these somewhere inside torch or open_clip.
+UNBUILDABLE = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 LARGEST_PICTURE = 1024  # pixels of a side
 
 
@@ -145,7 +147,7 @@ def _load(folder: Path, architecture: dict[str, Any]) -> open_clip.CLIP:
     state = {key: value.reshape(-1) if value.ndim == 0 else value for key, value in state.items()}
     try:
         clip = build_towers(architecture)
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except UNBUILDABLE as error:
         raise RecipeError(f"{folder / CONFIG_FILE}: not towers that can be built ({error}); restore it") from None
     try:
         clip.load_state_dict(state)

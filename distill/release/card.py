@@ -72,7 +72,7 @@ def model_card(
 ) -> str:
     """Return the card as text.
 
-    `config` is the model's, `metrics` the summary of ranks by direction (`t2v`, `v2t`). From `provenance` the card shows,
+    `config` is the model's, `metrics` the summary of ranks by direction (`t2v`, `v2t`). The card shows of `provenance`,
     where present, `name`, `evaluated_on`, `parents` (name -> manifest id), `steps`, `seconds` and `versions`, or the
     file that converted weights came from. `stored` are the bytes that a gallery holds per video
     (`distill.retrieval.stored.bytes_per_video`) of a model that can be searched. `parameters` are counted in the file,

@@ -36,7 +36,7 @@ from distill.manifest import Manifest, open_sealed, seal, sealed_file
 from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.model.towers import too_large
+from distill.model.towers import UNBUILDABLE, too_large
 from distill.publishing import published, published_folder
 from distill.records import json_sha256, read_json, write_json
 
@@ -177,15 +177,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
     with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's random stream stays put
         try:
             model = build(model_config, ClipModel.from_architecture(config.architecture, *freeze))
-        except (
-            ArithmeticError,
-            AssertionError,
-            LookupError,
-            RecipeError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (*UNBUILDABLE, RecipeError) as error:
             raise ArtefactError(f"{folder / CONFIG}: not a model that can be built ({error}); release again") from None
     _load_weights(model, weights, folder / WEIGHTS)
     # `requires_grad` stays as in training: torch.matmul picks its kernel by it, and the last bits would differ.

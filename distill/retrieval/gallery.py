@@ -64,8 +64,7 @@ class Gallery:
     It keeps the generation that it was opened with, whatever others add or delete; `refreshed` returns the newest.
     Searching is safe from several threads at once.
 
-        release = distill.release.load("runs/student/release")
-        gallery = distill.retrieval.Gallery.open("gallery", release)
+        gallery = distill.retrieval.Gallery.open("gallery", distill.release.load("runs/student/release"))
         for hit in gallery.search(["a red star falls"], k=5)[0]:
             print(hit.score, hit.source, hit.seconds)
     """
