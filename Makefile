@@ -6,8 +6,9 @@ export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PORT ?= 8000
+COMPUTING := indexing gallery two_stage calibration export inplace models clip teachers temporal golden compatibility
 
-.PHONY: demo serve study test faults mutations fuzz two-hosts reference lint install clean
+.PHONY: demo serve study test kernels faults mutations fuzz two-hosts reference lint install clean
 
 demo: install  ## the whole arrow on the embedded corpus, and one table
 	$(BIN)/python tools/demo.py
@@ -18,8 +19,12 @@ serve: install  ## after `make demo`: a page that searches its gallery (PORT=800
 study: install  ## the demo's comparison over several seeds, with intervals (takes two hours or so)
 	$(BIN)/python tools/demo_study.py
 
-test: install lint  ## everything that CI checks
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+test: install lint  ## everything that CI checks, and tests that compute a second time, with other kernels
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15
+	$(BIN)/python tests/kernels.py --setting portable $(COMPUTING:%=tests/test_%.py) -k "not killed and not processes and not gather"
+
+kernels: install  ## all tests under every setting that gives the processor other kernels (hours)
+	$(BIN)/python tests/kernels.py
 
 faults: install  ## kills packing, labelling and training at 200 random points (half an hour or so)
 	$(BIN)/python tests/faults --kills 200
