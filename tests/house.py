@@ -83,7 +83,7 @@ def modules() -> str:
         if not users:
             above = [other for other in FILES if module in {_module(name) for name in imported(other)}]
             said = "through " + ", ".join(f"`{other.relative_to(ROOT).as_posix()}`" for other in above[:SHOWN])
-            said = said if above else "its help alone: `test_help.py`"
+            said = said if above else "its help alone: `test_cli.py`"
         rows.append(f"| `{place}` | {said} |")
     return "\n".join(rows)
 
