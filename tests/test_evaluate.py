@@ -172,7 +172,7 @@ def test_frames_of_other_settings_are_refused(teacher, world, tmp_path):
 def test_files_that_are_no_results_are_refused(result, teacher, world, tmp_path):
     (tmp_path / "odd.json").write_text('{"format": 1}')
     asked = (teacher, world.frames["val"], "--protocol", "demo")
-    with pytest.raises(ArtefactError, match=r"odd\.json: not a result of tools/evaluate\.py: toolkit: Field required"):
+    with pytest.raises(ArtefactError, match=r"odd\.json: damaged at toolkit: Field required; expected a result"):
         run(*asked, "--compare", tmp_path / "odd.json")
     with pytest.raises(ArtefactError, match="cannot be read as a result: No such file"):
         run(*asked, "--compare", tmp_path / "none.json")

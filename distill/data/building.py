@@ -29,7 +29,7 @@ CLAIM = f"{WORK}/config.json"  # what a folder was claimed for
 
 
 class ShardRecord(View):
-    """What is known of one finished shard; `report` is whatever its maker wants to tell the sealer."""
+    """The record of one finished shard; `report` is for the code that seals the set."""
 
     name: str = Field(exclude=True)  # which the name of the file says
     tar: SealedFile
@@ -39,7 +39,7 @@ class ShardRecord(View):
 
 @dataclass(frozen=True)
 class ShardContent:
-    """What a shard's maker returns: samples by key, and a report that is stored with the record."""
+    """A shard to write: its samples by key, and a report that is stored in its record."""
 
     samples: dict[str, Sample]
     report: dict[str, Any]
@@ -109,7 +109,7 @@ def _whole(path: Place, sealed: SealedFile) -> bool:
 
 
 def _recorded(folder: Place, name: str) -> ShardRecord | None:
-    """What the record of a shard says of it, whether the shard is still there or not."""
+    """Return the record of a shard, whether the shard is still there or not; None without a whole record."""
     path = folder / WORK / f"{name}.json"
     try:
         return parsed(ShardRecord, read_record(path) | {"name": name}, path, "make the shard again")

@@ -52,14 +52,14 @@ class PackedVideo:
 
 
 class StoredCaption(TypedDict):
-    """What is stored of a caption."""
+    """A caption as JSON."""
 
     id: str
     text: str
 
 
 class _About(TypedDict):
-    """What a sample's JSON says of a video."""
+    """A packed video as JSON."""
 
     video: str
     source: str
@@ -70,7 +70,7 @@ class _About(TypedDict):
 
 
 class SampledFrames(View):
-    """What the sampler's settings say of the frames that it chose."""
+    """The settings of a sampler that readers need."""
 
     num_frames: Size
 

@@ -67,7 +67,7 @@ def tier_of(name: str) -> Tier:
 
 
 def text_sha256(text: str) -> str:
-    """What a label row records of its caption."""
+    """Return the hash by which a label row knows its caption."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -91,7 +91,7 @@ class _LabelledCaption(TypedDict):
 
 
 class LabelledVideo(TypedDict):
-    """What the labels of a video say that it was."""
+    """A labelled video as JSON: the captions and frames that the teacher saw."""
 
     video: str  # id
     captions: list[_LabelledCaption]
@@ -126,7 +126,7 @@ class StoredLabels:
 
     @property
     def keys(self) -> list[str]:
-        """Of the samples, in the order of the shards."""
+        """The keys of the samples, in the order of the shards."""
         return self.shards.keys
 
     def holds(self, key: str) -> bool:

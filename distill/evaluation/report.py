@@ -12,14 +12,14 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from distill import __version__
 from distill.config import Config
 from distill.data.frames import FrameSet
 from distill.data.tokens import Tokenizer
-from distill.errors import ArtefactError, ExpectedError, check_regular
+from distill.errors import ArtefactError, ExpectedError
 from distill.evaluation.evaluate import (
     encode_texts,
     encode_videos,
@@ -36,6 +36,7 @@ from distill.evaluation.standing import SHOWN, Standing, standing
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
+from distill.records import read_json
 from distill.retrieval.calibration import BETA
 
 RECALLS = (1, 5, 10)
@@ -232,15 +233,7 @@ def _gallery(state: Standing) -> GalleryState:
 
 def read_result(path: Path) -> Result:
     """Reads a result file."""
-    check_regular(path)
-    try:
-        found = Result.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read as a result: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtefactError(f"{path}: not a result of tools/evaluate.py: {where or 'top'}: {first['msg']}") from None
+    found = read_json(path, Result, "expected a result of tools/evaluate.py")
     also = [] if found.dsl is None else [found.dsl]
     also += [] if found.qbnorm is None else [found.qbnorm.measured]
     for measured in (found.scores, *also, *(stage.measured for stage in found.two_stage)):

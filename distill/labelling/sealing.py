@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class LabelClaim(View):
-    """What a folder was claimed for: all that sealing needs, and under any other key the set's config."""
+    """The job that a folder was claimed for: these keys are for sealing, all others are the set's config."""
 
     model_config = ConfigDict(extra="allow")
     frames: str  # id of the frame set

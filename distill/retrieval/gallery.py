@@ -112,7 +112,7 @@ class Gallery:
         return next((row for row in self.table.find(video) if self.about(row)["id"] == video), None)
 
     def about(self, row: int) -> StoredVideo:
-        """Return what is known of a row."""
+        """Return a row's `id`, `source`, `timestamps`, `duration` (seconds); for a span also `file` and `span`."""
         return self.table.about(row)
 
     def file(self, video: str) -> Path | None:

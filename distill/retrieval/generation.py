@@ -43,7 +43,7 @@ TRIES = 5  # to read a gallery that others keep changing
 
 
 class _Facts(View):
-    """What is known of a file that was made of the first rows of a gallery."""
+    """Facts about a file that was made of the first rows of a gallery."""
 
     file: str
     covers: PositiveInt  # rows
@@ -59,7 +59,7 @@ class _CalibrationFacts(_Facts):
 
 
 class GalleryConfig(View):
-    """What readers need of a gallery's settings."""
+    """The settings of a gallery that readers need."""
 
     release: str  # path
     vectors: str  # how they are stored

@@ -83,7 +83,7 @@ def mapped(path: Path) -> dict[str, Tensor]:
 
 
 def damaged(path: Path, found: str) -> ArtefactError:
-    """What to say of a file of a gallery that is not as it was written."""
+    """Return the error for a file of a gallery that is not as it was written."""
     return ArtefactError(f"{path}: damaged ({found}); {MEND}")
 
 
