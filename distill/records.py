@@ -57,7 +57,7 @@ def changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
 
 
 @cache
-def _checker(kind: type[T]) -> TypeAdapter[T]:
+def _checker(kind: type) -> TypeAdapter:
     return TypeAdapter(kind, config=None if issubclass(kind, BaseModel) else STRICT)
 
 
