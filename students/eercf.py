@@ -176,7 +176,8 @@ class Eercf(RetrievalModel):
 
     def score_parts(self) -> tuple[ScorePart, ...]:
         """Return what the coarse vector and the frames say, and then the patches where they are compared."""
-        coarse, frame, patch = Reading(query=self.query_vectors, keys="vector"), *map(self._reading, LEVELS)
+        coarse = Reading(query=self.query_vectors, keys="vector")
+        frame, patch = (self._reading(level, getattr(self.rerank, f"strong_{level}") != 0) for level in LEVELS)
         parts = (
             ScorePart((coarse, frame), self._by_frames),
             ScorePart((patch,), partial(self._by_level, "patch"), of_best=OF_BEST),
@@ -192,7 +193,7 @@ class Eercf(RetrievalModel):
             strong, constraint = getattr(weights, f"strong_{level}"), getattr(weights, f"constraint_{level}")
             if level == "patch" and not (self.patches and (weights.weak_patch or strong or constraint)):
                 continue
-            reading = self._reading(level, gated=strong and self.gate == "every")
+            reading = self._reading(level, strong != 0 and self.gate == "every")
             seen = read(reading, sentence, video)
             scores[f"weak_{level}"] = self._weak(level, seen)
             own = seen.products.diagonal(dim1=0, dim2=1).T  # pair part
@@ -218,12 +219,11 @@ class Eercf(RetrievalModel):
             own={"constraint": torch.stack(constraints).sum()} if constraints else {},
         )
 
-    def _reading(self, level: str, gated: bool | None = None) -> Reading:
-        """How a sentence reads frames or patches; without `gated`, they are summed up where that sum ranks."""
+    def _reading(self, level: str, gated: bool) -> Reading:
+        """How a sentence reads frames or patches, and whether it sums up those that its gate lets through (TIB)."""
         keys, values, temperature = LEVELS[level]
-        summed = getattr(self.rerank, f"strong_{level}") if gated is None else gated
         mask = "real" if self.mask_padding else None
-        return Reading(keys=keys, values=values if summed else None, temperature=temperature, mask=mask)
+        return Reading(keys=keys, values=values if gated else None, temperature=temperature, mask=mask)
 
     def _by_frames(self, coarse: Seen, frames: Seen) -> Float[Tensor, "text video"]:
         return self.rerank.video * coarse.whole() + self._by_level("frame", frames)

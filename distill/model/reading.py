@@ -41,7 +41,7 @@ class Reading:
     temperature: float = 1.0
     k: int | None = None
     mask: str | None = None  # the field that is False on padding, which is not pooled then; None: padding counts too
-    unit: bool = True  # keys and values are unit vectors here, whatever is stored
+    unit: bool = True  # keys and values are made unit vectors; one that pools has a unit query then
 
 
 @dataclass(frozen=True)

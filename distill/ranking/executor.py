@@ -68,7 +68,10 @@ def _of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
     assert isinstance(video, InMemory)
 
     def pairs(texts: Tensor, videos: Tensor) -> Tensor:
-        return together(texts, videos) if len(texts) > 1 else score_in_place(part, text[texts], video, videos)
+        if len(texts) > 1:
+            return together(texts, videos)
+        number = int(texts)
+        return score_in_place(part, text[number : number + 1], video, videos)
 
     return pairs
 
@@ -107,8 +110,8 @@ def _read(reading: Reading, query: Float32[Tensor, " dim"], stored: Mapping[str,
             counted=mask,
             unit=reading.unit,
         )
-        cosine = (along / lengths(query)).unsqueeze(0)
-    counted = None if mask is None else counted_parts(mask[rows], keys.shape[1])
+        cosine = (along if reading.unit else along / lengths(query)).unsqueeze(0)
+    counted = None if mask is None else counted_parts(mask.index_select(0, rows), keys.shape[1])
     return Seen(products.unsqueeze(0), counted, cosine)
 
 
