@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, one_line_error, python
 
 from distill.cli import COMMANDS
-from distill.conversion import heads
+from distill.conversion import options
 from distill.data import labels, sampler
 from distill.deprecation import keep_old_option
 from distill.packing import layouts
@@ -68,7 +68,7 @@ def test_a_command_fails_with_one_line_as_its_tool_does():
 def test_choices_named_beside_a_parser_are_those_of_the_tables():
     assert tuple(sorted(layouts.LAYOUTS)) == pack_frames.LAYOUTS
     assert pack_frames.SAMPLERS == convert_checkpoint.SAMPLERS == tuple(sorted(sampler.SAMPLERS))
-    assert convert_checkpoint.KINDS == heads.KINDS
+    assert convert_checkpoint.KINDS == options.KINDS
     assert tuple(sorted(labels.DTYPES)) == dump_soft_labels.DTYPES
     assert tuple(sorted(export.EXPORTERS)) == export_gallery.ENGINES
     assert index.STORED == vectors.KINDS
@@ -76,8 +76,8 @@ def test_choices_named_beside_a_parser_are_those_of_the_tables():
 
 def test_defaults_named_in_help_are_those_of_the_modules():
     shown = " ".join(helped(["tools/convert_checkpoint.py", "--help"])[0].split())
-    assert f"tokens of a caption (default {heads.WORDS};" in shown
-    assert f"frames of a video (default {heads.FRAMES};" in shown
+    assert f"tokens of a caption (default {options.WORDS};" in shown
+    assert f"frames of a video (default {options.FRAMES};" in shown
     assert f"(default {gallery.CANDIDATES})" in helped(["tools/search.py", "--help"])[0]
     assert f"(default {vectors.KINDS[0]})" in " ".join(helped(["tools/index.py", "--help"])[0].split())
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import distill.release
-from distill.conversion import authors
+from distill.conversion import reader
 from distill.conversion.convert import convert
-from distill.conversion.heads import Options
+from distill.conversion.options import Options
 from distill.errors import ExpectedError
 from distill.model.clip import ClipModel
 from distill.model.towers import ClipConfig
@@ -344,7 +344,7 @@ def test_meanp_is_the_towers_alone(tmp_path):
     with pytest.raises(ExpectedError, match=r"transformerClip\.\*.*--head meanP"):
         convert(source, "clip4clip", tmp_path / "other", SMALL)
     whole = saved(checkpoint("clip4clip"), tmp_path / "whole.pt")
-    with pytest.raises(ExpectedError, match="holds a temporal transformer; say --head seqTransf"):
+    with pytest.raises(ExpectedError, match="holds a temporal transformer; use --head seqTransf"):
         convert(whole, "clip4clip", tmp_path / "other", options("clip4clip", head="meanP"))
 
 
@@ -506,7 +506,7 @@ REFUSALS = {
     "tight score": ("clip4clip", put(similarity_dense__bias=ZERO), SMALL, ["similarity_dense.bias", "tightTransf"]),
     "3d patches": ("clip4clip", put(clip__visual__conv2__weight=ZERO), SMALL, ["linear_patch 3d"]),
     "resnet": ("clip4clip", put(clip__visual__layer1__0__conv1__weight=ZERO), SMALL, ["ResNet"]),
-    "another kind": ("teachclip", put(global_mat_weight=ZERO), SMALL, ["say --kind xclip"]),
+    "another kind": ("teachclip", put(global_mat_weight=ZERO), SMALL, ["use --kind xclip"]),
     "wrapped in a module": ("teachclip", renamed("clip.", "module.clip."), SMALL, ["no name begins with clip."]),
     "shift in the middle": (
         "ts2net",
@@ -727,12 +727,12 @@ def test_openais_own_archives_are_opened_and_no_other_program_is(tmp_path, monke
     for kind in ("openai", "clip4clip"):
         with pytest.raises(ExpectedError, match=r"TorchScript archive, which is a program.*save torch\.jit\.load"):
             convert(source, kind, tmp_path / "out", Options())
-    monkeypatch.setitem(authors.OPENAI_ARCHIVES, hashlib.sha256(source.read_bytes()).hexdigest(), "ViT-tiny")
+    monkeypatch.setitem(reader.OPENAI_ARCHIVES, hashlib.sha256(source.read_bytes()).hexdigest(), "ViT-tiny")
     done = convert(source, "openai", tmp_path / "towers", Options())  # and its activation is known
     same(towers(tmp_path / "towers"), expected_towers(state))
     assert list(done.record["unused"]) == ["input_resolution"]
     assert "ViT-tiny" in done.record["quickgelu"]
-    with pytest.raises(ExpectedError, match="bare towers; say --kind openai"):
+    with pytest.raises(ExpectedError, match="bare CLIP towers; use --kind openai"):
         convert(source, "clip4clip", tmp_path / "out", Options())
 
 
@@ -740,7 +740,7 @@ def test_the_published_archives_are_those_that_open_clip_fetches():
     from open_clip.pretrained import get_pretrained_cfg
 
     names = {"ViT-B/32": "ViT-B-32", "ViT-B/16": "ViT-B-16", "ViT-L/14": "ViT-L-14", "ViT-L/14@336px": "ViT-L-14-336"}
-    assert {sha256: names[name] for sha256, name in authors.OPENAI_ARCHIVES.items()} == {
+    assert {sha256: names[name] for sha256, name in reader.OPENAI_ARCHIVES.items()} == {
         get_pretrained_cfg(name, "openai")["url"].split("/")[-2]: name for name in names.values()
     }
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import distill.release
 from distill.config import read_recipe
 from distill.conversion.convert import convert
-from distill.conversion.heads import Options
+from distill.conversion.options import Options
 from distill.errors import ExpectedError, RecipeError
 from distill.losses.correlation import STRENGTH, channel_constraint
 from distill.model import reading
@@ -531,11 +531,11 @@ def test_every_tensor_of_a_checkpoint_arrives(tmp_path: Path):
         ("eercf", {"global_mat_weight": None}, {}, "missing: global_mat_weight"),
         ("eercf", {"gamma": torch.zeros(1)}, {}, "unknown: gamma"),
         ("eercf", {"global_mat_weight": torch.zeros(3, 3)}, {}, "of another shape: global_mat_weight"),
-        ("eercf", {"local_mat_weight": torch.zeros(DIM, DIM)}, {}, "so it is not eercf; say --kind xclip"),
+        ("eercf", {"local_mat_weight": torch.zeros(DIM, DIM)}, {}, "so it is not eercf; use --kind xclip"),
         ("eercf", {"transformerClip": None, "frame_position_embeddings": None}, {}, "without sim_header seqTransf"),
-        ("eercf", {}, {"frames": 12}, "--frames 12, but the matrices in it are of 5 frames"),
+        ("eercf", {}, {"frames": 12}, "--frames 12, but its matrices are of 5 frames"),
         ("eercf", {}, {"head": "meanP"}, "--head does not go with --kind eercf"),
-        ("teachclip", {}, {}, "so it is not teachclip; say --kind xclip or eercf"),
+        ("teachclip", {}, {}, "so it is not teachclip; use --kind xclip or eercf"),
         ("xclip", {}, {}, "no word_logit_weight, which a xclip checkpoint must hold"),
     ],
 )

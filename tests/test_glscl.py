@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import distill.release
 from distill.config import read_recipe
 from distill.conversion.convert import convert
-from distill.conversion.heads import Options
+from distill.conversion.options import Options
 from distill.data.frames import FrameSet
 from distill.errors import ArtefactError, ExpectedError, RecipeError
 from distill.evaluation import normalise
@@ -501,7 +501,7 @@ def test_the_authors_mistakes_are_not_repeated_in_silence(tmp_path: Path):
     notes = convert(source, "glscl", tmp_path / "own", options).record["notes"]
     assert "noun_queries look as they were drawn" in notes[0]
     with pytest.raises(
-        ExpectedError, match=r"transformer_decoder_spatial was never trained.* say --shared decoder or both"
+        ExpectedError, match=r"transformer_decoder_spatial was never trained.* use --shared decoder or both"
     ):
         convert(source, "glscl", tmp_path / "none", Options(words=WORDS, frames=FRAMES, shared="queries"))
 
@@ -510,7 +510,7 @@ def test_the_authors_mistakes_are_not_repeated_in_silence(tmp_path: Path):
     ("change", "kind", "message"),
     [
         (lambda state: state.pop("spatial_queries"), "glscl", "no spatial_queries, which a glscl checkpoint must hold"),
-        (lambda state: state, "clip4clip", "holds spatial_queries, so it is not clip4clip; say --kind glscl"),
+        (lambda state: state, "clip4clip", "holds spatial_queries, so it is not clip4clip; use --kind glscl"),
         (lambda state: state.update(center=torch.zeros(1)), "glscl", "unknown: center"),
         (
             lambda state: state.pop("transformer_decoder_noun.layers.1.norm3.bias"),

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 import distill.release
 from distill.config import read_recipe
-from distill.conversion.authors import TRANSPOSED, Checkpoint
+from distill.conversion.authors import Checkpoint
 from distill.conversion.convert import convert
-from distill.conversion.heads import Options
+from distill.conversion.names import TRANSPOSED
+from distill.conversion.options import Options
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
 from distill.data.loader import VideoDataset
@@ -828,7 +829,7 @@ SECOND = {"pool_frames.norm": torch.zeros(2), "pool_frames_test.norm": torch.one
     ("kind", "change", "options", "words"),
     [
         ("prompt_switch", {CUBE: None}, {}, "no clip.vision_model.encoder.prompt_embedding, which a prompt_switch"),
-        ("prompt_switch", {CUBE: torch.zeros(3, 2, 128)}, {}, "a cube of 3 x 2 prompts"),
+        ("prompt_switch", {CUBE: torch.zeros(3, 2, 128)}, {}, "3 x 2 prompts, 3 frames"),
         ("prompt_switch", {CUBE: torch.zeros(5, 5, 128)}, {}, "5 x 5 prompts, 5 frames .* 12 frames of a video"),
         ("prompt_switch", {CUBE: torch.zeros(3, 3, 64)}, {}, "of another shape: clip.vision_model.encoder.prompt"),
         ("prompt_switch", {"clip.vision_model.attn.in_proj_bias": None}, {}, "missing: clip.vision_model.attn"),
@@ -842,8 +843,8 @@ SECOND = {"pool_frames.norm": torch.zeros(2), "pool_frames_test.norm": torch.one
         ("prompt_switch", {}, {"clip_frames": 4}, "4 frames that are aggregated together"),
         ("prompt_switch", {}, {"clip_frames": 0}, "--clip-frames 0: expected at least 1"),
         ("prompt_switch", {}, {"head": "meanP"}, "--head does not go with --kind prompt_switch"),
-        ("xpool", {POOLING: torch.zeros(64, 64)}, {}, "so it is not xpool; say --kind prompt_switch"),
-        ("clip4clip", {}, {}, "so it is not clip4clip; say --kind prompt_switch"),
+        ("xpool", {POOLING: torch.zeros(64, 64)}, {}, "so it is not xpool; use --kind prompt_switch"),
+        ("clip4clip", {}, {}, "so it is not clip4clip; use --kind prompt_switch"),
         ("clip4clip", {}, {"ema": "on"}, "--ema does not go with --kind clip4clip, only with prompt_switch"),
     ],
 )

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = vars(parser.parse_args(argv))
 
     from distill.conversion.convert import convert
-    from distill.conversion.heads import Options
+    from distill.conversion.options import Options
 
     source, kind, out = (args.pop(name) for name in ("checkpoint", "kind", "out"))
     print(convert(source, kind, out, Options(**args)).report())

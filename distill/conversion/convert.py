@@ -1,9 +1,7 @@
-"""Authors' checkpoints to what this project reads: a release of a whole model, or a folder of CLIP towers.
+"""The conversion of an authors' checkpoint into a release, or into a folder of CLIP towers.
 
-Shapes say everything about a model but its activation: sizes are read from the tensors as the authors' code reads
-them, heads are width // 64, and the activation is QuickGELU because that code knows no other. Every tensor of the file
-is converted, named as unused with a reason, or refused; every tensor of the model comes from the file. Nothing is ever
-filled in.
+Every tensor of the file is converted, named as unused with a reason, or refused; every tensor of the model comes from
+the file. Nothing is filled in.
 """
 
 import shutil
@@ -18,9 +16,11 @@ from torch import Tensor
 
 from distill import __version__
 from distill.catalogue import INTERACTIONS, build, parse_model_config
-from distill.conversion.authors import Checkpoint, read_tensors
+from distill.conversion.authors import Checkpoint
 from distill.conversion.geometry import activation_of, architecture_of
-from distill.conversion.heads import HEADS, WORDS, Head, Options
+from distill.conversion.heads import HEADS, Head
+from distill.conversion.options import WORDS, Options
+from distill.conversion.reader import read_tensors
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.manifest import NAME, file_sha256
@@ -35,7 +35,7 @@ from distill.retrieval.stored import bytes_per_video
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What was made of a checkpoint; `record` is what the provenance keeps of it."""
+    """The result of a conversion; `record` is the part that the release's provenance keeps."""
 
     out: Path
     kind: str
@@ -44,7 +44,7 @@ class Conversion:
     head: Head | None  # None: towers alone
 
     def report(self) -> str:
-        """What became of every tensor, the sizes, and the next commands."""
+        """Return what became of every tensor, the sizes, the notes and the next commands, as text."""
         counts, reasons = self.record["tensors"], {}
         for name, why in self.record["unused"].items():
             reasons.setdefault(why, []).append(name)
@@ -59,10 +59,8 @@ class Conversion:
         parts = {"vision": self.architecture["vision_cfg"], "text": self.architecture["text_cfg"]}
         parts["features"] = {"size": self.architecture["embed_dim"]}
         if self.head is not None:
-            own = {"kind": self.kind, **self.head.config, "words": self.head.words, "frames": self.head.frames}
-            parts["temporal"] = own.pop("temporal", {})
-            parts["queries"] = own.pop("queries", {})
-            parts["model"] = own
+            model = {"kind": self.kind, **self.head.config, "words": self.head.words, "frames": self.head.frames}
+            parts |= {"temporal": model.pop("temporal", {}), "queries": model.pop("queries", {}), "model": model}
         named = {
             part: [f"{key} {size}" for key, size in sizes.items() if size is not None] for part, sizes in parts.items()
         }
@@ -81,11 +79,15 @@ class Conversion:
 
 
 def convert(source: Path, kind: str, out: Path, options: Options) -> Conversion:
-    """Converts a checkpoint of the authors into `out`, or says in one line why it cannot be done."""
+    """Convert the authors' checkpoint `source` into the folder `out`.
+
+    Raises an `ExpectedError` where a tensor is missing, unknown, of another shape or not finite, where the options do
+    not fit, and where `out` holds something else. `out` is then left as it was.
+    """
     options.check(kind)
     _check_out(out, NAME if kind in HEADS else WEIGHTS_FILE)
     checkpoint = Checkpoint(source, kind, read_tensors(source, kind, options.ema))
-    checkpoint.check_kind()
+    checkpoint.check_kind()  # first: another kind would only look like missing tensors
     architecture = architecture_of(checkpoint)
     head = HEADS[kind](checkpoint, options, architecture) if kind in HEADS else None
     unused, sha256 = checkpoint.unused(), file_sha256(source)
@@ -112,7 +114,7 @@ def convert(source: Path, kind: str, out: Path, options: Options) -> Conversion:
 
 
 def _check_out(out: Path, mark: str) -> None:
-    """Refuses a place where nothing could be written, before anything is read."""
+    """Refuse a folder that holds other files; `mark` is the file that a conversion would have left in it."""
     if out.exists() and not out.is_dir():
         raise ExpectedError(f"{out}: a file; --out names a folder to make")
     if out.is_dir() and any(out.iterdir()) and not (out / mark).is_file():
@@ -120,15 +122,15 @@ def _check_out(out: Path, mark: str) -> None:
 
 
 def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors of the model, in float32, or every reason why they cannot be had."""
+    """Return all tensors of the model, in float32; raise one error that lists all problems."""
     wanted = {ours: checkpoint.theirs(ours) for ours in expected}
     used = {name for names in wanted.values() for name in names}
-    found = checkpoint.tensors.keys()
+    held = checkpoint.tensors.keys()
     problems = {
-        "missing": sorted(used - found),
-        "unknown": sorted(found - used - checkpoint.unused().keys()),
+        "missing": sorted(used - held),
+        "unknown": sorted(held - used - checkpoint.unused().keys()),
     }
-    if not any(problems.values()):
+    if not any(problems.values()):  # tensors can be compared only if all are there
         weights = {ours: checkpoint.tensor(ours) for ours in expected}
         problems["of another shape"] = [
             f"{', '.join(wanted[ours])} {list(tensor.shape)} for {list(expected[ours].shape)}"
@@ -138,9 +140,9 @@ def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, T
         problems["not finite"] = [wanted[ours][0] for ours, tensor in weights.items() if not tensor.isfinite().all()]
         if not any(problems.values()):
             return weights
-    listed = "; ".join(f"{what}: {first_few(names)}" for what, names in problems.items() if names)
+    reasons = "; ".join(f"{what}: {first_few(names)}" for what, names in problems.items() if names)
     raise ArtefactError(
-        f"{checkpoint.path}: not a {checkpoint.kind} checkpoint as its authors save it: {listed}; nothing is "
+        f"{checkpoint.path}: not a {checkpoint.kind} checkpoint as its authors save it: {reasons}; nothing is "
         f"dropped or filled in, so it is not converted"
     )
 
@@ -148,10 +150,10 @@ def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, T
 def _write_model(
     checkpoint: Checkpoint, architecture: dict[str, Any], head: Head, out: Path, provenance: dict[str, Any]
 ) -> None:
-    # The towers' origin is the file; `weights` and `model` say nothing to whoever loads a release.
+    # A release brings its own weights, so these two fields only record where they come from.
     clip = {"model": checkpoint.path.stem, "weights": "folder"}
     config = parse_model_config({**head.config, "clip": clip}, str(checkpoint.path))
-    with torch.random.fork_rng(devices=[]):  # building draws weights that are all replaced
+    with torch.random.fork_rng(devices=[]):  # building draws random weights, all of which are replaced
         model = build(config, ClipModel.from_architecture(architecture))
     stored = None
     if config.kind not in INTERACTIONS:
@@ -175,7 +177,7 @@ def _write_model(
 
 
 def _write_towers(checkpoint: Checkpoint, architecture: dict[str, Any], out: Path, provenance: dict[str, Any]) -> None:
-    """Publishes the folder with one rename; the same towers are kept where they stand, others are refused."""
+    """Publish the folder of towers with one rename; keep equal towers that stand there and refuse others."""
     with torch.random.fork_rng(devices=[]):
         towers = open_clip.CLIP(**architecture, nonscalar_logit_scale=True)
     weights = _collect(checkpoint, towers.state_dict())
@@ -192,13 +194,13 @@ def _write_towers(checkpoint: Checkpoint, architecture: dict[str, Any], out: Pat
 
 
 def _towers_sha256(folder: Path) -> dict[str, str]:
-    """Hashes of all that decides what towers compute; a foreign file counts, it may be a vocabulary."""
+    """Return the hashes of all files but the provenance: even an unknown file may be a vocabulary, which counts."""
     others = (path for path in folder.iterdir() if path.name != PROVENANCE)
     return {path.name: file_sha256(path) if path.is_file() else "a folder" for path in others}
 
 
 def _vocabulary_note(architecture: dict[str, Any]) -> list[str]:
-    found, stock = architecture["text_cfg"]["vocab_size"], Tokenizer(WORDS).end + 1
-    if found == stock:
+    rows, tokens = architecture["text_cfg"]["vocab_size"], Tokenizer(WORDS).end + 1
+    if rows == tokens:
         return []
-    return [f"the token table has {found} rows, CLIP's tokenizer has {stock} tokens: this model takes ids, not text"]
+    return [f"the token table has {rows} rows, CLIP's tokenizer has {tokens} tokens: this model takes ids, not text"]

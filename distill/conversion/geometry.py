@@ -1,7 +1,7 @@
-"""What a checkpoint's towers are: sizes from the shapes, as CLIP's own code reads them; the activation from elsewhere.
+"""The sizes of a checkpoint's towers and temporal transformer, from its tensors' shapes, and the towers' activation.
 
-Heads are width // 64, because no tensor shows them and the authors' code knows nothing else; nor does a tensor show
-whether a tower uses QuickGELU or plain GELU.
+No tensor shows the number of attention heads or whether a tower uses QuickGELU or plain GELU. The authors' code always
+takes width // 64 heads and QuickGELU, so a config beside the file that says otherwise is an error.
 """
 
 import json
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distill.conversion.authors import OPENAI_ARCHIVES, Checkpoint
+from distill.conversion.authors import Checkpoint
+from distill.conversion.reader import OPENAI_ARCHIVES
 from distill.errors import ArtefactError, ExpectedError
 from distill.model.towers import CONFIG_FILE
 
@@ -18,13 +19,13 @@ HEAD_WIDTH = 64
 
 
 def architecture_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The open_clip `model_cfg` that the shapes tell, by the rules of CLIP's own code."""
+    """Return the open_clip `model_cfg` that follows from the tensors' shapes by the rules of CLIP's own code."""
     visual, text = checkpoint.visual, checkpoint.text
     width, _, patch, patch_width = checkpoint.shape(f"{visual}conv1.weight", 4)
     if patch != patch_width:
-        raise ArtefactError(f"{checkpoint.path}: patches of {patch} x {patch_width} pixels; they must be square")
+        raise ArtefactError(f"{checkpoint.path}: patches of {patch} x {patch_width} pixels, expected squares")
     positions, _ = checkpoint.shape(f"{visual}positional_embedding", 2)
-    grid = math.isqrt(positions - 1)
+    grid = math.isqrt(positions - 1)  # one position is the class token's
     if not grid or grid * grid != positions - 1:
         raise ArtefactError(
             f"{checkpoint.path}: {positions} positions of the vision tower, expected 1 + a square: the class token and "
@@ -33,11 +34,11 @@ def architecture_of(checkpoint: Checkpoint) -> dict[str, Any]:
     context, text_width = checkpoint.shape(f"{text}positional_embedding", 2)
     layers = {name: checkpoint.blocks(f"{name}transformer.resblocks.") for name in (visual, text)}
     if not all(layers.values()):
-        raise ArtefactError(f"{checkpoint.path}: a tower without transformer blocks; the file is not whole")
+        raise ArtefactError(f"{checkpoint.path}: a tower has no transformer blocks; find the whole checkpoint")
     heads_of(checkpoint, "vision tower", width)
     return {
         "embed_dim": checkpoint.shape(f"{text}text_projection", 2)[1],
-        "quick_gelu": True,
+        "quick_gelu": True,  # `activation_of` checks it
         "vision_cfg": {
             "image_size": grid * patch,
             "patch_size": patch,
@@ -56,7 +57,7 @@ def architecture_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def heads_of(checkpoint: Checkpoint, part: str, width: int) -> int:
-    """How many attention heads a transformer of that width has, by the only rule there is."""
+    """Return the number of attention heads of a transformer, width // 64; raise `ArtefactError` if it does not fit."""
     heads = width // HEAD_WIDTH
     if not heads or width % heads:
         raise ArtefactError(
@@ -66,8 +67,32 @@ def heads_of(checkpoint: Checkpoint, part: str, width: int) -> int:
     return heads
 
 
+def temporal_of(checkpoint: Checkpoint, architecture: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the config of the temporal transformer, or None where the file has none."""
+    layers, table = checkpoint.blocks("temporal.blocks."), "temporal.pos_embed.weight"
+    if not layers and not checkpoint.has(table):
+        return None
+    if not layers or not checkpoint.has(table):
+        missing = "frame_position_embeddings.weight" if layers else "transformerClip.*"
+        raise ArtefactError(
+            f"{checkpoint.path}: half a temporal transformer, {missing} is missing; the authors' code would copy it "
+            f"from CLIP without a word, but those are not the trained weights: find the whole checkpoint"
+        )
+    positions, width = checkpoint.shape(table, 2)
+    if width != architecture["embed_dim"]:
+        raise ArtefactError(
+            f"{checkpoint.path}: frame_position_embeddings.weight is {width} wide, but features are of size "
+            f"{architecture['embed_dim']}"
+        )
+    heads_of(checkpoint, "temporal transformer", width)
+    return {"layers": layers, "heads": None, "positions": positions, "init": "normal"}
+
+
 def activation_of(checkpoint: Checkpoint, architecture: dict[str, Any], sha256: str, quickgelu: bool) -> str:
-    """How it is known that the towers use QuickGELU, which no tensor shows; an error if they do not."""
+    """Return how it is known that the towers use QuickGELU; raise an `ExpectedError` if it is not known.
+
+    `sha256` is of the checkpoint file, `quickgelu` the user's word for it.
+    """
     beside = [name for name, read in CONFIGS.items() if _agrees(checkpoint.path.parent / name, read, architecture)]
     if checkpoint.kind != "openai":
         return "the authors' code uses no other activation"
@@ -79,42 +104,42 @@ def activation_of(checkpoint: Checkpoint, architecture: dict[str, Any], sha256: 
         return "the word of whoever converted it (--quickgelu)"
     raise ExpectedError(
         f"{checkpoint.path}: these towers may use QuickGELU (OpenAI's) or plain GELU, and the weights cannot tell; put "
-        f"the model's {' or '.join(CONFIGS)} beside the file, or say --quickgelu if you know"
+        f"the model's {' or '.join(CONFIGS)} beside the file, or give --quickgelu if you know that they use it"
     )
 
 
 def _agrees(path: Path, read: Callable[[dict[str, Any]], dict[str, Any] | None], architecture: dict[str, Any]) -> bool:
-    """Whether a config says what the conversion takes for granted; False if there is none, an error if it differs."""
+    """Return whether a config confirms the activation and the heads; False without one, an error if it differs."""
     if not path.is_file():
         return False
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        said = read(tree) if isinstance(tree, dict) else None
+        config = read(tree) if isinstance(tree, dict) else None
     except (OSError, ValueError, TypeError, ArithmeticError) as error:
         raise ArtefactError(
             f"{path}: cannot be read ({error}), but it lies beside the checkpoint and may name another activation; "
-            f"mend it or move it away"
+            f"repair it or move it away"
         ) from None
-    if said is None:  # the config of something else
+    if config is None:  # the file configures something else
         return False
     vision, text = architecture["vision_cfg"], architecture["text_cfg"]
     heads = {"vision heads": vision["width"] // HEAD_WIDTH, "text heads": text["heads"]}
-    if said["activation"] != "quick_gelu":
+    if config["activation"] != "quick_gelu":
         raise ArtefactError(
-            f"{path}: a plain-GELU tower ({said['activation']}), but the checkpoint beside it would be read with "
-            f"QuickGELU; such towers are not supported. If it is of another model, move it away"
+            f"{path}: a plain-GELU tower ({config['activation']}), but the checkpoint beside it would be read with "
+            f"QuickGELU; such towers are not supported. If it belongs to another model, move it away"
         )
     for part, expected in heads.items():
-        if said[part] != expected:
+        if config[part] != expected:
             raise ArtefactError(
-                f"{path}: {said[part]} {part}, expected width // {HEAD_WIDTH} = {expected}, which is all that the "
-                f"authors' code knows; such towers are not supported. If it is of another model, move it away"
+                f"{path}: {config[part]} {part}, expected width // {HEAD_WIDTH} = {expected} as in the authors' "
+                f"code; such towers are not supported. If it belongs to another model, move it away"
             )
     return True
 
 
 def _hugging_face(tree: dict[str, Any]) -> dict[str, Any] | None:
-    """Activation and heads by transformers' config of a CLIP model; what is left out is its default."""
+    """Read the activation and the heads from a transformers config of CLIP, with that library's defaults."""
     if not isinstance(tree.get("text_config"), dict) or not isinstance(tree.get("vision_config"), dict):
         return None
     text, vision = (tree[f"{part}_config"] | (tree.get(f"{part}_config_dict") or {}) for part in ("text", "vision"))
@@ -127,7 +152,7 @@ def _hugging_face(tree: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _open_clip(tree: dict[str, Any]) -> dict[str, Any] | None:
-    """Activation and heads by open_clip's config; what is left out is its default."""
+    """Read the activation and the heads from an open_clip config, with that library's defaults."""
     model = tree.get("model_cfg")
     if not isinstance(model, dict) or not all(
         isinstance(model.get(f"{part}_cfg"), dict) for part in ("text", "vision")
@@ -141,4 +166,4 @@ def _open_clip(tree: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-CONFIGS = {"config.json": _hugging_face, CONFIG_FILE: _open_clip}  # of transformers, of open_clip
+CONFIGS = {"config.json": _hugging_face, CONFIG_FILE: _open_clip}

@@ -1,100 +1,48 @@
-"""What stands on the towers of an authors' checkpoint, kind by kind: the model's config, its words and its frames.
+"""The heads of authors' checkpoints: for every kind, the config of the model that stands on CLIP's towers.
 
-Sizes come from the tensors; what no tensor shows comes from the user (`Options`), with the authors' default.
+Sizes come from the tensors; what no tensor shows comes from the user (`Options`), or else is the authors' default.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from distill.conversion.authors import MODELS, Checkpoint
-from distill.conversion.geometry import heads_of
+from distill.conversion.authors import Checkpoint
+from distill.conversion.geometry import temporal_of
+from distill.conversion.options import FRAMES, WORDS, Options
 from distill.errors import ArtefactError, ExpectedError
 
-KINDS = tuple(MODELS)
-WHOLE = tuple(kind for kind in KINDS if kind != "openai")
-WORDS, FRAMES = 32, 12  # of the authors' recipes for short videos
-QUERY_HEADS, GATE_TEMPERATURE = 8, 3.0  # GLSCL: of the decoder; of the softmax over frames (LSMDC: 5)
-SELECTED, SHIFTED = 3, 2  # TS2-Net: patches kept of a frame, and the last blocks that shift
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the file cannot tell; None is the default of the kind."""
-
-    words: int | None = None  # caption length in tokens
-    frames: int | None = None  # of every video
-    head: str | None = None  # meanP or seqTransf
-    token_shift: str | None = None  # auto, on or off
-    noise: str | None = None  # seeded or zero
-    mask: str | None = None  # tiled or interleaved
-    shared: str | None = None  # both, queries, decoder or none
-    temperature: float | None = None  # of GLSCL's weights of frames
-    sampler: str | None = None  # glscl or clip4clip
-    clip_frames: int | None = None  # whose prompts are aggregated together
-    heads: int | None = None  # of the transformer by which Prompt Switch pools frames
-    ema: str | None = None  # on: the moving average of the weights
-    quickgelu: bool | None = None  # the user's word that towers without a config use QuickGELU
-
-    def check(self, kind: str) -> None:
-        """Refuses an option that does not belong to the kind."""
-        for field in fields(self):
-            if getattr(self, field.name) is not None and kind not in BELONGS[field.name]:
-                raise ExpectedError(
-                    f"--{field.name.replace('_', '-')} does not go with --kind {kind}, only with "
-                    f"{', '.join(BELONGS[field.name])}; leave it out"
-                )
-        counts = (("words", self.words, 3), ("frames", self.frames, 1), ("clip-frames", self.clip_frames, 1))
-        counts += (("heads", self.heads, 1),)
-        for name, found, least in counts:
-            if found is not None and found < least:
-                raise ExpectedError(f"--{name} {found}: expected at least {least}")
-        if self.temperature is not None and not self.temperature > 0:
-            raise ExpectedError(f"--temperature {self.temperature:g}: expected a number above 0")
-
-
-BELONGS = {
-    "words": WHOLE,
-    "frames": WHOLE,
-    "head": ("clip4clip",),
-    "token_shift": ("ts2net",),
-    "noise": ("ts2net",),
-    "mask": ("ts2net",),
-    "shared": ("glscl",),
-    "temperature": ("glscl",),
-    "sampler": ("glscl",),
-    "clip_frames": ("prompt_switch",),
-    "heads": ("prompt_switch",),
-    "ema": ("prompt_switch",),
-    "quickgelu": ("openai",),
-}
+QUERY_HEADS, GATE_TEMPERATURE = 8, 3.0  # GLSCL: heads of the decoder; temperature of the softmax over frames (LSMDC: 5)
+SELECTED, SHIFTED = 3, 2  # TS2-Net: patches kept in a frame; last blocks that shift tokens
+NO_TEMPORAL = "no temporal transformer (transformerClip.*, frame_position_embeddings.weight)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What stands on the towers: the model's own config, and how many words and frames it takes."""
+    """A model's config without its towers, and how many words of a caption and frames of a video it takes."""
 
     config: dict[str, Any]
     words: int
     frames: int
-    notes: tuple[str, ...] = ()
-    sampler: str = "clip4clip"  # the rule by which the frames that it was trained on were chosen
-    prompts: int | None = None  # what Prompt Switch's rule also has to know
+    notes: tuple[str, ...] = ()  # stand in the provenance of the release, so their words do not change
+    sampler: str = "clip4clip"  # the rule that chose the frames of training
+    prompts: int | None = None  # Prompt Switch's rule needs their number
 
 
 def _clip4clip(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
-    temporal = _temporal(checkpoint, architecture)
+    temporal = temporal_of(checkpoint, architecture)
     if options.head == "meanP":
         if temporal is not None:
             raise ExpectedError(
-                f"{checkpoint.path}: --head meanP, but the file holds a temporal transformer; say --head seqTransf"
+                f"{checkpoint.path}: --head meanP, but the file holds a temporal transformer; use --head seqTransf"
             )
         return _sized(checkpoint, options, architecture, {"head": "meanP"})
     if temporal is None:
         raise ExpectedError(
-            f"{checkpoint.path}: no temporal transformer (transformerClip.*, frame_position_embeddings.weight), which "
-            f"--head seqTransf needs; a model trained with sim_header meanP is --head meanP"
+            f"{checkpoint.path}: {NO_TEMPORAL}, which --head seqTransf needs; for a model trained with "
+            f"sim_header meanP, use --head meanP"
         )
     return _sized(checkpoint, options, architecture, {"head": "seqTransf", "temporal": temporal})
 
@@ -119,11 +67,11 @@ def _xclip(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any
 
 
 def _same_sizes(checkpoint: Checkpoint, **sizes: tuple[int | None, int]) -> None:
-    """Refuses sizes, asked and found, that are not those of the learned matrices."""
-    for name, (asked, found) in sizes.items():
-        if asked not in (None, found):
+    """Refuse sizes (asked, in the file) that are not those of the learned matrices."""
+    for name, (asked, stored) in sizes.items():
+        if asked not in (None, stored):
             raise ExpectedError(
-                f"{checkpoint.path}: --{name} {asked}, but the matrices in it are of {found} {name}; leave it out"
+                f"{checkpoint.path}: --{name} {asked}, but its matrices are of {stored} {name}; leave it out"
             )
 
 
@@ -142,8 +90,8 @@ def _ts2net(checkpoint: Checkpoint, options: Options, architecture: dict[str, An
 
 
 def _token_shift(checkpoint: Checkpoint, choice: str, layers: int) -> tuple[int, str]:
-    """How many of the last blocks shift tokens, and what is worth saying about it."""
-    wrapped = checkpoint.shifted
+    """Return how many of the last blocks shift tokens, and a note for the user or ""."""
+    wrapped = checkpoint.shifted  # the blocks whose names have .net, which only the token shift adds
     if wrapped != list(range(layers - len(wrapped), layers)):
         raise ArtefactError(
             f"{checkpoint.path}: attn.net.* in the visual blocks {', '.join(map(str, wrapped))} of {layers}; the token "
@@ -165,8 +113,9 @@ def _glscl(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any
     notes = _shared_queries(checkpoint, share_queries), _shared_decoder(checkpoint, share_decoder)
     layers = checkpoint.blocks("queries.decoder.")
     if not layers:
-        lost = "transformer_decoder_noun.layers.*"
-        raise ArtefactError(f"{checkpoint.path}: no {lost}, which a glscl checkpoint must hold")
+        raise ArtefactError(
+            f"{checkpoint.path}: no transformer_decoder_noun.layers.*, which a glscl checkpoint must hold"
+        )
     config = {
         "temporal": _needed_temporal(checkpoint, architecture),
         "queries": {
@@ -184,16 +133,16 @@ def _glscl(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any
 
 
 def _shared_queries(checkpoint: Checkpoint, shared: bool) -> str:
-    """Sets a text's own queries aside where they are shared; what is worth saying about it.
+    """Leave out the texts' own queries where they are shared with videos; return a note for the user or "".
 
-    The authors' model always has them; drawn from [0, 1), they stay there unless they were trained.
+    The authors' model always has them. They are drawn from [0, 1), so values outside show that they were trained.
     """
     if shared:
         checkpoint.left_out["noun_queries"] = "of a model that does not share its queries"
     if not checkpoint.has("queries.text_queries"):
         return ""
-    own = checkpoint.tensor("queries.text_queries")
-    trained = not bool(((own >= 0) & (own < 1)).all())
+    queries = checkpoint.tensor("queries.text_queries")
+    trained = not bool(((queries >= 0) & (queries < 1)).all())
     if trained and shared:
         return "noun_queries were trained, so texts may need queries of their own (--shared decoder or none)"
     if not trained and not shared:
@@ -205,24 +154,25 @@ def _shared_queries(checkpoint: Checkpoint, shared: bool) -> str:
 
 
 def _shared_decoder(checkpoint: Checkpoint, shared: bool) -> str:
-    """Sets a video's own decoder aside where it is shared; what is worth saying about it.
+    """Leave out the videos' own decoder where it is shared with texts; return a note for the user or "".
 
-    The authors' model always has it; its layers are copies of `decoder_layer_spatial` until they are trained.
+    The authors' model always has it. Its layers start as copies of `decoder_layer_spatial`, so equality shows that they
+    were never trained.
     """
     if shared:
         checkpoint.left_out["transformer_decoder_spatial.*"] = "of a model that does not share its decoder"
-    stem, found = "transformer_decoder_spatial.layers.", checkpoint.tensors
-    pairs = [(name, f"decoder_layer_spatial.{name.removeprefix(stem).partition('.')[2]}") for name in found]
-    pairs = [(own, copied) for own, copied in pairs if own.startswith(stem) and copied in found]
+    stem, tensors = "transformer_decoder_spatial.layers.", checkpoint.tensors
+    pairs = [(name, f"decoder_layer_spatial.{name.removeprefix(stem).partition('.')[2]}") for name in tensors]
+    pairs = [(name, origin) for name, origin in pairs if name.startswith(stem) and origin in tensors]
     if not pairs:
         return ""
-    trained = not all(torch.equal(found[own], found[copied]) for own, copied in pairs)
+    trained = not all(torch.equal(tensors[name], tensors[origin]) for name, origin in pairs)
     if trained and shared:
         return "transformer_decoder_spatial was trained, so videos may need their own (--shared queries or none)"
     if not trained and not shared:
         raise ExpectedError(
             f"{checkpoint.path}: transformer_decoder_spatial was never trained, its layers equal decoder_layer_spatial "
-            f"of which they were copied; the model shares its decoder: say --shared decoder or both"
+            f"from which they were copied; the model shares its decoder: use --shared decoder or both"
         )
     return ""
 
@@ -232,9 +182,9 @@ def _prompt_switch(checkpoint: Checkpoint, options: Options, architecture: dict[
     clip_frames, frames = options.clip_frames or prompts, options.frames or FRAMES
     if prompts != slots or clip_frames % prompts or frames % clip_frames:
         raise ExpectedError(
-            f"{checkpoint.path}: a cube of {prompts} x {slots} prompts, {clip_frames} frames that are aggregated "
-            f"together, {frames} frames of a video: the cube must be square, and each number a multiple of the one "
-            f"before it; change --clip-frames or --frames"
+            f"{checkpoint.path}: {prompts} x {slots} prompts, {clip_frames} frames that are aggregated together, "
+            f"{frames} frames of a video: expected as many rows as columns of prompts, and each number a multiple of "
+            f"the one before it; change --clip-frames or --frames"
         )
     pooling, notes = _pooling(checkpoint, options.heads, architecture["embed_dim"])
     if not options.clip_frames:
@@ -242,30 +192,30 @@ def _prompt_switch(checkpoint: Checkpoint, options: Options, architecture: dict[
             f"the file does not show how many frames are aggregated together, the num_frames of training; taken for "
             f"the {prompts} of its prompts, as the authors' defaults are (--clip-frames)",
         )
-    config = {"prompts": prompts, "frames": clip_frames, **pooling, "captions": None}
+    config = {"prompts": prompts, "frames": clip_frames, **pooling, "captions": None}  # no captioner: for training only
     head = _sized(checkpoint, options, architecture, config, notes=notes)
     return replace(head, sampler="prompt_switch", prompts=prompts)
 
 
 def _pooling(checkpoint: Checkpoint, heads: int | None, dim: int) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """How Prompt Switch pools frames, and what is worth saying about it.
+    """Return the config of Prompt Switch's pooling of frames, and notes for the user.
 
-    The authors' model has its transformer under two names, for training and for tests, and saves it twice.
+    The authors' model keeps one pooling transformer under two names, for training and for tests, and saves it twice.
     """
-    stem, twin, found = "pool_frames.", "pool_frames_test.", checkpoint.tensors
-    if not any(name.startswith((stem, twin)) for name in found):
+    stem, twin, tensors = "pool_frames.", "pool_frames_test.", checkpoint.tensors
+    if not any(name.startswith((stem, twin)) for name in tensors):
         if heads is not None:
             raise ExpectedError(
                 f"{checkpoint.path}: --heads {heads}, but the file holds no {stem}*: frames are pooled by their mean; "
                 f"leave it out"
             )
         return {}, ()
-    for name in found:
-        own = name.replace(twin, stem, 1)
-        if name.startswith(twin) and not (own in found and torch.equal(found[name], found[own])):
+    for name in tensors:
+        first = name.replace(twin, stem, 1)
+        if name.startswith(twin) and not (first in tensors and torch.equal(tensors[name], tensors[first])):
             raise ArtefactError(
-                f"{checkpoint.path}: {name} is not {own}; the authors' model has one transformer under both names, so "
-                f"which of the two was trained is unknown"
+                f"{checkpoint.path}: {name} is not {first}; the authors' model has one transformer under both names, "
+                f"so which of the two was trained is unknown"
             )
     checkpoint.left_out[f"{twin}*"] = f"{stem}* under its second name"
     if dim % (heads or 1):
@@ -282,7 +232,7 @@ def _xpool(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any
     return _sized(checkpoint, options, architecture, {}, notes=(note,))
 
 
-HEADS = {
+HEADS: dict[str, Callable[[Checkpoint, Options, dict[str, Any]], Head]] = {
     "clip4clip": _clip4clip,
     "teachclip": _teachclip,
     "eercf": _eercf,
@@ -302,7 +252,10 @@ def _sized(
     tokens: int = 1,
     notes: tuple[str, ...] = (),
 ) -> Head:
-    """A head whose words and frames fit the tables of positions; a frame is so many `tokens` in the temporal one."""
+    """Return a head after checking that its words and frames fit the tables of positions.
+
+    The temporal transformer gets `tokens` tokens of every frame.
+    """
     words, frames = options.words or WORDS, options.frames or FRAMES
     context = architecture["text_cfg"]["context_length"]
     if words > context:
@@ -321,31 +274,10 @@ def _sized(
 
 
 def _needed_temporal(checkpoint: Checkpoint, architecture: dict[str, Any]) -> dict[str, Any]:
-    temporal = _temporal(checkpoint, architecture)
+    temporal = temporal_of(checkpoint, architecture)
     if temporal is None:
         raise ArtefactError(
-            f"{checkpoint.path}: no temporal transformer (transformerClip.*, frame_position_embeddings.weight); a "
-            f"{checkpoint.kind} model trained without sim_header seqTransf is not supported"
+            f"{checkpoint.path}: {NO_TEMPORAL}; a {checkpoint.kind} model trained without sim_header "
+            f"seqTransf is not supported"
         )
     return temporal
-
-
-def _temporal(checkpoint: Checkpoint, architecture: dict[str, Any]) -> dict[str, Any] | None:
-    """The temporal transformer's config, or None if there is none of it."""
-    layers, table = checkpoint.blocks("temporal.blocks."), "temporal.pos_embed.weight"
-    if not layers and not checkpoint.has(table):
-        return None
-    if not layers or not checkpoint.has(table):
-        lost = "frame_position_embeddings.weight" if layers else "transformerClip.*"
-        raise ArtefactError(
-            f"{checkpoint.path}: half a temporal transformer, {lost} is missing; the authors' code fills the gap from "
-            f"CLIP in silence, but these are not the weights that were trained"
-        )
-    positions, width = checkpoint.shape(table, 2)
-    if width != architecture["embed_dim"]:
-        raise ArtefactError(
-            f"{checkpoint.path}: frame_position_embeddings.weight is {width} wide, but features are of size "
-            f"{architecture['embed_dim']}"
-        )
-    heads_of(checkpoint, "temporal transformer", width)
-    return {"layers": layers, "heads": None, "positions": positions, "init": "normal"}

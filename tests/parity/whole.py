@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from distill.conversion.convert import convert
-from distill.conversion.heads import Options
+from distill.conversion.options import Options
 from distill.model.attention import SHIFT_DIVISOR
 from distill.model.contract import RetrievalModel
 from distill.model.similarity import unit
