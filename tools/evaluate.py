@@ -63,7 +63,9 @@ def _evaluated(args: argparse.Namespace) -> str:
     """The result as JSON or as tables; written to --out."""
     from distill import comm, log
     from distill.data.frames import FrameSet
-    from distill.evaluation.report import Subject, check_comparable, evaluate_model, read_result, report
+    from distill.evaluation.measure import evaluate_model
+    from distill.evaluation.report import report
+    from distill.evaluation.result import Subject, check_comparable, read_result
     from distill.evaluation.standing import captions_of, fingerprint
     from distill.records import write_json
     from distill.release.release import load
@@ -107,7 +109,7 @@ def _count(text: str) -> int:
 
 def _check_out(out: Path | None, release: "Release", protocol: str, found: str) -> None:
     """A result file is written again only for what it already is about."""
-    from distill.evaluation.report import read_result
+    from distill.evaluation.result import read_result
 
     if out is not None and out.exists():
         there = read_result(out)

@@ -1,1 +1,1 @@
-"""Retrieval metrics and the evaluation of a model on a frame set."""
+"""Retrieval metrics, and the evaluation of a model on a frame set under a named protocol."""

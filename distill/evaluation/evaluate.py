@@ -1,4 +1,5 @@
-"""Scores a model on a frame set: every video and caption encoded once, shared over all processes, ranks both ways."""
+"""The evaluation of a model on a frame set: every video and caption is encoded once, by all processes together, and
+ranks are taken in both directions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ from distill.ranking.executor import of_texts, of_videos
 from distill.ranking.two_stage import ranking
 
 Side = TypeVar("Side", TextFeatures, VideoFeatures)
-VIDEO_BATCH = 64
-TEXT_BATCH = 256
+VIDEO_BATCH = 64  # videos encoded at once
+TEXT_BATCH = 256  # captions encoded, or scored with all videos, at once
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Ranks (from 0) and what they amount to: `metrics["t2v"]["R@1"]` in percent, `MdR` and `MnR` from 1."""
+    """Ranks, counted from 0, and their summary: `metrics["t2v"]["R@1"]` in percent, `MdR` and `MnR` from 1."""
 
     t2v: Int[Tensor, " text"]
     v2t: Int[Tensor, " video"]
@@ -44,14 +45,18 @@ def evaluate(
     stems: Tensor | None = None,
     workers: int = 0,
 ) -> Scores:
-    """Ranks of all captions of `frames` against all its videos. A collective: all ranks return the same scores."""
+    """Rank all videos of `frames` for all its captions, and the reverse.
+
+    A collective: all processes must call it, and all return the same scores. `stems` [video, frame, ...] are the cached
+    outputs of the frozen stem, in place of pixels.
+    """
     device = comm.device()
     training = model.training
     model.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         text = encode_texts(model, texts_of(frames), tokenizer)
         video = encode_videos(model, frames, num_frames, stems=stems, workers=workers)
-    similarity = score(model, text, video)
+    similarity = score(model, text, video)  # outside autocast: ranks need fp32
     model.train(training)
     video_of_text = video_numbers(frames)
     t2v, v2t = ranks_t2v(similarity, video_of_text), ranks_v2t(similarity, video_of_text)
@@ -59,17 +64,17 @@ def evaluate(
 
 
 def texts_of(frames: FrameSet) -> list[str]:
-    """All captions, video by video: the rows of the similarity."""
+    """Return all captions, video by video: the rows of the similarity."""
     return [caption.text for video in frames.videos for caption in video.captions]
 
 
 def video_numbers(frames: FrameSet) -> Int64[Tensor, " text"]:
-    """The number of the video that each of `texts_of` belongs to."""
+    """Return for each of `texts_of` the number of its video."""
     return torch.arange(len(frames)).repeat_interleave(torch.tensor([len(video.captions) for video in frames.videos]))
 
 
 def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: Tokenizer, *, quiet: bool = True) -> TextFeatures:
-    """Features of all texts, on this process's device; each process encodes its share."""
+    """Return the features of all texts, on this process's device; each process encodes its share."""
     device, parts = comm.device(), []
     batches = list(_chunks(comm.share(len(texts)), TEXT_BATCH))
     for rows in progress(batches, f"encode {len(texts)} captions (batches)", quiet=quiet):
@@ -87,13 +92,13 @@ def encode_videos(
     workers: int = 0,
     quiet: bool = True,
 ) -> VideoFeatures:
-    """Features of all videos, on this process's device; `stems` are the frozen stem's outputs, if cached."""
+    """Return the features of all videos, on this process's device, from `stems` (see `evaluate`) where given."""
     device, parts = comm.device(), []
     batches = list(_chunks(comm.share(len(frames)), VIDEO_BATCH))
     if stems is not None:
         counts = torch.tensor([len(video.timestamps) for video in frames.videos])
         for rows in batches:
-            real = torch.arange(num_frames) < counts[rows, None]
+            real = torch.arange(num_frames) < counts[rows, None]  # short videos are padded at the end
             parts.append(model.encode_video(stems[rows].to(device), real.to(device)))
     else:
         loaded = load_batches(VideoDataset(frames, num_frames), batches, workers)
@@ -105,7 +110,7 @@ def encode_videos(
 def score(
     model: RetrievalModel, text: TextFeatures, video: VideoFeatures, *, scaled: bool = False, quiet: bool = True
 ) -> Float[Tensor, "text video"]:
-    """The model's similarity of every text with every video, or `scaled` its logits, fp32, on the CPU.
+    """Return the model's similarity of every text with every video, or with `scaled` its logits, in fp32 on the CPU.
 
     Each process scores its share of the rows.
     """
@@ -123,10 +128,10 @@ def score(
 def two_stage(
     model: RetrievalModel, text: TextFeatures, video: VideoFeatures, candidates: int
 ) -> tuple[Float[Tensor, "text video"], Float[Tensor, "text video"]]:
-    """Scores by which texts rank videos, and by which videos rank texts, when `candidates` of them are scored in full.
+    """Return the scores by which texts rank videos, and by which videos rank texts, in a two-stage search, on the CPU.
 
-    On the CPU. The first hold for comparisons within a row only, the second within a column. Both ways are searched:
-    a video has candidate texts and scores these, which is not the transpose of what texts do.
+    Only `candidates` of every query get the full score, so the first scores compare within a row only, the second
+    within a column. Neither is the other's transpose: a video retrieves texts of its own.
     """
     by_text, by_video = model.query_vectors(text), model.index_vectors(video)
     of_text = ranking(of_texts(model.similarity, text, video), by_text, by_video, candidates)
@@ -135,22 +140,23 @@ def two_stage(
 
 
 def top_shared(
-    found: Float[Tensor, "query candidate"], expected: Float[Tensor, "query candidate"], k: int
+    scores: Float[Tensor, "query candidate"], expected: Float[Tensor, "query candidate"], k: int
 ) -> Float[Tensor, " query"]:
-    """For every query, how much of the best `k` by `expected` is among the best `k` by `found`, from 0 to 1."""
-    k = min(k, found.shape[1])
-    best = torch.zeros_like(found, dtype=torch.bool).scatter(1, expected.topk(k).indices, True)
-    return best.gather(1, found.topk(k).indices).double().mean(1)
+    """Return for every query the part (0 to 1) of the best `k` by `expected` that is among the best `k` by `scores`."""
+    k = min(k, scores.shape[1])
+    best = torch.zeros_like(scores, dtype=torch.bool).scatter(1, expected.topk(k).indices, True)
+    return best.gather(1, scores.topk(k).indices).double().mean(1)
 
 
 def _gather(features: Side, total: int) -> Side:
     tables = {name: comm.gather_rows(_plain(value), total) for name, value in features.tensors().items()}
     if "real" in tables:
-        tables["real"] = tables["real"].bool()
+        tables["real"] = tables["real"].bool()  # gathered as uint8
     return type(features)(**tables)
 
 
 def _plain(value: Tensor) -> Tensor:
+    """Convert to a type that collectives carry: fp32 (not bf16), or uint8 (not bool)."""
     return value.float() if value.is_floating_point() else value.to(torch.uint8)
 
 

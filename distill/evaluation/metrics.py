@@ -1,9 +1,9 @@
-"""Retrieval metrics: ranks from a similarity matrix, the usual summary of ranks, and bootstraps over videos.
+"""Retrieval metrics: ranks from a similarity matrix, R@k with median and mean rank, and bootstraps over videos.
 
-Similarity [text, video] and the video of every text go in. Ranks are 0-based here and 1-based in summaries. A tie
-counts against the model: a wrong video that scores the same as the right one ranks before it, so a model that gives
-every pair the same score finds nothing (counting every tied position would reward it). A score that is not finite is
-an error, never a query dropped from the denominator.
+The functions take the similarity [text, video] and the video of every text. Ranks are 0-based here and 1-based in
+summaries. A tie counts against the model: a wrong video with the score of the right one ranks before it, so a model
+that gives every pair the same score finds nothing. A score that is not finite is an error: leaving its query out would
+change the denominator of R@k.
 """
 
 import numpy as np
@@ -15,51 +15,51 @@ from distill.errors import ExpectedError
 
 
 def ranks_t2v(similarity: Float[Tensor, "text video"], video_of_text: Int[Tensor, " text"]) -> Int64[Tensor, " text"]:
-    """For every text, how many other videos score at least as high as its own.
+    """Return for every text how many other videos score at least as high as its own.
 
     Rows are independent: the ranks of chunks of texts, concatenated, are the ranks of all.
     """
     _check_finite(similarity)
-    own = similarity.gather(1, video_of_text.long().unsqueeze(1))
-    return (similarity >= own).sum(1) - 1
+    right = similarity.gather(1, video_of_text.long().unsqueeze(1))
+    return (similarity >= right).sum(1) - 1  # the right video is not above itself
 
 
 def ranks_v2t(
     similarity: Float[Tensor, "text video"], video_of_text: Int[Tensor, " text"]
 ) -> Int64[Tensor, " captioned"]:
-    """For every video that has captions, in ascending order: how many other videos' captions beat or equal its own.
+    """Return for every captioned video, in ascending order, how many other videos' captions rank before its own.
 
     The captions of one video count as one group that scores by its best member (the protocol of MSVD and VATEX).
     Columns are independent given all texts.
     """
     _check_finite(similarity)
     captioned, group = video_of_text.long().unique(return_inverse=True)
-    columns = similarity[:, captioned]
+    columns = similarity[:, captioned]  # a video without captions is no query
     best = columns.new_full((len(captioned), len(captioned)), -torch.inf)
     best.scatter_reduce_(0, group.unsqueeze(1).expand_as(columns), columns, "amax")  # group video
     return (best >= best.diagonal()).sum(0) - 1
 
 
 def summarise(ranks: Int[Tensor, " query"]) -> dict[str, float]:
-    """R@1, R@5, R@10 in percent, median rank and mean rank (1-based).
+    """Return R@1, R@5, R@10 in percent, median rank and mean rank (1-based).
 
-    The median of an even count is the mean of the two middle ranks, as NumPy has it. CLIP4Clip and its descendants take
-    that too where each video has one caption, but the lower of the two in T2V where it has several.
+    The median of an even count is the mean of the two middle ranks, as in NumPy. CLIP4Clip and its descendants do
+    the same where each video has one caption, but take the lower one in T2V where videos have several.
     """
     if not len(ranks):
-        raise ExpectedError("no ranks to summarise: the evaluation set has no queries")
-    found = ranks.cpu().numpy()
-    recall = {f"R@{k}": 100 * float((found < k).mean()) for k in (1, 5, 10)}
-    return recall | {"MdR": float(np.median(found)) + 1, "MnR": float(found.mean()) + 1}
+        raise ExpectedError("no ranks to summarise: the evaluation set has no queries; give one with captions")
+    counted = ranks.cpu().numpy()
+    recall = {f"R@{k}": 100 * float((counted < k).mean()) for k in (1, 5, 10)}
+    return recall | {"MdR": float(np.median(counted)) + 1, "MnR": float(counted.mean()) + 1}
 
 
 def recall_interval(
     ranks: Int[Tensor, " query"], groups: Int[Tensor, " query"], k: int, seed: int, draws: int = 2000
 ) -> tuple[float, float]:
-    """The ends of the 95 % percentile interval of R@k, in percent, when the queries are drawn again from their like.
+    """Return the ends of the 95 % percentile bootstrap interval of R@k, in percent.
 
     Whole groups (videos) are drawn with replacement, all captions of a video together; the gallery stays as it is. At
-    0 and at 100 the interval has no width: no draw can show what no query did.
+    0 and at 100 the interval has no width, because every draw has the same recall.
     """
     return _interval((ranks < k).double(), groups, seed, draws)
 
@@ -71,7 +71,7 @@ def paired_bootstrap(
     seed: int,
     draws: int = 2000,
 ) -> tuple[float, float, float]:
-    """R@1 of a minus R@1 of b in percentage points, and the ends of its 95 % interval.
+    """Return R@1 of a minus R@1 of b in percentage points, and the ends of its 95 % bootstrap interval.
 
     Whole groups (videos) are drawn with replacement, not captions: the captions of one video are not independent.
     """
@@ -83,10 +83,11 @@ def paired_bootstrap(
 def _interval(
     values: Float[Tensor, " query"], groups: Int[Tensor, " query"], seed: int, draws: int
 ) -> tuple[float, float]:
-    """2.5th and 97.5th percentile of 100 x the mean over the queries of as many groups, drawn with replacement."""
+    """Return the 2.5th and 97.5th percentile of 100 x the mean value, over draws of groups with replacement."""
     _, group = np.unique(groups.cpu().numpy(), return_inverse=True)
     sums, sizes = np.bincount(group, weights=values.cpu().numpy()), np.bincount(group)
     rng = np.random.default_rng(seed)
+    # How often each group is drawn follows a multinomial; this avoids an index array of draws x groups.
     picked = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=draws)  # draw group
     low, high = np.percentile(100 * (picked @ sums) / (picked @ sizes), [2.5, 97.5])
     return float(low), float(high)
@@ -98,5 +99,6 @@ def _check_finite(similarity: Float[Tensor, "text video"]) -> None:
         text, video = bad.nonzero()[0].tolist()
         raise ExpectedError(
             f"similarity of text {text} and video {video} is {similarity[text, video].item()}, "
-            f"as are {int(bad.sum()) - 1} others; the model or its features are damaged, no ranks are reported"
+            f"as are {int(bad.sum()) - 1} others, expected finite numbers; the model or its features are damaged: make "
+            "them again"
         )

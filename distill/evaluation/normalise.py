@@ -1,12 +1,12 @@
-"""Scores that know more queries than the one asked: dual softmax (DSL) and query-bank normalisation (QB-Norm).
+"""Scores that use other queries too: dual softmax (DSL) and query-bank normalisation (QB-Norm).
 
-Both fight hubs, videos that score high for everything, by asking how well a video answers other queries. A number made
-this way must not stand beside one that was made without:
+Both lower the scores of hubs, videos that match almost every query, by how well a video answers other queries. Their
+figures must not be compared with figures without them:
 
-* DSL takes the other queries of the test set itself, so the answer to one query changes with the queries that happen to
-  be asked beside it. A search engine that gets one query at a time cannot do this.
-* QB-Norm takes a bank of queries that are known beforehand (the captions of the training set); no test query sees
-  another. A search engine can do this if it keeps the bank, and galleries do (distill/retrieval/calibration.py).
+* DSL uses the other queries of the test set, so an answer depends on what else is asked. A search engine that gets one
+  query at a time cannot do this.
+* QB-Norm uses a bank of queries that are known beforehand (the captions of the training set); no test query sees
+  another. A search engine can do this if it keeps the bank, as galleries do (distill/retrieval/calibration.py).
 
 Rows of every matrix are texts, columns are videos.
 """
@@ -22,28 +22,29 @@ from distill.retrieval import calibration
 
 
 def dual_softmax_t2v(logits: Float[Tensor, "text video"]) -> Float64[Tensor, "text video"]:
-    """S * softmax of S over the texts: TS2-Net's evaluation, temperature 1 on logits (with the logit scale).
+    """Return S * softmax of S over the texts, as in TS2-Net's evaluation: temperature 1 on logits, with their scale.
 
-    In double: a single float rounds a probability below exp(-103) to 0, and then distant videos would tie.
+    In double precision: float32 rounds probabilities below exp(-103) to 0, and distant videos would tie.
     """
     return logits.double() * logits.double().softmax(0)
 
 
 def dual_softmax_v2t(logits: Float[Tensor, "text video"]) -> Float64[Tensor, "text video"]:
-    """The same with the videos as queries: S * softmax of S over the videos."""
+    """Return S * softmax of S over the videos: the same with videos as queries."""
     return logits.double() * logits.double().softmax(1)
 
 
 @dataclass(frozen=True)
 class Bank:
-    """What QB-Norm keeps of a bank of queries, for one gallery."""
+    """The part of a query bank that QB-Norm needs, for one gallery."""
 
     log_sum: Float64[Tensor, " video"]  # log of the sum over the bank's queries of exp(beta similarity)
-    first: Bool[Tensor, " video"]  # whether the video comes first for at least one of them
+    first: Bool[Tensor, " video"]  # whether the video ranks first for at least one of the bank's queries
 
 
 def bank_of(parts: Iterable[Float[Tensor, "_ video"]], num_videos: int) -> Bank:
-    """A bank from the similarity of its queries with the gallery, a part of the queries at a time."""
+    """Return a bank from the similarity of its queries with the gallery, given in parts of the queries."""
+    # Sums of exp(beta s) overflow even doubles, so their logarithms are added.
     log_sum = torch.full((num_videos,), -torch.inf, dtype=torch.float64)
     first = torch.zeros(num_videos, dtype=torch.bool)
     for part in parts:
@@ -53,13 +54,13 @@ def bank_of(parts: Iterable[Float[Tensor, "_ video"]], num_videos: int) -> Bank:
 
 
 def query_bank_t2v(similarity: Float[Tensor, "text video"], bank: Bank) -> Float64[Tensor, "text video"]:
-    """QB-Norm's dynamic inverted softmax (Bogolin et al., CVPR 2022, section 3), for text-to-video ranks only.
+    """Return QB-Norm's dynamic inverted softmax (Bogolin et al., CVPR 2022, section 3), for text-to-video ranks only.
 
-    A text whose own first video comes first for at least one query b of the bank too is scored by the inverted softmax
+    A text whose first video also ranks first for at least one query b of the bank is scored by the inverted softmax
 
         exp(beta s[text, video]) / sum over b of exp(beta s[b, video]),
 
-    of which the logarithm is returned, which ranks alike and cannot overflow; any other text keeps its similarity. The
-    two kinds of row are on different scales, so columns must not be compared. Of tied first videos the lowest counts.
+    as its logarithm, which ranks the same and cannot overflow; any other text keeps its similarity. The two kinds of
+    row have different scales, so scores of one column must not be compared. Of tied first videos the lowest counts.
     """
     return calibration.inverted_softmax(similarity, bank.log_sum, bank.first[similarity.argmax(1)].unsqueeze(1))

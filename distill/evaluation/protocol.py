@@ -1,14 +1,13 @@
-"""Protocols: what exactly is searched for in what, under a name, with the fingerprint of the official files.
+"""The named protocols: data set, gallery and queries of each test, with the fingerprint of the official files.
 
 A frame set stands for one split: its videos are the gallery, its captions are the queries. In every protocol here
 
-* text-to-video (T2V): every caption is a query, and its own video alone is a hit;
-* video-to-text (V2T): every video is a query, its captions are one group that scores by its best member, and the group
-  of the video itself alone is a hit.
+* text-to-video (T2V): every caption is a query, and its own video is the only hit;
+* video-to-text (V2T): every video is a query, the captions of a video are one group that scores by its best member, and
+  the query's own group is the only hit.
 
-The fingerprints are those of the files that a data set is published with, as `distill/packing` reads them: captions and
-sentences stripped of white space at both ends, repeated captions kept. distill/evaluation/standing.py says what they
-are for.
+The fingerprints (distill/evaluation/standing.py) were computed from each data set's published files as
+`distill/packing` reads them: captions stripped of white space at both ends, repeated captions kept.
 """
 
 from dataclasses import dataclass
@@ -16,14 +15,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One test: data set and split, its gallery and its queries. None is what is not fixed or not known here."""
+    """One test: data set and split, its gallery and its queries. None stands for a number or hash that is not known."""
 
     split: str  # data set and split
     gallery: str  # where the ids of the videos come from
     queries: str  # what a caption is
-    videos: int | None  # in the gallery
-    captions: int | None  # queries of T2V
-    fingerprint: str | None  # of the official files
+    videos: int | None = None  # in the gallery
+    captions: int | None = None  # queries of T2V
+    fingerprint: str | None = None  # of the official files
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -41,7 +40,6 @@ PROTOCOLS: dict[str, Protocol] = {
         queries="the twenty sentences of each video there",
         videos=2990,
         captions=59800,
-        fingerprint=None,
     ),
     "msvd": Protocol(
         split="MSVD, test",
@@ -57,7 +55,6 @@ PROTOCOLS: dict[str, Protocol] = {
         queries="the ten English captions of each video",
         videos=1500,
         captions=15000,
-        fingerprint=None,
     ),
     "lsmdc-1k": Protocol(
         split="LSMDC, public test of the 2016 challenge",
@@ -87,8 +84,5 @@ PROTOCOLS: dict[str, Protocol] = {
         split="emoji in motion, test",
         gallery="videos in the test.csv that tools/make_demo.py writes, as many as it was asked for",
         queries="all captions of each video in MSRVTT_data.json beside it",
-        videos=None,
-        captions=None,
-        fingerprint=None,
     ),
 }

@@ -1,67 +1,67 @@
-"""Whether a frame set really holds the gallery and the queries of a protocol.
+"""The comparison of a frame set with a protocol: whether its gallery and queries are exactly the official ones.
 
-A gallery that lost videos (files that could not be had or read) is easier than the whole one, and captions that were
-cut, joined or chosen otherwise make another task. So the fingerprint is a hash of all video ids and of all (video,
-caption) pairs, whatever their order and their captions' ids, and two results may be compared only if their fingerprints
+A gallery that lost videos (files that could not be fetched or decoded) is easier than the whole one, and captions that
+were cut, joined or chosen differently make another task. So the fingerprint is a hash of all video ids and all (video,
+caption) pairs, in any order and without the captions' ids, and two results may be compared only if their fingerprints
 agree.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
+from distill.config import Config
 from distill.data.frames import FrameSet
 from distill.errors import first_few
 from distill.evaluation.protocol import PROTOCOLS, Protocol
 from distill.records import json_sha256
 
-SHOWN = 12  # digits of a fingerprint that people see
+SHOWN = 12  # digits of a fingerprint in reports and errors
 
 
 def fingerprint(captions: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """sha256 of a gallery, given as video ids with their captions; the order of neither matters."""
-    held = [(video, list(texts)) for video, texts in captions]
-    content = {
-        "gallery": sorted(video for video, _ in held),
-        "queries": sorted([video, text] for video, texts in held for text in texts),
+    """Return the sha256 of a gallery, given as video ids with their captions; the order of neither matters."""
+    videos = [(video, list(texts)) for video, texts in captions]
+    content = {  # sorted, because packing with other shards or workers changes the order
+        "gallery": sorted(video for video, _ in videos),
+        "queries": sorted([video, text] for video, texts in videos for text in texts),
     }
     return json_sha256(content)
 
 
 def captions_of(frames: FrameSet) -> list[tuple[str, list[str]]]:
-    """The video ids of a frame set with their captions."""
+    """Return the video ids of a frame set with their captions."""
     return [(video.id, [caption.text for caption in video.captions]) for video in frames.videos]
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How a frame set stands to a protocol. `complete` is None where the official gallery is not known here."""
+class GalleryState(Config):
+    """A frame set's gallery beside a protocol's. `complete` is None where the protocol has no fingerprint."""
 
-    fingerprint: str
     videos: int
     captions: int
     complete: bool | None
     missing: int  # expected minus present, at least 0
     unusable: tuple[str, ...]  # videos that packing had to leave out
-    words: str
+    words: str  # the comparison as a sentence
 
 
-def standing(name: str, frames: FrameSet) -> Standing:
-    """Whether `frames` is the whole gallery of the protocol `name`, and if not, what is wrong with it."""
-    found, videos = fingerprint(captions_of(frames)), len(frames)
+def gallery_state(name: str, frames: FrameSet) -> GalleryState:
+    """Compare `frames` with the gallery of the protocol `name`: whether it is whole, and if not, what differs."""
+    protocol, videos = PROTOCOLS[name], len(frames)
     captions = sum(len(video.captions) for video in frames.videos)
     unusable = tuple(note["video"] for note in frames.manifest.notes)
-    complete, words = _compare(PROTOCOLS[name], found, videos, captions, unusable)
-    missing = max(0, (PROTOCOLS[name].videos or 0) - videos)
-    return Standing(found, videos, captions, complete, missing, unusable, words)
+    complete, words = _compare(protocol, fingerprint(captions_of(frames)), videos, captions, unusable)
+    missing = max(0, (protocol.videos or 0) - videos)
+    return GalleryState(
+        videos=videos, captions=captions, complete=complete, missing=missing, unusable=unusable, words=words
+    )
 
 
 def _compare(
-    protocol: Protocol, found: str, videos: int, captions: int, unusable: Sequence[str]
+    protocol: Protocol, digest: str, videos: int, captions: int, unusable: Sequence[str]
 ) -> tuple[bool | None, str]:
     lost = f"{_count(len(unusable), 'video')} could not be packed ({first_few(unusable)})" if unusable else ""
-    if protocol.fingerprint == found:
+    if protocol.fingerprint == digest:
         return True, "complete: the videos and captions are exactly those of the official files"
-    if protocol.videos is None:
+    if protocol.videos is None:  # the demo, whose size the user chooses
         return not unusable, f"incomplete: {lost}" if unusable else "complete: every video of its file was packed"
     if videos < protocol.videos:
         known = lost or "the annotation file that was packed did not name them"

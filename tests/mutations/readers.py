@@ -18,7 +18,8 @@ from distill.conversion.convert import convert
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
 from distill.data.sampler import Clip4ClipSampler
-from distill.evaluation.report import read_result, report
+from distill.evaluation.report import report
+from distill.evaluation.result import read_result
 from distill.labelling.sealing import merge_labels
 from distill.model.clip import ClipModel
 from distill.model.towers import ClipConfig

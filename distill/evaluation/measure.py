@@ -1,0 +1,152 @@
+"""The measurement of a model under a protocol: its plain scores, and on request DSL, QB-Norm and two-stage searches.
+
+The plain scores compare every query with everything. DSL and QB-Norm use other queries (`normalise`), so they and the
+two-stage searches stand in blocks of their own.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from distill import __version__
+from distill.data.frames import FrameSet
+from distill.data.tokens import Tokenizer
+from distill.errors import ExpectedError
+from distill.evaluation.evaluate import (
+    encode_texts,
+    encode_videos,
+    score,
+    texts_of,
+    top_shared,
+    two_stage,
+    video_numbers,
+)
+from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
+from distill.evaluation.normalise import Bank, bank_of, dual_softmax_t2v, dual_softmax_v2t, query_bank_t2v
+from distill.evaluation.result import RECALLS, BankMetrics, Metrics, Reranked, Result, Subject
+from distill.evaluation.standing import captions_of, fingerprint, gallery_state
+from distill.log import progress
+from distill.model.contract import RetrievalModel
+from distill.model.features import VideoFeatures
+
+SEED = 0  # of the bootstrap
+SHARED = 10  # best answers by which a two-stage search is compared with the exhaustive one
+BANK_PART = 4096  # captions of a bank whose features are held at once
+
+
+def evaluate_model(
+    subject: Subject,
+    model: RetrievalModel,
+    tokenizer: Tokenizer,
+    frames: FrameSet,
+    protocol: str,
+    *,
+    dsl: bool,
+    bank: FrameSet | None,
+    candidates: Sequence[int] = (),
+) -> Result:
+    """Evaluate a model in fp32; with `dsl` also by dual softmax, with `bank` by QB-Norm with that set's captions.
+
+    For each number in `candidates`, a two-stage search scores that many in full. Raises `ExpectedError` if the bank
+    holds queries of the test, or if the model has no second stage.
+    """
+    video_of_text = video_numbers(frames)
+    _check_bank(bank, frames)
+    _check_two_stage(subject, model, candidates)
+    with torch.no_grad():
+        text = encode_texts(model, texts_of(frames), tokenizer, quiet=False)
+        video = encode_videos(model, frames, frames.num_frames, quiet=False)
+        similarity = score(model, text, video, quiet=False)
+        logits = score(model, text, video, scaled=True, quiet=False) if dsl else None
+        # A bank may have more captions than fit into memory at once, so it is summed up part by part.
+        sums = None if bank is None else bank_of(_bank_parts(model, tokenizer, video, texts_of(bank)), len(frames))
+    return Result(
+        toolkit=__version__,
+        protocol=protocol,
+        fingerprint=fingerprint(captions_of(frames)),
+        gallery=gallery_state(protocol, frames),
+        subject=subject,
+        scores=_metrics(video_of_text, similarity, similarity),
+        dsl=None if logits is None else _metrics(video_of_text, dual_softmax_t2v(logits), dual_softmax_v2t(logits)),
+        qbnorm=None if bank is None or sums is None else _by_bank(video_of_text, similarity, bank, sums),
+        two_stage=tuple(
+            _reranked(video_of_text, similarity, *two_stage(model, text, video, count), count)
+            for count in progress(candidates, "search in two stages", quiet=not candidates)
+        ),
+    )
+
+
+def _reranked(
+    video_of_text: Int[Tensor, " text"],
+    exhaustive: Float[Tensor, "text video"],
+    by_text: Float[Tensor, "text video"],
+    by_video: Float[Tensor, "text video"],
+    candidates: int,
+) -> Reranked:
+    shared = {"t2v": top_shared(by_text, exhaustive, SHARED), "v2t": top_shared(by_video.T, exhaustive.T, SHARED)}
+    return Reranked(
+        candidates=candidates,
+        measured=_metrics(video_of_text, by_text, by_video),
+        shared={direction: 100 * float(part.mean()) for direction, part in shared.items()},
+    )
+
+
+def _check_two_stage(subject: Subject, model: RetrievalModel, candidates: Sequence[int]) -> None:
+    if candidates and not model.rerank_fields:
+        raise ExpectedError(
+            f"{subject.release}: a model of the kind {subject.model} has one score and no second stage; leave "
+            "--candidates out (models of two stages: EERCF, GLSCL)"
+        )
+
+
+def _check_bank(bank: FrameSet | None, frames: FrameSet) -> None:
+    if bank is None:
+        return
+    # The same sentence may describe another video of the training set, so pairs are compared, not captions.
+    tested = {(video.id, caption.text) for video in frames.videos for caption in video.captions}
+    shared = sum((video.id, caption.text) in tested for video in bank.videos for caption in video.captions)
+    if shared:
+        raise ExpectedError(
+            f"{bank.path}: {shared} of its captions are queries of {frames.path}; a query bank must not hold what is "
+            "tested: give another frame set, normally the training one"
+        )
+
+
+def _bank_parts(
+    model: RetrievalModel, tokenizer: Tokenizer, video: VideoFeatures, texts: list[str]
+) -> Iterator[Float[Tensor, "query video"]]:
+    parts = [texts[start : start + BANK_PART] for start in range(0, len(texts), BANK_PART)]
+    for part in progress(parts, f"score {len(texts)} captions of the bank (parts)"):
+        yield score(model, encode_texts(model, part, tokenizer), video)
+
+
+def _by_bank(
+    video_of_text: Int[Tensor, " text"], similarity: Float[Tensor, "text video"], bank: FrameSet, sums: Bank
+) -> BankMetrics:
+    return BankMetrics(
+        measured=_metrics(video_of_text, query_bank_t2v(similarity, sums), None),
+        bank=str(bank.path),
+        bank_id=bank.manifest.id,
+        queries=len(texts_of(bank)),
+    )
+
+
+def _metrics(
+    video_of_text: Int[Tensor, " text"],
+    by_text: Float[Tensor, "text video"],
+    by_video: Float[Tensor, "text video"] | None,
+) -> Metrics:
+    """Return the metrics of text to video from the scores `by_text`, and of video to text from `by_video`."""
+    ranks = {"t2v": (ranks_t2v(by_text, video_of_text), video_of_text)}
+    if by_video is not None:
+        v2t = ranks_v2t(by_video, video_of_text)
+        ranks["v2t"] = (v2t, torch.arange(len(v2t)))  # here every query is a group of its own
+    return Metrics(
+        metrics={direction: summarise(rank) for direction, (rank, _) in ranks.items()},
+        intervals={
+            direction: {f"R@{k}": recall_interval(rank, videos, k, SEED) for k in RECALLS}
+            for direction, (rank, videos) in ranks.items()
+        },
+    )
