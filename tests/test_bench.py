@@ -8,9 +8,10 @@ from test_gallery import two_stage_release
 from test_release import make, release
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.bench import contenders, galleries, retrieval
+from distill.bench import contenders, galleries, retrieval, searches, written
 from distill.bench.operations import FORMULAS
-from distill.bench.retrieval import Claim, ModelSearch, claims, table
+from distill.bench.report import Claim, RetrievalReport, claims, table
+from distill.bench.retrieval import ModelSearch
 from distill.bench.synthetic import Sizes, Synthetic, World
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
@@ -148,14 +149,14 @@ def test_a_claim_is_judged_at_the_fastest_search_that_finds_enough():
     assert (first.model, first.search, first.candidates, first.operations) == ("EERCF", "two stages", 10, 55.0)
     assert first.time == {1: 40.0, 16: 40.0, 64: 1.0}
     assert second == Claim(words=second.words, model="GLSCL", factor=220)
-    shown = table(retrieval.RetrievalReport(gallery="g", videos=9, queries=3, rows=rows, claims=[first, second]))
+    shown = table(RetrievalReport(gallery="g", videos=9, queries=3, rows=rows, claims=[first, second]))
     assert "1/55 of the operations (holds); of the time, with 1, 16, 64 queries at once, in 1/40 (does not" in shown
     assert "GLSCL: not shown, no search in two stages finds 99 % of the top ten" in shown
 
 
 def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
-    for number in ("ROUNDS", "IN_A_TURN", "TRIALS"):
-        monkeypatch.setattr(retrieval, number, 1)
+    for module, number in ((retrieval, "ROUNDS"), (retrieval, "IN_A_TURN"), (searches, "TRIALS")):
+        monkeypatch.setattr(module, number, 1)
     for name in ("red", "blue", "green"):
         write_video(tmp_path / "videos" / f"{name}.mp4", torch.full((8, 32, 32, 3), len(name)).byte().numpy(), fps=4)
     (tmp_path / "all.csv").write_text("video,caption\nred,red\nblue,a blue circle\ngreen,a green star falls\n")
@@ -219,7 +220,7 @@ def test_releases_and_frames_belong_together(tmp_path):
 
 def test_galleries_of_every_size_are_searched_beside_a_plain_product(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(galleries, "ROUNDS", {1: 2, 64: 1})
-    monkeypatch.setattr(galleries, "DRAWN", 150)
+    monkeypatch.setattr(written, "DRAWN", 150)
     asked = ["--videos", "0", "--sizes", "400", "500", "--folder", str(tmp_path / "work")]
     bench_retrieval.main([*asked, "--json", str(tmp_path / "bench.json")])
     shown, found = capsys.readouterr().out, json.loads((tmp_path / "bench.json").read_text())

@@ -11,7 +11,7 @@ from conftest import World, python
 
 from distill.bench import steps
 from distill.bench.drawn import draw_frames
-from distill.bench.rounds import Goal, ratio, take_turns
+from distill.bench.rounds import Goal, ratio, take_turns, tree
 from distill.bench.waiting import LEFT_OUT
 from distill.data.loader import PairDataset, VideoDataset, load_batches
 from distill.errors import ExpectedError
@@ -45,7 +45,7 @@ def test_a_goal_says_by_how_much_it_is_missed():
     assert reached.reached and reached.sentence() == "x: 0.95, goal >= 0.9: reached"
     missed = Goal(what="waiting", found=0.08, limit=0.05, percent=True, why="too few workers")
     assert missed.sentence() == "waiting: 8.0 %, goal <= 5.0 %: missed by 3.0 %; too few workers"
-    assert missed.tree()["reached"] is False
+    assert tree(missed)["reached"] is False
 
 
 def test_the_loader_gives_what_the_shards_hold(tmp_path: Path):
@@ -89,7 +89,7 @@ def test_loader_is_measured_beside_decoding_alone(tmp_path: Path):
     jpegs = sum(len(frames._shards.read(video.key, f"{n:03d}.jpg")) for video in frames.videos for n in range(3))
     assert measured["video_bytes"] == jpegs / 6
     assert measured["parts"].keys() >= {"decode", "read from the shard", "captions to tokens"}
-    with pytest.raises(ExpectedError, match="6 videos do not fill a batch of 16; give --batch"):
+    with pytest.raises(ExpectedError, match="6 videos do not fill a batch of 16; give --batch 6"):
         tools_bench.main(["loader", str(frames.path)])
 
 

@@ -75,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ExpectedError("counts must be at least 1, and --workers at least 0")
 
     from distill import log
-    from distill.bench.rounds import machine
+    from distill.bench.rounds import machine, tree
     from distill.records import write_json
 
     log.setup()
     measured = args.measure(args)
     if args.json is not None:
-        write_json(args.json, {"machine": machine()} | {part: found.tree() for part, found in measured.items()})
+        write_json(args.json, {"machine": machine()} | {part: tree(found) for part, found in measured.items()})
     print("\n\n".join(found.table() for found in measured.values()))
 
 

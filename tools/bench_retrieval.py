@@ -44,7 +44,7 @@ from distill.deprecation import keep_old_option
 from distill.errors import ExpectedError, door
 
 if TYPE_CHECKING:
-    from distill.bench.retrieval import RetrievalReport
+    from distill.bench.report import RetrievalReport
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -93,9 +93,10 @@ def _bench(args: argparse.Namespace) -> None:
 
     from distill import log
     from distill.bench import galleries
-    from distill.bench.retrieval import table
-    from distill.bench.rounds import machine
+    from distill.bench.report import table
+    from distill.bench.rounds import machine, tree
     from distill.bench.synthetic import Sizes, World
+    from distill.bench.written import check_sizes_fit
     from distill.records import write_json
     from distill.retrieval.approximate import check_installed
     from distill.retrieval.upkeep import LEAST
@@ -105,7 +106,7 @@ def _bench(args: argparse.Namespace) -> None:
     if args.sizes:
         if min(args.sizes) < LEAST:
             raise ExpectedError(f"--sizes: {min(args.sizes)}, expected at least {LEAST} videos")
-        galleries.check_sizes_fit(args.folder, args.sizes, Sizes())
+        check_sizes_fit(args.folder, args.sizes, Sizes())
     torch.set_num_threads(args.threads)
     measured, stored = [], []
     for measure in [_releases] * bool(args.releases) + [_synthetic] * bool(args.videos):
@@ -118,13 +119,14 @@ def _bench(args: argparse.Namespace) -> None:
     for goal in goals:
         print(goal.sentence())
     if args.json is not None:
-        found = {"models": [m.tree() for m in measured], "galleries": [s.tree() for s in stored]}
-        write_json(args.json, {"machine": machine(), **found, "goals": [goal.tree() for goal in goals]})
+        found = {"models": [tree(m) for m in measured], "galleries": [tree(s) for s in stored]}
+        write_json(args.json, {"machine": machine(), **found, "goals": [tree(goal) for goal in goals]})
 
 
 def _releases(args: argparse.Namespace) -> "RetrievalReport":
     from distill.bench import contenders
-    from distill.bench.retrieval import RetrievalReport, measure_searches
+    from distill.bench.report import RetrievalReport
+    from distill.bench.retrieval import measure_searches
     from distill.data.frames import FrameSet
     from distill.release.release import load
 
@@ -136,7 +138,8 @@ def _releases(args: argparse.Namespace) -> "RetrievalReport":
 
 def _synthetic(args: argparse.Namespace) -> "RetrievalReport":
     from distill.bench import contenders
-    from distill.bench.retrieval import RetrievalReport, claims, measure_searches
+    from distill.bench.report import RetrievalReport, claims
+    from distill.bench.retrieval import measure_searches
     from distill.bench.synthetic import Sizes, World
 
     sizes, world = Sizes(), World()

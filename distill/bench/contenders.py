@@ -1,16 +1,18 @@
-"""Contenders: releases on the videos and captions of a frame set, or untrained scoring heads on synthetic features."""
+"""The contenders of the bench of searches: releases on the videos and captions of a frame set, or untrained models on
+synthetic features."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill import catalogue
-from distill.bench.retrieval import Contender
+from distill.bench.operations import FORMULAS, Operations
 from distill.bench.synthetic import Sizes, Synthetic, World
 from distill.catalogue import INTERACTIONS, parse_model_config
 from distill.data.frames import FrameSet
@@ -34,12 +36,35 @@ NAMES = {
     "ts2net": "TS2-Net",
     "xpool": "X-Pool",
 }
-TEMPORAL = {"layers": 1, "init": "normal"}  # towers make no features here, so they may be tiny
+TEMPORAL = {"layers": 1, "init": "normal"}  # the features are drawn, so the towers may be tiny
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A model, the features of a gallery, and those of queries."""
+
+    name: str
+    kind: str
+    config: Any
+    model: RetrievalModel
+    text: TextFeatures
+    vectors: Float[Tensor, "video dim"] | None  # of the first stage, or the only ones; None: a teacher has none
+    exact: VideoFeatures | Tokens | None  # read by an exhaustive search; None: the model has one vector a video
+    tokens: Tokens | None  # read by a second stage
+    index: Approximate | None  # may choose the candidates of a second stage
+    stored: tuple[int, int]  # bytes a video: vectors (of a teacher all its features), tokens
+    sizes: Sizes
+    videos: int
+
+    @property
+    def operations(self) -> Operations:
+        """The operations by the formula of the model's kind."""
+        return FORMULAS[self.kind](self.sizes, self.config)
 
 
 @torch.inference_mode()
 def synthetic(videos: int, queries: int, sizes: Sizes, world: World) -> tuple[list[Contender], Int[Tensor, " text"]]:
-    """All models on a gallery of drawn features, and which video each query tells of."""
+    """Return all models on a gallery of drawn features, and the video that each query describes."""
     drawn = Synthetic(sizes, world)
     plots = drawn.plots(videos)
     video, text = drawn.videos(plots), drawn.texts(plots[:queries])
@@ -63,6 +88,7 @@ def synthetic(videos: int, queries: int, sizes: Sizes, world: World) -> tuple[li
 
 
 def built(raw: dict[str, Any], sizes: Sizes, seed: int) -> tuple[Any, RetrievalModel]:
+    """Return the checked config of a model and the model, on tiny towers with features of `sizes`."""
     architecture = {
         "embed_dim": sizes.dim,
         "quick_gelu": True,
@@ -77,7 +103,10 @@ def built(raw: dict[str, Any], sizes: Sizes, seed: int) -> tuple[Any, RetrievalM
 
 @torch.inference_mode()
 def of_releases(releases: Sequence[Release], frames: FrameSet) -> tuple[list[Contender], Int[Tensor, " text"]]:
-    """Releases with the features of the videos and of all captions of a frame set, and the video of each caption."""
+    """Return releases with the features of a frame set's videos and captions, and the video of each caption.
+
+    Raises `ArtefactError` where the frames were not packed as the release was trained.
+    """
     contenders = []
     for release in releases:
         frames.check_settings(release.frames_config, release.path)
@@ -104,7 +133,7 @@ def contender(
     sizes: Sizes,
     tokens: Tokens | None = None,
 ) -> Contender:
-    """A model with its features; `tokens` are given where they are larger than what `video` holds."""
+    """Return a model with its features; `tokens` replace those of `video`, if given."""
     teacher = INTERACTIONS.get(config.kind)
     vectors, exact, index, vector_bytes, token_bytes = None, None, None, 0, 0
     if teacher is not None:
@@ -135,7 +164,7 @@ def contender(
 
 
 def _index(vectors: Tensor) -> Approximate:
-    """An approximate index, whose file is gone again but still mapped."""
+    """Return an approximate index; its file is deleted, but stays mapped."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "index.safetensors"
         facts = build(

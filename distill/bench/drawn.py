@@ -1,8 +1,8 @@
-"""Frame sets that nobody filmed, of any size: pictures with about the detail of natural ones, because what it takes to
-decode a JPEG goes by its bytes.
+"""Frame sets of drawn pictures, of any size, for the benches of training.
 
-A picture is a window on a texture whose amplitudes fall with the frequency, as those of photographs do; from frame to
-frame the window moves. Everything follows from the seed.
+The time to decode a JPEG depends on its bytes, so the pictures have about the detail of photographs: each is a window
+on a texture whose amplitudes fall with the frequency, and the window moves from frame to frame. Everything follows from
+the seed.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from distill.packing.packing import frame_sample, seal_frames
 
 TEXTURES = 8
 PER_SHARD = 32  # videos
-DETAIL = 1.2  # amplitude is frequency to the power of minus this
+DETAIL = 1.2  # amplitude = frequency ** -DETAIL
 CONTRAST = 50.0  # standard deviation of the pixels
 WORDS = (
     "a man woman dog child is are runs talks plays sings cooks in on with the red old big small car kitchen street "
@@ -30,7 +30,7 @@ WORDS = (
 
 
 def draw_frames(out: Path, *, videos: int, captions: int, num_frames: int, size: int, seed: int = 0) -> FrameSet:
-    """Seals and opens a frame set of `videos` videos with `captions` distinct captions each, of eleven words."""
+    """Draw, seal and open a frame set of `videos` videos with `captions` distinct captions of eleven words each."""
     sampler = Clip4ClipSampler(kind="clip4clip", num_frames=num_frames).model_dump(mode="json")
     settings = {"sampler": sampler, "size": size, "drawn": videos, "captions": captions, "seed": seed}
     claim(out, settings, command="tools/bench.py")
@@ -40,8 +40,8 @@ def draw_frames(out: Path, *, videos: int, captions: int, num_frames: int, size:
     def shard(name: str, rows: range) -> ShardContent:
         samples = {}
         for row in rows:
-            said = tuple(Caption(f"{row}#{n}", _caption(row, n, rng)) for n in range(captions))
-            clip = Clip(video=f"drawn{row}", captions=said, source=f"drawn{row}.png")
+            texts = tuple(Caption(f"{row}#{n}", _caption(row, n, rng)) for n in range(captions))
+            clip = Clip(video=f"drawn{row}", captions=texts, source=f"drawn{row}.png")
             pictures = _windows(textures[row % TEXTURES], num_frames, size, rng)
             jpegs, timestamps = [encode_jpeg(picture, size) for picture in pictures], [*map(float, range(num_frames))]
             samples[f"{name}{row:05d}"] = frame_sample(clip, SampledVideo(jpegs, timestamps, float(num_frames)))

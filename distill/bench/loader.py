@@ -1,17 +1,16 @@
-"""How near the loader comes to what it cannot beat: PIL decoding the same JPEGs, held in memory, in as many processes.
+"""The bench of the training loader: its videos per second beside PIL decoding the same JPEGs from memory, its limit.
 
-Both sides run through the same `load_batches`, so a side's processes, batches and order are the other's; the limit
-reads nothing, keeps nothing and hands over a number. Cores are the decoding processes; the one that takes the batches
-only waits for them. Rates are those of a loader that runs on: workers stay busy before and after what is timed.
+Both sides run through `load_batches`, with the same processes, batches and order; the limit reads no shard, keeps no
+pixels and hands over one number. The process that takes the batches only waits for the workers, which stay busy before
+and after the timed batches, so rates are those of a running loader.
 """
 
 import io
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,12 +26,12 @@ from distill.evaluation.report import aligned
 
 PER_CORE = 0.9  # of the limit
 MAX_WORDS = 32
-TIMED = 6  # batches; a multiple of the usual numbers of workers, who take turns
+TIMED = 6  # batches; a multiple of the usual numbers of workers, which take turns
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSpeed:
-    """One number of workers; 0 decodes in the process that takes the batches."""
+    """The rates with one number of workers; 0 decodes in the process that takes the batches."""
 
     workers: int
     limit: float  # videos/s that PIL decodes in as many processes
@@ -43,7 +42,7 @@ class LoaderSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderReport:
-    """The loader on one frame set."""
+    """The rates of the loader on one frame set."""
 
     frames: str
     videos: int
@@ -54,13 +53,9 @@ class LoaderReport:
     parts: dict[str, float]  # milliseconds of the processor that one video takes without workers
     goals: list[Goal]
 
-    def tree(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {**asdict(self), "goals": [goal.tree() for goal in self.goals]}
-
     def table(self) -> str:
-        """As people read it."""
-        lines = [["workers", "decoding alone", "loader", "of it", "MiB/s"]]
+        """Return the report as text."""
+        lines = [["workers", "decoding alone", "loader", "ratio", "MiB/s"]]
         for row in self.rows:
             rates = f"{row.limit:.1f} videos/s", f"{row.loader:.1f} videos/s"
             lines.append([str(row.workers), *rates, f"{row.of_limit:.3f}", f"{row.mib:.1f}"])
@@ -76,7 +71,7 @@ class LoaderReport:
 
 
 class _Decoding(Dataset):
-    """The limit: JPEGs held in memory, decoded to arrays one after the other, and nothing made of them."""
+    """The limit: JPEGs from memory are decoded to arrays one after the other, which are dropped."""
 
     def __init__(self, jpegs: list[list[bytes]]):
         self._jpegs = jpegs
@@ -85,7 +80,7 @@ class _Decoding(Dataset):
         return sum(self.video(video) for video, _ in pairs)
 
     def video(self, number: int) -> int:
-        """Decodes the frames of one video."""
+        """Decode the frames of one video; return their number."""
         for jpeg in self._jpegs[number]:
             with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
                 np.asarray(image)
@@ -93,40 +88,29 @@ class _Decoding(Dataset):
 
 
 def measure_loader(frames: FrameSet, workers: Sequence[int], *, batch: int, rounds: int) -> LoaderReport:
-    """Times both sides in turns."""
+    """Time the loader and decoding alone, in turns, for each number of workers.
+
+    Raises `ExpectedError` if the frame set has fewer than `batch` videos.
+    """
     if len(frames) < batch:
-        raise ExpectedError(f"{frames.path}: {len(frames)} videos do not fill a batch of {batch}; give --batch")
+        raise ExpectedError(
+            f"{frames.path}: {len(frames)} videos do not fill a batch of {batch}; give --batch {len(frames)} or less"
+        )
     shards = Shards(frames.path, frames.manifest.files)
-    names = [[name for name in shards.extensions(video.key) if name.endswith("jpg")] for video in frames.videos]
-    jpegs = [[shards.read(video.key, n) for n in found] for video, found in zip(frames.videos, names, strict=True)]
-    tokenizer = Tokenizer(MAX_WORDS)
-    loading, decoding = PairDataset(frames, [], tokenizer, frames.num_frames, pixels=True), _Decoding(jpegs)
-    sides: dict[str, Callable[[], float]] = {}
+    keys = [video.key for video in frames.videos]
+    names = [[name for name in shards.extensions(key) if name.endswith("jpg")] for key in keys]
+    reads = [[partial(shards.read, key, name) for name in files] for key, files in zip(keys, names, strict=True)]
+    jpegs = [[read() for read in video] for video in reads]
+    loading = PairDataset(frames, [], Tokenizer(MAX_WORDS), frames.num_frames, pixels=True)
+    decoding = _Decoding(jpegs)
+    sides = _part_sides(loading, decoding, reads, [video for video, _ in _batches(len(frames), batch, 1)[0]])
     for number in workers:
         batches = _batches(len(frames), batch, _warm(number) + TIMED + 2 * number)
         sides[f"limit {number}"] = partial(_rate, decoding, batches, number)
         sides[f"loader {number}"] = partial(_rate, loading, batches, number)
-    some = [video for video, _ in _batches(len(frames), batch, 1)[0]]
-    texts = [frames.videos[video].captions[0].text for video in some]
-
-    def read(video: int) -> None:
-        for name in names[video]:
-            shards.read(frames.videos[video].key, name)
-
-    def spell(video: int) -> None:
-        tokenizer(texts[video : video + 1])
-
-    sides |= {
-        "whole": lambda: _each(lambda first: loading.__getitems__([(v, 0) for v in some]), [0]) / len(some),
-        "pixels": lambda: _each(frames.pixels, some),
-        "decode": lambda: _each(decoding.video, some),
-        "read": lambda: _each(read, some),
-        "words": lambda: _each(spell, range(len(some))),
-    }
-    found = take_turns(sides, rounds, "loader and decoding in turns (rounds)")
+    values = take_turns(sides, rounds, "loader and decoding in turns (rounds)")
     size = statistics.mean(sum(map(len, jpeg)) for jpeg in jpegs)
-    rows = [_row(number, found, size) for number in workers]
-    parts = _parts(found)
+    rows, parts = [_row(number, values, size) for number in workers], _parts(values)
     return LoaderReport(
         frames=str(frames.path),
         videos=len(frames),
@@ -139,20 +123,35 @@ def measure_loader(frames: FrameSet, workers: Sequence[int], *, batch: int, roun
     )
 
 
+def _part_sides(
+    loading: PairDataset, decoding: _Decoding, reads: Sequence[Sequence[Callable[[], bytes]]], videos: Sequence[int]
+) -> dict[str, Callable[[], float]]:
+    """Return by name what the processor does for one video: all of it, and its parts."""
+    frames, tokenizer = loading.frames, loading.tokenizer
+    texts = {video: frames.videos[video].captions[0].text for video in videos}
+    return {
+        "whole": lambda: _each(lambda _: loading.__getitems__([(v, 0) for v in videos]), [0]) / len(videos),
+        "pixels": lambda: _each(frames.pixels, videos),
+        "decode": lambda: _each(decoding.video, videos),
+        "read": lambda: _each(lambda video: [read() for read in reads[video]], videos),
+        "words": lambda: _each(lambda video: tokenizer([texts[video]]), videos),
+    }
+
+
 def _batches(videos: int, batch: int, count: int) -> list[list[tuple[int, int]]]:
-    """Batches of (video, first caption) in random order, over and over."""
+    """Return batches of (video, first caption) in random order, repeating the videos as needed."""
     rng = np.random.default_rng(0)
     order = np.concatenate([rng.permutation(videos) for _ in range(-(-count * batch // videos))]).tolist()
     return [[(video, 0) for video in order[start : start + batch]] for start in range(0, count * batch, batch)]
 
 
 def _warm(workers: int) -> int:
-    """Batches that are taken before time counts: workers have filled their queues meanwhile."""
+    """Return the number of batches before timing starts, in which workers fill their queues."""
     return 1 + 2 * workers
 
 
 def _rate(dataset: Dataset, batches: list[list[tuple[int, int]]], workers: int) -> float:
-    """Videos per second."""
+    """Return the videos per second of a loader."""
     loaded = load_batches(dataset, batches, workers)
     for _ in range(_warm(workers)):
         next(loaded)
@@ -165,15 +164,15 @@ def _rate(dataset: Dataset, batches: list[list[tuple[int, int]]], workers: int) 
 
 
 def _each(function: Callable[[int], object], videos: Sequence[int]) -> float:
-    """Milliseconds of the processor a video."""
+    """Return the milliseconds of processor time that a function takes for a video."""
     start = time.process_time()
     for video in videos:
         function(video)
     return 1e3 * (time.process_time() - start) / len(videos)
 
 
-def _row(workers: int, found: dict[str, list[float]], size: float) -> LoaderSpeed:
-    limit, loader = found[f"limit {workers}"], found[f"loader {workers}"]
+def _row(workers: int, values: dict[str, list[float]], size: float) -> LoaderSpeed:
+    limit, loader = values[f"limit {workers}"], values[f"loader {workers}"]
     rate = statistics.median(loader)
     return LoaderSpeed(
         workers=workers,
@@ -184,9 +183,9 @@ def _row(workers: int, found: dict[str, list[float]], size: float) -> LoaderSpee
     )
 
 
-def _parts(found: dict[str, list[float]]) -> dict[str, float]:
-    """Where the time of a video goes; differences of medians, so small ones may come out below zero."""
-    ms = {name: statistics.median(found[name]) for name in ("whole", "pixels", "decode", "read", "words")}
+def _parts(values: dict[str, list[float]]) -> dict[str, float]:
+    """Return the parts of a video's time. Differences of medians may be below zero where a part is small."""
+    ms = {name: statistics.median(values[name]) for name in ("whole", "pixels", "decode", "read", "words")}
     return {
         "decode": ms["decode"],
         "read from the shard": ms["read"],
@@ -201,7 +200,7 @@ def _goal(row: LoaderSpeed, parts: dict[str, float]) -> Goal:
     why = f"beside {parts['decode']:.2f} ms of decoding a video takes {beside:.2f} ms of the processor (table above)"
     if row.workers:
         handed = 1e3 * row.workers * (1 / row.loader - 1 / row.limit)
-        why += f", and with workers {handed:.2f} ms of their time beside decoding, to be handed over too"
+        why += f", and handing a video over from a worker takes {handed:.2f} ms of the worker's time"
     return Goal(
         what=f"loader over decoding alone, {row.workers} workers",
         found=row.of_limit,

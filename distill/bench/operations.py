@@ -1,7 +1,7 @@
-"""Multiply-accumulates of a search, by formula: what a model's score costs apart from encoding.
+"""The multiply-accumulates of a search by formula, for every kind of model, without encoding the query.
 
-Counted are matrix products and weighted sums; softmax, normalisation and sorting are not, for no model. Encoding a
-query is not counted either (text towers; GLSCL's decoder reads a text's words once). Sizes: D dim, F frames, W words, N
+Matrix products and weighted sums are counted; softmax, normalisation and sorting are not, for any model. Encoding a
+query includes the text tower and GLSCL's decoder, which reads a text's words once. Sizes: D dim, F frames, W words, N
 patches of a video, Q concepts.
 
     one vector (CLIP4Clip, TeachCLIP,   D
@@ -13,13 +13,13 @@ patches of a video, Q concepts.
                                         video are 2FD^2
     EERCF                               D by the coarse vectors; FD cosines, F^2 and F for the learned matrix, FD and D
                                         for the gated sum; with patches ND cosines and N weights
-    Prompt Switch that asks             as X-Pool (transformer); or FD cosines, FD and F for the weighted sum
+    Prompt Switch by the sentence       as X-Pool (transformer); or FD cosines, FD and F for the weighted sum
     GLSCL                               FD products, FD and F for the weighted sum, QD concepts
 
 For ViT-B/32 (D 512, F 12, W 32, N 588, Q 8) X-CLIP takes 239.7 k a pair, TS2-Net 6.2 k, EERCF 13.5 k without patches,
-GLSCL 16.4 k (16.9 k by its published form, which compares the sum with the text once more). These are the counts of a
-call with fewer texts than frames, as a search makes; with more texts EERCF and GLSCL take the sums' lengths from the
-frames' inner products, F^2 D once a video, instead.
+GLSCL 16.4 k (16.9 k by its published formula, which compares the sum with the text once more). These are the counts of
+a call with fewer texts than frames, as in a search; with more texts EERCF and GLSCL compute the lengths of the sums
+from the frames' inner products instead, F^2 D once a video.
 """
 
 from collections.abc import Callable
@@ -31,23 +31,23 @@ from distill.bench.synthetic import Sizes
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """Multiply-accumulates of one model; `products` are those of matrix products, `sums` of weighted sums."""
+    """Multiply-accumulates of one model: `products` in matrix products, `sums` in weighted sums."""
 
     project: int = 0  # a query, before its inner products
     inner: int = 0  # a query and a video of the gallery: their inner product
     query: int = 0  # a call that scores in full, for each query in it
     video: int = 0  # a call that scores in full, for each video in it
     products: int = 0  # a pair that is scored in full
-    sums: int = 0  # the same
-    later: int = 0  # of `products` and `sums`: in the parts of the score that only the best of the candidates get
-    by_pair: int = 0  # a pair, where the published formula differs from what is computed here: the formula's
+    sums: int = 0  # a pair that is scored in full
+    later: int = 0  # the part of `products` and `sums` that is computed for the best of the candidates only
+    by_pair: int = 0  # a pair by the published formula, where it differs from the computation here
 
     def exhaustive(self, videos: int) -> int:
-        """Of a query that is scored in full with all videos in one call."""
+        """Count a query that is scored in full with all videos in one call."""
         return self.query + videos * (self.video + self.products + self.sums)
 
     def published(self) -> int:
-        """Of one pair by the published formula, many texts sharing what is computed once a video."""
+        """Count one pair by the published formula, without what many texts share of a video."""
         return self.by_pair or self.products + self.sums or self.inner
 
     def two_stage(self, videos: int, candidates: int, best: int, calls: int) -> int:
@@ -57,22 +57,22 @@ class Operations:
 
     @property
     def pair_alone(self) -> int:
-        """Of a pair in a call with no other text."""
+        """The count of a pair in a call with no other text."""
         return self.video + self.products + self.sums
 
 
 def one_vector(s: Sizes, config: Any) -> Operations:
-    """CLIP4Clip, TeachCLIP: a cosine."""
+    """Count CLIP4Clip and TeachCLIP: a cosine."""
     return Operations(inner=s.dim)
 
 
 def ts2net(s: Sizes, config: Any) -> Operations:
-    """Section 3.3 of the paper: cosines with frames, weighed by their own softmax."""
+    """Count TS2-Net (section 3.3 of the paper): cosines with frames, weighted by their own softmax."""
     return Operations(products=s.frames * s.dim, sums=s.frames)
 
 
 def xclip(s: Sizes, config: Any) -> Operations:
-    """Section 3.3 of the paper and the learned matrices of its code."""
+    """Count X-CLIP (section 3.3 of the paper) with the learned matrices of its code."""
     w, f, d = s.words, s.frames, s.dim
     mixes = w**2 + f**2 + f * w**2 + w * f**2 + f**2 + w**2
     return Operations(
@@ -81,13 +81,13 @@ def xclip(s: Sizes, config: Any) -> Operations:
 
 
 def xpool(s: Sizes, config: Any) -> Operations:
-    """Equations 3 to 6 of the paper."""
+    """Count X-Pool (equations 3 to 6 of the paper)."""
     f, d = s.frames, s.dim
     return Operations(query=d**2, video=2 * f * d**2, products=2 * f * d + 2 * d**2 + d)
 
 
 def eercf(s: Sizes, config: Any) -> Operations:
-    """Section 3 of the paper; which patches are compared is the config's."""
+    """Count EERCF (section 3 of the paper); the config says which patches are compared."""
     f, d = s.frames, s.dim
     patches = f * s.patches if config.patches and config.rerank.weak_patch else 0
     return Operations(
@@ -101,7 +101,7 @@ def eercf(s: Sizes, config: Any) -> Operations:
 
 
 def prompt_switch(s: Sizes, config: Any) -> Operations:
-    """One vector, or a pooling that asks the sentence, of candidates that one vector has found."""
+    """Count Prompt Switch: one vector, or candidates by one vector and then a pooling that depends on the sentence."""
     if config.pooling in ("mean", "afa"):
         return one_vector(s, config)
     if config.pooling == "transformer":
@@ -110,7 +110,7 @@ def prompt_switch(s: Sizes, config: Any) -> Operations:
 
 
 def glscl(s: Sizes, config: Any) -> Operations:
-    """GIM and LIM of the paper (section III), after the candidates that the config's `index_by` finds."""
+    """Count GLSCL's GIM and LIM (section III of the paper), after candidates by the config's `index_by`."""
     f, d, concepts = s.frames, s.dim, s.concepts * s.dim
     return Operations(
         inner=concepts if config.index_by == "concepts" else d,

@@ -1,13 +1,13 @@
-"""How often teachers' towers run: once for a label set, or for every pair of every epoch. Counted, not computed.
+"""The bench of tower passes: how many frames and captions go through the teachers' towers, with labels and without.
 
-A small student (the setting's, on small towers) is trained twice from the same weights over the same plan: from labels
-that a label job wrote, and with the teachers beside it. Hooks on the teachers' towers count the frames and the captions
-that go through them in all three jobs; both trainings must give the same losses.
+A student on small towers is trained twice from the same weights over the same plan: from the labels that a label job
+wrote, and with live teachers. Hooks on the teachers' towers count the frames and captions in all three jobs. Both
+trainings must give the same losses.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from distill.model.contract import RetrievalConfig, Teacher
 from distill.model.towers import CONFIG_FILE, ClipConfig
 from distill.training.engine import Engine
 
-TOWERS = {  # small, but with the layers, heads and positions that the papers' heads are initialised from
+TOWERS = {  # small, but with the text layers and positions from which the papers' heads are initialised
     "embed_dim": 64,
     "quick_gelu": True,
     "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32},
@@ -33,7 +33,7 @@ TOWERS = {  # small, but with the layers, heads and positions that the papers' h
 
 @dataclass(frozen=True, kw_only=True)
 class TowerPasses:
-    """What went through the teachers' towers in one job, all teachers together."""
+    """The frames and captions that went through the towers of all teachers in one job."""
 
     job: str
     frames: int
@@ -42,7 +42,7 @@ class TowerPasses:
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """A label job and a training from it, beside a training with live teachers."""
+    """The counts of a label job, a training from its labels, and a training with live teachers."""
 
     teachers: list[str]
     videos: int
@@ -54,12 +54,8 @@ class Counted:
     saved_captions: int
     loss_difference: float  # largest over all steps, relative
 
-    def tree(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return asdict(self)
-
     def table(self) -> str:
-        """As people read it."""
+        """Return the report as text."""
         lines = [["through the teachers' towers", "frames", "captions"]]
         lines += [[row.job, f"{row.frames:,}", f"{row.captions:,}"] for row in self.rows]
         lines.append(["saved", f"{self.saved_frames:,}", f"{self.saved_captions:,}"])
@@ -89,14 +85,14 @@ class _Counter:
         return count
 
     def row(self, job: str) -> TowerPasses:
-        """What was counted since the last row."""
+        """Return the counts since the last row."""
         row = TowerPasses(job=job, frames=self._counts["visual"], captions=self._counts["text"])
         self._counts = {"visual": 0, "text": 0}
         return row
 
 
 def small(setting: Setting, folder: Path, *, pairs: int) -> Setting:
-    """The same student and teachers on small towers, in fp32, with so many pairs in a step."""
+    """Return the setting with small towers, written to `folder`, in fp32, with `pairs` pairs in a step."""
     folder.mkdir(parents=True)
     (folder / CONFIG_FILE).write_text(json.dumps({"model_cfg": TOWERS}))
     clip = ClipConfig(model=str(folder), weights="random")
@@ -114,7 +110,7 @@ def small(setting: Setting, folder: Path, *, pairs: int) -> Setting:
 
 
 def count(setting: Setting, frames: FrameSet, folder: Path, *, epochs: int, seed: int = 0) -> Counted:
-    """Runs the three jobs. Every video of `frames` must have the same number of captions."""
+    """Run the three jobs and count. Every video of `frames` must have the same number of captions."""
     teachers = build_teachers(setting.teachers)
     counter, kinds = _Counter(teachers), [config.kind for config in setting.teachers]
     labels = [
@@ -150,7 +146,7 @@ def _train(
     teachers: Sequence[Teacher],
     plan: Plan,
 ) -> list[float]:
-    """The loss of every step of the plan, with the labels in `read`, or else those that `teachers` make."""
+    """Return the loss of every step of the plan, with the labels in `read`, or else those that `teachers` make."""
     student = build(setting.student, 0).train()
     engine = Engine(objective(student, heads, setting), student, setting.optim, 0, setting.data.batch_size)
     dataset = PairDataset(frames, read, setting.tokenizer(), setting.data.num_frames, pixels=True)

@@ -1,18 +1,17 @@
-"""What labels cost a training step and what they save: a student's step without any teacher, with stored labels, and
-with the teachers run beside it.
+"""The bench of training steps: a student's step without a teacher, with stored labels, and with live teachers.
 
-One student, one optimizer and one objective take all three steps, in turns, on the same pairs. Weights are random: what
-a step costs does not depend on them. Frames are decoded and on the device before time counts, for all three alike (what
-decoding costs is the loader's matter), but labels are read from their shards within the step, without a worker that
-would hide it. Teachers that run beside the step make the rows that stand in label shards, which the objective then
-treats as it treats stored ones, so both steps compute the same loss; by how much it differs is measured too.
+One student, one optimizer and one objective take all three steps, in turns, on the same pairs. Weights are random,
+because time does not depend on them. Frames are decoded and on the device before timing starts (the bench of the loader
+measures decoding), but labels are read from their shards within the step, without a worker that would hide the time.
+Live teachers make the rows that label shards hold, and the objective treats both alike, so both steps compute the same
+loss; the report has the difference.
 """
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,14 +37,14 @@ from distill.training.objective import LossConfig, Objective
 from distill.training.optim import OptimConfig
 from distill.training.source import label_source
 
-OF_PLAIN = 1.10  # a step with labels over one without any teacher, at most
-OF_LIVE = 0.63  # over one with live teachers; three passes of the student's size instead of five are 0.6
+OF_PLAIN = 1.10  # goal: a step with labels over one without a teacher
+OF_LIVE = 0.63  # goal: over one with live teachers (3 passes of the student's size instead of 5 would be 0.6)
 PLAIN, LABELS, LIVE = "no teacher", "labels", "live teachers"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A student, its teachers and how it is trained: the parts of their recipes."""
+    """A student, its teachers and its training, as their recipes say."""
 
     student: RetrievalConfig
     teachers: Sequence[RetrievalConfig]
@@ -55,7 +54,7 @@ class Setting:
     bf16: bool
 
     def tokenizer(self) -> Tokenizer:
-        """The student's."""
+        """Return the student's tokenizer."""
         return Tokenizer(self.data.max_words, read_vocabulary(Path(self.student.clip.model)))
 
 
@@ -64,14 +63,14 @@ class StepCost:
     """One kind of step."""
 
     step: str
-    flops: int  # of matrix products, convolutions and attention, forwards and backwards, as counted while it ran
+    flops: int  # of matrix products, convolutions and attention, forwards and backwards, counted while it ran
     milliseconds: float
-    of_plain: float  # of its time over the one without a teacher, the median over rounds
+    of_plain: float  # its time over that of the step without a teacher, the median over rounds
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepsReport:
-    """The three kinds of step."""
+    """The costs of the three kinds of step, and their goals."""
 
     pairs: int
     num_frames: int
@@ -82,12 +81,8 @@ class StepsReport:
     loss_difference: float  # between stored and live labels, relative, on the same weights
     goals: list[Goal]
 
-    def tree(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {**asdict(self), "goals": [goal.tree() for goal in self.goals]}
-
     def table(self) -> str:
-        """As people read it."""
+        """Return the report as text."""
         lines = [["step", "GFLOP", "ms", "of no teacher"]]
         for row in self.rows:
             lines.append([row.step, f"{row.flops / 1e9:,.1f}", f"{row.milliseconds:,.1f}", f"{row.of_plain:.3f}"])
@@ -100,13 +95,13 @@ class StepsReport:
 
 
 def build(config: RetrievalConfig, seed: int) -> RetrievalModel:
-    """The model of a config on this process's device."""
+    """Return the model of a config with random weights, on this process's device."""
     torch.manual_seed(seed)
     return catalogue.build(config, ClipModel.from_config(config.clip)).to(comm.device())
 
 
 def build_teachers(configs: Sequence[RetrievalConfig]) -> list[Teacher]:
-    """Frozen teachers, whose scoring heads are not what they start from."""
+    """Return frozen teachers; noise moves their scoring heads away from their initial values, which may be trivial."""
     teachers = []
     for number, config in enumerate(configs):
         teacher = build(config, 1 + number)
@@ -122,7 +117,7 @@ def build_teachers(configs: Sequence[RetrievalConfig]) -> list[Teacher]:
 def write_labels(
     teacher: Teacher, kind: str, setting: Setting, frames: FrameSet, out: Path, *, batch: int, storage: Storage
 ) -> LabelSet:
-    """Labels a frame set as tools/dump_soft_labels.py does, and opens them."""
+    """Label a frame set as tools/dump_soft_labels.py does; return the opened labels."""
     release = TeacherRelease(model=teacher, tokenizer=setting.tokenizer(), kind=kind, id=f"random {kind}")
     precision = "bf16" if setting.bf16 else "fp32"
     config = LabelJobConfig(tiers=["relevance", "features"], storage=storage, batch=batch, precision=precision)
@@ -133,7 +128,7 @@ def write_labels(
 
 
 def objective(model: RetrievalModel, labels: Sequence[LabelSet], setting: Setting) -> Objective:
-    """As a training run builds it from label sets."""
+    """Return the objective that a training run builds from label sets."""
     sources = [label_source(one) for one in labels]
     heads = [(source.head.to(comm.device()), source.weight) for source in sources]
     return Objective(model, heads, setting.losses, bf16=setting.bf16)
@@ -141,7 +136,7 @@ def objective(model: RetrievalModel, labels: Sequence[LabelSet], setting: Settin
 
 @torch.no_grad()
 def live_rows(teacher: Teacher, batch: Batch, *, bf16: bool) -> dict[str, Tensor]:
-    """What a label set would hold of these pairs, from the teacher's towers on the batch's own frames and captions."""
+    """Return the rows that a label set would hold for these pairs, computed by the teacher from the batch."""
     assert batch.frames is not None, "pixels"
     with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=bf16):
         text, video = teacher.encode_text(batch.ids), teacher.encode_video(batch.frames, batch.real)
@@ -153,7 +148,7 @@ def live_rows(teacher: Teacher, batch: Batch, *, bf16: bool) -> dict[str, Tensor
 
 
 def measure_steps(setting: Setting, frames: FrameSet, folder: Path, *, rounds: int) -> StepsReport:
-    """Writes labels of random teachers of the setting's size, then times and counts the steps on them."""
+    """Write labels of random teachers of the setting's size, then time and count the three steps."""
     teachers = build_teachers(setting.teachers)
     kinds = [config.kind for config in setting.teachers]
     pairs_in_step = setting.data.batch_size
@@ -168,7 +163,7 @@ def measure_steps(setting: Setting, frames: FrameSet, folder: Path, *, rounds: i
     batches = {kind: getattr(steps, name) for kind, name in ((PLAIN, "plain"), (LABELS, "stored"), (LIVE, "live"))}
     with torch.no_grad():
         stored, live = (float(losses(batches[kind]())["total"]) for kind in (LABELS, LIVE))
-    found = take_turns(
+    times = take_turns(
         {kind: partial(steps.seconds, make) for kind, make in batches.items()}, rounds, "steps in turns (rounds)"
     )
     flops = {kind: steps.flops(make) for kind, make in batches.items()}
@@ -176,8 +171,8 @@ def measure_steps(setting: Setting, frames: FrameSet, folder: Path, *, rounds: i
         StepCost(
             step=kind,
             flops=flops[kind],
-            milliseconds=1e3 * statistics.median(found[kind]),
-            of_plain=ratio(found[kind], found[PLAIN]),
+            milliseconds=1e3 * statistics.median(times[kind]),
+            of_plain=ratio(times[kind], times[PLAIN]),
         )
         for kind in batches
     ]
@@ -189,12 +184,12 @@ def measure_steps(setting: Setting, frames: FrameSet, folder: Path, *, rounds: i
         rows=rows,
         by_operations=flops[LABELS] / flops[LIVE],
         loss_difference=abs(stored - live) / abs(live),
-        goals=_goals(rows, found),
+        goals=_goals(rows, times),
     )
 
 
 class _Steps:
-    """The three ways to fill a batch, and what is done with it."""
+    """The three ways to fill a batch, and the step that is taken on it."""
 
     def __init__(
         self,
@@ -214,28 +209,28 @@ class _Steps:
         self._teachers, self._engine, self._bf16 = teachers, engine, setting.bf16
 
     def plain(self) -> Batch:
-        """No labels: the contrastive loss alone."""
+        """Return a batch without labels, for the contrastive loss alone."""
         return self._filled(self._without)
 
     def stored(self) -> Batch:
-        """Labels read from their shards."""
+        """Return a batch with labels read from their shards."""
         return self._filled(self._with)
 
     def live(self) -> Batch:
-        """Labels that the teachers make now."""
+        """Return a batch with labels that the teachers make now."""
         batch = self._filled(self._without)
         return replace(batch, labels=[live_rows(teacher, batch, bf16=self._bf16) for teacher in self._teachers])
 
-    def seconds(self, make) -> float:
-        """Of making a batch and taking a step on it."""
+    def seconds(self, make: Callable[[], Batch]) -> float:
+        """Return the seconds for making a batch and taking a step on it."""
         _synchronise()
         start = time.perf_counter()
         self._step(make())
         _synchronise()
         return time.perf_counter() - start
 
-    def flops(self, make) -> int:
-        """Of the same, as torch counts them while they are executed."""
+    def flops(self, make: Callable[[], Batch]) -> int:
+        """Return the operations of the same, as torch counts them while they run."""
         with _counted_attention(), FlopCounterMode(display=False) as counter:
             self._step(make())
         return counter.get_total_flops()
@@ -249,7 +244,7 @@ class _Steps:
 
 @contextmanager
 def _counted_attention() -> Iterator[None]:
-    """Teachers' attention in parts that the counter knows, instead of torch's fused layer for inference."""
+    """Switch off torch's fused attention layer for inference, which the counter does not see."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     yield
@@ -261,7 +256,7 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def _goals(rows: Sequence[StepCost], found: dict[str, list[float]]) -> list[Goal]:
+def _goals(rows: Sequence[StepCost], times: dict[str, list[float]]) -> list[Goal]:
     plain, labels, live = rows
     rate = {row.step: row.flops / row.milliseconds / 1e9 for row in rows}  # TFLOP/s
     extra = (live.flops - plain.flops) / max(live.milliseconds - plain.milliseconds, 1e-9) / 1e9
@@ -274,9 +269,9 @@ def _goals(rows: Sequence[StepCost], found: dict[str, list[float]]) -> list[Goal
         ),
         Goal(
             what="step with labels over step with live teachers",
-            found=ratio(found[LABELS], found[LIVE]),
+            found=ratio(times[LABELS], times[LIVE]),
             limit=OF_LIVE,
-            why=f"operations give {labels.flops / live.flops:.3f}, but teachers, who only go forwards, run at "
+            why=f"operations give {labels.flops / live.flops:.3f}, but the teachers, forward only, run at "
             f"{extra:.2f} TFLOP/s and the student's whole step, optimizer included, at {rate[LABELS]:.2f}",
         ),
     ]

@@ -1,8 +1,8 @@
-"""The share of a training step that is spent waiting for its batch, as the training loop itself records it.
+"""The bench of waiting: the part of a training step that is spent waiting for its batch, as the run itself records it.
 
-Every combination of loader workers and stem cache is a run of its own: `distill/run.py` in a process, with a recipe,
-until enough steps are in its `metrics.jsonl`. The first steps of every epoch are left out, because workers fill their
-queues while a run validates and saves.
+Every combination of loader workers and stem cache is one run of `distill/run.py` in a process, until its
+`metrics.jsonl` has enough steps. The first steps of every epoch are left out, because workers fill their queues while a
+run validates and saves.
 """
 
 import json
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from distill.bench.rounds import Goal
 from distill.errors import ExpectedError
 from distill.evaluation.report import aligned
 
-SHARE = 0.05  # of a step, at most
-LEFT_OUT = 4  # steps at the start of every epoch: what two workers may have ready
+SHARE = 0.05  # goal: part of a step
+LEFT_OUT = 4  # steps at the start of every epoch: as many batches as two workers may have ready
 RUN = Path(__file__).resolve().parents[1] / "run.py"
 POLL = 0.2  # seconds
 log = logging.getLogger(__name__)
@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WaitingTime:
-    """One run."""
+    """The waiting of one run."""
 
     stem_cache_gb: float
     workers: int
-    steps: int  # that count
+    steps: int  # without those that are left out
     milliseconds: float  # of a step, waiting included
     waited: float  # milliseconds of it
     share: float
@@ -42,19 +42,15 @@ class WaitingTime:
 
 @dataclass(frozen=True, kw_only=True)
 class WaitingReport:
-    """All runs of one recipe."""
+    """The waiting of all runs of one recipe."""
 
     recipe: str
     overrides: list[str]
     rows: list[WaitingTime]
     goals: list[Goal]
 
-    def tree(self) -> dict[str, Any]:
-        """As plain JSON."""
-        return {**asdict(self), "goals": [goal.tree() for goal in self.goals]}
-
     def table(self) -> str:
-        """As people read it."""
+        """Return the report as text."""
         lines = [["stem cache", "workers", "steps", "ms a step", "ms waiting", "share"]]
         for row in self.rows:
             cache = f"{row.stem_cache_gb:g} GB" if row.stem_cache_gb else "none"
@@ -67,7 +63,10 @@ class WaitingReport:
 def measure_waiting(
     recipe: str, overrides: Sequence[str], *, caches: Sequence[float], workers: Sequence[int], steps: int
 ) -> WaitingReport:
-    """Runs the recipe once for every cache size (0: none) and number of workers."""
+    """Run the recipe once for every cache size (0: none) and number of workers.
+
+    Raises `ExpectedError` with the last line of a run that ends before it took enough steps.
+    """
     runs, rows = [(cache, number) for cache in caches for number in workers], []
     for cache, number in runs:
         log.info(f"run {len(rows) + 1} of {len(runs)}: {_named(cache)}, {number} workers")
@@ -98,9 +97,9 @@ def _row(recipe: str, overrides: Sequence[str], cache: float, workers: int, step
 
 
 def _until(steps: int, command: Sequence[str], metrics: Path) -> list[dict[str, Any]]:
-    """The rows that count of a run, which is stopped once there are enough."""
-    with tempfile.TemporaryFile() as said:
-        run = subprocess.Popen(command, stdout=said, stderr=said)
+    """Start a run, stop it once it has enough steps, and return their rows."""
+    with tempfile.TemporaryFile() as output:
+        run = subprocess.Popen(command, stdout=output, stderr=output)
         try:
             while run.poll() is None and len(_counted(metrics)) < steps:
                 time.sleep(POLL)
@@ -115,19 +114,19 @@ def _until(steps: int, command: Sequence[str], metrics: Path) -> list[dict[str, 
         rows = _counted(metrics)
         if rows:
             return rows[:steps]
-        said.seek(0)
-        lines = said.read().decode(errors="replace").splitlines() or ["nothing"]
+        output.seek(0)
+        lines = output.read().decode(errors="replace").splitlines() or ["nothing"]
     raise ExpectedError(
         f"{' '.join(command)}: ended before it had taken more than {LEFT_OUT} steps of an epoch; it said: {lines[-1]}"
     )
 
 
 def _counted(metrics: Path) -> list[dict[str, Any]]:
-    """The rows of optimisation steps without the first ones of every epoch."""
+    """Return the rows of optimisation steps without the first ones of every epoch."""
     if not metrics.is_file():
         return []
     lines = metrics.read_text().splitlines(keepends=True)
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be half written
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last line may be half written
     taken = [row for row in rows if "total" in row]
     first: dict[int, int] = {}
     for row in taken:
