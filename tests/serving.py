@@ -19,7 +19,7 @@ from distill.release.release import load
 from distill.retrieval.indexing import build_gallery
 
 ODD = '<img src=x onerror=alert(1)> "ü" & #1? 50%.mp4'  # a file name that has to be quoted wherever it goes
-LIMITED = "import distill.serving.server as server; from distill.errors import door; from tools import serve"
+LIMITED = "from distill.errors import door; from distill.serving import limits; from tools import serve"
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Server:
 
 @contextmanager
 def serving(gallery: Path, log: Path, **limits: float) -> Iterator[Server]:
-    """Serves `gallery`; `limits` replace constants of distill/serving/server.py. Killed at the end, if need be."""
-    changes = "".join(f"; server.{name} = {value!r}" for name, value in limits.items())
+    """Serves `gallery`; `limits` replace constants of distill/serving/limits.py. Killed at the end, if need be."""
+    changes = "".join(f"; limits.{name} = {value!r}" for name, value in limits.items())
     main = f"{LIMITED}{changes}; door(lambda: serve.main({json.dumps([str(gallery), '--port', '0'])}))"
     arguments = (sys.executable, "-c", main) if limits else (sys.executable, "tools/serve.py", gallery, "--port", "0")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}

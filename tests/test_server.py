@@ -24,9 +24,9 @@ from distill.errors import ExpectedError
 from distill.release.release import load
 from distill.retrieval import Gallery, upkeep
 from distill.retrieval.indexing import build_gallery
+from distill.serving.application import application
 from distill.serving.guard import Guard
-from distill.serving.messages import MAX_CHARACTERS, MAX_QUERIES
-from distill.serving.server import MAX_BODY, application
+from distill.serving.limits import MAX_BODY, MAX_CHARACTERS, MAX_QUERIES
 from tools import serve
 
 JSON = {"Content-Type": "application/json"}
@@ -269,7 +269,7 @@ def test_a_damaged_gallery_is_not_mistaken_for_one_that_has_nothing_to_rerank(tm
                 with tokens.open("r+b") as file:  # the open gallery has it mapped
                     file.seek(-512, 2)
                     file.write(b"\xff" * 512)
-                refused(client.post("/search", json=question), 500, "its log says what")
+                refused(client.post("/search", json=question), 500, "its log has the reason")
 
 
 def test_other_bad_requests_are_refused_in_plain_words(server):
@@ -471,6 +471,7 @@ def test_what_keeps_it_from_starting_is_said_in_one_line(gallery, server, tmp_pa
         with pytest.raises(ExpectedError, match=words):
             serve.main([str(argument) for argument in arguments])
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    monkeypatch.delitem(sys.modules, "distill.serving.server")
+    for name in ("server", "application"):
+        monkeypatch.delitem(sys.modules, f"distill.serving.{name}")
     with pytest.raises(ExpectedError, match=r"fastapi is missing.*\[serve\]"):
         serve.main([str(gallery)])

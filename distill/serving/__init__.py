@@ -1,1 +1,1 @@
-"""A gallery behind HTTP: a page, the same as JSON, and the videos."""
+"""The HTTP server of a gallery: a page to search it by, the same as JSON, and the videos."""

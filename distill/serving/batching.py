@@ -1,13 +1,14 @@
-"""Requests that arrive together are answered together: one worker thread, a bounded queue.
+"""The batching of searches: requests that arrive together are answered together, from a bounded queue by one thread.
 
-Queries that wait are handed to the worker as one batch, and an idle worker waits some milliseconds for company. Those
-that ask for different numbers of videos are ranked apart, so that nobody's answer depends on who else is asking.
+Waiting queries are handed to the worker as one batch, and an idle worker waits some milliseconds for more. Queries that
+ask for different numbers of videos go into different batches, so that no answer depends on other requests.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,12 +17,12 @@ Search = Callable[[Sequence[str], int, int | None], list[T]]  # queries, k, cand
 
 
 class Busy(Exception):
-    """The queue is full, or a search waited too long; worth another try after a second or two."""
+    """The queue is full, or a search waited too long; the client may try again after a second or two."""
 
 
 @dataclass(frozen=True)
 class Waiting(Generic[T]):
-    """Queries of one request, and where their answers go."""
+    """The queries of one request, and the future of their answers."""
 
     queries: tuple[str, ...]
     depth: tuple[int, int | None]  # k and candidates
@@ -29,10 +30,10 @@ class Waiting(Generic[T]):
 
 
 class Batcher(Generic[T]):
-    """Hands waiting queries to `search` in one worker thread, up to `batch` at a time.
+    """A queue of queries that one worker thread hands to `search`, up to `batch` at a time.
 
-    At most `capacity` queries wait. `gather` and `patience` are seconds: how long an idle worker waits for company, and
-    how long a request waits for its answer.
+    At most `capacity` queries wait. `gather` and `patience` are seconds: how long an idle worker waits for more
+    queries, and how long a request waits for its answer.
     """
 
     def __init__(self, search: Search[T], *, batch: int, capacity: int, gather: float, patience: float):
@@ -44,41 +45,50 @@ class Batcher(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        """Queries in the queue; those that the worker has are not counted."""
+        """The number of queries in the queue, without those that the worker has."""
         return sum(len(request.queries) for request in self._queue)
 
     async def search(self, queries: Sequence[str], k: int, candidates: int | None) -> list[T]:
-        """An answer for each query. `Busy` if the queue is full or the answer late; else what `search` raises."""
+        """Return an answer for each query; raise `Busy` if the queue is full or the answer late."""
         if self.waiting + len(queries) > self._capacity:
             raise Busy("too many searches are waiting")
         answers: asyncio.Future[list[T]] = asyncio.get_running_loop().create_future()
         self._queue.append(Waiting(tuple(queries), (k, candidates), answers))
         self._arrived.set()
         try:
-            return await asyncio.wait_for(answers, self._patience)  # which cancels `answers` if they are late
+            return await asyncio.wait_for(answers, self._patience)  # cancels `answers` if they are late
         except TimeoutError:
             raise Busy("the search waited too long") from None
 
     async def run(self) -> None:
-        """Serves the queue until cancelled."""
+        """Serve the queue until cancelled."""
         with ThreadPoolExecutor(1, thread_name_prefix="search") as worker:
             while True:
                 await self._arrived.wait()
-                if self.waiting < self._batch:
+                if self.waiting < self._batch:  # wait for more only if the batch is not full already
                     await asyncio.sleep(self._gather)
                 if together := self._take():
                     await self._answer(together, worker)
 
-    def _take(self) -> list[Waiting[T]]:
-        """The oldest request and those of the same depth, until the batch is full.
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serve the queue in a task of its own until the block is left."""
+        worker = asyncio.create_task(self.run())
+        yield
+        worker.cancel()
+        with suppress(asyncio.CancelledError):
+            await worker
 
-        Requests that nobody waits for any more are dropped.
+    def _take(self) -> list[Waiting[T]]:
+        """Take the oldest request and others of the same depth from the queue, until the batch is full.
+
+        Requests that were given up are dropped.
         """
         together: list[Waiting[T]] = []
         left: deque[Waiting[T]] = deque()
         room = self._batch
         for request in self._queue:
-            if request.answers.done():
+            if request.answers.done():  # its client gave up
                 continue
             if not together or (request.depth == together[0].depth and len(request.queries) <= room):
                 together.append(request)
@@ -93,15 +103,17 @@ class Batcher(Generic[T]):
     async def _answer(self, together: Sequence[Waiting[T]], worker: ThreadPoolExecutor) -> None:
         queries = [query for request in together for query in request.queries]
         try:
-            found = await asyncio.get_running_loop().run_in_executor(worker, self._search, queries, *together[0].depth)
-        except Exception as error:  # theirs alone: the next batch must go on
+            results = await asyncio.get_running_loop().run_in_executor(
+                worker, self._search, queries, *together[0].depth
+            )
+        except Exception as error:  # of this batch alone: the next ones must be served
             for request in together:
                 if not request.answers.done():
                     request.answers.set_exception(error)
             return
-        assert len(found) == len(queries)
-        answers = iter(found)
+        assert len(results) == len(queries)
+        answers = iter(results)
         for request in together:
-            own = [next(answers) for _ in request.queries]
+            share = [next(answers) for _ in request.queries]
             if not request.answers.done():
-                request.answers.set_result(own)
+                request.answers.set_result(share)

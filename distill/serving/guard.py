@@ -1,6 +1,6 @@
-"""What stands before the web application: limits that hold for every request, security headers, one line of log each.
+"""The guard before the web application: limits for every request, security headers, and one line of log each.
 
-Plain ASGI. A request body is read whole, and within limits, before the application sees the request.
+Plain ASGI. The guard reads a request's body whole, and within limits, before the application sees the request.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class Refused(Exception):
-    """A request that goes no further: its status and the reason for its sender."""
+    """The refusal of a request: its status, and the reason that the client is told."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
@@ -27,11 +27,11 @@ class Refused(Exception):
 
 
 class Guard:
-    """Wraps an application.
+    """An application behind limits.
 
-    `hosts` are the names a request may be addressed to (None: any), so that a page of another site that has its name
-    point here is turned away. `slowest` is the number of seconds in which a body must have come, `retry` that after
-    which an overloaded server is worth asking again.
+    Requests must be addressed to one of `hosts` (None: any), which keeps out a page of another site that has its name
+    point to this machine (DNS rebinding). `max_headers` and `max_body` are bytes. A body must arrive within `slowest`
+    seconds; a client of an overloaded server is told to come back after `retry` seconds.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Guard:
                 message["headers"] = [*message["headers"], *self._headers]
             await send(message)
 
-        self._requests += 1
+        self._requests += 1  # the event loop is one thread, so no lock is needed
         try:
             await self._admit(scope, receive, send_with_headers)
         finally:
             self._requests -= 1
-            path = scope["raw_path"].decode("ascii", "backslashreplace")  # as sent: neither decoded nor with its query
+            path = scope["raw_path"].decode("ascii", "backslashreplace")  # as sent: not decoded, and without its query
             log.info("%s %s %d %.0f ms", scope["method"], path[:200], status, 1000 * (time.monotonic() - began))
 
     async def _admit(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -81,7 +81,8 @@ class Guard:
             await self._refuse(send, refused)
             return
         if body is None:
-            return  # its sender is gone
+            return  # the client is gone
+        # The application gets the body as one message, and after it the real messages: a disconnect ends its answer.
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
@@ -97,15 +98,17 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host  # "[::1]:8000", "localhost"
         if self._hosts is not None and name not in self._hosts:
-            raise Refused(421, "this server answers to localhost only; ask whoever runs it to start it with --host")
+            raise Refused(
+                421, "this server answers to localhost only; to reach it from elsewhere, start it with --host"
+            )
         if self._requests > self._max_requests:
-            raise Refused(503, "too many requests are under way; try again soon")
+            raise Refused(503, "too many requests are under way; try again in a moment")
         length = headers.get(b"content-length", b"0")
-        if len(length) > 15 or int(length) > self._max_body:  # h11 lets digits through only
+        if len(length) > 15 or int(length) > self._max_body:  # h11 accepts digits only
             raise Refused(413, f"the request's body is too large; at most {self._max_body} bytes are read")
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """All of the body; None if its sender has gone."""
+        """Return the whole body; None if the client has gone."""
         body = bytearray()
         try:
             async with asyncio.timeout(self._slowest):
@@ -114,7 +117,7 @@ class Guard:
                     if message["type"] == "http.disconnect":
                         return None
                     body += message.get("body", b"")
-                    if len(body) > self._max_body:
+                    if len(body) > self._max_body:  # a chunked body states no length beforehand
                         raise Refused(413, f"the request's body is too large; at most {self._max_body} bytes are read")
                     if not message.get("more_body", False):
                         return bytes(body)

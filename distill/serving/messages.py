@@ -1,5 +1,6 @@
-"""What the server is asked and what it answers (distill/serving/server.py), with the limits of a question."""
+"""The messages between clients and the server (distill/serving/application.py) as pydantic models."""
 
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -7,23 +8,22 @@ from urllib.parse import quote
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from distill.retrieval.gallery import Hit
-
-MAX_CHARACTERS, MAX_QUERIES = 500, 64  # of a query; of a request
-MAX_K, MAX_CANDIDATES = 100, 2000
+from distill.serving.limits import MAX_CANDIDATES, MAX_CHARACTERS, MAX_K, MAX_QUERIES
 
 
 def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 12.0 is an integer there."""
+    """Convert 12.0 to 12: JSON has one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 K = Annotated[int, Field(ge=1, le=MAX_K), BeforeValidator(_whole)]
 Candidates = Annotated[int, Field(ge=1, le=MAX_CANDIDATES), BeforeValidator(_whole)]
+# At least one character that str.isspace denies: \s of JSON schemas knows fewer spaces than Python.
 Query = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS, pattern=r"[^\s\x1c-\x1f\x85]")]
 
 
 class Question(BaseModel):
-    """What to search for: `query` or `queries`, and how many videos each shall get."""
+    """A search: `query` or `queries`, and how many videos each shall get."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -51,7 +51,7 @@ class Question(BaseModel):
 
 
 class Found(BaseModel):
-    """A video that answers a query. Times are seconds of its file."""
+    """A video that answers a query. Times are in seconds of its file."""
 
     video: str
     file: str = Field(description="the file's name")
@@ -60,8 +60,23 @@ class Found(BaseModel):
     seconds: tuple[float, float] = Field(description="the moment with the highest frame weights")
     span: tuple[float, float] | None = Field(description="the segment that was searched; null for the whole file")
     duration: float
-    timestamps: list[float] = Field(description="of the frames that the student saw")
-    weights: list[float] = Field(description="what it gave each of them")
+    timestamps: list[float] = Field(description="of the frames that the model saw")
+    weights: list[float] = Field(description="the model's weight of each of these frames")
+
+    @classmethod
+    def of(cls, hit: Hit) -> "Found":
+        """Return a hit as it is sent."""
+        return cls(
+            video=hit.video,
+            file=Path(hit.source).name,
+            url=f"videos/{quote(hit.video, safe='')}",
+            score=hit.score,
+            seconds=hit.seconds,
+            span=hit.span,
+            duration=hit.duration,
+            timestamps=list(hit.timestamps),
+            weights=list(hit.weights),
+        )
 
 
 class Answer(BaseModel):
@@ -78,7 +93,7 @@ class Answers(BaseModel):
 
 
 class About(BaseModel):
-    """What the page shows before the first search."""
+    """The gallery's size, examples and limits, which the page shows before the first search."""
 
     videos: int
     examples: list[str]
@@ -87,28 +102,18 @@ class About(BaseModel):
 
 
 class Health(BaseModel):
-    """That searches are answered, and how many queries wait."""
+    """The state of the server, and how many queries wait."""
 
     status: str
     waiting: int
 
 
 class Problem(BaseModel):
-    """Why a request was refused."""
+    """The reason why a request was refused."""
 
     error: str
 
 
-def found(hit: Hit) -> Found:
-    """A hit as it is sent."""
-    return Found(
-        video=hit.video,
-        file=Path(hit.source).name,
-        url=f"videos/{quote(hit.video, safe='')}",
-        score=hit.score,
-        seconds=hit.seconds,
-        span=hit.span,
-        duration=hit.duration,
-        timestamps=list(hit.timestamps),
-        weights=list(hit.weights),
-    )
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Return the refusals with these status codes as OpenAPI describes them."""
+    return {code: {"model": Problem, "description": HTTPStatus(code).phrase} for code in codes}

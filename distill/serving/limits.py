@@ -1,0 +1,13 @@
+"""The limits of the server: whatever clients can make grow by asking is bounded here."""
+
+MAX_CHARACTERS, MAX_QUERIES = 500, 64  # of a query; of a request
+MAX_K, MAX_CANDIDATES = 100, 2000  # videos of an answer; videos that are reranked
+MAX_BODY, MAX_HEADERS = 1 << 18, 1 << 14  # bytes
+MAX_REQUESTS = 256  # under way at once, of any kind
+BATCH, CAPACITY = 64, 256  # queries searched together; queries that may wait
+GATHER = 0.003  # seconds for which an idle worker waits for more queries
+PATIENCE = 10.0  # seconds after which a search without an answer is given up
+SLOWEST = 10.0  # seconds in which a client must send its headers, and again its body
+GRACE = 10  # seconds for requests to end when the server is stopped
+PIECE = 1 << 18  # bytes of a range, for clients that ask for pieces
+RETRY = 1  # seconds after which a client may ask an overloaded server again
