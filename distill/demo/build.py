@@ -1,8 +1,8 @@
-"""Draws and writes the demo corpus: H.264 files, annotations in MSR-VTT layout, and the truth about every second.
+"""The writer of the demo corpus: H.264 files, annotations in MSR-VTT layout, and the relevance of every second.
 
-The folder is a pure function of (number of clips, seed): one process or sixteen give the same bytes. A run that was
-stopped goes on where it was; a folder that holds anything else is refused. Annotations come last, so a folder that has
-them is complete.
+The folder is a pure function of (number of clips, seed), with any number of processes. A run that was stopped continues
+where it was; a folder that holds anything else is refused. Annotations are written last, so a folder that has them is
+complete.
 """
 
 import json
@@ -21,17 +21,20 @@ from distill.log import progress
 from distill.publishing import published
 from distill.records import canonical_json, write_json
 
-VERSION = 1  # raised with any change to script, drawing or encoding: older files must not be mixed in
+VERSION = 1  # raise it with any change to script, drawing or encoding, so that older files are not mixed in
 MARK = "corpus.json"
 
 
 def make_corpus(out: Path, num_clips: int, seed: int, workers: int | None = None) -> dict[str, int]:
-    """Writes the corpus for `num_clips` training clips into `out`; returns the number of clips of each split."""
+    """Write the corpus for `num_clips` training clips into `out`; return the number of clips of each split.
+
+    Raises `ExpectedError` for numbers out of range, and for a folder that holds something else.
+    """
     if num_clips < 1:
         raise ExpectedError(f"--clips {num_clips}: expected at least 1 training clip")
     if seed < 0:
         raise ExpectedError(f"--seed {seed}: expected 0 or more")
-    sprite(EMOJI[0].char)  # a missing picture package is an error before the folder is touched
+    sprite(EMOJI[0].char)  # raises now if the package of pictures is missing, before the folder is touched
     clips = plan(num_clips, seed)
     _claim_folder(out, {"version": VERSION, "clips": num_clips, "seed": seed})
     _write_videos(clips, out / "videos", seed, workers or os.cpu_count() or 1)
@@ -40,49 +43,50 @@ def make_corpus(out: Path, num_clips: int, seed: int, workers: int | None = None
 
 
 def write_clip(clip: ClipSpec, folder: Path, seed: int) -> None:
-    """Draws and encodes one clip."""
+    """Draw and encode one clip."""
     write_video(folder / f"{clip.video}.mp4", draw_clip(clip, seed), FPS)
 
 
 def _claim_folder(out: Path, wanted: dict[str, int]) -> None:
-    """Marks an empty folder as this corpus, or checks the mark of an older run."""
+    """Mark an empty folder as this corpus, or check the mark of an earlier run."""
     mark = out / MARK
     if out.exists() and not out.is_dir():
-        raise ExpectedError(f"{out}: is a file; expected a folder to write the demo into")
+        raise ExpectedError(f"{out}: is a file; expected a folder to write the demo into; give another --out")
     if not mark.is_file():
         if out.is_dir() and any(out.iterdir()):
             raise ExpectedError(f"{out}: not empty and not a demo corpus; give --out a new or empty folder")
         write_json(mark, wanted)
         return
     try:
-        found = json.loads(mark.read_text(encoding="utf-8"))
+        marked = json.loads(mark.read_text(encoding="utf-8"))
     except ValueError:
-        found = None
-    if found != wanted:
-        here, asked = (json.dumps(value, sort_keys=True) for value in (found, wanted))
+        marked = None
+    if marked != wanted:
+        here, asked = (json.dumps(value, sort_keys=True) for value in (marked, wanted))
         raise ExpectedError(f"{out}: holds another corpus ({here}), expected {asked}; give --out a new folder")
 
 
 def _write_videos(clips: Sequence[ClipSpec], folder: Path, seed: int, workers: int) -> None:
-    """Writes the clips that are not there yet, on `workers` processes."""
+    """Write the clips that are not there yet, in `workers` processes."""
     folder.mkdir(parents=True, exist_ok=True)
-    done = {entry.name for entry in os.scandir(folder)}
+    done = {entry.name for entry in os.scandir(folder)}  # files appear whole, by a rename
     todo = [clip for clip in clips if f"{clip.video}.mp4" not in done]
     write = partial(write_clip, folder=folder, seed=seed)
     if workers == 1 or len(todo) < 2:
         for clip in progress(todo, "draw clips"):
             write(clip)
         return
+    # Spawned, because forking a process with threads may deadlock.
     with multiprocessing.get_context("spawn").Pool(min(workers, len(todo))) as pool:
         for _ in progress(pool.imap_unordered(write, todo, chunksize=8), "draw clips", total=len(todo)):
             pass
 
 
 def _write_annotations(clips: Sequence[ClipSpec], out: Path) -> None:
-    """The csv of every split, `MSRVTT_data.json`, `relevance.json` and the licence of the pictures.
+    """Write the csv of every split, `MSRVTT_data.json`, `relevance.json` and the licence of the pictures.
 
-    `relevance.json`: "captions" maps video id -> sentence id -> 0 or 1 per second, "content" maps video id -> the
-    seconds that show an emoji at all.
+    In `relevance.json`, "captions" maps video id -> sentence id -> 0 or 1 per second, and "content" maps video id ->
+    the seconds that show an emoji.
     """
     videos, sentences = [], []
     captions: dict[str, dict[str, list[int]]] = {}
@@ -92,10 +96,10 @@ def _write_annotations(clips: Sequence[ClipSpec], out: Path) -> None:
         for sentence in clip.sentences:
             captions[clip.video][str(len(sentences))] = clip.relevance(sentence)
             sentences.append({"video_id": clip.video, "sen_id": len(sentences), "caption": sentence.text})
-    truth = {"captions": captions, "content": {clip.video: clip.content() for clip in clips}}
+    relevance = {"captions": captions, "content": {clip.video: clip.content() for clip in clips}}
     write_json(out / "MSRVTT_data.json", {"videos": videos, "sentences": sentences})
     with published(out / "relevance.json") as file:
-        file.write(canonical_json(truth))
+        file.write(canonical_json(relevance))
     with published(out / "LICENSE-twemoji.txt") as file:
         file.write(ATTRIBUTION.encode())
     for split in SPLITS:

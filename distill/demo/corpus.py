@@ -1,12 +1,12 @@
-"""The script of the demo: which clips there are, what is said of them, and what is true of every second.
+"""The script of the demo corpus: its clips, their captions, and what every second of them shows.
 
-A clip is twelve seconds: one or two shots, in each of which an emoji makes one of eight motions on one of eight
-backgrounds, and filler between them. Clips come in families of four that share an emoji and mostly draw the partner of
-a two-shot clip from the same two, so that a caption's nearest wrong answers differ in one word.
+A clip has twelve seconds: one or two shots, in each of which an emoji makes one of eight motions on one of eight
+backgrounds, and fillers between them. Clips come in families of four that share an emoji and mostly take the other
+emoji of a two-shot clip from the same two, so that a caption's nearest wrong answers differ in one word.
 
-Splits are by combination: for every emoji the 64 (motion, background) pairs are dealt out to train, val and test, so no
-shot of a gallery occurs in training, though all of its words do. A tenth of the emoji occurs in `unseen` only. Within a
-gallery a caption is kept only if no other clip of that gallery makes it true; every clip keeps at least one.
+Splits divide combinations: for every emoji the 64 (motion, background) pairs are dealt out to train, val and test, so
+no shot of a gallery occurs in training, but all of its words do. A tenth of the emoji occur in `unseen` only. A gallery
+keeps a caption only if no other of its clips makes it true; every clip keeps at least one.
 """
 
 import itertools
@@ -36,21 +36,21 @@ SPLITS = {"train": 1.0, "val": 0.4, "test": 1.4, "unseen": 0.2}  # clips, as a s
 DEALT = {"train": 38, "val": 7, "test": 19}  # of an emoji's 64 combinations
 HELD_OUT = 0.1  # of the emoji
 EMOJI_PER_CLIP = 0.25  # emoji for every training clip, while there are as many
-STARS = ("hatching chick", "red apple", "fire engine", "octopus")  # in every corpus, whatever its size
-FAMILY = 4
+STARS = ("hatching chick", "red apple", "fire engine", "octopus")  # in a corpus of any size
+FAMILY = 4  # clips
 ROUNDS = 200  # of redrawing gallery clips whose captions are all ambiguous
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a caption says of one shot; None is left unsaid."""
+    """The part of a caption that describes one shot; None is not mentioned."""
 
     emoji: Emoji
     motion: str | None = None
     background: str | None = None
 
     def holds(self, shot: "Shot") -> bool:
-        """Whether the shot shows what is claimed."""
+        """Return whether the shot shows what is claimed."""
         return (
             self.emoji == shot.emoji
             and self.motion in (None, shot.motion)
@@ -60,7 +60,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Shot:
-    """`seconds` seconds from `start` in which an emoji moves over a background."""
+    """`seconds` seconds from `start`, in which an emoji moves over a background."""
 
     emoji: Emoji
     motion: str
@@ -71,7 +71,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Filler:
-    """`seconds` seconds from `start` that no caption speaks of."""
+    """`seconds` seconds from `start`, which no caption describes."""
 
     kind: str
     start: int
@@ -80,7 +80,7 @@ class Filler:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A caption and what it claims, shot by shot in the order of the clip."""
+    """A caption and its claims about shots, in the order of the clip."""
 
     text: str
     claims: tuple[Claim, ...]
@@ -102,14 +102,14 @@ class ClipSpec:
         return f"video{self.number}"
 
     def makes_true(self, claims: Sequence[Claim]) -> bool:
-        """Whether the shots satisfy the claims, in their order."""
+        """Return whether shots of the clip satisfy the claims, in this order."""
         return any(
             all(claim.holds(shot) for claim, shot in zip(claims, shots, strict=True))
             for shots in itertools.combinations(self.shots, len(claims))
         )
 
     def relevance(self, sentence: Sentence) -> list[int]:
-        """Per second: 1 where a shot that the sentence speaks of is on screen."""
+        """Return 1 for every second that shows a shot which the sentence describes, else 0."""
         seconds = [0] * SECONDS
         for shot in self.shots:
             if any(claim.holds(shot) for claim in sentence.claims):
@@ -117,15 +117,15 @@ class ClipSpec:
         return seconds
 
     def content(self) -> list[int]:
-        """The seconds that show a shot, whatever is said of it."""
+        """Return the seconds that show a shot."""
         return [second for shot in self.shots for second in range(shot.start, shot.start + shot.seconds)]
 
 
 def plan(num_clips: int, seed: int) -> list[ClipSpec]:
-    """The whole corpus for `num_clips` training clips: train, val, test, unseen, numbered in this order."""
+    """Return the corpus for `num_clips` training clips: train, val, test, unseen, numbered in this order."""
     rng = np.random.default_rng([seed, 0])
     held, seen = _actors(num_clips, rng)
-    hands = {emoji: _deal(rng) for emoji in seen}
+    hands = {emoji: _deal(rng) for emoji in seen}  # the combinations of each split
     every = [(motion, background) for motion in MOTIONS for background in BACKGROUNDS]
     corpus: list[ClipSpec] = []
     for split, share in SPLITS.items():
@@ -136,7 +136,7 @@ def plan(num_clips: int, seed: int) -> list[ClipSpec]:
 
 
 def _actors(num_clips: int, rng: np.random.Generator) -> tuple[list[Emoji], list[Emoji]]:
-    """The emoji of `unseen` and those of all other splits: so few that training has a family of each."""
+    """Return the emoji of `unseen` and those of the other splits: so few that training has a family of each."""
     stars = [emoji for emoji in EMOJI if emoji.name in STARS]
     extras = [emoji for emoji in EMOJI if emoji.name not in STARS]
     shuffled = [extras[place] for place in rng.permutation(len(extras))]
@@ -146,25 +146,25 @@ def _actors(num_clips: int, rng: np.random.Generator) -> tuple[list[Emoji], list
 
 
 def describe(emoji: Emoji, motion: str | None, background: str | None) -> str:
-    """ "a red apple spins on a green background", or as much of it as is given."""
+    """Return "a red apple spins on a green background", or as much of it as is given."""
     verb = "" if motion is None else f" {MOTIONS[motion] if emoji.plural else motion}"
     return f"{emoji.phrase}{verb}{'' if background is None else f' on {on(background)}'}"
 
 
 def on(background: str) -> str:
-    """ "a teal background" """
+    """Return "a teal background"."""
     return f"{'an' if background[0] in 'aeiou' else 'a'} {background} background"
 
 
 def _deal(rng: np.random.Generator) -> dict[str, list[tuple[str, str]]]:
-    """One emoji's (motion, background) pairs, dealt out to the splits."""
+    """Return one emoji's (motion, background) pairs by split."""
     pairs = list(itertools.product(MOTIONS, BACKGROUNDS))
     shuffled = iter([pairs[place] for place in rng.permutation(len(pairs))])
     return {split: list(itertools.islice(shuffled, count)) for split, count in DEALT.items()}
 
 
 class _Split:
-    """Draws the clips of one split from the actors and combinations that belong to it."""
+    """The clips of one split, drawn from the actors and combinations that belong to it."""
 
     def __init__(self, name: str, actors: dict[Emoji, list[tuple[str, str]]], rng: np.random.Generator):
         self.name = name
@@ -173,22 +173,22 @@ class _Split:
         self.rng = rng
 
     def draw(self, count: int) -> list[ClipSpec]:
-        """`count` clips; those of a gallery without their ambiguous captions."""
+        """Draw `count` clips; those of a gallery lose their ambiguous captions."""
         clips: list[ClipSpec] = []
         leads = itertools.cycle([self.names[place] for place in self.rng.permutation(len(self.names))])
         while len(clips) < count:
             lead = next(leads)
-            partners = self._pick(2, but=lead)
+            partners = self._pick(2, but=lead)  # the same two for the whole family: hard wrong answers
             clips += [self._clip(lead, partners) for _ in range(min(FAMILY, count - len(clips)))]
         return clips if self.name == "train" else self._unambiguous(clips)
 
     def _unambiguous(self, clips: list[ClipSpec]) -> list[ClipSpec]:
-        """Redraws clips that other clips leave without a caption, then drops the ambiguous captions of the rest."""
+        """Redraw clips without any unambiguous caption until every clip has one; then drop the ambiguous captions."""
         for _ in range(ROUNDS):
-            kept = list(_own_sentences(clips))
+            kept = list(_unambiguous_sentences(clips))
             bare = [place for place, sentences in enumerate(kept) if not sentences]
             if not bare:
-                return [replace(clip, sentences=tuple(own)) for clip, own in zip(clips, kept, strict=True)]
+                return [replace(clip, sentences=tuple(few)) for clip, few in zip(clips, kept, strict=True)]
             for place in bare:
                 lead, *partners = self._pick(3)
                 clips[place] = self._clip(lead, partners)
@@ -224,16 +224,16 @@ class _Split:
         return [self.names[place] for place in picked if self.names[place] != but][:count]
 
     def _gaps(self, spare: int, num_shots: int) -> list[int]:
-        """Filler seconds before, between and after the shots; two shots never touch."""
+        """Return the filler seconds before, between and after the shots; two shots never touch."""
         gaps = np.bincount(self.rng.integers(num_shots + 1, size=spare), minlength=num_shots + 1)
-        if num_shots == 2 and gaps[1] == 0:
+        if num_shots == 2 and gaps[1] == 0:  # take a second from the longest gap
             donor = int(gaps.argmax())
             gaps[donor] -= 1
             gaps[1] += 1
         return [int(gap) for gap in gaps]
 
     def _fill(self, start: int, seconds: int) -> list[Filler]:
-        """Runs of one to three seconds of one kind each."""
+        """Return fillers of one to three seconds each, neighbours of different kinds."""
         runs: list[Filler] = []
         while seconds:
             run = min(seconds, int(self.rng.integers(1, 4)))
@@ -243,13 +243,13 @@ class _Split:
         return runs
 
     def _one_shot(self, shot: Shot) -> tuple[Sentence, ...]:
-        """All of it in two wordings, and a part."""
+        """Describe the whole shot in two wordings, and a part of it."""
         whole = _claim(shot)
         turned = f"on {on(shot.background)} {describe(shot.emoji, shot.motion, None)}"
         return (_sentence(whole), Sentence(turned, (whole,)), _sentence(self._part(shot)))
 
     def _two_shot(self, first: Shot, second: Shot) -> tuple[Sentence, ...]:
-        """The first, the second, both in order, and one more way to say both."""
+        """Describe the first shot, the second, both in order, and both in another wording."""
         both = (_claim(first), replace(_claim(second), background=None))
         alone = [_claim(shot) if self.rng.random() < 0.6 else self._part(shot) for shot in (first, second)]
         sentences = [_sentence(claim) for claim in alone]
@@ -263,7 +263,7 @@ class _Split:
         return tuple(sentences)
 
     def _part(self, shot: Shot) -> Claim:
-        """The shot without its motion or without its background."""
+        """Claim the shot without its motion or without its background."""
         whole = _claim(shot)
         return replace(whole, motion=None) if self.rng.integers(2) == 0 else replace(whole, background=None)
 
@@ -280,8 +280,8 @@ def _sentence(claim: Claim) -> Sentence:
     return Sentence(_say(claim), (claim,))
 
 
-def _own_sentences(clips: Sequence[ClipSpec]) -> Iterable[list[Sentence]]:
-    """Of every clip, the sentences that no other clip makes true."""
+def _unambiguous_sentences(clips: Sequence[ClipSpec]) -> Iterable[list[Sentence]]:
+    """Yield for every clip the sentences that no other clip makes true."""
     showing: dict[Emoji, list[ClipSpec]] = defaultdict(list)
     for clip in clips:
         for emoji in {shot.emoji for shot in clip.shots}:

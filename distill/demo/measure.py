@@ -1,4 +1,4 @@
-"""What the demo's table says of a trained model beyond its ranks: where its weight lies, and what a query costs."""
+"""Two columns of the demo's table: the frame weight on relevant frames, and the milliseconds of a query."""
 
 import json
 import statistics
@@ -18,8 +18,9 @@ QUERIES = 50  # timed one by one
 
 
 def measure_release(release: Release, frames: FrameSet, truth: Path) -> dict[str, float]:
-    """`mass`: share of the frame weights on frames that are truly relevant to the caption, in percent, mean over all
-    captions. `ms`: milliseconds to score one encoded query against the whole gallery and take the ten best (median).
+    """Return `mass` (`relevance_mass`) and `ms` (`query_ms`) of a release on a frame set of the demo.
+
+    `truth` is the corpus's `relevance.json`.
     """
     texts = [caption.text for video in frames.videos for caption in video.captions]
     with torch.inference_mode():
@@ -29,7 +30,10 @@ def measure_release(release: Release, frames: FrameSet, truth: Path) -> dict[str
 
 
 def relevance_mass(release: Release, frames: FrameSet, video: VideoFeatures, truth: Path) -> float:
-    """Percent of the pooling weight on truly relevant frames; frames that are simply averaged weigh the same."""
+    """Return the percent of the frame weights on frames that are relevant to the caption, the mean over all captions.
+
+    A model that averages frames weights all alike.
+    """
     relevant = json.loads(truth.read_text())["captions"]
     if video.relevance is None or release.pool_temperature is None:
         weights = torch.full((len(frames), release.num_frames), 1 / release.num_frames)
@@ -44,9 +48,9 @@ def relevance_mass(release: Release, frames: FrameSet, video: VideoFeatures, tru
 
 
 def query_ms(release: Release, text: TextFeatures, video: VideoFeatures) -> float:
-    """Median milliseconds per query: one row of the similarity, ten best."""
+    """Return the median milliseconds to score one encoded query with all videos and take the ten best."""
     times = []
-    for query in range(-3, len(text)):  # three to warm up
+    for query in range(-3, len(text)):  # the first three warm up
         one = text[slice(max(query, 0), max(query, 0) + 1)]
         start = time.perf_counter()
         release.model.similarity(one, video).topk(min(10, len(video)))
@@ -55,7 +59,7 @@ def query_ms(release: Release, text: TextFeatures, video: VideoFeatures) -> floa
 
 
 def _at(seconds: list[int], timestamps: tuple[float, ...], num_frames: int) -> Float[Tensor, " frame"]:
-    """0/1 per packed frame from 0/1 per second."""
+    """Return 0 or 1 for every packed frame, from 0 or 1 for every second."""
     values = torch.zeros(num_frames)
     for frame, at in enumerate(timestamps):
         values[frame] = seconds[min(int(at), len(seconds) - 1)]

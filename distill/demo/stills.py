@@ -1,7 +1,7 @@
-"""Single pictures with names, for teaching a small CLIP what the emoji look like before it sees any video.
+"""The stills of the demo: single pictures with names, on which the demo's small CLIP is pretrained.
 
-They look like one frame of a shot: the same backgrounds, sizes and noise, and for most the softness and blocks of a
-compressed file. All emoji take part, also those that the videos hold out: "unseen" means unseen in videos.
+A still looks like one frame of a shot: the same backgrounds, sizes and noise, and mostly the artefacts of a compressed
+file. All emoji occur, also those of the split `unseen`: they are unseen in videos.
 """
 
 import io
@@ -33,14 +33,14 @@ PER_SHARD = 5000  # stills
 
 
 def render_stills(numbers: range, seed: int) -> Iterator[tuple[np.ndarray, str]]:
-    """Pictures (uint8 [64, 64, 3]) and captions number by number; every emoji occurs once before any occurs twice."""
+    """Yield a picture (uint8 [64, 64, 3]) and a caption for each number; every emoji occurs once before any twice."""
     for number in numbers:
         round_, place = divmod(number, len(EMOJI))
         rng = np.random.default_rng([seed, 2, number])
         emoji = EMOJI[np.random.default_rng([seed, 3, round_]).permutation(len(EMOJI))[place]]
         background = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
         image = backdrop(background, rng)
-        size, turned = rng.uniform(18, 50), rng.random() < 0.25  # an eighth of the shots spin, other tilts are slight
+        size, turned = rng.uniform(18, 50), rng.random() < 0.25  # an eighth of the shots spin; other tilts are slight
         room = max(3.0, (64 - size) / 2)
         x, y = 32 + rng.uniform(-room, room, size=2)
         paste(image, emoji.char, x, y, size, rng.uniform(-180, 180) if turned else rng.uniform(-8, 8))
@@ -51,7 +51,7 @@ def render_stills(numbers: range, seed: int) -> Iterator[tuple[np.ndarray, str]]
 
 
 def pack_stills(out: Path, count: int, seed: int) -> Manifest:
-    """A frame set of stills: one frame a video, every video with one caption."""
+    """Draw and seal a frame set of stills: one frame a video, every video with one caption."""
     settings = {
         "sampler": Clip4ClipSampler(kind="clip4clip", num_frames=1).model_dump(mode="json"),
         "size": SIZE,
@@ -67,7 +67,8 @@ def pack_stills(out: Path, count: int, seed: int) -> Manifest:
 
 
 def corpus_vocabulary() -> list[int]:
-    """The token table that spells every caption the corpus can have."""
+    """Return the ids of the tokens that spell every caption the corpus can have."""
+    # Every motion, background and wording occurs in 1,000 clips; the names of all emoji are added.
     texts = [sentence.text for clip in plan(1000, seed=0) for sentence in clip.sentences]
     return prune([*texts, *(emoji.phrase for emoji in EMOJI)])
 
@@ -86,7 +87,7 @@ def _shard(name: str, rows: range, seed: int) -> ShardContent:
 
 
 def _compressed(picture: np.ndarray, quality: int) -> np.ndarray:
-    """The picture after JPEG, whose halved colours and blocks resemble H.264's."""
+    """Return the picture after JPEG, whose halved colours and blocks resemble those of H.264."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file).convert("RGB"))

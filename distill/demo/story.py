@@ -1,7 +1,7 @@
-"""The demo: every command of the arrow, run as a user would run it, two at a time, and one table at the end.
+"""The run of the demo: all commands from drawing to search, as a user would run them, and one table of their results.
 
-Nothing is computed here: the commands train, label, index and search; what they leave behind is read, measured and
-printed. A step whose result is there already is not run again.
+Nothing is trained here: the commands train, label, index and search, two at a time; this file reads, measures and
+prints what they leave. A command whose result is already there is not run again.
 """
 
 import json
@@ -36,7 +36,7 @@ METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 @dataclass(frozen=True)
 class Trial:
-    """One line of the demo table: a recipe and the changes to it."""
+    """One row of the demo's table: a recipe and the changes to it."""
 
     key: str
     title: str
@@ -98,7 +98,7 @@ PAIRS = (
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, what is there when it is done, and what must be there before it can start."""
+    """A command line, the path that it makes, and the paths that it needs."""
 
     title: str
     arguments: Sequence[str | Path]
@@ -106,12 +106,12 @@ class Command:
     needs: tuple[Path, ...] = ()
 
     def ready(self) -> bool:
-        """Whether it can start."""
+        """Return whether all that the command needs is there."""
         return all(path.exists() for path in self.needs)
 
 
 class Commands:
-    """Runs the project's commands, counts them, says how far each is, and keeps their logs in a folder."""
+    """A runner of the project's commands, which counts them, shows their progress and keeps their logs in a folder."""
 
     def __init__(self, logs: Path, total: int):
         self._logs, self._total, self._finished = logs, total, 0
@@ -120,7 +120,7 @@ class Commands:
         self._began = time.monotonic()
 
     def run(self, title: str, arguments: Sequence[str | Path], done: Path, threads: int | None = None) -> None:
-        """Runs one command unless `done` is there. A failure shows the end of its log."""
+        """Run one command unless `done` is there; raise `ExpectedError` with the end of its log if it fails."""
         if not done.exists():
             self._say(f"{title} ...")
             self._follow(title, arguments, threads or self._cores)
@@ -145,7 +145,7 @@ class Commands:
             raise ExpectedError(f"{title} failed with exit code {code}; {log} says: {tail}")
 
     def side_by_side(self, commands: Sequence[Command]) -> None:
-        """Runs commands two at a time on half of the cores each: always the first whose `needs` is there."""
+        """Run commands two at a time on half of the cores each, always the first whose `needs` are there."""
         waiting, changed = list(commands), threading.Condition()
         threads = max(1, self._cores // 2)
 
@@ -177,7 +177,7 @@ class Commands:
 
 
 def corpus(commands: Commands, clips: int) -> None:
-    """Draws the corpus and packs its splits."""
+    """Draw the corpus and pack its splits."""
     make = (sys.executable, "tools/make_demo.py", "--out", CORPUS, "--clips", str(clips), "--seed", "0")
     commands.run(f"draw {clips} training clips and the galleries as mp4 files", make, CORPUS / "train.csv")
     for split in SPLITS:
@@ -187,12 +187,12 @@ def corpus(commands: Commands, clips: int) -> None:
 
 
 def num_commands(rows: Sequence[Trial]) -> int:
-    """How many commands `train_all` runs: one for every row, and one for every teacher's labels."""
+    """Return the number of commands that `train_all` runs: one for every row, and one for every teacher's labels."""
     return len(rows) + sum(row.teaches for row in rows)
 
 
 def train_all(commands: Commands, rows: Sequence[Trial], runs: Path, labels: Path, seed: int) -> None:
-    """Trains every row into RUNS/KEY, teachers first, and writes their labels into LABELS/KEY as students need them."""
+    """Train every row into RUNS/KEY, teachers first, and write the teachers' labels into LABELS/KEY."""
     jobs = []
     for teacher in (row for row in rows if row.teaches):
         release, out = runs / teacher.key / "release", labels / teacher.key
@@ -218,7 +218,7 @@ def _training(row: Trial, runs: Path, labels: Path, seed: int) -> Command:
 
 
 def results(rows: Sequence[Trial], runs: Path) -> dict[str, dict]:
-    """What the table shows of every row: test metrics, mass, milliseconds, seconds of training."""
+    """Return the figures of every row: test metrics, mass, milliseconds, seconds of training."""
     frames, found = FrameSet(FRAMES / "test", verify=False), {}
     for row in rows:
         folder = runs / row.key
@@ -234,7 +234,7 @@ def results(rows: Sequence[Trial], runs: Path) -> dict[str, dict]:
 
 
 def intervals(rows: Sequence[Trial], runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
-    """R@1 of the first minus that of the second of each pair that was run, in points: [difference, low, high].
+    """Return R@1 of the first minus that of the second row of each pair, in points: [difference, low, high].
 
     A paired bootstrap over videos; with several runs (seeds), every draw takes a video with its queries in all of them.
     """
@@ -266,7 +266,7 @@ DIGITS = {"ms/query": 3, "train s": 0}
 
 
 def table(seeds: Sequence[dict[str, dict]]) -> str:
-    """The results of one seed, or mean and standard deviation over several, as aligned text."""
+    """Return the results of one seed, or mean and standard deviation over several, as aligned text."""
     lines = [["", *COLUMNS]]
     for key in seeds[0]:
         cells = []
@@ -279,7 +279,7 @@ def table(seeds: Sequence[dict[str, dict]]) -> str:
 
 
 def markdown(text: str) -> str:
-    """An aligned table as Markdown."""
+    """Convert an aligned table to Markdown."""
     rows = [[cell.strip() for cell in re.split(r"  +", line)] for line in text.splitlines()]
     rows[0] = ["", *rows[0][-len(COLUMNS) :]]
     bars = ["| " + " | ".join(row) + " |" for row in rows]
@@ -287,7 +287,7 @@ def markdown(text: str) -> str:
 
 
 def gains_text(gains: dict[str, dict[str, list[float]]]) -> str:
-    """The differences with their intervals, a line each."""
+    """Return the differences with their intervals, a line each."""
     return "\n".join(
         f"R@1 {pair}: "
         + ", ".join(f"{name.upper()} {d:+.1f} [{low:+.1f}, {high:+.1f}]" for name, (d, low, high) in sides.items())
@@ -296,7 +296,7 @@ def gains_text(gains: dict[str, dict[str, list[float]]]) -> str:
 
 
 def _last_line(log: Path) -> str:
-    """What a command said last of its progress: step, loss, remaining time; or what it has begun."""
+    """Return the last progress in a log: step, loss, remaining time, or the stage that has begun."""
     lines = re.split(r"[\r\n]", log.read_text())
     telling = [line for line in lines if re.search(r"step \d+/|\d%\||testing on|validation after", line)]
     words = telling[-1].split("  ") if telling else ["starting"]
