@@ -17,7 +17,7 @@ from distill.model.temporal import TemporalConfig, TemporalTransformer
 
 
 class Clip4ClipConfig(RetrievalConfig):
-    """`head: meanP` averages CLIP's frames; `seqTransf` lets them see one another first."""
+    """The towers and the head: `meanP` averages CLIP's frames; `seqTransf` lets them see one another first."""
 
     kind: Literal["clip4clip"]
     head: Literal["meanP", "seqTransf"] = "meanP"  # the mean over frames, or after a temporal transformer
@@ -33,7 +33,7 @@ class Clip4Clip(RetrievalModel):
         self.temporal = TemporalTransformer.for_clip(clip, config.temporal) if config.head == "seqTransf" else None
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """The masked mean of unit frames."""
+        """Return the masked mean of unit frames."""
         features = self.clip.encode_frames(frames, real)
         if self.temporal is not None:
             features = self.temporal(features, real)

@@ -1,4 +1,4 @@
-"""EERCF (Tian et al., AAAI 2024): one coarse vector recalls videos; frames and patches rerank those that were recalled.
+"""EERCF (Tian et al., AAAI 2024): one coarse vector chooses candidates; frames and patches rerank them.
 
 Frames [video, frame, 3, row, column] or stem tokens and token ids [text, word] go in. Five similarities of a sentence
 with a video, all of unit vectors:
@@ -48,7 +48,7 @@ OF_BEST = 2  # times k videos whose patches a search looks at: more find no more
 
 
 class LossWeights(Config):
-    """What training minimises: the five similarities in two groups with a contrastive loss each, and the constraints on
+    """Weights of the losses: the five similarities in two groups with a contrastive loss each, and the constraints on
     the channels of the coarse vector and of the gated sums (paper: L_weak, L_strong, L_PC)."""
 
     video: float = 0.5  # in the weak group
@@ -74,12 +74,12 @@ class RerankWeights(Config):
 
 
 class EercfConfig(RetrievalConfig):
-    """The towers, what is compared, and how much each comparison counts.
+    """The towers, the comparisons, and how much each of them counts.
 
     `patches: false` leaves every patch term out, whatever its weight: a video is then stored in 51 KB, not in 1.26 MB
     (ViT-B/32, 12 frames). `pooling: afa` weighs the frames of the coarse vector by learned relevance; at first it is
-    their mean. `gate: paired` is what the authors' code does: in training every video is gated by its own caption
-    alone, without gradient, so that other captions meet a sum that was not made for them. Evaluation, and training with
+    their mean. `gate: paired` is the authors' code: in training every video is gated by its own caption alone, without
+    gradient, so that other captions are compared with a sum that was not made for them. Evaluation, and training with
     `every`, gates each pair by its own text. `mask_padding: false` is the authors' code too: padded frames have weight
     in every softmax.
     """
@@ -105,32 +105,32 @@ class EercfConfig(RetrievalConfig):
         return self
 
     def fixed_sizes(self) -> dict[str, int]:
-        """The matrix's that mixes frames."""
+        """Return the size of the matrix that mixes frames."""
         return {"frames": self.frames}
 
     def coarse_targets(self) -> tuple[str, ...]:
-        """The logits of the first stage, and the weak sum."""
+        """Return the names of the logits of the first stage and of the weak sum."""
         return ("coarse", "weak")
 
     def fine_targets(self) -> tuple[str, ...]:
-        """The gate of the matched pairs, and what pools."""
+        """Return the names of the gate of matched pairs and, with `afa`, of the relevance that pools."""
         return ("gate", "pooling") if self.pooling == "afa" else ("gate",)
 
 
 class Mix(nn.Module):
-    """A learned square matrix that rows are multiplied with, the identity at first."""
+    """Learned square matrix that rows are multiplied with, the identity at first."""
 
     def __init__(self, size: int):
         super().__init__()
         self.weight = nn.Parameter(torch.eye(size))
 
     def forward(self, rows: Float[Tensor, "*rows size"]) -> Float[Tensor, "*rows size"]:
-        """Row vector times matrix, in the precision of the rows."""
+        """Multiply rows with the matrix, in the precision of the rows."""
         return rows @ self.weight.to(rows.dtype)
 
 
 class Eercf(RetrievalModel):
-    """A vector to find candidates by, frames and patches to rerank them."""
+    """One coarse vector that chooses candidates, and frames and patches that rerank them."""
 
     def __init__(self, config: EercfConfig, clip: ClipModel):
         super().__init__()
@@ -150,7 +150,7 @@ class Eercf(RetrievalModel):
         self.rerank_fields = ("frames", "contextual", *(["patches"] if reranks_patches else []), "real")
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """The coarse vector, of length 1; CLIP's frames, the contextual ones, and patches where they are compared."""
+        """Return the unit coarse vector, CLIP's frames, the contextual ones, and patches where they are compared."""
         if real.shape[1] != self.frames:
             raise RecipeError(
                 f"EERCF was built for {self.frames} frames, but the videos have {real.shape[1]}; encode with the sizes "
@@ -170,12 +170,12 @@ class Eercf(RetrievalModel):
         )
 
     def query_vectors(self, text: TextFeatures) -> Float[Tensor, "text dim"]:
-        """t M, whose inner products with the coarse vectors are the similarity `video`."""
+        """Return t M, whose inner products with the coarse vectors are the similarity `video`."""
         with torch.autocast(text.sentence.device.type, enabled=False):
             return self.global_proj(unit(text.sentence))
 
     def score_parts(self) -> tuple[ScorePart, ...]:
-        """Return what the coarse vector and the frames say, and then the patches where they are compared."""
+        """Return the part of the coarse vector and the frames, and that of the patches where they are compared."""
         coarse = Reading(query=self.query_vectors, keys="vector")
         frame, patch = (self._reading(level, getattr(self.rerank, f"strong_{level}") != 0) for level in LEVELS)
         parts = (
@@ -185,7 +185,7 @@ class Eercf(RetrievalModel):
         return parts if "patches" in self.rerank_fields else parts[:1]
 
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
-        """Return the weak and the strong group, the constraint, and what labels teach; caption i belongs to video i."""
+        """Return the weak and the strong group, the constraint, and the scores that labels teach; pairs share a row."""
         sentence, weights, scale = unit(text.sentence), self.weights, self.clip.logit_scale
         scores = {"video": self.query_vectors(text) @ self.index_vectors(video).T}
         sums, frames = {"video": unit(video.vector)}, {}
@@ -220,7 +220,7 @@ class Eercf(RetrievalModel):
         )
 
     def _reading(self, level: str, gated: bool) -> Reading:
-        """How a sentence reads frames or patches, and whether it sums up those that its gate lets through (TIB)."""
+        """Let a sentence read frames or patches and, if `gated`, sum up those that its gate lets through (TIB)."""
         keys, values, temperature = LEVELS[level]
         mask = "real" if self.mask_padding else None
         return Reading(keys=keys, values=values if gated else None, temperature=temperature, mask=mask)
@@ -229,12 +229,12 @@ class Eercf(RetrievalModel):
         return self.rerank.video * coarse.whole() + self._by_level("frame", frames)
 
     def _by_level(self, level: str, seen: Seen) -> Float[Tensor, "text video"]:
-        """The weighted similarities of frames or patches that rank in the second stage."""
+        """Return the weighted similarities of frames or patches that rank in the second stage."""
         weak = getattr(self.rerank, f"weak_{level}") * self._weak(level, seen)
         return weak if seen.cosine is None else weak + getattr(self.rerank, f"strong_{level}") * seen.cosine
 
     def _weak(self, level: str, seen: Seen) -> Float[Tensor, "text video"]:
-        """The cosines with frames or patches, weighted by their own softmax, which a matrix mixes for frames."""
+        """Sum the cosines with frames or patches, weighted by their own softmax, which a matrix mixes for frames."""
         weights = attend(seen.products, seen.counted, WEAK_TEMPERATURE)
         if level == "frame":
             weights = self.frame_cross(weights)
@@ -249,8 +249,7 @@ class Eercf(RetrievalModel):
         counted: Bool[Tensor, "pair part"] | None,
         video: VideoFeatures,
     ) -> Float[Tensor, "pair dim"]:
-        """Video i as its own text i lets it through, of length 1. No gradient goes through a gate that other texts
-        meet."""
+        """Sum the parts of video i that its text i lets through, to unit length; a `paired` gate gets no gradient."""
         _, name, temperature = LEVELS[level]
         gates = attend(cosines, counted, temperature)
         values = precise(parts_of(video.tensors(), name, video.vector))
@@ -261,6 +260,6 @@ class Eercf(RetrievalModel):
 def _sum(
     scores: dict[str, Float[Tensor, "text video"]], weights: LossWeights, names: tuple[str, ...]
 ) -> Float[Tensor, "text video"]:
-    """The weighted sum of those of the similarities that were computed."""
+    """Return the weighted sum of those of the similarities that were computed."""
     parts = (getattr(weights, name) * scores[name] for name in names if name in scores)
     return sum(parts, torch.zeros_like(scores["video"]))

@@ -39,7 +39,7 @@ OF_BEST = 4  # times k videos that get the local score in a search: more find no
 
 
 class GlsclConfig(RetrievalConfig):
-    """The towers, the queries, the weights of the two scores, and those of the two losses that only GLSCL has.
+    """The towers, the queries, and the weights of the two scores and of the two losses that only GLSCL has.
 
     `mask_padding`: in the authors' code the queries read padded frames and words as well as real ones, and so do the
     defaults; True hides them, and leaves padded frames out of the fine loss. Padded frames never weigh anything in the
@@ -64,16 +64,16 @@ class GlsclConfig(RetrievalConfig):
     )
 
     def coarse_targets(self) -> tuple[str, ...]:
-        """The whole score, and the local one alone, by which a gallery may be searched first."""
+        """Return the names of the whole score and of the local one, by which a gallery may be searched first."""
         return ("whole", "local")
 
     def fine_targets(self) -> tuple[str, ...]:
-        """The weights of the global score, and what the concepts that agree with the caption read."""
+        """Return the names of the weights of the global score, and of the frames that agreeing concepts read."""
         return ("gate", "concepts")
 
 
 def _flat(concepts: Float[Tensor, "sample concept dim"] | None) -> Float[Tensor, "sample index"]:
-    """Unit concepts one after the other, as one vector of length 1: inner products are means over concepts."""
+    """Join unit concepts, one after the other, to one unit vector: inner products are means over concepts."""
     assert concepts is not None
     return unit(concepts.flatten(1))
 
@@ -106,19 +106,19 @@ class Glscl(RetrievalModel):
         self.queries = LearnedQueries(clip.dim, config.queries)
 
     def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
-        """The end-of-text feature and the concepts; in training the words, still to be read."""
+        """Return the end-of-text feature and the concepts; in training the words, still to be read."""
         sentence, words = self.clip.text(ids)
         text = TextFeatures(sentence=sentence, words=words, real=real_words(ids))
         return text if self.training else self.read_text(text)
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """The contextual frames, their coarse mean, and the concepts; in training these are still to be read."""
+        """Return the contextual frames, their coarse mean, and the concepts; in training these are still to be read."""
         contextual = self.temporal(self.clip.encode_frames(frames, real), real)
         video = VideoFeatures(vector=mean_pool(contextual, real), frames=contextual, real=real)
         return video if self.training else self.read_video(video)
 
     def read_text(self, text: TextFeatures) -> TextFeatures:
-        """The concepts in place of the words."""
+        """Return the concepts in place of the words."""
         if text.concepts is not None:
             return text
         assert text.words is not None, "queries read words"
@@ -126,7 +126,7 @@ class Glscl(RetrievalModel):
         return TextFeatures(sentence=text.sentence, concepts=concepts)
 
     def read_video(self, video: VideoFeatures) -> VideoFeatures:
-        """The concepts beside the frames, and what each of them read."""
+        """Return the concepts beside the frames, and how much of each frame each of them read."""
         if video.concepts is not None:
             return video
         assert video.frames is not None, "queries read frames"
@@ -157,7 +157,7 @@ class Glscl(RetrievalModel):
         return self.score_parts()[0].score(text, video)
 
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
-        """The whole score and the local one, two views of the frames, and the two losses on the concepts."""
+        """Return the whole score and the local one, two scores of the frames, and the two losses on the concepts."""
         text, video = self.read_text(text), self.read_video(video)
         assert text.concepts is not None and video.concepts is not None
         assert video.frames is not None and video.reading is not None
@@ -181,15 +181,15 @@ class Glscl(RetrievalModel):
         video: Float[Tensor, "pair concept dim"],
         reading: Float[Tensor, "pair concept frame"],
     ) -> Float[Tensor, "pair frame"]:
-        """Log of how much of each frame was read by the concepts on which video and caption agree."""
+        """Return the log of how much of each frame was read by the concepts on which video and caption agree."""
         agreement = ((text * video).sum(-1) / self.concept_temperature).softmax(-1)
         read = torch.einsum("pc,pcf->pf", agreement, reading)
         return read.clamp(min=torch.finfo(read.dtype).tiny).log()  # hidden frames are not read at all
 
     def query_vectors(self, text: TextFeatures) -> Float[Tensor, "text index"]:
-        """The concepts as one unit vector, or the sentence."""
+        """Return the concepts as one unit vector, or the sentence."""
         return _flat(self.read_text(text).concepts) if self.index_by == "concepts" else unit(text.sentence)
 
     def index_vectors(self, video: VideoFeatures) -> Float[Tensor, "video index"]:
-        """The concepts as one unit vector, or the coarse mean over frames."""
+        """Return the concepts as one unit vector, or the coarse mean over frames."""
         return _flat(self.read_video(video).concepts) if self.index_by == "concepts" else unit(video.vector)

@@ -6,7 +6,7 @@ temporal transformer stands on top, and in training a captioner has to say each 
 [text, word] go in.
 
 As published a video is one vector, the mean of its unit frames, as cheap to search as CLIP4Clip's. The authors' code
-can also ask the caption which frames to pool; then the mean recalls videos, and stored frames rerank them.
+can also ask the caption which frames to pool; then the mean chooses candidates, and stored frames rerank them.
 
 The authors train on 6 frames and test on 12, which are then two clips of 6 that meet only in the mean: that is
 `frames: 6` on data of 12 frames, here in training too. Their loader completes short videos with their last frame, and
@@ -51,7 +51,7 @@ class PromptSwitchConfig(RetrievalConfig):
 
     The first two need no sentence: one vector, one stage. The others search in two stages.
 
-    `mask_padding: false` is what the authors' code does: the copies of the last frame that complete a short video
+    `mask_padding: false` is the authors' code: the copies of the last frame that complete a short video
     count as frames. With true they only fill the cube: they have no weight in the pooling and are not read, neither at
     the end nor by the captioner, and the fine loss leaves them out.
     """
@@ -84,15 +84,15 @@ class PromptSwitchConfig(RetrievalConfig):
         return self
 
     def released(self) -> RetrievalConfig:
-        """Without the captioner: 33.8 of 187.4 million parameters with ViT-B/32, most of them its head of words."""
+        """Leave the captioner out: 33.8 of 187.4 million parameters with ViT-B/32, most of them its head of words."""
         return self.model_copy(update={"captions": None})
 
     def frame_step(self) -> int:
-        """A video is a whole number of clips."""
+        """Return the frames of a clip, since a video is a whole number of clips."""
         return self.frames
 
     def fine_targets(self) -> tuple[str, ...]:
-        """The weights of frames, where they are learned or a softmax, and what the captioner reads."""
+        """Return the names of the weights of frames, where they are learned or a softmax, and of the captioner's."""
         weighed = self.pooling in ("afa", "attention", "transformer")
         targets = {"pooling": weighed, "captioner": self.captions is not None}
         return tuple(name for name, there in targets.items() if there)
@@ -125,7 +125,7 @@ class PromptSwitch(RetrievalModel):
             self.caption_weight = config.captions.weight
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """The frames and a vector pooled of them, the mean but for `afa`, which also gives raw frame relevance."""
+        """Return the frames and a vector pooled of them: their mean or, with `afa`, one weighted by raw relevance."""
         if real.shape[1] % self.frames:
             raise RecipeError(
                 f"model.frames: {self.frames}, but videos have {real.shape[1]} frames; Prompt Switch takes a multiple, "
@@ -143,7 +143,7 @@ class PromptSwitch(RetrievalModel):
     def encode_pair(
         self, ids: Int[Tensor, "pair word"], text: TextFeatures, video: VideoFeatures
     ) -> PairFeatures | None:
-        """What the captioner makes of the pairs; the embeddings that it hears are not trained by it."""
+        """Caption the pairs, if there is a captioner; the embeddings that it hears are not trained by it."""
         if self.captioner is None:
             return None
         heard, targets, said = next_words(ids)
@@ -159,7 +159,7 @@ class PromptSwitch(RetrievalModel):
         )
 
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
-        """One contrastive loss and one ranking, the captioning loss, and the two sorts of frame scores."""
+        """Return one contrast and one ranking, the captioning loss, and the two sorts of frame scores."""
         logits = self.logits(text, video)
         frames, own = {}, {}
         weights = self._pair_scores(text, video)
@@ -179,7 +179,7 @@ class PromptSwitch(RetrievalModel):
             return self.cross.cosine(unit(text.sentence), unit(frames), counted)
 
     def score_parts(self) -> tuple[ScorePart, ...]:
-        """Return the cosine with the frames that a sentence weighs, or nothing where it weighs none."""
+        """Return the cosine with the frames that a sentence weighs; () where it weighs none."""
         if self.pooling not in ("top_k", "attention"):
             return ()
         mask = "real" if self.mask_padding else None
@@ -189,12 +189,12 @@ class PromptSwitch(RetrievalModel):
     def _frames(
         self, video: VideoFeatures
     ) -> tuple[Float[Tensor, "video frame dim"], Bool[Tensor, "video frame"] | None]:
-        """The frames, and which of them count (None: all)."""
+        """Return the frames, and which of them count (None: all)."""
         assert video.frames is not None and video.real is not None, "frames are pooled, and read by the captioner"
         return video.frames, video.real if self.mask_padding else None
 
     def _pair_scores(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"] | None:
-        """What the weights of the frames of video i for text i are a softmax of, if they are one."""
+        """Return the scores whose softmax are the weights of video i's frames for text i, if there are such weights."""
         if self.afa is not None:
             assert video.relevance is not None, "learned relevance pools"
             return video.relevance / self.afa.pool_temperature
@@ -212,5 +212,5 @@ class PromptSwitch(RetrievalModel):
 
 
 def _log(weights: Float[Tensor, "pair frame"]) -> Float[Tensor, "pair frame"]:
-    """Of weights that may be 0."""
+    """Return the log of weights that may be 0."""
     return weights.clamp(min=torch.finfo(weights.dtype).tiny).log()

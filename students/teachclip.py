@@ -25,7 +25,7 @@ class TeachClipConfig(RetrievalConfig):
     afa: AfaConfig = AfaConfig()
 
     def fine_targets(self) -> tuple[str, ...]:
-        """The frame aggregation."""
+        """Return the name of the frame aggregation."""
         return ("pooling",)
 
 
@@ -41,7 +41,7 @@ class TeachClip(RetrievalModel):
         self.afa = AttentiveFrameAggregation(clip.dim, config.afa)
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """The pooled vector, and the raw frame relevance for the fine loss."""
+        """Return the pooled vector, and the raw frame relevance for the fine loss."""
         contextual = self.temporal(self.clip.encode_frames(frames, real), real)
         vector, relevance = self.afa(contextual, real)
         return VideoFeatures(vector=vector, relevance=relevance, real=real)

@@ -35,11 +35,11 @@ LEFT_OUT = -1e18  # the weight, before that softmax, of a frame that does not co
 
 
 class Ts2NetConfig(RetrievalConfig):
-    """The towers, what is shifted and what is kept.
+    """The towers, the shifted layers and the kept tokens.
 
-    `mask: tiled` is what the authors' code does: the padding mask of the frames is repeated as a whole along the kept
+    `mask: tiled` is the authors' code: the padding mask of the frames is repeated as a whole along the kept
     tokens, which stand frame by frame, so that in a video shorter than `frames` wrong tokens are masked;
-    `interleaved` is the correction. `noise` is what the selection uses outside training: the authors draw noise there
+    `interleaved` is the correction. `noise` is that of the selection outside training: the authors draw noise there
     too; "seeded" always takes the same, "zero" none.
     """
 
@@ -52,7 +52,7 @@ class Ts2NetConfig(RetrievalConfig):
     mask: Literal["tiled", "interleaved"] = "tiled"  # of padded frames: as the authors' code, or the correction
 
     def fixed_sizes(self) -> dict[str, int]:
-        """The shift's."""
+        """Return the number of frames that the shift was built for."""
         return {"frames": self.frames}
 
 
@@ -66,11 +66,11 @@ class Ts2NetInteraction(Interaction):
         self.logit_scale = LogitScale()
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, to build this module again."""
+        """Return the constructor's arguments, to build this module again."""
         return {}
 
     def forward(self, text: TextFeatures, video: VideoFeatures, scaled: bool = True) -> Float[Tensor, "text video"]:
-        """Logits, or with `scaled=False` the similarity before the logit scale. Float32 or better."""
+        """Return logits, or with `scaled=False` the similarity before the logit scale; in float32 or better."""
         assert video.frames is not None and video.real is not None, "TS2-Net scores the frames that count"
         with torch.autocast(text.sentence.device.type, enabled=False):
             cosines = torch.einsum("td,vfd->tvf", unit(text.sentence), unit(video.frames))
@@ -80,7 +80,7 @@ class Ts2NetInteraction(Interaction):
 
 
 class Ts2Net(Teacher):
-    """The heavy towers with shift and selection, and the interaction that scores what they give.
+    """The heavy towers with shift and selection, and the interaction that scores their features.
 
     The logit scale is CLIP's, moved into the interaction (`clip` has none afterwards).
     """
@@ -105,7 +105,7 @@ class Ts2Net(Teacher):
             )
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """The frames' class tokens after the temporal transformer; `real` says which of them count."""
+        """Return the frames' class tokens after the temporal transformer; `real` says which of them count."""
         if real.shape[1] != self.frames:
             raise RecipeError(
                 f"TS2-Net was built for {self.frames} frames, but the videos have {real.shape[1]}; encode with the "

@@ -40,7 +40,7 @@ class XClipConfig(RetrievalConfig):
     temperature: float = Field(default=0.01, gt=0)  # of the attention over similarities
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Those of the scoring matrices."""
+        """Return the sizes of the scoring matrices."""
         return {"words": self.words, "frames": self.frames}
 
 
@@ -60,11 +60,11 @@ class XClipInteraction(Interaction):
         self.dim, self.words, self.frames, self.temperature = dim, words, frames, temperature
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, to build this module again."""
+        """Return the constructor's arguments, to build this module again."""
         return {"dim": self.dim, "words": self.words, "frames": self.frames, "temperature": self.temperature}
 
     def forward(self, text: TextFeatures, video: VideoFeatures, scaled: bool = True) -> Float[Tensor, "text video"]:
-        """Logits, or with `scaled=False` the similarity before the logit scale. Float32 or better."""
+        """Return logits, or with `scaled=False` the similarity before the logit scale; in float32 or better."""
         assert text.words is not None and video.frames is not None, "X-CLIP scores words and frames"
         self._check_sizes(num_words=text.words.shape[1], num_frames=video.frames.shape[1])
         sentence, words, vector, frames = map(unit, (text.sentence, text.words, video.vector, video.frames))
@@ -77,7 +77,7 @@ class XClipInteraction(Interaction):
         return self.logit_scale(similarity) if scaled else similarity
 
     def _coarse(self, sentence: Tensor, words: Tensor, vector: Tensor, frames: Tensor) -> Float[Tensor, "text video"]:
-        """Sentence-video + word-video + sentence-frame (three of the four contrasts)."""
+        """Sum the contrasts sentence-video, word-video and sentence-frame, three of the four."""
         sentence_video = sentence @ self.global_proj.to(sentence.dtype) @ vector.T
         word_video = _attend(words @ vector.T, self.word_cross, self.temperature)
         cosines = _frames_first(sentence, frames).view(len(sentence), frames.shape[1], len(frames))
@@ -86,7 +86,7 @@ class XClipInteraction(Interaction):
     def _word_frame(
         self, words: Float[Tensor, "text word dim"], frames: Float[Tensor, "video frame dim"]
     ) -> Float[Tensor, "text video"]:
-        """Attention over the word-frame similarities: words then frames, frames then words, averaged."""
+        """Pool the word-frame similarities by attention: words then frames, frames then words, averaged."""
         num_texts, num_words = words.shape[:2]
         num_videos, num_frames = frames.shape[:2]
         cells = _frames_first(words.flatten(0, 1), frames).view(num_texts, num_words, -1)  # text word (frame video)
@@ -105,7 +105,7 @@ class XClipInteraction(Interaction):
 
 
 class XClip(Teacher):
-    """The heavy towers, and the interaction that scores what they give.
+    """The heavy towers, and the interaction that scores their features.
 
     The logit scale is CLIP's, moved into the interaction (`clip` has none afterwards): one parameter, one
     key `interaction.logit_scale.log`, and no second scale that would never be trained.
@@ -119,12 +119,12 @@ class XClip(Teacher):
         self.interaction.logit_scale = clip.take_logit_scale()
 
     def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
-        """The end-of-text feature and the feature of every position."""
+        """Return the end-of-text feature and the feature of every position."""
         sentence, words = self.clip.text(ids)
         return TextFeatures(sentence=sentence, words=words)
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """The unit video vector after the temporal transformer, and CLIP's own frames before it."""
+        """Return the unit video vector after the temporal transformer, and CLIP's own frames before it."""
         original = self.clip.encode_frames(frames, real)
         vector = unit(mean_pool(self.temporal(original, real), real))
         return VideoFeatures(vector=vector, frames=original, real=real)
@@ -133,7 +133,7 @@ class XClip(Teacher):
 def _frames_first(
     rows: Float[Tensor, "row dim"], frames: Float[Tensor, "video frame dim"]
 ) -> Float[Tensor, "row frame*video"]:
-    """Inner products in the order of frames, then videos. What is smaller is reordered, the frames or the products."""
+    """Return inner products ordered by frame, then video. The smaller of frames and products is reordered."""
     if len(rows) < frames.shape[-1]:
         products = (rows @ frames.flatten(0, 1).T).unflatten(1, frames.shape[:2])
         return products.transpose(1, 2).flatten(1)
@@ -143,6 +143,6 @@ def _frames_first(
 def _attend(
     scores: Float[Tensor, "row n column"], mix: Float[Tensor, "n n"], temperature: float
 ) -> Float[Tensor, "row column"]:
-    """Pools the middle axis by its own softmax, mixed by a learned matrix: sum((softmax(s / temperature) mix) * s)."""
+    """Pool the middle axis by its own softmax, mixed by a learned matrix: sum((softmax(s / temperature) mix) * s)."""
     mix = mix.to(scores.dtype).T.expand(len(scores), -1, -1)
     return (torch.bmm(mix, (scores / temperature).softmax(1)) * scores).sum(1)

@@ -42,22 +42,22 @@ class XPoolInteraction(Interaction):
         self.dim, self.dropout = dim, dropout
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, to build this module again."""
+        """Return the constructor's arguments, to build this module again."""
         return {"dim": self.dim, "dropout": self.dropout}
 
     def forward(self, text: TextFeatures, video: VideoFeatures, scaled: bool = True) -> Float[Tensor, "text video"]:
-        """Logits, or with `scaled=False` the cosine of caption and pooled video. Float32 or better."""
+        """Return logits, or with `scaled=False` the cosine of caption and pooled video; in float32 or better."""
         with torch.autocast(text.sentence.device.type, enabled=False):
             similarity = self.pooling.cosine(precise(text.sentence), _frames(video))
         return self.logit_scale(similarity) if scaled else similarity
 
     def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
-        """The attention logit of every frame of video i for caption i: TeachCLIP's fine label before its softmax."""
+        """Return the attention logit of every frame of video i for caption i: a fine label before its softmax."""
         return self.pooling.scores(precise(text.sentence), _frames(video)).squeeze(1)
 
 
 class XPool(Teacher):
-    """The heavy towers, and the interaction that scores what they give.
+    """The heavy towers, and the interaction that scores their features.
 
     The logit scale is CLIP's, moved into the interaction (`clip` has none afterwards).
     """
@@ -69,7 +69,7 @@ class XPool(Teacher):
         self.interaction.logit_scale = clip.take_logit_scale()
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """CLIP's frames as they are."""
+        """Return CLIP's frames as they are."""
         features = self.clip.encode_frames(frames, real)
         return VideoFeatures(vector=mean_pool(features, real), frames=features, real=real)
 

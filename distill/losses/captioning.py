@@ -16,7 +16,7 @@ def caption_loss(
     said: Bool[Tensor, "pair word"],
     counts: Float[Tensor, "pair word"],
 ) -> Float[Tensor, " pair"]:
-    """Sum over a caption of the negative log likelihood of its words, each times how much it counts.
+    """Sum over each caption the negative log likelihood of its words, each times how much it counts.
 
     `logits` are of the `said` places of all captions, in one list.
     """
@@ -26,6 +26,6 @@ def caption_loss(
 
 
 def captioning(loss: Float[Tensor, " pair"], weight: Float[Tensor, " pair"]) -> Float[Tensor, ""]:
-    """The weighted mean over the words of all captions, from every caption's sum and the sum of its counts."""
+    """Return the weighted mean over the words of all captions, from each caption's sum and the sum of its counts."""
     assert loss.dtype.itemsize >= 4, "losses are computed in float32 or better"
     return loss.sum() / weight.sum()

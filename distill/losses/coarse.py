@@ -18,7 +18,7 @@ def coarse(
     temperature: float = 1.0,
     distance: Distance = "pearson",
 ) -> Float[Tensor, ""]:
-    """Distance of the rows plus distance of the columns; both sides are logits.
+    """Return the distance of the rows plus that of the columns; both sides are logits.
 
     `temperature` (beta in the authors' configs) divides both sides first. `pearson` compares softmaxed rows and columns
     (the paper's choice), `cross_entropy` their cross-entropy averaged over all entries, `l1` the logits themselves

@@ -15,7 +15,7 @@ def consistency(
     beta: float,
     over: Over = "queries",
 ) -> Float[Tensor, ""]:
-    """Mean squared difference of the batch's mean concepts, plus beta x the squared distance of r from 0.75.
+    """Return the mean squared difference of the batch's mean concepts + beta x the squared distance of r from 0.75.
 
     Both sides are unit vectors. r_i is the sum over the pairs of the cosine of their concepts i, divided by the number
     of concepts (`over: queries`), as in the authors' code: it grows with the batch, and the target is a mean cosine of

@@ -11,7 +11,7 @@ STRENGTH = 0.14
 
 
 def channel_constraint(text: Float[Tensor, "pair dim"], video: Float[Tensor, "pair dim"]) -> Float[Tensor, ""]:
-    """0.14 sum_d (C_d - 1)^2, with C_d the correlation of channel d of matched pairs (EERCF, Pearson constraint).
+    """Return 0.14 sum_d (C_d - 1)^2, C_d being the correlation of channel d of matched pairs (EERCF, L_PC).
 
     Standardised by the deviation over n - 1 and averaged over n, so that C_d is at most (n - 1) / n, as in the code.
     """

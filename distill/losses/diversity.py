@@ -8,7 +8,7 @@ MARGIN = 0.1
 
 
 def diversity(concepts: Float[Tensor, "pair concept dim"]) -> Float[Tensor, ""]:
-    """Hinge on the mean over the batch of the cosines between a sample's concepts; `concepts` are unit vectors.
+    """Return the hinge on the batch mean of the cosines between a sample's concepts, which are unit vectors (IDL).
 
     Every concept must be nearer to itself than to any other by the margin, seen from either of the two. The authors
     apply it to videos only: they compute the same of the texts and drop it.
@@ -19,7 +19,7 @@ def diversity(concepts: Float[Tensor, "pair concept dim"]) -> Float[Tensor, ""]:
 
 
 def margin_ranking(similarity: Float[Tensor, "concept concept"]) -> Float[Tensor, ""]:
-    """Mean over i != j of max(0, margin + S_ij - S_ii)."""
+    """Return the mean over i != j of max(0, margin + S_ij - S_ii)."""
     count = len(similarity)
     excess = (MARGIN + similarity - similarity.diagonal().unsqueeze(1)).relu()
     return (excess.sum() - excess.diagonal().sum()) / (count * (count - 1))

@@ -22,7 +22,7 @@ def fine(
     distance: Distance = "cross_entropy",
     reduction: Reduction = "frame",
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of softmax(teacher / temperature) against softmax(student), or their Pearson distance.
+    """Return the cross-entropy of softmax(teacher / temperature) against softmax(student), or their Pearson distance.
 
     Both sides are raw scores. `reduction: frame` averages the cross-entropy over pairs *and* frames, which makes it
     1/frames of the usual one, as in the authors' code; `pair` sums over frames and averages over pairs. Without `real`
@@ -43,7 +43,7 @@ def fine(
 def standardised(
     relevance: Float[Tensor, "pair frame"], real: Bool[Tensor, "pair frame"] | None = None
 ) -> Float[Tensor, "pair frame"]:
-    """Every row brought to mean 0 and deviation 1 over its real frames; a row without any spread becomes 0."""
+    """Bring every row to mean 0 and deviation 1 over its real frames; a row without any spread becomes 0."""
     counted = torch.ones_like(relevance) if real is None else real.to(relevance.dtype)
     count = counted.sum(-1, keepdim=True)
     centred = (relevance - (relevance * counted).sum(-1, keepdim=True) / count) * counted

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def pearson_distance(student: Float[Tensor, "row column"], teacher: Float[Tensor, "row column"]) -> Float[Tensor, ""]:
-    """1 - Pearson correlation of paired rows, averaged over rows."""
+    """Return 1 - the Pearson correlation of paired rows, averaged over rows."""
     student = student - student.mean(-1, keepdim=True)
     teacher = teacher - teacher.mean(-1, keepdim=True)
     correlation = (student * teacher).sum(-1) / (student.norm(dim=-1) * teacher.norm(dim=-1))

@@ -17,8 +17,8 @@ PADDED_RELEVANCE = -1e4
 
 
 class AfaConfig(Config):
-    """How frames are pooled. `mask_padding: false` is what the authors' code does: padded frames take part in both
-    softmaxes (a 3-frame video padded to 12 starts with three quarters of its weight on padding). With true they have no
+    """Options of the pooling. `mask_padding: false` is the authors' code: padded frames take part in both softmaxes
+    (a 3-frame video padded to 12 starts with three quarters of its weight on padding). With true they have no
     weight, and the fine loss leaves them out as well."""
 
     pool_temperature: float = Field(default=0.1, gt=0)  # of the softmax over relevance that pools frames
@@ -26,7 +26,7 @@ class AfaConfig(Config):
 
 
 class AttentiveFrameAggregation(nn.Module):
-    """Weighs frames by a learned relevance and pools them into one video vector (TeachCLIP, AFA).
+    """Learned relevance that weighs frames and pools them into one video vector (TeachCLIP, AFA).
 
     With `uniform` the last layer starts at zero: all frames that count have the same weight until training says more.
     """
@@ -46,7 +46,7 @@ class AttentiveFrameAggregation(nn.Module):
     def forward(
         self, frames: Float[Tensor, "video frame dim"], real: Bool[Tensor, "video frame"]
     ) -> tuple[Float[Tensor, "video dim"], Float[Tensor, "video frame"]]:
-        """Pooled vectors (unit frames, weighted; not normalised again) and raw relevance, in float32 or better."""
+        """Return weighted sums of unit frames, not normalised again, and raw relevance, in float32 or better."""
         relevance = precise(self.score(frames).squeeze(-1))
         if self.mask_padding:
             relevance = relevance.masked_fill(~real, PADDED_RELEVANCE)

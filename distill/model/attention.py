@@ -1,5 +1,5 @@
-"""What stands in for a visual block's attention: the class token's query alone, or all tokens, some of them moved
-between the frames of a video first.
+"""Replacements of a visual block's attention: one computes the class token's query alone, the other all tokens, after
+some of them have been moved between the frames of a video.
 
 Both keep the parameters and their names, so a state dict does not show which one is in use.
 """
@@ -18,7 +18,7 @@ FROM_PREVIOUS, FROM_NEXT = 1, 4  # the first token of each kind; the class token
 
 
 class ClassTokenAttention(nn.Module):
-    """What a trained `nn.MultiheadAttention` gives the class token, under the same parameter names.
+    """The class token's output of a trained `nn.MultiheadAttention`, under the same parameter names.
 
     With one query, projecting all tokens to keys and values is waste: q (W h) = (q W) h, and the values may be pooled
     before they are projected. The same numbers to rounding, for a tenth of the work. The key bias adds the same to
@@ -33,7 +33,7 @@ class ClassTokenAttention(nn.Module):
         self.num_heads = attention.num_heads
 
     def forward(self, tokens: Float[Tensor, "image token width"]) -> Float[Tensor, "image width"]:
-        """Attention of the first token to all tokens."""
+        """Return the attention of the first token to all tokens."""
         per_head = (self.num_heads, -1, tokens.shape[-1])
         w_query, w_key, w_value = self.in_proj_weight.chunk(3)
         b_query, _, b_value = self.in_proj_bias.chunk(3)
@@ -48,8 +48,8 @@ class ClassTokenAttention(nn.Module):
 class TokenAttention(nn.Module):
     """Self-attention of all tokens, after `rearrange` has moved some of them between images (None: none move).
 
-    A block hands over the tokens after its first norm and adds what comes back to the tokens as they were, so only what
-    is attended to moves, never the residual stream.
+    A block passes the tokens after its first norm and adds the result to the tokens as they were, so only queries, keys
+    and values move, never the residual stream.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TokenAttention(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "image token width"], *_: Tensor, **__: object
     ) -> tuple[Float[Tensor, "image token width"], None]:
-        """Called as a block calls `nn.MultiheadAttention`; keys and values are the queries' tokens."""
+        """Attend as `nn.MultiheadAttention` does in a block; keys and values are the queries' tokens."""
         if self.rearrange is not None:
             tokens = self.rearrange(tokens)
         projected = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
@@ -76,7 +76,7 @@ class TokenAttention(nn.Module):
 
 
 def shift_tokens(tokens: Float[Tensor, "image token width"], num_frames: int) -> Float[Tensor, "image token width"]:
-    """Some patch tokens of every frame replaced by the same tokens of its neighbours in time (TS2-Net, token shift).
+    """Replace some patch tokens of every frame by the same tokens of its neighbours in time (TS2-Net, token shift).
 
     Images are the frames of whole videos, one after the other. Every (tokens // 7)-th token from 1 on comes from the
     previous frame and from 4 on from the next one; the first and the last frame keep what has no neighbour. Padded

@@ -1,4 +1,4 @@
-"""What training may do to every transformer block of a model, towers and temporal transformer alike.
+"""Checkpointing and compilation of every transformer block of a model, in the towers and the temporal transformer.
 
 Both replace a block's `forward`, on that object alone: names of parameters, releases and checkpoints know nothing of
 it. A vision tower whose last block answers for the class token alone calls that block's parts, which stay as they are.
@@ -22,8 +22,7 @@ BLOCKS = (ResidualAttentionBlock, TemporalBlock)
 
 
 class _Gate(torch.autograd.Function):
-    """Nothing but a saved tensor: the backward asks for it, and so has all behind the gate run again, before it goes
-    through."""
+    """Identity that saves a tensor: its backward asks for it, so the checkpoint first runs its forward again."""
 
     @staticmethod
     def forward(ctx: Any, *results: Tensor) -> tuple[Tensor, ...]:
@@ -37,7 +36,7 @@ class _Gate(torch.autograd.Function):
 
 
 def recomputed(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """The function, but of each call only its inputs are kept; the backward runs it again with the same random numbers.
+    """Wrap a function so that calls keep their inputs alone; the backward repeats them with the same random numbers.
 
     It runs again as a whole, before the backward of any of its modules has begun. Otherwise ZeRO 3, which fetches a
     module's parameters for its backward and lets go of them after its forward, would let go of them in between.
@@ -55,13 +54,13 @@ def recomputed(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tup
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Activation checkpointing: every block keeps its input alone."""
+    """Turn on activation checkpointing: every block keeps its input alone."""
     for block in _blocks(model):
         block.forward = _recomputed_forward(block.forward)
 
 
 def require_compiler(device: torch.device) -> None:
-    """Raises `RecipeError` where torch.compile has nothing to compile with."""
+    """Raise `RecipeError` where torch.compile has no compiler."""
     if device.type == "cuda":
         missing = "" if importlib.util.find_spec("triton") else "the package triton"
     else:
@@ -72,7 +71,7 @@ def require_compiler(device: torch.device) -> None:
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compiles block by block, so that all blocks of one shape share one compilation. Before `checkpoint_blocks`."""
+    """Compile block by block, so that blocks of one shape share one compilation. Call before `checkpoint_blocks`."""
     for block in _blocks(model):
         block.forward = torch.compile(block.forward)
 

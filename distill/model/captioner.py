@@ -1,8 +1,8 @@
 """An auxiliary captioner: while a video tower is trained, a small decoder has to say the captions from its frames.
 
-It reads frame features [pair, frame, dim] and the caption up to each word, and guesses the next word. What it teaches
-the tower stays when it is left out of the release; which frames it reads for which word is text-to-frame relevance that
-no search ever has to compute (Prompt Switch, Auxiliary Video Captioning).
+It reads frame features [pair, frame, dim] and the caption up to each word, and predicts the next word. The tower keeps
+what it has learned from it when the captioner is left out of the release; which frames it reads for which word is
+text-to-frame relevance that no search has to compute (Prompt Switch, Auxiliary Video Captioning).
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ UNKNOWN = 1  # of a pruned token table: the row of every token that was not kept
 
 
 class CaptionConfig(Config):
-    """Size of the captioner, its weight, and which words say little: they count `light_weight`, all others 1."""
+    """Size of the captioner, its weight, and the words that say little: they count `light_weight`, all others 1."""
 
     weight: float = 0.5  # of the captioning loss
     layers: int = Field(default=2, ge=1)  # decoder blocks
@@ -70,8 +70,8 @@ class Captioner(nn.Module):
         said: Bool[Tensor, "pair word"],
         counted: Bool[Tensor, "pair frame"] | None = None,
     ) -> tuple[Float[Tensor, "token vocabulary"], Float[Tensor, "pair word frame"]]:
-        """Logits of the word that follows each `said` one, those of all pairs in one list, and the last layer's shares
-        of attention. `counted` are the frames that may be read (None: all)."""
+        """Return the logits of the word that follows each `said` one, those of all pairs in one list, and the last
+        layer's attention. `counted` are the frames that may be read (None: all)."""
         num_words = words.shape[1]
         before = torch.ones(1, num_words, num_words, dtype=torch.bool, device=words.device).tril()
         readable = None if counted is None else counted.unsqueeze(1)
@@ -82,14 +82,14 @@ class Captioner(nn.Module):
         return self.head(self.norm_out(states)[said]), attention
 
     def counts(self, targets: Int[Tensor, "pair word"], said: Bool[Tensor, "pair word"]) -> Float[Tensor, "pair word"]:
-        """How much every word counts, nothing where none is said; in float32 or better."""
+        """Return the weight of every word, 0 where none is said; in float32 or better."""
         return precise(self.word_weights)[targets] * said
 
 
 def next_words(
     ids: Int[Tensor, "text word"],
 ) -> tuple[Int[Tensor, "text said"], Int[Tensor, "text said"], Bool[Tensor, "text said"]]:
-    """Of captions: what is heard, what has to be said after it, and where that is a word or the end.
+    """Split captions into the tokens that are heard, those to be said next, and where these are a word or the end.
 
     Nothing is said after the end token (the largest id), whatever a caption is padded with.
     """
@@ -100,13 +100,13 @@ def next_words(
 def frames_read(
     attention: Float[Tensor, "pair word frame"], counts: Float[Tensor, "pair word"]
 ) -> Float[Tensor, "pair frame"]:
-    """Attention averaged over the words that count, each as much as it counts; every row sums to 1."""
+    """Average attention over the words that count, each as much as it counts; every row sums to 1."""
     return torch.einsum("pw,pwf->pf", counts, attention.to(counts.dtype)) / counts.sum(1, keepdim=True)
 
 
 def light_tokens(words: list[str], size: int, towers: str) -> list[int]:
-    """Ids of the tokens that `words` are spelled with, in the token table of the folder `towers` or else in CLIP's
-    own; words that a pruned table has not kept have none."""
+    """Return the ids of the tokens that `words` are spelled with, in the token table of the folder `towers` or
+    else in CLIP's own; words that a pruned table has not kept have none."""
     if not words:
         return []
     vocabulary = read_vocabulary(Path(towers))

@@ -5,8 +5,8 @@ normalised. Decisions:
 
 * A tower reads its parameters only inside `forward`, so each tower must be *called*; methods that look like a second
   entrance (`stem`) go through the call. (Under ZeRO-3 a parameter exists only there.)
-* What is frozen and comes before the first trained block is the *stem*. It never changes, so callers may compute its
-  tokens once, store them, and pass those in place of pixels.
+* Frozen layers before the first trained block are the *stem*. It never changes, so callers may compute its tokens
+  once, store them, and pass those in place of pixels.
 * The projected class token is all that most models use, so the last trained block computes only that one query;
   `VisionTower.give_tokens` makes the tower return every token, `VisionTower.take_prompts` lets prompts through it.
 * Padded frames are images of zeros *after* normalisation (mid-grey), as CLIP4Clip's loaders produce them.
@@ -32,11 +32,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Images = UInt8[Tensor, "image 3 row column"] | Float[Tensor, "image 3 row column"]
 VideoPixels = UInt8[Tensor, "video frame 3 row column"] | Float[Tensor, "video frame 3 row column"]
-StemTokens = Float[Tensor, "video frame token width"]  # what `ClipModel.frames_to_stem` gives
+StemTokens = Float[Tensor, "video frame token width"]  # made by `ClipModel.frames_to_stem`
 
 
 def normalise(frames: UInt8[Tensor, "*image 3 row column"]) -> Float[Tensor, "*image 3 row column"]:
-    """Pixels 0..255 to what CLIP was trained on, in float32, and each colour by itself in memory, as weights expect."""
+    """Normalise pixels 0..255 as CLIP was trained, in float32, each colour by itself in memory, as weights expect."""
     mean, std = torch.tensor([CLIP_MEAN, CLIP_STD], device=frames.device).view(2, 3, 1, 1)
     return (frames.to(torch.float32, memory_format=torch.contiguous_format) / 255 - mean) / std
 
@@ -100,7 +100,7 @@ class VisionTower(nn.Module):
         prompts: Float[Tensor, "image prompt width"] | None = None,
         counted: Bool[Tensor, " image"] | None = None,
     ) -> Float[Tensor, "image dim"] | Float[Tensor, "image token channel"]:
-        """Features of pixels (uint8, or float and normalised) or of stem tokens; or the stem tokens themselves.
+        """Return features of pixels (uint8, or float and normalised) or of stem tokens; or the stem tokens themselves.
 
         `prompts`, after `take_prompts`: the prompt tokens of every image, and which images count when they are
         aggregated (None: all).
@@ -137,7 +137,7 @@ class VisionTower(nn.Module):
         return self.ln_post(classes) @ self.proj
 
     def stem(self, frames: Images) -> Float[Tensor, "image token width"]:
-        """Tokens after everything frozen: compute once, store, and pass in place of pixels."""
+        """Return the tokens after the frozen layers, which may be stored and passed in place of pixels."""
         assert self.stem_layers is not None, "only a tower with frozen layers has a stem"
         return self(frames, stem_only=True)
 
@@ -177,8 +177,8 @@ class TextTower(nn.Module):
     def forward(
         self, ids: Int[Tensor, "text word"], embed_only: bool = False
     ) -> tuple[Float[Tensor, "text dim"], Float[Tensor, "text word dim"]] | Float[Tensor, "text word width"]:
-        """The feature at the end-of-text token (the largest id), and the feature at every position; or what the blocks
-        start from.
+        """Return the feature at the end-of-text token (the largest id) and those at every position; or, with
+        `embed_only`, the input of the first block.
 
         Ids may be shorter than CLIP's context: attention is causal, so what follows the end changes nothing before it.
         """
@@ -198,17 +198,17 @@ class TextTower(nn.Module):
         return sentence, words
 
     def embed(self, ids: Int[Tensor, "text word"]) -> Float[Tensor, "text word width"]:
-        """Tokens with their positions, before any block."""
+        """Return the tokens with their positions, before any block."""
         return self(ids, embed_only=True)
 
 
 def real_words(ids: Int[Tensor, "text word"]) -> Bool[Tensor, "text word"]:
-    """Where a token stands, start and end included: all positions up to the end token, which has the largest id."""
+    """Mark the positions of tokens: all up to the end token, which has the largest id; start and end are included."""
     return torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(-1, keepdim=True)
 
 
 class LogitScale(nn.Module):
-    """Turns cosines into logits by exp(log). Training caps `log` at `MAX_LOG` after every step, as CLIP does."""
+    """Factor exp(log) between cosines and logits. Training caps `log` at `MAX_LOG` after every step, as CLIP does."""
 
     MAX_LOG = float(np.log(100))
 
@@ -217,7 +217,7 @@ class LogitScale(nn.Module):
         self.log = nn.Parameter(torch.tensor([log]))  # one element, not zero-dimensional: DeepSpeed needs an axis
 
     def forward(self, similarity: Float[Tensor, "text video"]) -> Float[Tensor, "text video"]:
-        """exp(log) * similarity, in the precision of the similarity."""
+        """Return exp(log) * similarity, in the precision of the similarity."""
         return self.log.to(similarity.dtype).exp() * similarity
 
 
@@ -238,7 +238,7 @@ class ClipModel(nn.Module):
 
     @classmethod
     def from_config(cls, config: ClipConfig) -> "ClipModel":
-        """The towers a recipe asks for, with their weights."""
+        """Load the towers that a recipe names, with their weights."""
         clip, architecture = load_towers(config)
         return cls(clip, architecture, config.freeze_vision, config.freeze_text)
 
@@ -246,32 +246,32 @@ class ClipModel(nn.Module):
     def from_architecture(
         cls, model_cfg: dict[str, Any], freeze_vision: int | None = None, freeze_text: int | None = None
     ) -> "ClipModel":
-        """Towers of the same shape with random weights, to be filled from a state dict."""
+        """Build towers of the same shape with random weights, to be filled from a state dict."""
         architecture = plain_architecture(model_cfg, where="architecture")
         return cls(build_towers(architecture), architecture, freeze_vision, freeze_text)
 
     def encode_frames(
         self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]
     ) -> Float[Tensor, "video frame *token dim"]:
-        """Features of every frame, of pixels or stem tokens; padded frames are encoded as images of zeros. The token
-        axis is there if the tower gives all tokens."""
+        """Return features of every frame, of pixels or stem tokens; padded frames are encoded as images of zeros. The
+        token axis is there if the tower gives all tokens."""
         if frames.ndim == 5:
             frames = _blank_padding(frames, real)
         return self.visual(frames.flatten(0, 1)).unflatten(0, real.shape)
 
     def frames_to_stem(self, frames: VideoPixels, real: Bool[Tensor, "video frame"]) -> StemTokens:
-        """Stem tokens of every frame, padded ones included, that `encode_frames` takes in place of pixels."""
+        """Return stem tokens of every frame, padded ones included, that `encode_frames` takes in place of pixels."""
         return self.visual.stem(_blank_padding(frames, real).flatten(0, 1)).unflatten(0, real.shape)
 
     def take_logit_scale(self) -> LogitScale:
-        """Hands the logit scale over to a scoring head that stores its own, so a state dict holds it once."""
+        """Hand the logit scale over to a scoring head that stores its own, so a state dict holds it once."""
         scale = self.logit_scale
         del self.logit_scale
         return scale
 
 
 def _freeze(tower: VisionTower | TextTower, first: int, *, head: tuple[str, ...], where: str) -> None:
-    """Leaves only the head and the blocks from `first` on trainable (CLIP4Clip's freeze_layer_num)."""
+    """Leave only the head and the blocks from `first` on trainable (CLIP4Clip's freeze_layer_num)."""
     num_blocks = len(tower.transformer.resblocks)
     if first > num_blocks:
         raise RecipeError(f"{where}: {first} is more than the tower's {num_blocks} layers")
@@ -281,6 +281,6 @@ def _freeze(tower: VisionTower | TextTower, first: int, *, head: tuple[str, ...]
 
 
 def _blank_padding(frames: VideoPixels, real: Bool[Tensor, "video frame"]) -> Float[Tensor, "video frame 3 row column"]:
-    """Normalised frames, zero where padded."""
+    """Return normalised frames, zero where padded."""
     pixels = normalise(frames) if frames.dtype == torch.uint8 else frames
     return pixels.masked_fill(~real[:, :, None, None, None], 0)

@@ -21,57 +21,57 @@ from distill.model.towers import ClipConfig
 
 
 class RetrievalConfig(Config):
-    """Base of every model's config: what a recipe must know of a model before it is built."""
+    """Base of every model's config, with the facts that a recipe needs before the model is built."""
 
     kind: str
     clip: ClipConfig
 
     def released(self) -> "RetrievalConfig":
-        """The config of the model that is released: without parts that only training needs."""
+        """Return the config of the model that is released, without parts that only training needs."""
         return self
 
     def fixed_sizes(self) -> dict[str, int]:
-        """`words` and `frames`, where weights or wiring fix how many of them the model takes."""
+        """Return `words` and `frames`, where weights or wiring fix how many of them the model takes."""
         return {}
 
     def frame_step(self) -> int:
-        """Videos must have a multiple of so many frames."""
+        """Return the number of which a video's number of frames must be a multiple."""
         return 1
 
     def coarse_targets(self) -> tuple[str, ...]:
-        """Its batch logits that a teacher's ranking can teach: keys of `TrainingScores.rankings`."""
+        """Name the batch logits that a teacher's ranking can teach: keys of `TrainingScores.rankings`."""
         return ("logits",)
 
     def fine_targets(self) -> tuple[str, ...]:
-        """Its frame scores that a teacher's relevance can teach: keys of `TrainingScores.frames`."""
+        """Name the frame scores that a teacher's relevance can teach: keys of `TrainingScores.frames`."""
         return ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingScores:
-    """What a global batch of matched pairs gives the losses. Logits are scaled, frame scores before any softmax."""
+    """Scores of a global batch of matched pairs, for the losses. Logits are scaled, frame scores before any softmax."""
 
     contrasts: list[tuple[float, Float[Tensor, "text video"]]]  # weighted groups, each with its own contrastive loss
-    rankings: dict[str, Float[Tensor, "text video"]]  # what teachers' rankings teach
-    frames: dict[str, Float[Tensor, "pair frame"]] = field(default_factory=dict)  # what their relevance teaches
+    rankings: dict[str, Float[Tensor, "text video"]]  # logits that teachers' rankings teach
+    frames: dict[str, Float[Tensor, "pair frame"]] = field(default_factory=dict)  # scores that their relevance teaches
     own: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # losses that only this model has, weighted
 
     @classmethod
     def of(
         cls, logits: Float[Tensor, "text video"], relevance: Float[Tensor, "pair frame"] | None = None
     ) -> "TrainingScores":
-        """Of a model with one score, and perhaps learned frame relevance that pools."""
+        """Make the scores of a model with one score and, perhaps, learned frame relevance that pools."""
         frames = {} if relevance is None else {"pooling": relevance}
         return cls(contrasts=[(1.0, logits)], rankings={"logits": logits}, frames=frames)
 
 
 class RetrievalModel(nn.Module, ABC):
-    """What training, evaluation, releases and galleries need of any model."""
+    """Base of every model, with all that training, evaluation, releases and galleries ask of it."""
 
     clip: ClipModel
     mask_padding: bool = False  # padded frames have no weight in its pooling, nor in the fine loss
     pool_temperature: float | None = None  # softmax(relevance / this) are the weights with which frames are pooled
-    rerank_fields: tuple[str, ...] = ()  # of `VideoFeatures`: what `similarity` needs beyond `vector`; () is one stage
+    rerank_fields: tuple[str, ...] = ()  # fields that `similarity` reads beyond `vector`; () is one stage
 
     def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
         """Encode token ids; here to the end-of-text feature alone."""
@@ -110,18 +110,18 @@ class RetrievalModel(nn.Module, ABC):
         return ()
 
     def query_vectors(self, text: TextFeatures) -> Float[Tensor, "text index"]:
-        """Query vectors, whose inner products with `index_vectors` rank a gallery or choose its candidates."""
+        """Return query vectors, whose inner products with `index_vectors` rank a gallery or choose its candidates."""
         return unit(text.sentence)
 
     def index_vectors(self, video: VideoFeatures) -> Float[Tensor, "video index"]:
-        """Vectors that a gallery stores of every video, to be searched by inner product."""
+        """Return the vectors that a gallery stores of every video, to be searched by inner product."""
         return unit(video.vector)
 
 
 class Interaction(nn.Module, ABC):
     """A teacher's light scoring head: stored features to scores of any batch, without the towers."""
 
-    video_fields: tuple[str, ...] = ("vector", "frames")  # of `VideoFeatures`, which a label set stores of a video
+    video_fields: tuple[str, ...] = ("vector", "frames")  # fields of `VideoFeatures` that a label set stores
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class Teacher(RetrievalModel):
 
 
 def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:
-    """The teacher's text x video logits of a batch, rebuilt from stored features by its own scoring head.
+    """Return the teacher's text x video logits of a batch, rebuilt from stored features by its own scoring head.
 
     Where the label set gives shortlists instead (tier `topk`), videos that are on none have their caption's tail.
     """

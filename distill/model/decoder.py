@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-HIDDEN = -1e18  # the score of what must not be seen; finite, so that a query that sees nothing gives numbers too
+HIDDEN = -1e18  # the score of keys that must not be seen; finite, so that a query that sees none gives numbers too
 
 
 class Attention(nn.Module):
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         memory: Float[Tensor, "batch key dim"],
         visible: Bool[Tensor, "#batch #query key"] | None = None,
     ) -> tuple[Float[Tensor, "batch query dim"], Float[Tensor, "batch query key"]]:
-        """`visible` says which keys a query may look at (None: all)."""
+        """Return what each query reads, and its weights; `visible` says which keys it may look at (None: all)."""
         w_query, w_key, w_value = self.in_proj_weight.chunk(3)
         b_query, b_key, b_value = self.in_proj_bias.chunk(3)
         query = self._heads(F.linear(queries, w_query, b_query))
@@ -66,7 +66,7 @@ class DecoderLayer(nn.Module):
         seen: Bool[Tensor, "#batch #query query"] | None = None,
         readable: Bool[Tensor, "#batch #query key"] | None = None,
     ) -> tuple[Float[Tensor, "batch query dim"], Float[Tensor, "batch query key"]]:
-        """`seen`: which queries a query may look at; `readable`: which keys of the memory. None: all."""
+        """Apply the layer; a query may look at the queries `seen` and at `readable` keys of the memory (None: all)."""
         queries = self.norm1(queries + self.dropout(self.self_attn(queries, queries, seen)[0]))
         read, attention = self.multihead_attn(queries, memory, readable)
         queries = self.norm2(queries + self.dropout(read))

@@ -22,14 +22,14 @@ Products = Float32[Tensor, "row part"]
 
 
 def built() -> bool:
-    """Whether there is a library to call."""
+    """Return whether there is a library to call."""
     return _library() is not None
 
 
 def products(
     query: Float32[Tensor, " dim"], keys: Keys, rows: Int64[Tensor, " row"], *, unit: bool = False
 ) -> Products:
-    """Inner products of a query with every part of some videos, or with the `unit` vectors of these parts.
+    """Return the inner products of a query with every part of some videos, or with the `unit` vectors of these parts.
 
     Raises `ValueError` for tensors that do not lie in memory row after row, `IndexError` for rows that are no videos.
     """
@@ -46,11 +46,11 @@ def pooled(
     counted: Bool[Tensor, "video group"] | None = None,
     unit: bool = False,
 ) -> tuple[Products, Float32[Tensor, " row"]]:
-    """`products` with the keys, and the query's inner product with the unit vector of the weighted sum of the values.
+    """Return `products` with the keys, and the query's inner product with the unit vector of the values' weighted sum.
 
-    The weights are the softmax of products / temperature; parts that are not `counted` have none, of which each entry
-    stands for as many parts, one after the other (patches of a frame); where none is counted, all weigh alike. With
-    `unit` all keys and values are of length 1. Raises as `products` does.
+    The weights are the softmax of products / temperature. Parts that are not `counted` have weight 0; an entry of
+    `counted` stands for several parts in a row (the patches of a frame). Where no part counts, all weigh alike. With
+    `unit` all keys and values are divided by their lengths. Raises as `products` does.
     """
     return _attend(query, keys, values, rows, counted, temperature, unit)
 
@@ -109,7 +109,7 @@ def _checked_groups(query: Tensor, keys: Tensor, values: Tensor | None, rows: Te
 
 
 def _check(some: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Raises ValueError for what the library would misread: it is given addresses."""
+    """Raise `ValueError` for a tensor that the library, which gets its address alone, would misread."""
     if some.dtype != dtype or some.shape != shape or not (some.is_cpu and some.is_contiguous()):
         found = f"{some.dtype} {list(some.shape)} on {some.device}"
         raise ValueError(f"expected {dtype} {list(shape)} in memory, row after row; found {found}")

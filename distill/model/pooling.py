@@ -20,13 +20,13 @@ Weights = Float[Tensor, "*text video part"]
 
 
 def attend(products: Weights, counted: Counted, temperature: float) -> Weights:
-    """Softmax of inner products / temperature over the parts that count; over all where none does."""
+    """Return the softmax of inner products / temperature over the parts that count; over all where none does."""
     scores = products / temperature
     return (scores if counted is None else scores.masked_fill(~counted, LEFT_OUT)).softmax(-1)
 
 
 def best(products: Weights, counted: Counted, k: int) -> Weights:
-    """Weight 1 for the `k` parts with the largest inner products, or all there are, and 0 for the others."""
+    """Return weight 1 for the `k` parts with the largest inner products, or all there are, and 0 for the others."""
     scores = products if counted is None else products.masked_fill(~counted, LEFT_OUT)
     chosen = scores.topk(min(k, scores.shape[-1]), dim=-1).indices
     weights = torch.zeros_like(products).scatter(-1, chosen, 1.0)
@@ -39,7 +39,7 @@ def pooled_cosine(
     weights: Float[Tensor, "text video part"],
     along: Float[Tensor, "text video"] | None = None,
 ) -> Float[Tensor, "text video"]:
-    """Cosine of every sentence s with g, the sum of the parts x_i of a video with its own weights w_i.
+    """Return the cosine of every sentence s with g, the sum of a video's parts x_i with the weights w_i of that pair.
 
     `along` is <s, g>, where it is known already. For many sentences |g|^2 = w G w with the parts' inner products G, so
     that nothing of size text x video x dim is made; for fewer than there are parts (a search) G costs more than g.
@@ -75,7 +75,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, sentence: Float[Tensor, "text dim"], frames: Float[Tensor, "video part dim"], counted: Counted = None
     ) -> Float[Tensor, "video text dim"]:
-        """Every video as every sentence sees it."""
+        """Return every video as every sentence reads it."""
         normed = self._normed(frames)
         query, keys = self._heads(self.q_proj(self._normed(sentence))), self._heads(self.k_proj(normed))
         scores = torch.einsum("thc,vfhc->vhtf", query, keys) * query.shape[-1] ** -0.5
@@ -88,7 +88,7 @@ class CrossAttention(nn.Module):
     def cosine(
         self, sentence: Float[Tensor, "text dim"], frames: Float[Tensor, "video part dim"], counted: Counted = None
     ) -> Float[Tensor, "text video"]:
-        """Cosine of every sentence with every video as that sentence sees it."""
+        """Return the cosine of every sentence with every video as that sentence reads it."""
         size, normed, scores = max(1, MAX_CELLS // sentence.numel()), unit(sentence), []
         for start in range(0, len(frames), size):
             few = slice(start, start + size)
@@ -99,13 +99,13 @@ class CrossAttention(nn.Module):
     def scores(
         self, sentence: Float[Tensor, "pair dim"], frames: Float[Tensor, "pair frame dim"]
     ) -> Float[Tensor, "pair head frame"]:
-        """Every head's scores of the frames of video i for sentence i, whose softmax are its weights."""
+        """Return every head's scores of the frames of video i for sentence i, whose softmax are its weights."""
         query, keys = self.q_proj(self._normed(sentence)), self.k_proj(self._normed(frames))
         query, keys = self._heads(query), self._heads(keys)
         return torch.einsum("phc,pfhc->phf", query, keys) * query.shape[-1] ** -0.5
 
     def _normed(self, rows: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """The shared norm, in the precision of its weights."""
+        """Apply the shared norm, in the precision of its weights."""
         return self.norm1(rows.to(self.norm1.weight.dtype))
 
     def _heads(self, rows: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows head channel"]:

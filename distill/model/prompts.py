@@ -18,29 +18,29 @@ INIT_STD = 0.02  # times width ** -0.5, as CLIP's own embeddings
 
 
 class PromptCube(nn.Module):
-    """The prompts of every frame of a cube and every slot, learned."""
+    """Learned prompts of every frame and every slot of a cube."""
 
     def __init__(self, prompts: int, width: int):
         super().__init__()
         self.cube = nn.Parameter(torch.randn(prompts, prompts, width) * INIT_STD * width**-0.5)  # frame slot width
 
     def forward(self, num_images: int) -> Float[Tensor, "image prompt width"]:
-        """The prompts of so many images, which must be whole cubes."""
+        """Repeat the cube for so many images, which must be whole cubes."""
         num_cubes, rest = divmod(num_images, len(self.cube))
         assert not rest, f"{num_images} images are no whole number of cubes of {len(self.cube)}"
         return self.cube.repeat(num_cubes, 1, 1)
 
 
 def switch_prompts(tokens: Float[Tensor, "image token width"], prompts: int) -> Float[Tensor, "image token width"]:
-    """Prompt j of frame i and prompt i of frame j exchanged within every cube; the other tokens stay where they are."""
+    """Exchange prompt j of frame i and prompt i of frame j within every cube; the other tokens stay where they are."""
     cubes = tokens[:, -prompts:].unflatten(0, (-1, prompts))  # cube frame slot width
     return torch.cat([tokens[:, :-prompts], cubes.transpose(1, 2).flatten(0, 1)], dim=1)
 
 
 class PromptAggregation(nn.Module):
-    """What the class tokens of a clip gain by reading all prompts of the clip: nothing, until it is trained.
+    """Attention through which the class tokens of a clip of `frames` frames read all prompts of the clip.
 
-    A clip is `frames` frames. The output layer starts at zero.
+    The output layer starts at zero, so they gain nothing until it is trained.
     """
 
     def __init__(self, width: int, heads: int, frames: int):
@@ -55,7 +55,7 @@ class PromptAggregation(nn.Module):
         prompts: Float[Tensor, "image prompt width"],
         counted: Bool[Tensor, " image"] | None,
     ) -> Float[Tensor, "image width"]:
-        """Prompts of images that do not count are not read (None: all count)."""
+        """Return the addition to the class tokens; prompts of images that do not count are not read (None: all do)."""
         clip = (-1, self.frames)
         memory = prompts.unflatten(0, clip).flatten(1, 2)  # clip (frame slot) width
         visible = None
@@ -68,7 +68,7 @@ def repeat_last(
     frames: Tensor,  # [video, frame, ...]: pixels or stem tokens
     real: Bool[Tensor, "video frame"],
 ) -> Tensor:
-    """Padded frames replaced by the last real one, as the authors' loader completes short videos."""
+    """Replace padded frames by the last real one, as the authors' loader completes short videos."""
     order = torch.arange(real.shape[1], device=real.device)
     last = (order * real).amax(1, keepdim=True)
     taken = torch.where(real, order, last)

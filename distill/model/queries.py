@@ -1,4 +1,4 @@
-"""Learned queries that read a text or a video: what GLSCL compares in place of all words with all frames (its LIM).
+"""Learned queries that read a text or a video, so that GLSCL need not compare all words with all frames (its LIM).
 
 Features [sample, item, dim] go in, words of a text or frames of a video; out come as many concepts as there are queries
 [sample, concept, dim], unit vectors, and how much of each item each of them read. Because one set of queries and one
@@ -26,7 +26,7 @@ Side = Literal["text", "video"]
 
 
 class QueryConfig(Config):
-    """Size of the queries' decoder, and what both sides share.
+    """Size of the queries' decoder, and the parts that both sides share.
 
     `init: uniform` is the authors' U[0, 1), with which any two queries begin at a cosine of about 0.75; `normal` is
     N(0, 1), with which they begin unlike.
@@ -58,7 +58,7 @@ class LearnedQueries(nn.Module):
     def forward(
         self, items: Float[Tensor, "sample item dim"], side: Side, real: Bool[Tensor, "sample item"] | None = None
     ) -> tuple[Float[Tensor, "sample concept dim"], Float[Tensor, "sample concept item"]]:
-        """Concepts, and how much of each item the last layer read for each; without `real` padding is read too."""
+        """Return concepts, and how much of each item the last layer read for each; without `real`, padding too."""
         queries, decoder = self.queries, self.decoder
         if side == "text" and self.text_queries is not None:
             queries = self.text_queries

@@ -23,7 +23,7 @@ MAX_CELLS = 2**24  # numbers of parts held at once, or their inner products: 64 
 
 
 def unit_sentence(text: TextFeatures) -> Float[Tensor, "text dim"]:
-    """The sentences as unit vectors."""
+    """Return the sentences as unit vectors."""
     return unit(text.sentence)
 
 
@@ -46,42 +46,42 @@ class Reading:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a reading finds."""
+    """Result of a reading."""
 
     products: Float[Tensor, "text video part"]  # <q, k_i>
     counted: Bool[Tensor, "video part"] | None  # False on padding; None: padding counts too
     cosine: Float[Tensor, "text video"] | None  # of q and the pooled vector, if there is one
 
     def pooled(self) -> Float[Tensor, "text video"]:
-        """The cosine of a reading that pools."""
+        """Return the cosine of a reading that pools."""
         assert self.cosine is not None, "this reading has no values"
         return self.cosine
 
     def whole(self) -> Float[Tensor, "text video"]:
-        """The inner product of a reading that has one key a video."""
+        """Return the inner product of a reading that has one key a video."""
         return self.products.squeeze(-1)
 
 
 @dataclass(frozen=True)
 class ScorePart:
-    """A summand of a model's `similarity`. Galleries add the later ones for the best of what they recalled alone."""
+    """A summand of a model's `similarity`. Searches add the later ones for the best candidates alone."""
 
     readings: tuple[Reading, ...]
-    combine: Callable[..., Float[Tensor, "text video"]]  # of what each reading has `Seen`
+    combine: Callable[..., Float[Tensor, "text video"]]  # of one `Seen` for each reading
     of_best: int = 1  # it is added for the best so far, so many times as many as are asked for; the first for all
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What it reads of `VideoFeatures` beyond `vector`."""
+        """Fields of `VideoFeatures` that its readings name, beyond `vector`."""
         named = [name for reading in self.readings for name in (reading.keys, reading.values, reading.mask)]
         return tuple(dict.fromkeys(name for name in named if name is not None and name != "vector"))
 
     def queries(self, text: TextFeatures) -> list[Float[Tensor, "text dim"]]:
-        """The vectors that read, one for each reading."""
+        """Return the vectors that read, one tensor for each reading."""
         return [precise(reading.query(text)) for reading in self.readings]
 
     def score(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
-        """The part of every text with every video, in float32 or better, a few videos at a time."""
+        """Score every text with every video, in float32 or better, a few videos at a time."""
         with torch.autocast(text.sentence.device.type, enabled=False):
             asking = list(zip(self.readings, self.queries(text), strict=True))
             counts = [math.prod(video.tensors()[r.keys].shape[1:]) // q.shape[1] * max(q.shape) for r, q in asking]
@@ -91,7 +91,7 @@ class ScorePart:
 
 
 def read(reading: Reading, query: Float[Tensor, "text dim"], video: VideoFeatures) -> Seen:
-    """What the texts' vectors find in the parts of every video."""
+    """Compare the texts' vectors with the parts of every video, in PyTorch."""
     fields = video.tensors()
     keys = precise(parts_of(fields, reading.keys, query))
     products = inner(query, keys)
@@ -114,11 +114,11 @@ def read(reading: Reading, query: Float[Tensor, "text dim"], video: VideoFeature
 
 
 def parts_of(fields: Mapping[str, Tensor], name: str, query: Float[Tensor, "*text dim"]) -> Tensor:
-    """A field of some videos, [video, part, dim]: parts of the size of the query, which must divide a video's."""
+    """Cut a field of some videos into parts of the size of the query, [video, part, dim]."""
     return fields[name].reshape(len(fields[name]), -1, query.shape[-1])
 
 
 def counted_parts(mask: Bool[Tensor, "video frame"], num_parts: int) -> Bool[Tensor, "video part"]:
-    """The mask of every part of a video, from that of the frames they belong to."""
+    """Repeat the mask of frames for the parts (patches) of each frame."""
     parts_a_frame = num_parts // mask.shape[1]
     return mask if parts_a_frame == 1 else mask.repeat_interleave(parts_a_frame, dim=1)

@@ -1,4 +1,4 @@
-"""Token selection: of every frame, its class token and the few patch tokens that say most (TS2-Net, sections 3.2, 3.3).
+"""Token selection: a frame's class token and the few patch tokens that say most (TS2-Net, sections 3.2, 3.3).
 
 Tokens [image, token, dim] go in, token 0 being the class token; [image, 1 + kept, dim] come out. Which patches are kept
 is learned through a perturbed top-k: the mean over noisy copies of the scores of the one-hot choice, whose gradient is
@@ -42,10 +42,10 @@ class _PerturbedTopK(torch.autograd.Function):
 def perturbed_topk(
     scores: Float[Tensor, "row token"], noise: Float[Tensor, "#row sample token"], kept: int, sigma: float = SIGMA
 ) -> Float[Tensor, "row kept token"]:
-    """How often each token is the first, second, ... (in token order) of the `kept` best under noise; rows sum to 1.
+    """Return how often each token is the first, second, ... (in token order) of the `kept` best under noise.
 
-    The gradient is the authors': the diagonal of the Jacobian E[one_hot * noise] / sigma, every token's choice seen as
-    depending on its own score alone.
+    Rows sum to 1. The gradient is the authors': the diagonal of the Jacobian E[one_hot * noise] / sigma, in which the
+    choice of a token depends on its own score alone.
     """
     indicators = _PerturbedTopK.apply(scores, noise, kept, sigma)
     assert isinstance(indicators, Tensor)
@@ -53,7 +53,7 @@ def perturbed_topk(
 
 
 def topk_indices(scores: Float[Tensor, "row token"], kept: int) -> Int[Tensor, "row kept"]:
-    """The `kept` best of every row in token order: the perturbed top-k without noise."""
+    """Return the `kept` best of every row in token order: the perturbed top-k without noise."""
     return scores.topk(kept, dim=-1).indices.sort(-1).values
 
 
@@ -75,13 +75,13 @@ class TokenSelector(nn.Module):
         self.register_buffer("noise", fixed, persistent=False)
 
     def scores(self, tokens: Float[Tensor, "image token dim"]) -> Float[Tensor, "image token"]:
-        """One score in (-1, 1) per token, the class token included."""
+        """Score every token in (-1, 1), the class token included."""
         hidden = F.gelu(self.hidden(self.norm(tokens)))
         joint = torch.cat([hidden, hidden[:, :1].expand_as(hidden)], dim=-1)
         return self.score(F.gelu(self.joint(joint))).squeeze(-1).tanh()
 
     def forward(self, tokens: Float[Tensor, "image token dim"]) -> Float[Tensor, "image kept dim"]:
-        """The class token, then the chosen patches in their order.
+        """Return the class token, then the chosen patches in their order.
 
         In training the noise is drawn anew at every call. In evaluation it is one fixed table ("seeded"), or there is
         none and the best patches are taken as they are ("zero").

@@ -32,7 +32,7 @@ class TemporalConfig(Config):
     init: Literal["clip_text", "normal"] = "clip_text"  # the first blocks of CLIP's text tower, or N(0, 0.02)
 
     def heads_for(self, dim: int) -> int:
-        """The number of attention heads for features of size `dim`."""
+        """Return the number of attention heads for features of size `dim`."""
         heads = self.heads or max(1, dim // 64)
         if dim % heads:
             raise RecipeError(f"temporal.heads: {heads} heads do not divide features of size {dim}")
@@ -53,7 +53,7 @@ class TemporalBlock(nn.Module):
     def forward(
         self, frames: Float[Tensor, "video frame dim"], padding: Float[Tensor, "video frame"]
     ) -> Float[Tensor, "video frame dim"]:
-        """`padding` is added to the attention scores of each key: 0 on real frames, -1e6 on padded ones."""
+        """Apply the block; `padding` is added to scores of keys: 0 on real frames, -1e6 on padded ones."""
         normed = self.ln_1(frames)
         padding = padding.to(normed.dtype)
         frames = frames + self.attn(normed, normed, normed, key_padding_mask=padding, need_weights=False)[0]
@@ -61,7 +61,7 @@ class TemporalBlock(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """Lets the frames of a video see one another (CLIP4Clip, seqTransf)."""
+    """Transformer in which the frames of a video see one another (CLIP4Clip, seqTransf)."""
 
     def __init__(self, dim: int, config: TemporalConfig):
         super().__init__()
@@ -76,14 +76,14 @@ class TemporalTransformer(nn.Module):
 
     @classmethod
     def for_clip(cls, clip: ClipModel, config: TemporalConfig) -> "TemporalTransformer":
-        """Build one over the features of some towers, with the first weights that the config names."""
+        """Build one for the features of some towers, with the first weights that the config names."""
         temporal = cls(clip.dim, config)
         if config.init == "clip_text":
             temporal.init_from_text(clip.text)
         return temporal
 
     def init_from_text(self, text: TextTower) -> None:
-        """Copies the first positions and blocks of CLIP's text tower; a tower that does not fit is an error."""
+        """Copy the first positions and blocks of CLIP's text tower; raise `RecipeError` for one that does not fit."""
         positions, dim = self.pos_embed.weight.shape
         own = {"width": dim, "heads": self.num_heads, "layers": len(self.blocks), "positions": positions}
         found = {"width": text.width, "heads": text.heads, "layers": text.layers, "positions": text.context}
@@ -102,7 +102,7 @@ class TemporalTransformer(nn.Module):
     def forward(
         self, frames: Float[Tensor, "video frame dim"], real: Bool[Tensor, "video frame"]
     ) -> Float[Tensor, "video frame dim"]:
-        """T(frames + positions) + frames."""
+        """Return T(frames + positions) + frames, T being the blocks."""
         num_frames = frames.shape[1]
         if num_frames > self.pos_embed.num_embeddings:
             limit = self.pos_embed.num_embeddings

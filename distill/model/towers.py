@@ -1,4 +1,4 @@
-"""Which towers: an architecture of open_clip with random weights or those of a tag, or a folder with both.
+"""CLIP's towers by name: an architecture of open_clip with random weights or those of a tag, or a folder with both.
 
 Only two plain transformers are taken. A folder holds `open_clip_config.json` and `open_clip_model.safetensors`, as
 open_clip writes them.
@@ -31,7 +31,7 @@ LARGEST_PICTURE = 1024  # pixels of a side
 
 
 class ClipConfig(Config):
-    """Which CLIP, with which weights, and how much of it is trained.
+    """Choice of a CLIP, its weights, and how much of it is trained.
 
     `freeze_vision` / `freeze_text`: null trains everything; n is CLIP4Clip's rule: of that tower only the last norm,
     the projection and the blocks from the n-th on are trained (0 freezes the embeddings alone).
@@ -44,7 +44,7 @@ class ClipConfig(Config):
 
 
 def read_architecture(config: ClipConfig) -> dict[str, Any]:
-    """The open_clip `model_cfg` that a config names, checked; loads no weights and uses no network."""
+    """Return the open_clip `model_cfg` that a config names, checked; loads no weights and uses no network."""
     folder = Path(config.model)
     if folder.is_dir():
         if config.weights not in ("folder", "random"):
@@ -64,7 +64,7 @@ def read_architecture(config: ClipConfig) -> dict[str, Any]:
 
 
 def plain_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, Any]:
-    """A copy of an open_clip `model_cfg` that is certain to be two plain transformers, or an error naming the key."""
+    """Copy an open_clip `model_cfg`; raise `RecipeError`, naming the key, unless it is two plain transformers."""
     parts = {"vision_cfg": (PLAIN_VISION, asdict(CLIPVisionCfg())), "text_cfg": (PLAIN_TEXT, asdict(CLIPTextCfg()))}
     missing = [key for key in ("embed_dim", *parts) if key not in model_cfg]
     if missing:
@@ -106,7 +106,7 @@ def _read_folder(folder: Path, weights: str) -> dict[str, Any]:
 
 
 def _check_tag(config: ClipConfig, quick_gelu: bool) -> None:
-    """A tag must exist and be of the same activation: open_clip loads the wrong one without a word."""
+    """Raise `RecipeError` unless the tag exists and has the same activation: open_clip loads the wrong one silently."""
     tag = get_pretrained_cfg(config.model, config.weights)
     if not tag:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.model)) or "none"
@@ -117,7 +117,7 @@ def _check_tag(config: ClipConfig, quick_gelu: bool) -> None:
 
 
 def load_towers(config: ClipConfig) -> tuple[open_clip.CLIP, dict[str, Any]]:
-    """What a config names, with its weights, and the architecture."""
+    """Load the CLIP that a config names, with its weights; return it and its architecture."""
     architecture = read_architecture(config)
     if config.weights == "folder":
         return _load(Path(config.model), architecture), architecture
@@ -126,12 +126,12 @@ def load_towers(config: ClipConfig) -> tuple[open_clip.CLIP, dict[str, Any]]:
 
 
 def build_towers(architecture: dict[str, Any]) -> open_clip.CLIP:
-    """open_clip's model with random weights."""
+    """Build open_clip's model with random weights."""
     return open_clip.CLIP(**architecture, nonscalar_logit_scale=True)
 
 
 def _load(folder: Path, architecture: dict[str, Any]) -> open_clip.CLIP:
-    """Towers of a folder. Nothing is built that its weights cannot fill."""
+    """Load the towers of a folder. Nothing is built that its weights cannot fill."""
     path = folder / WEIGHTS_FILE
     check_regular(path)
     try:
@@ -157,7 +157,7 @@ def _load(folder: Path, architecture: dict[str, Any]) -> open_clip.CLIP:
 
 
 def too_large(architecture: dict[str, Any], weights: dict[str, Tensor]) -> int | float | None:
-    """A size of the architecture beyond the largest axis of any weight: building would take memory for nothing."""
+    """Return a size of the architecture that is larger than every axis of the weights, which do not fit it then."""
     largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
     parts = [part for part in architecture.values() if isinstance(part, dict)]
     numbers = [value for part in (architecture, *parts) for value in part.values() if type(value) in (int, float)]

@@ -29,7 +29,7 @@ class Stored(Protocol):
     """Features of all candidates, of which some are read: `VideoFeatures` themselves, or tokens of a gallery."""
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """As they are stored, of all candidates or of some."""
+        """Return them as they are stored, of all candidates or of some."""
 
     def __getitem__(self, rows: Tensor) -> VideoFeatures: ...
 
@@ -39,18 +39,18 @@ class InMemory(Stored, Protocol):
     """Stored features, float16, that may be read where they lie."""
 
     def in_memory(self) -> bool:
-        """Whether the processor can read them where they lie."""
+        """Return whether the processor can read them where they lie."""
         ...
 
     def scored(self, rows: Tensor, score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
-        """Scores of rows; `score` gets the stored tensors, and row numbers in them."""
+        """Score rows; `score` gets the stored tensors, and row numbers in them."""
         ...
 
 
 def of_parts(
     model: RetrievalModel, text: TextFeatures, tokens: Callable[[tuple[str, ...]], Stored]
 ) -> list[tuple[Pairs, int]]:
-    """The parts of a model's score where texts ask, and for how many of the best each is added, in times k.
+    """Return the parts of a model's score where texts ask, and for how many of the best each is added, in times k.
 
     `tokens` gives the stored features of some fields. A score that is no sum of parts is one part.
     """
@@ -61,7 +61,7 @@ def of_parts(
 
 
 def _of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
-    """One part: in place for a text that comes alone, and for several by matrix products of copies."""
+    """Return one part: in place for a text that comes alone, and for several by matrix products of copies."""
     together = of_texts(part.score, text, video)
     if not reads_in_place(part, video):
         return together
@@ -77,7 +77,7 @@ def _of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
 
 
 def reads_in_place(part: ScorePart, video: Stored) -> bool:
-    """Whether a text that comes alone reads these features where they are stored."""
+    """Return whether a text that comes alone reads these features where they are stored."""
     there = isinstance(video, InMemory) and video.in_memory() and inplace.built()
     return there and all(reading.k is None for reading in part.readings)
 
@@ -85,7 +85,7 @@ def reads_in_place(part: ScorePart, video: Stored) -> bool:
 def score_in_place(
     part: ScorePart, text: TextFeatures, video: InMemory, rows: Int64[Tensor, " row"]
 ) -> Float32[Tensor, "1 row"]:
-    """The part of one text with some videos."""
+    """Score one text with some videos, by one part."""
     asking = [(reading, query[0]) for reading, query in zip(part.readings, part.queries(text), strict=True)]
 
     def score(stored: Mapping[str, Tensor], own: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def score_in_place(
 
 
 def _read(reading: Reading, query: Float32[Tensor, " dim"], stored: Mapping[str, Tensor], rows: Tensor) -> Seen:
-    """The same as `distill.model.reading.read`, of one text, where the features are stored."""
+    """Compare one text with the parts of some videos, where they are stored, as `distill.model.reading.read` does."""
     keys = parts_of(stored, reading.keys, query)
     mask = None if reading.mask is None else stored[reading.mask]
     if reading.values is None:
@@ -116,7 +116,7 @@ def _read(reading: Reading, query: Float32[Tensor, " dim"], stored: Mapping[str,
 
 
 def of_texts(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs:
-    """The score of pairs where texts ask (text-to-video)."""
+    """Return the score of pairs where texts ask (text-to-video)."""
 
     def pairs(texts: Tensor, videos: Tensor) -> Tensor:
         asking = text[texts]
@@ -126,7 +126,7 @@ def of_texts(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs
 
 
 def of_videos(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs:
-    """The score of pairs where videos ask (video-to-text)."""
+    """Return the score of pairs where videos ask (video-to-text)."""
     size = in_one_call(text)
 
     def pairs(videos: Tensor, texts: Tensor) -> Tensor:
@@ -137,5 +137,5 @@ def of_videos(similarity: Similarity, text: TextFeatures, video: Stored) -> Pair
 
 
 def in_one_call(candidates: TextFeatures | Stored) -> int:
-    """How many candidates with such features are scored at once."""
+    """Return the number of candidates with such features that are scored at once."""
     return max(1, CALL // sum(value[0].numel() for value in candidates.tensors().values()))

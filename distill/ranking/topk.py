@@ -15,7 +15,7 @@ CHUNK = 131072  # videos scored at once: 512 KiB of float32 scores per query
 def top_k(
     queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "video dim"], k: int, chunk: int = CHUNK
 ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-    """The `k` highest inner products of every query; fewer where there are fewer videos."""
+    """Return the `k` highest inner products of every query, and their videos; fewer where there are fewer videos."""
     scores, videos = _best(queries @ vectors[:chunk].T, k)
     for start in range(chunk, len(vectors), chunk):
         new_scores, new_videos = _best(queries @ vectors[start : start + chunk].T, k)
@@ -26,7 +26,7 @@ def top_k(
 
 
 def _best(scores: Float[Tensor, "query column"], k: int) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-    """`torch.topk` with lower columns first among equals, which torch leaves open."""
+    """Return `torch.topk` with lower columns first among equals, which torch leaves open."""
     num_columns = scores.shape[1]
     k = min(k, num_columns)
     values, columns = scores.topk(min(k + 1, num_columns))  # one more tells whether torch had to choose among equals

@@ -54,14 +54,14 @@ def best_of(
 
 
 def _leading(scores: Float[Tensor, "query candidate"], k: int) -> Int64[Tensor, "query k"]:
-    """Where the `k` best stand, best first; among equals those that stand first."""
+    """Return the places of the `k` best, best first; among equals those that stand first."""
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
 def ranking(
     pairs: Pairs, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], candidates: int
 ) -> Float64[Tensor, "query candidate"]:
-    """Scores that rank all candidates of every query, to evaluate: the candidates have their full score.
+    """Return scores that rank everything for every query, to evaluate: candidates have their full score.
 
     All others follow, in the order of their inner products: these are shifted, row by row, below every full score, so
     rows must not be compared with one another.
@@ -79,7 +79,7 @@ def ranking(
 
 @torch.no_grad()
 def rerank(pairs: Pairs, candidates: Int64[Tensor, "query k"]) -> Float[Tensor, "query k"]:
-    """The full score of every query with its own candidates.
+    """Return the full score of every query with its own candidates.
 
     Where some queries have nearly the same candidates, as in a small gallery, they are scored in one call: a score
     of all queries with all candidates is cheaper then than many small ones.
