@@ -17,13 +17,13 @@ from distill.errors import ArtefactError, check_regular
 from distill.publishing import published
 from distill.remote import Place
 
-STRICT = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+STRICT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
 class View(BaseModel):
     """Base of what is read from stored JSON: strict types and finite numbers; unknown keys are ignored."""
 
-    model_config = STRICT
+    model_config = ConfigDict(frozen=True, **STRICT)
 
 
 T = TypeVar("T")
@@ -56,13 +56,11 @@ def changed(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[
     return found
 
 
-@cache
-def _checker(kind: type) -> TypeAdapter:
-    return TypeAdapter(kind, config=None if issubclass(kind, BaseModel) else STRICT)
+_checker = cache(TypeAdapter)
 
 
 def parsed(kind: type[T], found: bytes | Mapping[str, Any], where: object, mend: str) -> T:
-    """Return JSON as a view or a typed dictionary, which is as strict, and faster where there are millions.
+    """Return JSON as a view, or as a typed dictionary `with_config(STRICT)`, which is faster where there are millions.
 
     Raises `ArtefactError` for anything else: it names `where` and the first key that is wrong, and ends with `mend`,
     what the user can do.

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, with_config
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from distill.cache import Cache
@@ -22,7 +22,7 @@ from distill.data.prefetch import ShardSource
 from distill.data.shards import open_sealed_shards
 from distill.errors import ArtefactError
 from distill.manifest import NAME
-from distill.records import View, parsed
+from distill.records import STRICT, View, parsed
 from distill.remote import Place, locate
 
 LARGEST = 1 << 14  # pixels of a side, and frames of a video: beyond any model
@@ -58,6 +58,7 @@ class StoredCaption(TypedDict):
     text: str
 
 
+@with_config(STRICT)
 class _About(TypedDict):
     """A packed video as JSON."""
 

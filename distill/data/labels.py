@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, with_config
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -38,7 +38,7 @@ from distill.data.shards import open_sealed_shards
 from distill.data.tensorfile import Entry, read_header
 from distill.errors import ArtefactError
 from distill.manifest import MAKER, NAME
-from distill.records import View, canonical_json, parsed
+from distill.records import STRICT, View, canonical_json, parsed
 from distill.remote import Place, locate
 
 VERSION = 1
@@ -90,6 +90,7 @@ class _LabelledCaption(TypedDict):
     text_sha256: str
 
 
+@with_config(STRICT)
 class LabelledVideo(TypedDict):
     """A labelled video as JSON: the captions and frames that the teacher saw."""
 

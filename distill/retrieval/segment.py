@@ -18,7 +18,7 @@ from typing import Annotated, Any, Generic, NotRequired
 
 import torch
 from jaxtyping import Int64
-from pydantic import Field
+from pydantic import Field, with_config
 from safetensors.torch import save
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
@@ -26,7 +26,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from distill.data.frames import StoredCaption
 from distill.manifest import SealedFile, sealed_file
 from distill.publishing import published
-from distill.records import T, canonical_json, parsed
+from distill.records import STRICT, T, canonical_json, parsed
 from distill.retrieval.stored import MEND, Tokens, TokenWriter, damaged, mapped
 from distill.retrieval.vectors import Vectors
 
@@ -36,6 +36,7 @@ INTS, FLOATS, INT8 = (torch.int64,), (torch.float32,), (torch.int8,)
 COPY = 2**26  # bytes copied at once
 
 
+@with_config(STRICT)
 class StoredVideo(TypedDict):
     """The line of a row; what concerns a span alone is missing where the row is a whole file."""
 
