@@ -65,19 +65,26 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All ranks' rows of every named tensor (equal shapes on every rank), with a true gradient, in one collective."""
+    """Return all ranks' rows of every named tensor (equal shapes on every rank), in one collective.
+
+    Floats travel as fp32 and have a true gradient; whole numbers and truth values travel as the bits of int64.
+    """
     if world_size() == 1:
         return tensors
-    names = list(tensors)
-    shapes = [tensors[name].shape for name in names]
-    flat = torch.cat([tensors[name].reshape(len(tensors[name]), -1).float() for name in names], dim=1)
-    gathered = _Gather.apply(flat)
+    flat = [_as_floats(tensor.reshape(len(tensor), -1)) for tensor in tensors.values()]
+    gathered = _Gather.apply(torch.cat(flat, dim=1))
     assert isinstance(gathered, Tensor)
-    pieces = gathered.split([shape[1:].numel() for shape in shapes], dim=1)
+    pieces = gathered.split([part.shape[1] for part in flat], dim=1)
     return {
-        name: piece.reshape(-1, *shape[1:]).to(tensors[name].dtype)
-        for name, piece, shape in zip(names, pieces, shapes, strict=True)
+        name: (piece if own.is_floating_point() else piece.contiguous().view(torch.int64))
+        .reshape(-1, *own.shape[1:])
+        .to(own.dtype)
+        for (name, own), piece in zip(tensors.items(), pieces, strict=True)
     }
+
+
+def _as_floats(rows: Tensor) -> Tensor:
+    return rows.float() if rows.is_floating_point() else rows.long().view(torch.float32)
 
 
 def gather_rows(rows: Tensor, total: int) -> Tensor:

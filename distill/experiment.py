@@ -141,8 +141,7 @@ def _restored(recipe: Recipe, weights: dict[str, Tensor]) -> RetrievalModel:
 
 def _test(job: Job, frames: FrameSet) -> Scores:
     log.info(f"testing on {frames.path}: {len(frames)} videos")
-    data = job.data
-    return evaluate(job.model, frames, job.tokenizer, data.num_frames, bf16=job.bf16, workers=data.workers)
+    return evaluate(job.model, frames, job.tokenizer, bf16=job.bf16, workers=job.data.workers)
 
 
 def _release(recipe: Recipe, job: Job, weights: dict[str, Tensor], scores: Scores | None, seconds: float) -> None:
@@ -155,7 +154,7 @@ def _release(recipe: Recipe, job: Job, weights: dict[str, Tensor], scores: Score
     provenance = _provenance(recipe, job, metrics, seconds)
     stored = None  # bytes a video in a gallery, where the model is a student
     if recipe.model.kind not in catalogue.INTERACTIONS:
-        stored = bytes_per_video(job.model, job.data.num_frames, job.train.size)
+        stored = bytes_per_video(job.model, job.train.num_frames, job.train.size)
     kept = {name: weights[name] for name in job.model.state_dict()}
     parameters = sum(tensor.numel() for tensor in kept.values())
     left_out = sum(tensor.numel() for tensor in weights.values()) - parameters

@@ -1,6 +1,7 @@
 """Logging to the console, and progress with a remaining-time estimate for anything over a few seconds."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from typing import TypeVar
@@ -8,6 +9,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
+DELAY = 2.0  # seconds
 
 
 def setup(rank: int = 0) -> None:
@@ -20,7 +22,12 @@ def setup(rank: int = 0) -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def progress(items: Iterable[Item], what: str, total: int | None = None, *, quiet: bool = False) -> Iterable[Item]:
-    """A progress bar with ETA on a terminal, a line every ten seconds otherwise."""
+def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
+    """Show a progress bar with ETA on a terminal, a line every ten seconds otherwise, if it takes over two seconds.
+
+    Of the processes of one job only the first one shows it: RANK is the number that launchers give to the others.
+    """
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(items, desc=what, total=total, mininterval=interval, maxinterval=interval, disable=quiet, leave=False)
+    silent = int(os.environ.get("RANK", 0)) > 0
+    shown = {"desc": what, "total": total, "mininterval": interval, "maxinterval": interval, "leave": False}
+    return tqdm(items, disable=silent, delay=DELAY, **shown)

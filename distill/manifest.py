@@ -72,10 +72,10 @@ def seal(folder: Place, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def open_sealed(folder: Place, kind: Kind, version: int, *, verify: bool = True, quiet: bool = False) -> Manifest:
+def open_sealed(folder: Place, kind: Kind, version: int, *, verify: bool = True) -> Manifest:
     """Reads and checks a folder's manifest; with `verify`, re-hashes every file (sizes are always checked)."""
     manifest = read_manifest(folder, kind, version)
-    check_files(folder, manifest, verify=verify, quiet=quiet)
+    check_files(folder, manifest, verify=verify)
     return manifest
 
 
@@ -105,9 +105,7 @@ def read_manifest(folder: Place, kind: Kind, version: int) -> Manifest:
     return manifest
 
 
-def check_files(
-    folder: Place, manifest: Manifest, *, verify: bool, quiet: bool = False, but: Container[str] = ()
-) -> None:
+def check_files(folder: Place, manifest: Manifest, *, verify: bool, but: Container[str] = ()) -> None:
     """Compares every listed file `but` these with its recorded size and, with `verify`, its hash.
 
     Behind a URL sizes alone, where the server can list them: what is fetched is hashed then.
@@ -126,8 +124,7 @@ def check_files(
             )
     if not verify or isinstance(folder, RemotePath):
         return
-    size = sum(file.bytes for file in files.values())
-    for name in progress(files, f"verify {folder.name}", quiet=quiet or size < 2 << 30):
+    for name in progress(files, f"verify {folder.name}"):
         check_hash(folder / name, files[name], maker)
 
 

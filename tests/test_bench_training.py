@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import World, python
 
-from distill.bench import steps
+from distill.bench import planning, steps
 from distill.bench.drawn import draw_frames
 from distill.bench.rounds import Goal, ratio, take_turns, tree
 from distill.bench.waiting import LEFT_OUT
@@ -54,7 +54,8 @@ def test_the_loader_gives_what_the_shards_hold(tmp_path: Path):
     again = draw_frames(tmp_path / "b", videos=3, captions=2, num_frames=2, size=32)
     assert frames.manifest.id == again.manifest.id
     assert len({caption.text for video in frames.videos for caption in video.captions}) == 6
-    dataset = PairDataset(frames, [], steps.Tokenizer(WORDS), 3, pixels=True)
+    frames.num_frames = 3  # as if all videos were too short for the sampler
+    dataset = PairDataset(frames, [], steps.Tokenizer(WORDS), pixels=True)
     for workers in (0, 1):
         (batch,) = load_batches(dataset, [[(2, 1), (0, 0)]], workers)
         assert batch.frames.shape == (2, 3, 3, 32, 32) and batch.real.tolist() == [[True, True, False]] * 2
@@ -65,14 +66,14 @@ def test_the_loader_gives_what_the_shards_hold(tmp_path: Path):
 def test_workers_never_change_a_batch_that_was_handed_over(tmp_path: Path, workers: int):
     """Workers fill the same memory again; padding must not show what another batch left there."""
     frames = draw_frames(tmp_path, videos=6, captions=1, num_frames=2, size=32)
-    video = frames.videos[3]
+    video, frames.num_frames = frames.videos[3], 3
     frames.videos[3] = replace(video, timestamps=video.timestamps[:1])  # shorter than the one before it in its slot
     rows = [[(number % 6, 0), ((number + 1) % 6, 0)] for number in range(40)]
-    dataset = PairDataset(frames, [], steps.Tokenizer(WORDS), 3, pixels=True)
+    dataset = PairDataset(frames, [], steps.Tokenizer(WORDS), pixels=True)
     held = list(load_batches(dataset, rows, workers))
     for batch, expected in zip(held, load_batches(dataset, rows, 0), strict=True):
         assert torch.equal(batch.frames, expected.frames) and torch.equal(batch.ids, expected.ids)
-    videos = list(load_batches(VideoDataset(frames, 3), [[0, 1], [2, 3], [4, 5]] * 9 + [[3]], workers))
+    videos = list(load_batches(VideoDataset(frames), [[0, 1], [2, 3], [4, 5]] * 9 + [[3]], workers))
     assert torch.equal(videos[1][0], held[2].frames) and torch.equal(videos[-1][0][0], held[3].frames[0])
 
 
@@ -188,3 +189,18 @@ def test_a_run_that_ends_too_soon_says_what_it_said(world: World, tmp_path: Path
     recipe = world.recipe("clip", "clip4clip", tmp_path / "recipe", data={"train": str(tmp_path / "nothing")})
     with pytest.raises(ExpectedError, match=f"more than {LEFT_OUT} steps of an epoch; it said: error: .*/nothing: no"):
         tools_bench.main(["train", str(recipe), "--workers", "0"])
+
+
+def test_plans_are_timed_from_their_start_to_a_batch_in_mid_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    few = [(planning.SMALL, "apart", {}), (planning.SMALL, "negatives", {"same_video_apart": False})]
+    monkeypatch.setattr(planning, "PLANS", few)
+    tools_bench.main(["plan", "--rounds", "1", "--json", str(tmp_path / "out.json")])
+    found, shown = json.loads((tmp_path / "out.json").read_text())["plan"], capsys.readouterr().out
+    assert [(row["captions"], row["drawn"]) for row in found["rows"]] == [(180_000, "apart"), (180_000, "negatives")]
+    for row, goals in zip(found["rows"], (found["goals"][:3], found["goals"][3:]), strict=True):
+        assert [goal["found"] for goal in goals] == [row["start"], row["first"], row["megabytes"]]
+        assert [goal["limit"] for goal in goals] == [0.05, 3.0, 1000.0]
+        assert 0 < row["following"] < row["first"] and row["megabytes"] > 180_000 * 8 / 20 / 1e6  # of counts alone
+        assert all(goal["what"] in shown for goal in goals)

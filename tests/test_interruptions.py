@@ -116,7 +116,7 @@ def test_a_share_that_breaks_while_it_is_read_is_named(world: World, tmp_path: P
     (folder / "00000.tar").unlink()
     (folder / "00000.tar").symlink_to("/proc/self/mem")  # reads fail with an I/O error
     with pytest.raises(ArtefactError, match=r"share/00000\.tar: cannot be read \(Input/output error\)"):
-        list(load_batches(VideoDataset(frames, 12), [[0, 1]], workers))
+        list(load_batches(VideoDataset(frames), [[0, 1]], workers))
 
 
 GROUP = """

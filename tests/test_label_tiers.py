@@ -52,7 +52,7 @@ def pairs_of(frames: FrameSet) -> list[tuple[int, int]]:
 def logits_of(path: Path, frames: FrameSet, pairs: list[tuple[int, int]], tier: Coarse) -> torch.Tensor:
     """Text x video logits of a batch as training rebuilds them."""
     labels = LabelSet(path, frames, coarse=tier)
-    batch = PairDataset(frames, [labels], Tokenizer(24), 12, pixels=False).__getitems__(pairs)
+    batch = PairDataset(frames, [labels], Tokenizer(24), pixels=False).__getitems__(pairs)
     head = catalogue.build_interaction(**labels.interaction, weights=labels.interaction_weights(), where="test")
     return teacher_logits(head, batch.labels[0])
 

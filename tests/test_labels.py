@@ -87,7 +87,7 @@ def test_loss_and_gradient_from_labels_equal_the_live_teachers(
 ):
     frames, release = FrameSet(world.frames["train"]), distill.release.load(teacher)
     label_set = LabelSet(labels[storage], frames)
-    stored = PairDataset(frames, [label_set], release.tokenizer, 12, pixels=True).__getitems__(PAIRS)
+    stored = PairDataset(frames, [label_set], release.tokenizer, pixels=True).__getitems__(PAIRS)
     live = Batch(stored.videos, stored.ids, stored.frames, stored.real, [live_rows(release, frames, stored)])
     interaction = catalogue.build_interaction(
         **label_set.interaction, weights=label_set.interaction_weights(), where="test"
@@ -112,7 +112,7 @@ def test_labels_of_every_teacher_equal_the_live_one(
     frames, live = FrameSet(world.frames["train"]), random_teacher(world, kind)
     label_set = LabelSet(write_labels(world, kind, tmp_path / kind, storage), frames)
     tokenizer = distill.release.load(teacher).tokenizer
-    batch = PairDataset(frames, [label_set], tokenizer, 12, pixels=True).__getitems__(PAIRS)
+    batch = PairDataset(frames, [label_set], tokenizer, pixels=True).__getitems__(PAIRS)
     interaction = catalogue.build_interaction(
         **label_set.interaction, weights=label_set.interaction_weights(), where="test"
     )

@@ -42,7 +42,7 @@ class Counted(PairDataset):
 
 
 def counted(frames: FrameSet, log: Path) -> Counted:
-    dataset = Counted(frames, [], Tokenizer(24), 12, pixels=True)
+    dataset = Counted(frames, [], Tokenizer(24), pixels=True)
     dataset.log = log
     return dataset
 
@@ -72,7 +72,7 @@ def test_no_more_batches_are_in_flight_than_the_memory_holds(shards: Path, tmp_p
 
 
 def test_memory_that_does_not_hold_a_batch_per_worker_is_refused(shards: Path):
-    dataset = PairDataset(FrameSet(shards), [], Tokenizer(24), 12, pixels=True)
+    dataset = PairDataset(FrameSet(shards), [], Tokenizer(24), pixels=True)
     with pytest.raises(RecipeError, match=r"memory_gb: 0.001 GB, but data.workers=2 .*0.000591 GB each need 0.00236"):
         load_batches(dataset, [[(0, 0), (1, 0), (2, 0), (3, 0)]], 2, 0.001)
     assert len(list(load_batches(dataset, [[(0, 0)]], 0, 1e-9))) == 1  # without workers nothing is made ahead
@@ -95,7 +95,7 @@ def test_an_error_in_a_worker_reaches_the_user_as_it_is(shards: Path, tmp_path: 
             (tmp_path / path.name).write_bytes(path.read_bytes())
     tar = tmp_path / "00001.tar"
     tar.write_bytes(bytes(tar.stat().st_size))
-    dataset = PairDataset(FrameSet(tmp_path, verify=False), [], Tokenizer(24), 12, pixels=True)
+    dataset = PairDataset(FrameSet(tmp_path, verify=False), [], Tokenizer(24), pixels=True)
     with pytest.raises(ArtefactError, match=r"00001.tar: frames of 0000100000 cannot be decoded") as found:
         list(load_batches(dataset, [[(0, 0)], [(PER_SHARD, 0)]], workers))
     assert "Traceback" not in str(found.value)
@@ -108,7 +108,7 @@ class Killed(PairDataset):
 
 def test_a_worker_that_dies_is_one_line(shards: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # torch looks every 5 s
-    dataset = Killed(FrameSet(shards), [], Tokenizer(24), 12, pixels=True)
+    dataset = Killed(FrameSet(shards), [], Tokenizer(24), pixels=True)
     with pytest.raises(ExpectedError, match=r"a decoding process died .*lower data.workers"):
         list(load_batches(dataset, [[(0, 0)]], 1))
 
@@ -116,7 +116,8 @@ def test_a_worker_that_dies_is_one_line(shards: Path, monkeypatch: pytest.Monkey
 def windows(frames: FrameSet, window: int) -> tuple[list[list[tuple[int, int]]], list[int]]:
     """Batches of two epochs, and the shard of every video."""
     shards = [number for number, rows in enumerate(frames.shards().values()) for _ in rows]
-    plan = Plan([len(v.captions) for v in frames.videos], 4, 2, seed=1, shards=shards, window=window)
+    sizes = [len(rows) for rows in frames.shards().values()]
+    plan = Plan([len(v.captions) for v in frames.videos], 4, 2, seed=1, shards=sizes, window=window)
     return [[(int(v), int(c)) for v, c in plan.batch(step)] for step in range(plan.total_steps)], shards
 
 

@@ -637,7 +637,7 @@ def test_teachers_see_frames_in_the_order_of_time(world: World, passes: Path, tm
     labels = LabelSet(write_labels(there, "xclip", tmp_path), frames)
     rows = labels.batch([(0, 0)])
     teacher = random_teacher(world, "xclip")
-    pixels, real = VideoDataset(frames, 12).__getitems__([0])
+    pixels, real = VideoDataset(frames).__getitems__([0])
     with torch.no_grad():
         video = teacher.encode_video(pixels[:, order], real)
         text = teacher.encode_text(torch.from_numpy(Tokenizer(24)([about.captions[0].text])))

@@ -55,7 +55,7 @@ def test_a_recipe_trains_two_steps(path: Path, world: World, labels: list[Path])
     before = {name: value.clone() for name, value in job.model.state_dict().items()}
     counts = [len(video.captions) for video in job.train.videos]
     plan = Plan(counts, 16, epochs=1, seed=0, same_video_apart=recipe.data.same_video == "apart")
-    dataset = PairDataset(job.train, [source.labels for source in job.sources], job.tokenizer, 12, pixels=True)
+    dataset = PairDataset(job.train, [source.labels for source in job.sources], job.tokenizer, pixels=True)
     for step in range(2):
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * schedule(step + 1, 3, job.optim)

@@ -1,9 +1,13 @@
 """Training is exact: any number of processes, any ZeRO stage, micro-batches, any kill: the same batches and losses."""
 
+import hashlib
+import itertools
+import json
 import math
 import os
 import random
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -18,11 +22,17 @@ from labelling import write_labels
 from safetensors.torch import load_file, save_file
 
 from distill.config import read_recipe
+from distill.data.frames import FrameSet
+from distill.data.loader import PairDataset, load_batches
+from distill.data.plan import VERSION, Plan
+from distill.errors import ExpectedError
+from distill.experiment import prepare
 from distill.model.clip import LogitScale
 from distill.model.towers import WEIGHTS_FILE
 from distill.recipe import Recipe
-from distill.training import checkpoint
+from distill.training import batches, checkpoint
 from distill.training.folder import kept_apart
+from distill.training.loop import seed_of
 
 # Rates at which rounding stays rounding. Adam divides a gradient by its own size, so what is 1e-7 of a gradient that is
 # all but zero moves a weight by a share of the rate; at ten times these rates losses part by 2e-5 within an epoch.
@@ -228,3 +238,56 @@ def _kill(run: Path, step: int, *options: str | Path, processes: int = 1) -> int
     ranks.kill_all()
     assert ranks.ended(30)
     return path.read_bytes().count(b"\n")
+
+
+def test_a_step_has_the_batch_of_the_plan_and_a_seed_of_its_own(alone: Path):
+    """What metrics.jsonl records of a batch, computed anew from the frame set alone."""
+    recipe = read_recipe(alone / "bertadam.yaml", [], Recipe)
+    counts = [len(video.captions) for video in FrameSet(recipe.data.train).videos]
+    apart = recipe.data.same_video == "apart"
+    plan = Plan(counts, recipe.data.batch_size, recipe.train.epochs, recipe.seed, same_video_apart=apart)
+    rows = steps(alone / "bertadam")
+    assert len(rows) == plan.total_steps
+    for step, row in enumerate(rows):
+        pairs = [number for pair in plan.batch(step).tolist() for number in pair]
+        assert row["batch"] == hashlib.sha256(struct.pack(f"<{len(pairs)}q", *pairs)).hexdigest()[:12]
+        assert row["epoch"] == plan.epoch_of(step)
+    assert [seed_of(0, 0), seed_of(0, 1), seed_of(7, 1000)] == [
+        15793235383387715774,
+        5836529245451711556,
+        6140783112177352135,
+    ]
+    assert len({seed_of(seed, step) for seed in range(50) for step in range(50)}) == 2500
+
+
+def test_a_loader_that_ends_before_the_plan_stops_the_run(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = read_recipe(alone / "plain.yaml", [f"out={tmp_path}"], Recipe)
+    job, _ = prepare(recipe)
+    monkeypatch.setattr(batches, "load_batches", lambda *args: itertools.islice(load_batches(*args), 3))
+    plan = batches.plan_batches(job.train, job.data, job.config.epochs, job.seed)
+    dataset = PairDataset(job.train, [], job.tokenizer, pixels=True)
+    with pytest.raises(ExpectedError, match=rf"no batch came for step 6 of {plan.total_steps}; run the same"):
+        list(batches.load_shares(dataset, plan, job.data, 2))
+
+
+def test_captions_that_no_batch_takes_are_told(alone: Path, caplog: pytest.LogCaptureFixture):
+    recipe = read_recipe(alone / "plain.yaml", [], Recipe)
+    job, _ = prepare(recipe)
+    batches.plan_batches(job.train, job.data, 2, job.seed)
+    assert "left out" not in caplog.text
+    job.train.videos[0] = replace(job.train.videos[0], captions=job.train.videos[0].captions * 200)
+    most = max(batches.plan_batches(job.train, job.data, 2, job.seed).left_out)
+    assert most > 100 and f"up to {most} captions are left out of an epoch" in caplog.text
+
+
+def test_a_checkpoint_of_another_plan_is_refused(tmp_path: Path):
+    """Versions before plans had a number wrote none, and the step of the best weights, which nobody read."""
+    tensors, progress = {"a": torch.zeros(1)}, checkpoint.Progress(step=3, metrics_bytes=10, best_score=2.0)
+    checkpoint.save(tmp_path, tensors, tensors, progress)
+    assert checkpoint.latest(tmp_path)[2] == progress.model_copy(update={"plan": VERSION})
+    state = tmp_path / "step000003" / "state.json"
+    state.write_text(json.dumps({"step": 3, "metrics_bytes": 10, "processes": 1, "best_step": 3, "best_score": 2.0}))
+    with pytest.raises(
+        ExpectedError, match=r"step000003: written by a version with another order of batches \(plan 1, here 2\).*anew"
+    ):
+        checkpoint.latest(tmp_path)

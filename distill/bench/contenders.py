@@ -111,8 +111,8 @@ def of_releases(releases: Sequence[Release], frames: FrameSet) -> tuple[list[Con
     for release in releases:
         frames.check_settings(release.frames_config, release.path)
         model, config = release.model, parse_model_config(release.config.model, str(release.path))
-        text = encode_texts(model, texts_of(frames), release.tokenizer, quiet=False)
-        video = encode_videos(model, frames, release.num_frames, quiet=False)
+        text = encode_texts(model, texts_of(frames), release.tokenizer)
+        video = encode_videos(model, frames)
         sizes = Sizes(
             dim=text.sentence.shape[1],
             frames=release.num_frames,

@@ -101,7 +101,7 @@ def measure_loader(frames: FrameSet, workers: Sequence[int], *, batch: int, roun
     names = [[name for name in shards.extensions(key) if name.endswith("jpg")] for key in keys]
     reads = [[partial(shards.read, key, name) for name in files] for key, files in zip(keys, names, strict=True)]
     jpegs = [[read() for read in video] for video in reads]
-    loading = PairDataset(frames, [], Tokenizer(MAX_WORDS), frames.num_frames, pixels=True)
+    loading = PairDataset(frames, [], Tokenizer(MAX_WORDS), pixels=True)
     decoding = _Decoding(jpegs)
     sides = _part_sides(loading, decoding, reads, [video for video, _ in _batches(len(frames), batch, 1)[0]])
     for number in workers:

@@ -149,7 +149,7 @@ def _train(
     """Return the loss of every step of the plan, with the labels in `read`, or else those that `teachers` make."""
     student = build(setting.student, 0).train()
     engine = Engine(objective(student, heads, setting), student, setting.optim, 0, setting.data.batch_size)
-    dataset = PairDataset(frames, read, setting.tokenizer(), setting.data.num_frames, pixels=True)
+    dataset = PairDataset(frames, read, setting.tokenizer(), pixels=True)
     pairs = [[(int(v), int(c)) for v, c in plan.batch(step)] for step in range(plan.total_steps)]
     losses = []
     for step, batch in enumerate(progress(load_batches(dataset, pairs, 0), "train (steps)", len(pairs))):

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -201,10 +200,10 @@ class _Steps:
     ):
         size = setting.data.batch_size
         self._pairs = [(video, 0) for video in range(size)]
-        options: Any = {"tokenizer": setting.tokenizer(), "num_frames": setting.data.num_frames}
-        self._without = PairDataset(frames, [], pixels=False, **options)
-        self._with = PairDataset(frames, labels, pixels=False, **options)
-        pictures = PairDataset(frames, [], pixels=True, **options).__getitems__(self._pairs)
+        tokenizer = setting.tokenizer()
+        self._without = PairDataset(frames, [], tokenizer, pixels=False)
+        self._with = PairDataset(frames, labels, tokenizer, pixels=False)
+        pictures = PairDataset(frames, [], tokenizer, pixels=True).__getitems__(self._pairs)
         self._frames = pictures.to(comm.device()).frames
         self._teachers, self._engine, self._bf16 = teachers, engine, setting.bf16
 

@@ -112,30 +112,27 @@ def pad(
     return padded, np.arange(num_frames) < len(pixels)
 
 
-def pictures(frames: FrameSet, videos: Sequence[int], num_frames: int) -> UInt8[Tensor, "video padded 3 height width"]:
+def pictures(frames: FrameSet, videos: Sequence[int]) -> UInt8[Tensor, "video padded 3 height width"]:
     """Decoded frames, then zeros. In memory the colours of a pixel stand together, as they come from the decoder: to
     part them takes a tenth of the decoding, and is left to the device (`clip.normalise`)."""
-    decoded = buffer((len(videos), num_frames, frames.size, frames.size, 3))
+    decoded = buffer((len(videos), frames.num_frames, frames.size, frames.size, 3))
     for row, video in enumerate(videos):
         frames.decode(video, decoded[row].numpy())
         decoded[row, len(frames.videos[video].timestamps) :] = 0
     return decoded.permute(0, 1, 4, 2, 3)
 
 
-def real(frames: FrameSet, videos: Sequence[int], num_frames: int) -> Bool[Tensor, "video padded"]:
+def real(frames: FrameSet, videos: Sequence[int]) -> Bool[Tensor, "video padded"]:
     """Which frames of videos are not padding."""
     count = torch.tensor([len(frames.videos[video].timestamps) for video in videos])
-    return torch.arange(num_frames) < count[:, None]
+    return torch.arange(frames.num_frames) < count[:, None]
 
 
 class PairDataset(Dataset):
     """Whole batches of (video, caption) pairs at once, so that captions are tokenised and labels stacked together."""
 
-    def __init__(
-        self, frames: FrameSet, labels: Sequence[LabelSet], tokenizer: Tokenizer, num_frames: int, *, pixels: bool
-    ):
-        self.frames, self.labels, self.tokenizer, self.num_frames = frames, labels, tokenizer, num_frames
-        self.pixels = pixels
+    def __init__(self, frames: FrameSet, labels: Sequence[LabelSet], tokenizer: Tokenizer, *, pixels: bool):
+        self.frames, self.labels, self.tokenizer, self.pixels = frames, labels, tokenizer, pixels
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> Batch:
         """The batch of these pairs."""
@@ -144,8 +141,8 @@ class PairDataset(Dataset):
         return Batch(
             videos=videos,
             ids=torch.from_numpy(self.tokenizer(texts)),
-            frames=pictures(self.frames, videos, self.num_frames) if self.pixels else None,
-            real=real(self.frames, videos, self.num_frames),
+            frames=pictures(self.frames, videos) if self.pixels else None,
+            real=real(self.frames, videos),
             labels=[labels.batch(pairs) for labels in self.labels],
         )
 
@@ -163,12 +160,12 @@ class PairDataset(Dataset):
 class VideoDataset(Dataset):
     """Batches of whole videos without captions: (frames, real)."""
 
-    def __init__(self, frames: FrameSet, num_frames: int):
-        self.frames, self.num_frames = frames, num_frames
+    def __init__(self, frames: FrameSet):
+        self.frames = frames
 
     def __getitems__(self, videos: list[int]) -> tuple[Tensor, Tensor]:
         """uint8 [video, frame, 3, height, width] and bool [video, frame]."""
-        return pictures(self.frames, videos, self.num_frames), real(self.frames, videos, self.num_frames)
+        return pictures(self.frames, videos), real(self.frames, videos)
 
 
 def load_batches(dataset: Dataset, batches: Iterable[list], workers: int, memory_gb: float | None = None) -> Iterator:

@@ -87,8 +87,7 @@ class Shards:
         with ThreadPoolExecutor(FETCHERS) as pool, _no_collection():
             side_by_side = pool.map if self.remote else map  # a disk has nothing to wait for
             found = side_by_side(lambda tar: self._read_index(tar, files[index_of(tar)], tars_verified), self._tars)
-            quiet = not self.remote or not tars_verified or len(self._tars) < FETCHERS  # one process tells
-            shown = progress(found, f"open {folder}", len(self._tars), quiet=quiet)
+            shown = progress(found, f"open {folder}", len(self._tars))
             for tar, index in zip(self._tars, shown, strict=True):
                 self._add(tar, index, told)
 

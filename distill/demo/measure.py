@@ -24,7 +24,7 @@ def measure_release(release: Release, frames: FrameSet, truth: Path) -> dict[str
     """
     texts = [caption.text for video in frames.videos for caption in video.captions]
     with torch.inference_mode():
-        video = encode_videos(release.model, frames, release.num_frames)
+        video = encode_videos(release.model, frames)
         text = encode_texts(release.model, texts[:QUERIES], release.tokenizer)
         return {"mass": relevance_mass(release, frames, video, truth), "ms": query_ms(release, text, video)}
 

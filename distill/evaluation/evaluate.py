@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill import comm
 from distill.data.frames import FrameSet
-from distill.data.loader import VideoDataset, load_batches
+from distill.data.loader import VideoDataset, load_batches, real
 from distill.data.tokens import Tokenizer
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.log import progress
@@ -39,7 +39,6 @@ def evaluate(
     model: RetrievalModel,
     frames: FrameSet,
     tokenizer: Tokenizer,
-    num_frames: int,
     *,
     bf16: bool = False,
     stems: Tensor | None = None,
@@ -55,7 +54,7 @@ def evaluate(
     model.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         text = encode_texts(model, texts_of(frames), tokenizer)
-        video = encode_videos(model, frames, num_frames, stems=stems, workers=workers)
+        video = encode_videos(model, frames, stems=stems, workers=workers)
     similarity = score(model, text, video)  # outside autocast: ranks need fp32
     model.train(training)
     video_of_text = video_numbers(frames)
@@ -73,11 +72,11 @@ def video_numbers(frames: FrameSet) -> Int64[Tensor, " text"]:
     return torch.arange(len(frames)).repeat_interleave(torch.tensor([len(video.captions) for video in frames.videos]))
 
 
-def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: Tokenizer, *, quiet: bool = True) -> TextFeatures:
+def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: Tokenizer) -> TextFeatures:
     """Return the features of all texts, on this process's device; each process encodes its share."""
     device, parts = comm.device(), []
     batches = list(_chunks(comm.share(len(texts)), TEXT_BATCH))
-    for rows in progress(batches, f"encode {len(texts)} captions (batches)", quiet=quiet):
+    for rows in progress(batches, f"encode {len(texts)} captions (batches)"):
         ids = torch.from_numpy(tokenizer([texts[row] for row in rows])).to(device)
         parts.append(model.encode_text(ids))
     return _gather(TextFeatures.cat(parts), len(texts))
@@ -86,29 +85,25 @@ def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: Tokenizer, 
 def encode_videos(
     model: RetrievalModel,
     frames: FrameSet,
-    num_frames: int,
     *,
     stems: Tensor | None = None,
     workers: int = 0,
-    quiet: bool = True,
 ) -> VideoFeatures:
     """Return the features of all videos, on this process's device, from `stems` (see `evaluate`) where given."""
     device, parts = comm.device(), []
     batches = list(_chunks(comm.share(len(frames)), VIDEO_BATCH))
     if stems is not None:
-        counts = torch.tensor([len(video.timestamps) for video in frames.videos])
         for rows in batches:
-            real = torch.arange(num_frames) < counts[rows, None]  # short videos are padded at the end
-            parts.append(model.encode_video(stems[rows].to(device), real.to(device)))
+            parts.append(model.encode_video(stems[rows].to(device), real(frames, rows).to(device)))
     else:
-        loaded = load_batches(VideoDataset(frames, num_frames), batches, workers)
-        for pixels, real in progress(loaded, f"encode {len(frames)} videos (batches)", len(batches), quiet=quiet):
-            parts.append(model.encode_video(pixels.to(device), real.to(device)))
+        loaded = load_batches(VideoDataset(frames), batches, workers)
+        for pixels, mask in progress(loaded, f"encode {len(frames)} videos (batches)", len(batches)):
+            parts.append(model.encode_video(pixels.to(device), mask.to(device)))
     return _gather(VideoFeatures.cat(parts), len(frames))
 
 
 def score(
-    model: RetrievalModel, text: TextFeatures, video: VideoFeatures, *, scaled: bool = False, quiet: bool = True
+    model: RetrievalModel, text: TextFeatures, video: VideoFeatures, *, scaled: bool = False
 ) -> Float[Tensor, "text video"]:
     """Return the model's similarity of every text with every video, or with `scaled` its logits, in fp32 on the CPU.
 
@@ -119,7 +114,7 @@ def score(
     with torch.no_grad():
         parts = [
             pairs(text[torch.tensor(rows)], video)
-            for rows in progress(batches, f"score {len(text)} x {len(video)} pairs (batches)", quiet=quiet)
+            for rows in progress(batches, f"score {len(text)} x {len(video)} pairs (batches)")
         ]
     return comm.gather_rows(torch.cat(parts).float(), len(text)).cpu()
 

@@ -56,10 +56,10 @@ def evaluate_model(
     _check_bank(bank, frames)
     _check_two_stage(subject, model, candidates)
     with torch.no_grad():
-        text = encode_texts(model, texts_of(frames), tokenizer, quiet=False)
-        video = encode_videos(model, frames, frames.num_frames, quiet=False)
-        similarity = score(model, text, video, quiet=False)
-        logits = score(model, text, video, scaled=True, quiet=False) if dsl else None
+        text = encode_texts(model, texts_of(frames), tokenizer)
+        video = encode_videos(model, frames)
+        similarity = score(model, text, video)
+        logits = score(model, text, video, scaled=True) if dsl else None
         # A bank may have more captions than fit into memory at once, so it is summed up part by part.
         sums = None if bank is None else bank_of(_bank_parts(model, tokenizer, video, texts_of(bank)), len(frames))
     return Result(
@@ -73,7 +73,7 @@ def evaluate_model(
         qbnorm=None if bank is None or sums is None else _by_bank(video_of_text, similarity, bank, sums),
         two_stage=tuple(
             _reranked(video_of_text, similarity, *two_stage(model, text, video, count), count)
-            for count in progress(candidates, "search in two stages", quiet=not candidates)
+            for count in progress(candidates, "search in two stages")
         ),
     )
 

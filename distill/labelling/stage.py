@@ -31,10 +31,10 @@ class Stage:
         """Return the shards that the folder has no record of."""
         return [name for name in self.names if not recorded(self.folder, name)]
 
-    def make(self, names: Sequence[str], *, quiet: bool = False) -> float:
+    def make(self, names: Sequence[str]) -> float:
         """Make those of these shards that are not there yet; returns the seconds of the slowest."""
         slowest = 0.0
-        for name in progress(names, self.title, quiet=quiet):
+        for name in progress(names, self.title):
             start = time.monotonic()
             build(self.folder, name, lambda name=name: self.content(name))
             slowest = max(slowest, time.monotonic() - start)
@@ -46,12 +46,12 @@ class Stage:
         After a silence each process takes up the remaining shards from another place in the list on.
         """
         missing = self.missing()
-        slowest = self.make(missing[rank::world], quiet=rank > 0)
+        slowest = self.make(missing[rank::world])
         while missing := self.missing():
             if self._wait(SILENCE + 3 * slowest):
                 return False
             first = rank * len(missing) // world
-            self.make([*missing[first:], *missing[:first]], quiet=rank > 0)
+            self.make([*missing[first:], *missing[:first]])
         return True
 
     def _wait(self, silence: float) -> bool:

@@ -60,7 +60,7 @@ class Encoder:
 
     def decoded(self, batches: Iterable[list[int]], workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pixels and `real` of every batch of video numbers, decoded ahead by `workers` processes."""
-        return load_batches(VideoDataset(self.frames, self.frames.num_frames), batches, workers)
+        return load_batches(VideoDataset(self.frames), batches, workers)
 
     def videos(self, batches: Sequence[list[int]], workers: int = 0) -> VideoFeatures:
         """Return features of videos by number. Batches matter: other batches round otherwise."""

@@ -43,7 +43,7 @@ def tars(folder: Path) -> list[Path]:
 def downloads(folder: Path, extensions: Sequence[str]) -> Iterator[Download]:
     """Yield the samples of all shards of a folder; of several videos of a key, the first of `extensions` is taken."""
     shown = tars(folder)
-    for path in progress(shown, f"read {folder} (shards)", quiet=len(shown) < 4):
+    for path in progress(shown, f"read {folder} (shards)"):
         with path.open("rb") as file:
             samples: dict[str, dict[str, Member]] = {}
             for member in members(file, path):

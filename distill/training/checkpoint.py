@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from distill.data.plan import VERSION
 from distill.disk import check_free_space, writing
-from distill.errors import ArtefactError, check_regular
+from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.publishing import published_folder, sync
 from distill.records import View, read_json, write_json
 
@@ -26,8 +27,8 @@ class Progress(View):
     step: NonNegativeInt
     metrics_bytes: NonNegativeInt
     processes: int = 1  # that wrote it
-    best_step: int = 0
     best_score: float = -1.0
+    plan: int = 1  # version of the order of batches; the first one was not recorded
 
 
 def save(folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor], progress: Progress) -> None:
@@ -41,7 +42,7 @@ def save(folder: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor],
     with published_folder(final) as part:
         _write(weights, part / "model.safetensors")
         _write(optimizer, part / "optimizer.safetensors")
-        write_json(part / "state.json", progress.model_dump())
+        write_json(part / "state.json", progress.model_dump() | {"plan": VERSION})
     tidy(folder)
 
 
@@ -52,13 +53,21 @@ def tidy(folder: Path) -> None:
 
 
 def latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress] | None:
-    """The newest checkpoint under `folder` as (weights, optimizer state, progress), or None."""
+    """Return the newest checkpoint under `folder` as (weights, optimizer state, progress), or None.
+
+    Raises `ArtefactError` where it is damaged, and `ExpectedError` where its run has batches in another order.
+    """
     found = _published(folder)
     if not found:
         return None
     path = found[-1]
     mend = "delete the run folder and start again"
     progress = read_json(path / "state.json", Progress, mend)
+    if progress.plan != VERSION:
+        raise ExpectedError(
+            f"{path}: written by a version with another order of batches (plan {progress.plan}, here {VERSION}), so "
+            f"this run cannot go on as it began; finish it with that version, or delete {folder.parent} to begin anew"
+        )
     for name in ("model.safetensors", "optimizer.safetensors"):
         check_regular(path / name)
     try:

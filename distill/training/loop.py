@@ -4,14 +4,13 @@ Everything that a step depends on is a function of (recipe, step) and the weight
 again writes the same losses, to the bit on the same number of processes.
 """
 
-import hashlib
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from safetensors.torch import load_file, save
@@ -20,8 +19,7 @@ from torch import Tensor
 from distill import comm, signals
 from distill.config import Config
 from distill.data.frames import FrameSet
-from distill.data.loader import Batch, DataConfig, PairDataset, load_batches
-from distill.data.plan import Plan
+from distill.data.loader import Batch, DataConfig, PairDataset
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError
 from distill.evaluation.evaluate import evaluate
@@ -29,6 +27,7 @@ from distill.model.blocks import checkpoint_blocks, compile_blocks
 from distill.model.contract import RetrievalModel
 from distill.publishing import published
 from distill.training import checkpoint
+from distill.training.batches import load_shares, plan_batches
 from distill.training.checkpoint import Progress
 from distill.training.engine import Engine
 from distill.training.monitor import Monitor
@@ -91,22 +90,129 @@ class Job:
 
 def train(job: Job) -> dict[str, Tensor]:
     """Trains to the end of the plan and returns the weights that were best on validation (T2V R@1), on the CPU."""
-    torch.manual_seed(job.seed)
-    job.model.to(comm.device())
-    for source in job.sources:
-        source.head.to(comm.device())
-    counts = [len(video.captions) for video in job.train.videos]
-    apart = job.data.same_video == "apart"
-    plan = Plan(
-        counts,
-        job.data.batch_size,
-        job.config.epochs,
-        job.seed,
-        same_video_apart=apart,
-        shards=[number for number, rows in enumerate(job.train.shards().values()) for _ in rows],
-        window=job.data.shuffle_shards,
-    )
-    stems = _Stems(job)
+    run = _Run(job)
+    run.to_the_end()
+    signals.heed()
+    if run.monitor:
+        run.monitor.close()
+    comm.barrier()
+    return load_file(job.folder / BEST)
+
+
+def seed_of(seed: int, step: int) -> int:
+    """Return the seed of a step's noise and dropout: 64 bits of NumPy's SeedSequence, whose algorithm never changes."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+
+
+class _Run:
+    """A training that goes on from its last checkpoint."""
+
+    def __init__(self, job: Job):
+        torch.manual_seed(job.seed)
+        job.model.to(comm.device())
+        for source in job.sources:
+            source.head.to(comm.device())
+        self.job, self.plan = job, plan_batches(job.train, job.data, job.config.epochs, job.seed)
+        self.stems, self.val_stems = (
+            stem_table(job.model, frames, bf16=job.bf16, workers=job.data.workers, limit_gb=job.config.stem_cache_gb)
+            for frames in (job.train, job.val)
+        )
+        self.engine = _engine(job)
+        self.progress = _resume(job, self.engine)
+        self.saved = time.perf_counter()
+        self.monitor: Monitor | None = None
+        if comm.rank() == 0:
+            self.monitor = Monitor(job.folder, self.plan.total_steps, self.progress.metrics_bytes)
+
+    def to_the_end(self) -> None:
+        """Take all steps that are left, with checkpoints and validations between them."""
+        job, plan, first = self.job, self.plan, self.progress.step
+        job.model.train()
+        if first and self._validates(first):
+            self._validate()
+        signals.hold()
+        before = clock = self.saved = time.perf_counter()
+        labels = [source.labels for source in job.sources]
+        dataset = PairDataset(job.train, labels, job.tokenizer, pixels=self.stems is None)
+        for step, (batch, pairs) in enumerate(load_shares(dataset, plan, job.data, first), first):
+            waited = time.perf_counter() - clock
+            # Noise and dropout are alike on every rank: they fall where all see the whole batch.
+            torch.manual_seed(seed_of(job.seed, step))
+            values = self.engine.step(self._on_device(batch), step, plan.total_steps)
+            clock = time.perf_counter()
+            seconds, before = clock - before, clock
+            self._report(step, pairs, values, seconds, waited)
+            done, wanted = step + 1, self._wanted()
+            ended = done == plan.total_steps or plan.epoch_of(done) != plan.epoch_of(step)
+            if ended or wanted or (job.config.checkpoint_every and done % job.config.checkpoint_every == 0):
+                self._save(done)
+            if wanted > CHECKPOINT:
+                where = f"after step {done}; the same command continues there"
+                raise signals.Stopped(wanted, where if self.monitor else "")
+            if ended:
+                if self._validates(done):
+                    self._validate()
+                before = clock = time.perf_counter()
+
+    def _on_device(self, batch: Batch) -> Batch:
+        """Return the batch on this process's device, with stem outputs in place of pixels where they are cached."""
+        batch = batch.to(comm.device())
+        return batch if self.stems is None else replace(batch, frames=self.stems[batch.videos].to(comm.device()))
+
+    def _report(self, step: int, pairs: str, values: dict[str, float], seconds: float, waited: float) -> None:
+        if self.monitor is None:
+            return
+        timing = {"seconds": round(seconds, 4), "data_wait": round(waited, 4)}
+        self.monitor.row(step + 1, {"epoch": self.plan.epoch_of(step), "batch": pairs, **values, **timing})
+        if (step + 1) % self.job.config.log_every == 0 or step == self.progress.step:
+            self.monitor.show(step + 1, values, self.job.data.batch_size, seconds)
+
+    def _wanted(self) -> int:
+        """Return what is wanted now: nothing (0), a CHECKPOINT, or an end (the number of a signal). A collective."""
+        minutes = self.job.config.checkpoint_minutes
+        due = minutes and time.perf_counter() - self.saved >= 60 * minutes
+        return comm.largest(signals.waiting() or (CHECKPOINT if due else 0))
+
+    def _validates(self, done: int) -> bool:
+        """Whether a validation follows the epoch that ends after `done` steps."""
+        epoch = self.plan.epoch_of(done)
+        ended = epoch != self.plan.epoch_of(done - 1)
+        return done == self.plan.total_steps or (ended and epoch % self.job.config.validate_every == 0)
+
+    def _validate(self) -> None:
+        """Score the weights and keep the best. What resumes validates again: the last checkpoint is older than this.
+
+        So an interruption, which takes effect at once here, costs a validation and no step.
+        """
+        job, step = self.job, self.progress.step
+        signals.heed()
+        scores = evaluate(
+            job.model, job.val, job.tokenizer, bf16=job.bf16, stems=self.val_stems, workers=job.data.workers
+        )
+        t2v = scores.metrics["t2v"]
+        log.info(f"validation after step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in t2v.items()))
+        if self.monitor:
+            self.monitor.row(step, {"val": scores.metrics})
+        signals.hold()
+        if t2v["R@1"] <= self.progress.best_score:
+            return
+        weights = self.engine.weights()
+        if comm.rank() == 0:
+            with published(job.folder / BEST) as file:
+                file.write(save(weights))
+        self.progress = self.progress.model_copy(update={"best_score": t2v["R@1"]})
+
+    def _save(self, step: int) -> None:
+        weights, state = self.engine.weights(), self.engine.optimizer_state()
+        self.progress = self.progress.model_copy(update={"step": step, "processes": comm.world_size()})
+        if self.monitor:
+            self.progress = self.progress.model_copy(update={"metrics_bytes": self.monitor.bytes()})
+            checkpoint.save(self.job.folder / "checkpoints", weights, state, self.progress)
+        comm.barrier()
+        self.saved = time.perf_counter()
+
+
+def _engine(job: Job) -> Engine:
     objective = Objective(
         job.model,
         [(source.head, source.weight) for source in job.sources],
@@ -119,93 +225,7 @@ def train(job: Job) -> dict[str, Tensor]:
         compile_blocks(job.model)
     if job.config.activation_checkpointing:
         checkpoint_blocks(job.model)
-    engine = Engine(objective, job.model, job.optim, job.config.zero, job.data.batch_size)
-    progress = _resume(job, engine)
-    monitor = Monitor(job.folder, plan.total_steps, progress.metrics_bytes) if comm.rank() == 0 else None
-    job.model.train()
-    if progress.step and _validates(job, plan, progress.step):
-        progress = _validate(job, engine, stems, monitor, progress)
-    signals.hold()
-    before = clock = saved = time.perf_counter()
-    batches = _batches(job, plan, progress.step, pixels=stems.train is None)
-    for step, batch in zip(range(progress.step, plan.total_steps), batches, strict=False):
-        waited = time.perf_counter() - clock
-        batch = batch.to(comm.device())
-        pairs = _fingerprint(batch)
-        # Noise and dropout are functions of the step, and alike on every rank: they fall where all see the whole batch.
-        torch.manual_seed(hash((job.seed, step)) % (1 << 63))
-        values = engine.step(stems.fill(batch), step, plan.total_steps)
-        clock = time.perf_counter()
-        seconds, before = clock - before, clock
-        if monitor:
-            timing = {"seconds": round(seconds, 4), "data_wait": round(waited, 4)}
-            monitor.row(step + 1, {"epoch": plan.epoch_of(step), "batch": pairs, **values, **timing})
-            if (step + 1) % job.config.log_every == 0 or step == progress.step:
-                monitor.show(step + 1, values, job.data.batch_size, seconds)
-        done, wanted = step + 1, _wanted(job, saved)
-        ended = done == plan.total_steps or plan.epoch_of(done) != plan.epoch_of(step)
-        if ended or wanted or (job.config.checkpoint_every and done % job.config.checkpoint_every == 0):
-            progress, saved = _save(job, engine, monitor, progress, done), time.perf_counter()
-        if wanted > CHECKPOINT:
-            raise signals.Stopped(wanted, f"after step {done}; the same command continues there" if monitor else "")
-        if ended and _validates(job, plan, done):
-            progress = _validate(job, engine, stems, monitor, progress)
-        before = clock = time.perf_counter() if ended else clock
-    signals.heed()
-    if monitor:
-        monitor.close()
-    comm.barrier()
-    return load_file(job.folder / BEST)
-
-
-def _wanted(job: Job, saved: float) -> int:
-    """What is wanted after this step: nothing (0), a CHECKPOINT, or an end (the number of a signal). A collective."""
-    due = job.config.checkpoint_minutes and time.perf_counter() - saved >= 60 * job.config.checkpoint_minutes
-    return comm.largest(signals.waiting() or (CHECKPOINT if due else 0))
-
-
-def _validates(job: Job, plan: Plan, done: int) -> bool:
-    """Whether a validation follows the epoch that ends after `done` steps."""
-    return done == plan.total_steps or (
-        plan.epoch_of(done) != plan.epoch_of(done - 1) and plan.epoch_of(done) % job.config.validate_every == 0
-    )
-
-
-class _Stems:
-    """Stem outputs of the training and validation videos, or nothing where the recipe wants none."""
-
-    def __init__(self, job: Job):
-        self.train = self.val = None
-        if job.config.stem_cache_gb and job.model.clip.visual.stem_layers is not None:
-            options: dict[str, Any] = {"bf16": job.bf16, "workers": job.data.workers, "quiet": comm.rank() != 0}
-            limit = job.config.stem_cache_gb
-            self.train = stem_table(job.model, job.train, job.data.num_frames, limit_gb=limit, **options)
-            self.val = stem_table(job.model, job.val, job.data.num_frames, limit_gb=limit, **options)
-
-    def fill(self, batch: Batch) -> Batch:
-        """The batch with stem outputs in place of pixels."""
-        if self.train is None:
-            return batch
-        return replace(batch, frames=self.train[batch.videos].to(batch.ids.device))
-
-
-def _batches(job: Job, plan: Plan, first: int, *, pixels: bool) -> Iterator[Batch]:
-    """This process's share of every batch from step `first` on, with pixels unless the stems are cached."""
-    each = job.data.batch_size // comm.world_size()
-    rows = slice(comm.rank() * each, (comm.rank() + 1) * each)
-    shares = ([(int(v), int(c)) for v, c in plan.batch(step)[rows]] for step in range(first, plan.total_steps))
-    dataset = PairDataset(
-        job.train, [source.labels for source in job.sources], job.tokenizer, job.data.num_frames, pixels=pixels
-    )
-    return load_batches(dataset, dataset.ahead(shares, job.data), job.data.workers, job.data.memory_gb)
-
-
-def _fingerprint(batch: Batch) -> str:
-    """Which videos and captions the whole batch holds, and in which order, in 12 hex digits. A collective."""
-    videos = torch.tensor(batch.videos, device=batch.ids.device)
-    whole = comm.gather({"videos": videos.unsqueeze(1), "ids": batch.ids})
-    table = torch.cat([whole["videos"], whole["ids"]], dim=1)
-    return hashlib.sha256(table.cpu().numpy().tobytes()).hexdigest()[:12]
+    return Engine(objective, job.model, job.optim, job.config.zero, job.data.batch_size)
 
 
 def _resume(job: Job, engine: Engine) -> Progress:
@@ -229,44 +249,4 @@ def _resume(job: Job, engine: Engine) -> Progress:
             f"written by {progress.processes} process(es), continued by {comm.world_size()}: equal to bf16's rounding; "
             f"only with train.precision=fp32 do losses stay equal to 1e-5"
         )
-    return progress
-
-
-def _validate(job: Job, engine: Engine, stems: _Stems, monitor: Monitor | None, progress: Progress) -> Progress:
-    """Scores the weights and keeps the best. The checkpoint is older than that, so what resumes from it does it again.
-
-    So an interruption, which takes effect at once here, costs a validation and no step.
-    """
-    step = progress.step
-    signals.heed()
-    scores = evaluate(
-        job.model,
-        job.val,
-        job.tokenizer,
-        job.data.num_frames,
-        bf16=job.bf16,
-        stems=stems.val,
-        workers=job.data.workers,
-    )
-    t2v = scores.metrics["t2v"]
-    log.info(f"validation after step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in t2v.items()))
-    if monitor:
-        monitor.row(step, {"val": scores.metrics})
-    signals.hold()
-    if t2v["R@1"] <= progress.best_score:
-        return progress
-    weights = engine.weights()
-    if comm.rank() == 0:
-        with published(job.folder / BEST) as file:
-            file.write(save(weights))
-    return progress.model_copy(update={"best_step": step, "best_score": t2v["R@1"]})
-
-
-def _save(job: Job, engine: Engine, monitor: Monitor | None, progress: Progress, step: int) -> Progress:
-    weights, state = engine.weights(), engine.optimizer_state()
-    progress = progress.model_copy(update={"step": step, "processes": comm.world_size()})
-    if monitor:
-        progress = progress.model_copy(update={"metrics_bytes": monitor.bytes()})
-        checkpoint.save(job.folder / "checkpoints", weights, state, progress)
-    comm.barrier()
     return progress

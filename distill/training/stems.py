@@ -17,13 +17,16 @@ from distill.model.contract import RetrievalModel
 BATCH = 16  # videos; fixed, so that a resumed run computes the same bits
 
 
-def stem_table(
-    model: RetrievalModel, frames: FrameSet, num_frames: int, *, bf16: bool, workers: int, limit_gb: float, quiet: bool
-) -> Tensor:
-    """Stem tokens [video, frame, patch + 1, width] of a whole frame set on the CPU, fp32. A collective."""
+def stem_table(model: RetrievalModel, frames: FrameSet, *, bf16: bool, workers: int, limit_gb: float) -> Tensor | None:
+    """Return the stem tokens [video, frame, patch + 1, width] of a whole frame set on the CPU, fp32. A collective.
+
+    None where the limit is 0 or no layer is frozen. Raises `RecipeError` where the tokens do not fit into the limit.
+    """
     tower = model.clip.visual
+    if not limit_gb or tower.stem_layers is None:
+        return None
     width, patches = tower.positional_embedding.shape[1], tower.positional_embedding.shape[0]
-    gigabytes = len(frames) * num_frames * patches * width * 4 / 1e9
+    gigabytes = len(frames) * frames.num_frames * patches * width * 4 / 1e9
     if gigabytes > limit_gb:
         raise RecipeError(
             f"train.stem_cache_gb: {limit_gb} GB, but {frames.path} needs {gigabytes:.1f} GB of stem outputs; raise it "
@@ -33,8 +36,8 @@ def stem_table(
     batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     parts = []
     with torch.no_grad(), torch.autocast(comm.device().type, torch.bfloat16, enabled=bf16):
-        loaded = load_batches(VideoDataset(frames, num_frames), batches, workers)
-        for pixels, real in progress(loaded, f"stem of {frames.path}", len(batches), quiet=quiet):
+        loaded = load_batches(VideoDataset(frames), batches, workers)
+        for pixels, real in progress(loaded, f"stem of {frames.path}", len(batches)):
             tokens = model.clip.frames_to_stem(pixels.to(comm.device()), real.to(comm.device()))
             parts.append(tokens.float())
     return comm.gather_rows(torch.cat(parts), len(frames)).cpu()
