@@ -2,7 +2,8 @@
 
 `extends: other.yaml` is merged first (paths inside a recipe stay relative to the working directory, `extends` to the
 file itself), then `section.key=value` overrides, which are parsed as YAML too. Everything then passes through the same
-validation: unknown keys, wrong types and missing keys are errors with their path.
+validation: unknown keys, wrong types and missing keys are errors with their path. Recipes that come with the project
+are found under their names, `recipes/...`, from any directory (distill/packaged.py).
 """
 
 import difflib
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distill.deprecation import renamed
 from distill.errors import ArtefactError, RecipeError, check_regular
+from distill.packaged import packaged
 
 Tree = dict[str, Any]
 # PyYAML raises these for text that is not YAML, or that contradicts its tag: `2001-99-99`, `!!int x`, `!!bool x`.
@@ -46,7 +48,7 @@ C = TypeVar("C", bound=Config)
 
 def read_recipe(path: str | Path, overrides: Sequence[str], root: type[C]) -> C:
     """Read a recipe, what it extends and the overrides, and validate the result as `root`."""
-    tree = read_tree(Path(path), root.old_keys)
+    tree = read_tree(packaged(path), root.old_keys)
     for override in overrides:
         tree = _merge(tree, _with_new_keys(_parse_override(override), root.old_keys, override))
     return validate(tree, root, where=str(path))
@@ -120,7 +122,7 @@ def read_tree(path: Path, old_keys: Mapping[str, str] = MappingProxyType({}), se
         return tree
     if not isinstance(parent, str) or "\0" in parent or len(parent) > LONGEST_PATH:
         raise RecipeError(f"{path}: extends: expected the path of a recipe, found {_shown(parent)}")
-    return _merge(read_tree(path.parent / parent, old_keys, (*seen, Path(os.path.realpath(path)))), tree)
+    return _merge(read_tree(packaged(parent, path.parent), old_keys, (*seen, Path(os.path.realpath(path)))), tree)
 
 
 def _with_new_keys(tree: Tree, old_keys: Mapping[str, str], where: str) -> Tree:

@@ -69,7 +69,7 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
         folder=Path(recipe.out) / recipe.name,
         seed=recipe.seed,
         model=model,
-        tokenizer=Tokenizer(recipe.data.max_words, read_vocabulary(Path(recipe.model.clip.model))),
+        tokenizer=Tokenizer(recipe.data.max_words, read_vocabulary(recipe.model.clip.folder)),
         train=frames,
         val=val,
         sources=sources,

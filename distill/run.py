@@ -6,6 +6,9 @@
 
 Everything after the recipe is `section.key=value`, read by the same strict reader. The run goes to runs/NAME. The same
 command continues an unfinished run from its last checkpoint; a finished one is left alone and NAME-2 begun.
+
+`recipes/...` is a file in the working directory if there is one, else the recipe of that name that comes with the
+project. The same holds for `extends` and `model.clip.model` inside a recipe.
 """
 
 import pathlib

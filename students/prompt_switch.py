@@ -121,7 +121,7 @@ class PromptSwitch(RetrievalModel):
         if config.pooling in ASKING:
             self.rerank_fields = ("frames", "real")
         if config.captions is not None:
-            self.captioner = Captioner(clip.text, clip.dim, config.captions, config.clip.model)
+            self.captioner = Captioner(clip.text, clip.dim, config.captions, config.clip.folder)
             self.caption_weight = config.captions.weight
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:

@@ -13,6 +13,7 @@ FLOORS = {
     "distill.errors": -1,
     "distill.deprecation": 0,
     "distill.disk": 0,
+    "distill.packaged": 0,
     "distill.config": 1,
     "distill.log": 1,
     "distill.workers": 1,

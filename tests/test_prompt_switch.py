@@ -478,11 +478,11 @@ def test_captions_teach_the_frames_and_not_the_words():
 
 
 def test_light_words_are_those_of_the_towers_tokens(world: World, tmp_path: Path):
-    stock = light_tokens(LIGHT_WORDS.split(), 49408, str(world.towers))
+    stock = light_tokens(LIGHT_WORDS.split(), 49408, world.towers)
     assert len(stock) == 19 and {49406, 49407, 320, 518, 269} <= set(stock)
     (tmp_path / "vocabulary.json").write_text(json.dumps([-1, -1, 269, 320, 5000, 49406, 49407]))
-    assert light_tokens(LIGHT_WORDS.split(), 7, str(tmp_path)) == [2, 3, 5, 6]
-    assert light_tokens([], 50, "unused") == []
+    assert light_tokens(LIGHT_WORDS.split(), 7, tmp_path) == [2, 3, 5, 6]
+    assert light_tokens([], 50, Path("unused")) == []
     with pytest.raises(RecipeError, match="the tokenizer has 49408 tokens, the towers' table 50"):
         build(captions=CaptionConfig(heads=2))
     with pytest.raises(RecipeError, match="5 heads on word embeddings of size 32"):

@@ -1,6 +1,6 @@
 """The whole arrow on the embedded corpus: videos -> frames -> teacher -> labels -> student -> gallery -> search.
 
-    make demo            or, once installed: python tools/demo.py
+    make demo            or, once installed, in any folder: distill demo
 
 Real H.264 files are drawn, packed, and used to train the students and the teacher of one table, which is measured in
 this run and written to runs/demo/summary.json. Runs in demo/ and runs/demo/; a step that is finished is not repeated.
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     story.corpus(commands, args.clips)
     story.train_all(commands, story.DEMO, RUNS, story.LABELS, seed=0)
     release, gallery = RUNS / story.TAUGHT.key / "release", Path("demo/gallery")
-    index = (sys.executable, "tools/index.py", release, story.FRAMES / "test", "--out", gallery)
+    index = (*story.tool("index"), release, story.FRAMES / "test", "--out", gallery)
     videos = ("--videos", story.CORPUS / "videos")
     commands.run("index the test videos with the distilled student", (*index, *videos), gallery / "manifest.json")
     found = story.results(story.DEMO, RUNS)
@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\nMeasured on the test split, in this run:\n\n{story.table([found])}\n\n{story.gains_text(gains)}")
     print("(difference, 95 % interval of a paired bootstrap over videos; mass: weight on truly relevant frames)\n")
     for query in SEARCHES:
-        print(f'$ python tools/search.py {gallery} "{query}" --k 3', flush=True)
-        subprocess.run([sys.executable, "tools/search.py", gallery, query, "--k", "3"], check=True)
+        print(f'$ distill search {gallery} "{query}" --k 3', flush=True)
+        subprocess.run([*story.tool("search"), gallery, query, "--k", "3"], check=True)
     seconds = round(time.monotonic() - began, 1)
     write_json(RUNS / "summary.json", {"rows": found, "gains": gains, "seconds": seconds})
     print(f"\n{seconds:.0f} s in all; these numbers are in {RUNS / 'summary.json'}")

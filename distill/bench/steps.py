@@ -54,7 +54,7 @@ class Setting:
 
     def tokenizer(self) -> Tokenizer:
         """Return the student's tokenizer."""
-        return Tokenizer(self.data.max_words, read_vocabulary(Path(self.student.clip.model)))
+        return Tokenizer(self.data.max_words, read_vocabulary(self.student.clip.folder))
 
 
 @dataclass(frozen=True, kw_only=True)

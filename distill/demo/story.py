@@ -25,6 +25,7 @@ from distill.demo.measure import measure_release
 from distill.errors import ExpectedError
 from distill.evaluation.metrics import paired_bootstrap
 from distill.evaluation.report import aligned
+from distill.packaged import ROOT
 from distill.release.release import load
 
 CORPUS, FRAMES, LABELS = Path("demo/corpus"), Path("demo/frames"), Path("demo/labels")
@@ -176,12 +177,17 @@ class Commands:
         print(f"[{minutes:2d}:{seconds:02d}] {text}", flush=True)
 
 
+def tool(name: str) -> tuple[str, Path]:
+    """Return the command line of a tool of this very installation, whatever the working directory."""
+    return sys.executable, ROOT / "tools" / f"{name}.py"
+
+
 def corpus(commands: Commands, clips: int) -> None:
     """Draw the corpus and pack its splits."""
-    make = (sys.executable, "tools/make_demo.py", "--out", CORPUS, "--clips", str(clips), "--seed", "0")
+    make = (*tool("make_demo"), "--out", CORPUS, "--clips", str(clips), "--seed", "0")
     commands.run(f"draw {clips} training clips and the galleries as mp4 files", make, CORPUS / "train.csv")
     for split in SPLITS:
-        pack = (sys.executable, "tools/pack_frames.py", CORPUS / f"{split}.csv", CORPUS / "videos")
+        pack = (*tool("pack_frames"), CORPUS / f"{split}.csv", CORPUS / "videos")
         options = ("--layout", "msrvtt", "--size", str(SIZE), "--out", FRAMES / split)
         commands.run(f"pack {split} frames", (*pack, *options), FRAMES / split / "manifest.json")
 
@@ -196,7 +202,7 @@ def train_all(commands: Commands, rows: Sequence[Trial], runs: Path, labels: Pat
     jobs = []
     for teacher in (row for row in rows if row.teaches):
         release, out = runs / teacher.key / "release", labels / teacher.key
-        dump = (sys.executable, "tools/dump_soft_labels.py", release, FRAMES / "train", "--out", out)
+        dump = (*tool("dump_soft_labels"), release, FRAMES / "train", "--out", out)
         jobs.append(_training(teacher, runs, labels, seed))
         jobs.append(Command(f"write the labels of {teacher.title}", dump, out / "manifest.json", needs=(release,)))
     students = [row for row in rows if not row.teaches]
@@ -212,7 +218,7 @@ def _training(row: Trial, runs: Path, labels: Path, seed: int) -> Command:
     launcher = [sys.executable]
     if row is TAUGHT:  # the demo's main run goes through DeepSpeed's launcher
         launcher += ["-m", "deepspeed.launcher.runner", "--master_port", "0", "--num_accelerators", "1"]
-    arguments = [*launcher, "distill/run.py", row.recipe, *changes]
+    arguments = [*launcher, ROOT / "distill/run.py", row.recipe, *changes]
     needs = tuple(folder / "manifest.json" for folder in sets)
     return Command(f"train {row.title}", arguments, runs / row.key / "release", needs)
 

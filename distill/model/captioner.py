@@ -43,7 +43,7 @@ class Captioner(nn.Module):
 
     word_weights: Tensor
 
-    def __init__(self, text: TextTower, dim: int, config: CaptionConfig, towers: str):
+    def __init__(self, text: TextTower, dim: int, config: CaptionConfig, towers: Path):
         super().__init__()
         table = text.get_parameter("token_embedding.weight").detach()
         if text.width != dim or dim % config.heads:
@@ -104,12 +104,12 @@ def frames_read(
     return torch.einsum("pw,pwf->pf", counts, attention.to(counts.dtype)) / counts.sum(1, keepdim=True)
 
 
-def light_tokens(words: list[str], size: int, towers: str) -> list[int]:
-    """Return the ids of the tokens that `words` are spelled with, in the token table of the folder `towers` or
-    else in CLIP's own; words that a pruned table has not kept have none."""
+def light_tokens(words: list[str], size: int, towers: Path) -> list[int]:
+    """Return the ids of the tokens that spell `words`, in the token table of the folder `towers` or else in CLIP's
+    own; words that a pruned table has not kept have none."""
     if not words:
         return []
-    vocabulary = read_vocabulary(Path(towers))
+    vocabulary = read_vocabulary(towers)
     tokenizer = Tokenizer(8, vocabulary)
     if tokenizer.end + 1 != size:
         raise RecipeError(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distill.config import Config
 from distill.errors import RecipeError, check_regular
+from distill.packaged import packaged
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 PLAIN_TOP = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
@@ -42,10 +43,15 @@ class ClipConfig(Config):
     freeze_vision: int | None = Field(default=None, ge=0)  # first trained block of the vision tower; null: all
     freeze_text: int | None = Field(default=None, ge=0)  # the same of the text tower
 
+    @property
+    def folder(self) -> Path:
+        """Return where `model` is, if it is a folder: here, or among what comes with the project (`recipes/demo/clip`)."""
+        return packaged(self.model)
+
 
 def read_architecture(config: ClipConfig) -> dict[str, Any]:
     """Return the open_clip `model_cfg` that a config names, checked; loads no weights and uses no network."""
-    folder = Path(config.model)
+    folder = config.folder
     if folder.is_dir():
         if config.weights not in ("folder", "random"):
             raise RecipeError(
@@ -120,7 +126,7 @@ def load_towers(config: ClipConfig) -> tuple[open_clip.CLIP, dict[str, Any]]:
     """Load the CLIP that a config names, with its weights; return it and its architecture."""
     architecture = read_architecture(config)
     if config.weights == "folder":
-        return _load(Path(config.model), architecture), architecture
+        return _load(config.folder, architecture), architecture
     clip = build_towers(architecture) if config.weights == "random" else _fetch(config, architecture)
     return clip, architecture
 
