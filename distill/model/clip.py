@@ -67,8 +67,8 @@ class VisionTower(nn.Module):
             _freeze(self, freeze, head=("ln_post.", "proj"), where="clip.freeze_vision")
 
     def give_tokens(self, num_frames: int, shift_layers: int) -> None:
-        """From now on: features of every token, of which some are shifted between the `num_frames` frames of a video
-        before the attention of the last `shift_layers` blocks (TS2-Net). Images must then be those of whole videos."""
+        """Make the tower return features of every token, and shift some tokens between the `num_frames` frames of a
+        video before the attention of the last `shift_layers` blocks (TS2-Net). Images must be those of whole videos."""
         blocks = list(self.transformer.resblocks)
         if shift_layers > len(blocks):
             raise RecipeError(f"model.shift_layers: {shift_layers} is more than the tower's {len(blocks)} layers")
@@ -81,8 +81,8 @@ class VisionTower(nn.Module):
         self.all_tokens = True
 
     def take_prompts(self, switch: Callable[[Tensor], Tensor], aggregation: nn.Module) -> None:
-        """From now on: `forward` takes prompt tokens, which go through all blocks behind the patches, moved by `switch`
-        before every block's attention; `aggregation` gives what they have found to the class tokens (Prompt Switch).
+        """Make `forward` take prompt tokens, which pass through all blocks behind the patches and are moved by `switch`
+        before every block's attention; `aggregation` reads them for the class tokens (Prompt Switch).
 
         Frozen blocks stay frozen, but they have to run: the stem ends where the prompts enter.
         """
@@ -170,8 +170,8 @@ class TextTower(nn.Module):
             _freeze(self, freeze, head=("ln_final.", "text_projection"), where="clip.freeze_text")
 
     def hide_padding(self) -> None:
-        """From now on: no position sees padding, not even padding itself (GLSCL). Attention is causal, so this changes
-        the features at padded positions only."""
+        """Mask padding in self-attention, for padded positions too (GLSCL). Attention is causal, so this changes the
+        features at padded positions only."""
         self.padding_hidden = True
 
     def forward(
