@@ -45,7 +45,7 @@ class ClipConfig(Config):
 
     @property
     def folder(self) -> Path:
-        """Return where `model` is, if it is a folder: here, or among what comes with the project (`recipes/demo/clip`)."""
+        """Return where `model` is, if it is a folder: here, or in the project itself (`recipes/demo/clip`)."""
         return packaged(self.model)
 
 
