@@ -85,7 +85,7 @@ def test_the_wheel_trains_a_packaged_recipe_in_another_folder_and_serves(command
     assert run(commands / "distill", "demo", "--help", cwd=tmp_path).startswith("usage: distill demo ")
     captions = sum(len(video.captions) for video in FrameSet(world.frames["train"]).videos)
     changes = [f"data.{split}={world.frames[split]}" for split in ("train", "val")]
-    changes += [f"data.batch_size={captions // 2}", "data.test=null", "train.epochs=1"]
+    changes += [f"data.batch_size={captions // 2}", "data.same_video=mask", "data.test=null", "train.epochs=1"]
     run(commands / "distill", "train", "recipes/clip4clip.yaml", *changes, cwd=tmp_path)
     assert len(steps(tmp_path / "runs/clip4clip")) == 2
     (tmp_path / "videos").mkdir()
