@@ -48,6 +48,7 @@ Tier = Literal["relevance", "topk", "features"]
 Coarse = Literal["features", "topk"]
 Storage = Literal["float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STORED = (*DTYPES.values(), torch.int32)  # types that a label set may hold
 PER_VIDEO = ("vector", "frames", "real")  # every other stored tensor has one row per caption
 LIST, SCORES, BEST, TAIL = SHORTLIST = (
     "shortlist",
@@ -193,13 +194,17 @@ class StoredLabels:
             raise ArtefactError(f"{self.path / INTERACTION}: not safetensors ({error}); make the set again") from None
 
     def _header(self, key: str) -> dict[str, Entry]:
-        """Where the tensors of a sample stand in their shard, read from the member's safetensors header."""
+        """Return where the tensors of a sample stand, from the safetensors header of its member."""
         if key not in self._headers:
             offset, size = self.shards.place(key, "labels.safetensors")
             where = f"{self.path}: labels of sample {key}"
-            self._headers[key] = read_header(
+            header = read_header(
                 lambda begin, length: self.shards.read_at(key, offset + begin, length), size, where, AGAIN
             )
+            odd = [f"{name!r} is {entry.dtype}" for name, entry in header.items() if entry.dtype not in STORED]
+            if odd:
+                raise ArtefactError(f"{where}: damaged ({odd[0]}); {AGAIN}")
+            self._headers[key] = header
         return self._headers[key]
 
 
