@@ -106,7 +106,7 @@ def _sentence(path: Path) -> str:
     """Return the first sentence of a file's docstring, on one line."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(text.partition("\n\n")[0].split())
-    return re.split(r"(?<=[.;]) ", paragraph)[0].rstrip(":;").replace("|", "\\|")
+    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0].rstrip(":").replace("|", "\\|")
 
 
 def _dotted(path: Path) -> str:

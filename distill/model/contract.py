@@ -1,4 +1,4 @@
-"""The two contracts. A student encodes each side alone; a teacher's towers run once, and its interaction ever after.
+"""The contracts of models: a student encodes each side alone; a teacher's towers run once, and its interaction later.
 
 Rows of every similarity are texts, columns are videos.
 """

@@ -1,4 +1,4 @@
-"""metrics.jsonl is the truth; the console and TensorBoard (if installed) show what it says."""
+"""Training metrics: appended to metrics.jsonl, shown on the console and in TensorBoard if it is installed."""
 
 import errno
 import importlib.util
