@@ -29,7 +29,7 @@ ARCHITECTURE = {
 LONGEST = (
     "training faults arrow interruptions server label_jobs labels prompt_switch glscl eercf bench_training loader "
 )
-LONGEST += "memory evaluate indexing gallery readme convert mutations release remote"  # files, the longest first
+LONGEST += "memory evaluate indexing gallery readme convert mutations release remote wheel"  # files, the longest first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

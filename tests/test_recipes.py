@@ -11,6 +11,7 @@ from labelling import write_labels
 from distill.config import read_recipe
 from distill.data.loader import PairDataset
 from distill.data.plan import Plan
+from distill.errors import RecipeError
 from distill.experiment import prepare
 from distill.recipe import Recipe
 from distill.training.objective import Objective
@@ -82,3 +83,20 @@ def test_recipe_folders_are_packaged():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in RECIPES}
     assert folders <= set(packages)
+
+
+def test_packaged_names_are_found_from_any_folder_and_files_there_come_first(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = read_recipe("recipes/vatex/teachclip.yaml", [], Recipe)  # which extends another one
+    assert whole == read_recipe(ROOT / "recipes/vatex/teachclip.yaml", [], Recipe)
+    assert read_recipe("recipes/teachclip.yaml", [], Recipe).model.clip.folder == ROOT / "recipes/demo/clip"
+    Path("mine.yaml").write_text("{extends: recipes/teachclip.yaml, name: mine}")
+    assert read_recipe("mine.yaml", [], Recipe).model.kind == "teachclip"
+    Path("recipes").mkdir()
+    Path("recipes/teachclip.yaml").write_text("{extends: clip4clip.yaml, name: local}")  # and that is no file here
+    with pytest.raises(RecipeError, match=r"clip4clip\.yaml"):
+        read_recipe("mine.yaml", [], Recipe)
+    Path("recipes/teachclip.yaml").write_text("{extends: recipes/clip4clip.yaml, name: local}")
+    assert read_recipe("mine.yaml", [], Recipe).model.kind == "clip4clip"
+    with pytest.raises(RecipeError, match="no such recipe"):
+        read_recipe("teachclip.yaml", [], Recipe)
