@@ -52,8 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="decoding processes of each process (0)")
     parser.add_argument("--part", type=_part, metavar="I/N", help="make part I of N of all shards, without a group")
     parser.add_argument("--plan", action="store_true", help="print what would be written and how long it would take")
-    args = parser.parse_args(argv)
+    _label(parser.parse_args(argv))
 
+
+def _label(args: argparse.Namespace) -> None:
     from distill import comm, log
 
     if args.part and comm.world_size() > 1:
