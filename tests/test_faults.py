@@ -85,7 +85,7 @@ class TestTenWrongInputs:
         python("distill/run.py", world.recipe("plain", "clip4clip", tmp_path))
         release = tmp_path / "plain" / "release"
         command = ("tools/dump_soft_labels.py", release, world.frames["val"], "--out", tmp_path / "l")
-        one_line_error(python(*command, check=False), "student", "no labels to give")
+        one_line_error(python(*command, check=False), "student", "only teachers can label")
 
     def test_truncated_shard(self, world: World, tmp_path: Path):
         frames = damaged(world.frames["train"], tmp_path / "f", lambda f: cut(f / "00000.tar"))
