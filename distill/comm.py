@@ -113,7 +113,7 @@ def largest(number: int) -> int:
 
 
 def limit_waiting(minutes: float) -> timedelta:
-    """From now on no collective waits longer than this for another rank; call it before any group is made."""
+    """Limit how long a collective waits for another rank; call it before any group is made."""
     limit = timedelta(minutes=minutes)
     # DeepSpeed makes groups of its own, which would have torch's default.
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit

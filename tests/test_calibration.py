@@ -40,7 +40,7 @@ def numbers(first, last):
 
 
 def similarities(gallery, queries):
-    """Of queries with all rows, deleted ones too, in double precision."""
+    """Similarities of queries with all rows, deleted ones too, in double precision."""
     vectors = gallery.table.vectors(torch.arange(ROWS)).double()
     return torch.nn.functional.normalize(gallery.release.encode_text(queries).sentence.double(), dim=1) @ vectors.T
 

@@ -23,7 +23,7 @@ LINES += [["-m", "distill.cli", name, "--help"] for name in COMMANDS] + [[file, 
 
 
 def helped(line: list[str]) -> tuple[str, set[str], float]:
-    """What a command prints, the top-level modules that it imports, and its seconds of processor time."""
+    """Return what a command prints, the top-level modules that it imports, and its seconds of processor time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-X", "importtime", *line]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What processes tell each other arrives as it was sent."""
+"""Processes receive tensors as they were sent."""
 
 from pathlib import Path
 

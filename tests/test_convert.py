@@ -234,7 +234,7 @@ def openai_names(kind, state):
 
 
 def expected_weights(kind, state):
-    """What has to arrive, in float32, under our names."""
+    """Everything that has to arrive, in float32, under our names."""
     found = {ours: state[theirs] for theirs, ours in ARRIVES[kind].items()}
     for name, tensor in openai_names(kind, state).items():
         found[f"clip.{name}" if name.startswith("visual.") else f"clip.text.{name}"] = tensor
@@ -590,7 +590,7 @@ def test_damaged_files_are_refused(name, tmp_path):
 
 
 def towers(folder):
-    """What a recipe with `clip.model: FOLDER` starts from."""
+    """Everything that a recipe with `clip.model: FOLDER` starts from."""
     return ClipModel.from_config(ClipConfig(model=str(folder))).state_dict()
 
 

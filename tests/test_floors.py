@@ -115,3 +115,14 @@ def test_no_file_is_named_after_a_module_that_scripts_would_shadow():
     for path in FILES:
         if path.parent in (ROOT / "distill", ROOT / "tools") and path.stem != "__init__":
             assert path.stem not in sys.stdlib_module_names, path
+
+
+RIDDLES = ("What ", "Of ", "From now on", "Whoever ")  # a docstring begins with a verb or a noun phrase
+
+
+def test_no_docstring_begins_with_a_riddle():
+    for path in [*FILES, *sorted((ROOT / "tests").rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                assert not text.startswith(RIDDLES), f"{path.relative_to(ROOT)}: {text.splitlines()[0]}"

@@ -38,7 +38,7 @@ SHOT = {"red": (0, 2), "green": (2, 5), "blue": (4, 6)}  # seconds of each six-s
 
 
 class ColourModel:
-    """What a gallery asks of a model of one stage."""
+    """Everything that a gallery asks of a model of one stage."""
 
     rerank_fields = ()
 

@@ -438,7 +438,7 @@ def checkpoint() -> dict[str, Tensor]:
 
 
 def expected(state: dict[str, Tensor], *, own_queries: bool = False, own_decoder: bool = False) -> dict[str, Tensor]:
-    """What has to arrive, in float32, under our names."""
+    """Everything that has to arrive, in float32, under our names."""
     found = {"queries.queries": state["spatial_queries"]}
     found["temporal.pos_embed.weight"] = state["frame_position_embeddings.weight"]
     ours = {"transformerClip.resblocks.": "temporal.blocks.", "transformer_decoder_noun.layers.": "queries.decoder."}

@@ -475,7 +475,7 @@ XPOOL_SHAPES = {
     ids=["temporal", "frame aggregation", "X-CLIP", "TS2-Net", "X-Pool"],
 )
 def test_t31_names_and_shapes(kind: str, prefix: str, build, shapes: dict, total: int | None):
-    """Of ViT-B/32, 32 words and 12 frames: every tensor of ours is one of theirs, and the other way round."""
+    """ViT-B/32, 32 words and 12 frames: every tensor of ours is one of theirs, and the other way round."""
     with torch.device("meta"):
         module = build()
     authors = Checkpoint(Path("x"), kind, {})

@@ -386,7 +386,7 @@ def _change(encoder, path, videos, step):
 
 
 def _after(steps):
-    """What the gallery holds after so many changes."""
+    """Return what the gallery holds after so many changes."""
     held = {"start/blue"}
     for step in range(steps):
         if step % 4 < 2:

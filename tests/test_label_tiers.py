@@ -1,4 +1,4 @@
-"""What a label set stores is what its teacher says: shortlists, halved precision, other frames of the same videos."""
+"""A label set stores what its teacher says: shortlists, halved precision, other frames of the same videos."""
 
 import logging
 import re

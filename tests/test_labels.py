@@ -64,7 +64,7 @@ def loss_and_gradient(objective: Objective, batch: Batch) -> tuple[dict[str, flo
 
 @torch.no_grad()
 def live_rows(release: Release, frames: FrameSet, batch: Batch) -> dict[str, torch.Tensor]:
-    """What the teacher says of this very batch, straight from its towers."""
+    """Return what the teacher says of this very batch, straight from its towers."""
     text = release.model.encode_text(batch.ids)
     video = release.model.encode_video(batch.frames, batch.real)
     frame_features = video.frames

@@ -175,7 +175,7 @@ def saved(model: RetrievalModel, batch: Batch) -> int:
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler: nothing to compile with")
 @pytest.mark.filterwarnings("ignore")  # of torch's own compiler
 def test_compiled_blocks_give_the_same_gradient(batch: Batch, monkeypatch: pytest.MonkeyPatch):
-    """Of the text tower, whose two blocks share one compilation, also where they are recomputed."""
+    """The text tower, whose two blocks share one compilation, also where they are recomputed."""
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     whole, expected = gradients(model_of("teachclip"), batch)
     model = model_of("teachclip")

@@ -111,7 +111,7 @@ def retrieval(draw):
 
 
 def trec_eval(queries, hits):
-    """What trec_eval makes of queries, each a row of scores of documents, and of the one document that is a hit.
+    """Return what trec_eval makes of queries, each a row of scores of documents, and of the one document that is a hit.
 
     Among equal scores trec_eval puts the document with the greatest name first; our rule wants the hit last.
     """

@@ -109,7 +109,7 @@ def batch():
 
 
 def test_few_texts_and_many_score_alike():
-    """What is reordered, the frames or the products, goes by the number of words."""
+    """The number of words decides whether frames or products are reordered."""
     interaction, _, video = random_xclip()
     generator = torch.Generator().manual_seed(6)
     sentence, words = torch.randn(20, 64, generator=generator), torch.randn(20, 7, 64, generator=generator)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is install
 
 @pytest.fixture(scope="module")
 def gallery(world, tmp_path_factory):
-    """Of large files: a browser reads no more of one than it shows, and may not wait for it with the next search."""
+    """A browser reads no more of a large file than it shows, and may not wait for it with the next search."""
     return make_gallery(world, tmp_path_factory.mktemp("shown"), padding=30 << 20)
 
 

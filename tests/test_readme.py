@@ -1,4 +1,4 @@
-"""What README shows in Python runs, word for word, on a small corpus."""
+"""The Python code of README runs, word for word, on a small corpus."""
 
 import re
 from pathlib import Path

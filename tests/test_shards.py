@@ -272,7 +272,7 @@ def test_a_frame_that_is_no_jpeg_is_refused_by_name(world, tmp_path: Path):
 
 
 def test_opening_a_frame_set_reads_no_shard(world, tmp_path: Path):
-    """What is known of the videos stands in the index: sets of terabytes open at once."""
+    """The index holds what is known of the videos: sets of terabytes open at once."""
     shutil.copytree(world.frames["train"], tmp_path / "f")
     tar = tmp_path / "f" / "00000.tar"
     tar.write_bytes(bytes(tar.stat().st_size))

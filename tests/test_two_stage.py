@@ -40,7 +40,7 @@ def student(name, seed=0):
 
 
 def features(videos=VIDEOS, texts=TEXTS, seed=0):
-    """What the towers might give for texts and for videos."""
+    """Features that the towers might give for texts and for videos."""
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(*shape):

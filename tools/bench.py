@@ -1,4 +1,4 @@
-"""What training costs beside what it cannot do without: four benches, each with its goals.
+"""Measures the cost of training beside the work that it cannot do without: four benches, each with its goals.
 
     tools/bench.py loader                        frames per second beside decoding alone
     tools/bench.py labels                        a step with labels beside one without, and one with live teachers
@@ -31,7 +31,7 @@ The limit decodes the same JPEGs from memory, in as many processes and in the sa
 loader also reads its shards, spells captions, pads, stacks and hands batches over. Goal: 0.9 of the limit with any
 number of workers. Without FRAMES a set of 64 videos of 12 frames of 224 pixels is drawn. About a minute.
 """
-LABELS = """What stored labels cost a training step, and what they save beside teachers that run in it.
+LABELS = """The cost of stored labels in a training step, beside a step without and one with live teachers.
 
 The student and its teachers are those of the recipes, with random weights: time does not depend on them. Random label
 shards of that size are written by a real label job and read within the step. Goals: at most 1.10 of the step without

@@ -1,4 +1,4 @@
-"""What it costs to search a gallery, and what shortcuts miss: operations, time, bytes and recall, model beside model.
+"""Measures searches of a gallery, and what shortcuts miss: operations, time, bytes and recall, model beside model.
 
     tools/bench_retrieval.py
     tools/bench_retrieval.py --json results/retrieval.json

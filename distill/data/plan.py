@@ -135,7 +135,7 @@ class Plan:
         ]
 
     def _begin(self, window: int) -> list[_Part]:
-        """What a window's batches hold, as parts that have yet to be halved, the first one last."""
+        """Return a window's batches as parts that are still to be halved, the first one last."""
         own, _ = self._draw(window)
         if window % self._windows == 0:
             return [own]

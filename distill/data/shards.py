@@ -222,7 +222,7 @@ class Shards:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """What is opened stays: to look for garbage in it again and again would take half the time."""
+    """Pause garbage collection: everything that is opened stays, and scanning it again would take half the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

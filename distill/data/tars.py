@@ -1,4 +1,4 @@
-"""What stands where in a tar, without unpacking it: one pass over the headers, nothing believed that cannot be so.
+"""The members of a tar and their places, without unpacking it: one pass over the headers, each checked.
 
 Names must stay inside a folder and occur once, members must be plain files that lie within the tar, and headers must
 be of a sensible size: a tar may come from anywhere. Damage that `tarfile` takes for the end is an error here.

@@ -71,7 +71,7 @@ class Lines(Generic[T]):
 
 
 class Captions:
-    """What was said of the videos of a segment: vectors to search by, and the row that each belongs to."""
+    """The captions of the videos of a segment: vectors to search by, and the row that each belongs to."""
 
     def __init__(self, folder: Path):
         columns = _scored(folder / CAPTIONS, rows=(1, INTS), lines=(1, INTS))

@@ -51,7 +51,7 @@ def row_bytes(tokens: Mapping[str, Tensor]) -> int:
 
 @torch.inference_mode()
 def bytes_per_video(model: RetrievalModel, num_frames: int, size: int) -> tuple[int, int]:
-    """What a gallery of a model stores of every video: bytes of its vector, and of its tokens (0 in one stage).
+    """Return the bytes that a gallery stores per video: of its vector, and of its tokens (0 in one stage).
 
     Found by encoding a blank video of `num_frames` frames of `size` pixels.
     """

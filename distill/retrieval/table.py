@@ -101,7 +101,7 @@ class Table:
         return self.gather(rows, lambda part, own: part.vectors[own])
 
     def frame_weights(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row frame"]:
-        """What the frames of some rows weigh; padding, at the end, nothing."""
+        """Return the frame weights of some rows; padding, at the end, weighs nothing."""
         return self.gather(rows, lambda part, own: part.frame_weights.index_select(0, own))
 
     def tokens(self, fields: tuple[str, ...]) -> "TableTokens":
@@ -164,7 +164,7 @@ class Table:
         return self.parts[number], row - int(self.bases[number])
 
     def gather(self, rows: Int64[Tensor, " row"], read: Callable[[Segment, Tensor], Any]) -> Any:
-        """What `read(segment, its rows)` gives, in the order of `rows`."""
+        """Call `read(segment, its rows)` for every segment; return the results in the order of `rows`."""
         owners = torch.searchsorted(self.bases, rows, right=True) - 1
         used = owners.unique().tolist()
         if len(used) == 1:

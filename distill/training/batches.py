@@ -1,4 +1,4 @@
-"""What each step trains on: the plan's batches, of which every process loads its share.
+"""The batches of training: those of the plan, of which every process loads its share.
 
 A batch's fingerprint follows from the plan alone, so it needs no word from other processes.
 """

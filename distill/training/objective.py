@@ -1,4 +1,4 @@
-"""What is minimised: encode a batch, gather it once over all processes, score it, weigh the losses (TeachCLIP).
+"""The training objective: encode a batch, gather it once over all processes, score it, sum the losses (TeachCLIP).
 
 `total = w_contrastive L_IN + own + weighted mean over label sets of (w_coarse L_CgT + w_fine L_FgT)`. Without label
 sets the contrastive term and the model's own losses remain.
@@ -70,7 +70,7 @@ class LossConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherScores:
-    """What one teacher says of a global batch: its logits, and the raw relevance of the frames of the matched pairs."""
+    """One teacher's scores of a global batch: its logits, and the raw relevance of the frames of the matched pairs."""
 
     logits: Float[Tensor, "text video"] | None  # None where the coarse loss has no weight
     relevance: Float[Tensor, "pair frame"]

@@ -21,7 +21,7 @@ GOOD_ENDS = {0, 2, 143}  # of the ranks that were not killed: they had finished,
 
 @dataclass
 class Tally:
-    """What happened to one kind of job."""
+    """The results of one kind of job."""
 
     kills: int = 0
     restarts: int = 0
@@ -137,7 +137,7 @@ def sleep(ranks: Ranks, seconds: float) -> bool:
 
 
 def wrong(ranks: Ranks) -> list[str]:
-    """What is wrong with how the processes ended after a kill: the others must end, with one line where not done."""
+    """Say what is wrong with how the processes ended after a kill: the others must end, with one line if not done."""
     if not ranks.ended(HANGS):
         return [f"hangs: {ranks.codes}, processes {ranks.left()}"]
     found = []

@@ -41,7 +41,7 @@ class Job(ABC):
 
     @abstractmethod
     def differences(self, out: Path) -> Iterator[str]:
-        """What is wrong with a finished job's folder, in words; nothing if all is well."""
+        """Say what is wrong with a finished job's folder, in words; nothing if all is well."""
 
 
 class _Set(Job):
@@ -189,7 +189,7 @@ def unlike(found: dict[str, bytes], expected: dict[str, bytes]) -> Iterator[str]
 
 
 def unfinished(folder: Path) -> Iterator[str]:
-    """What killed processes left lying about."""
+    """Return the files that killed processes left."""
     yield from (f"{path.relative_to(folder)} was left" for path in folder.rglob("*.part*"))
 
 

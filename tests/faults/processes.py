@@ -77,7 +77,7 @@ class Ranks:
         return [process.poll() for process in self.processes]
 
     def said(self, rank: int) -> list[str]:
-        """What a rank printed, line by line, without its progress bars."""
+        """Return what a rank printed, line by line, without its progress bars."""
         text = self.logs[rank].read_text(errors="replace").replace("\r", "\n")
         return [
             line.rstrip() for line in text.splitlines() if line.strip() and "it/s]" not in line and "?it" not in line

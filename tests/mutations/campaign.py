@@ -39,7 +39,7 @@ LONGEST = 2000  # characters of an error
 
 @dataclass
 class Tally:
-    """What became of the mutations of one kind of artefact."""
+    """The results of the mutations of one kind of artefact."""
 
     mutations: int = 0
     refused: int = 0

@@ -1,4 +1,4 @@
-"""What is done to a file: damage as disks and killed writers do it, and what somebody with bad intentions would.
+"""Changes to a file: damage as disks and killed writers do it, and what somebody with bad intentions would.
 
 Every function gets the content of a file and a source of random numbers, and gives the changed content.
 """
@@ -151,7 +151,7 @@ def _places(tree: Any):
 
 
 def json_text(data: bytes, draw: Random) -> bytes:
-    """What JSON can spell and no writer of ours does: giant numbers, NaN, a key twice, deep nesting."""
+    """JSON that can be spelled and no writer of ours does: giant numbers, NaN, a key twice, deep nesting."""
     text = data.decode(errors="replace")
     kind = draw.choice(["number", "number", "twice", "deep", "deep value", "bom", "utf-16"])
     values = list(re.finditer(r"(?<=[:\[,])\s*-?\d+(\.\d+)?|\"[^\"]*\"(?=\s*[,}\]])", text))

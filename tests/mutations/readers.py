@@ -37,7 +37,7 @@ PACK = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=2), size
 
 @dataclass
 class Whole:
-    """What readers need beside the damaged artefact, opened once."""
+    """Everything that readers need beside the damaged artefact, opened once."""
 
     folder: Path
     scratch: Path  # a new place to write to
@@ -84,7 +84,7 @@ def _searched(found: Gallery) -> Any:
 
 
 def unfinished(path: Path, whole: Whole) -> Any:
-    """What a killed index left, which another one continues."""
+    """The folder that a killed index left, which another one continues."""
     build_gallery(whole.release, whole.folder / "frames", path)
     found = Gallery.open(path, whole.release)
     return finite([asdict(hit) for hit in found.search(["a red square"], 3)[0]])
@@ -119,7 +119,7 @@ def towers(path: Path, whole: Whole) -> Any:
 
 
 def unsealed(path: Path, whole: Whole) -> Any:
-    """What a label job left, joined with nothing."""
+    """The folder that a label job left, joined with nothing."""
     merge_labels([path], whole.scratch / "out")
     return labels(whole.scratch / "out", whole)
 

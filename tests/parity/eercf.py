@@ -24,7 +24,7 @@ PATCH_TERMS = LossWeights(strong_patch=0.5, constraint_patch=0.001)  # of `loss_
 
 
 def training(fixture: Fixture, dtype: torch.dtype) -> Runs:
-    """What training sees: the similarities, the constraints, the losses, and the gradients of the two matrices."""
+    """All that training sees: the similarities, the constraints, the losses, and the gradients of the two matrices."""
     fixture.switch("gate", {"paired text, detached": None}, "paired text, detached")
     model, text, video = given(fixture, dtype)
     found: Outputs = {"coarse_video_embedding": video.vector}
@@ -50,7 +50,7 @@ def training(fixture: Fixture, dtype: torch.dtype) -> Runs:
 
 
 def evaluation(fixture: Fixture, dtype: torch.dtype) -> Runs:
-    """What ranks, all at once and a video at a time; without `start_patch_eval` strong_patch is strong_frame there."""
+    """Rank, all at once and a video at a time; without `start_patch_eval` strong_patch is strong_frame there."""
     patches = fixture.switch("start_patch_eval", {"(?i)true": True, "(?i)false": False}, "False")
     model, text, video = given(fixture, dtype)
     cells = reading.MAX_CELLS
@@ -72,7 +72,7 @@ def matrices(model: Eercf, text: TextFeatures, video: VideoFeatures) -> Outputs:
 
 
 def two_stages(fixture: Fixture, model: Eercf, text: TextFeatures, video: VideoFeatures) -> Outputs:
-    """Of every text the k best videos by the index vectors get 100 more than their reranked score."""
+    """For every text the k best videos by the index vectors get 100 more than their reranked score."""
     coarse = model.clip.logit_scale(model.query_vectors(text) @ model.index_vectors(video).T)
     found = {}
     for name in fixture.part("output"):

@@ -70,7 +70,7 @@ class Fixture:
         return self.tensors["input.video_mask"].bool()
 
     def outputs(self) -> dict[str, Tensor]:
-        """What must come out; a checksum (sum, sum of magnitudes, first numbers) as the two things it is."""
+        """Return the expected output; a checksum (sum, sum of magnitudes, first numbers) as the two things it is."""
         found = self.part("output")
         for name in [name for name in found if name.startswith("checksum.")]:
             rows = found.pop(name)

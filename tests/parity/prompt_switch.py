@@ -87,7 +87,7 @@ def training(fixture: Fixture, dtype: torch.dtype) -> Runs:
 
 
 def whole(model: PromptSwitch, fixture: Fixture, text: TextFeatures, video: VideoFeatures) -> Outputs:
-    """What a converted model gives; its scores are cosines, without the logit scale."""
+    """Return what a converted model gives; its scores are cosines, without the logit scale."""
     fixture.switch("nf_at_test", {r"num_frames of training.*": None}, "num_frames of training")
     frames, real = fixture.input("video", text.sentence.dtype), fixture.real()
     assert video.frames is not None
@@ -129,7 +129,7 @@ def clip_frames(fixture: Fixture) -> int:
 
 
 def check_towers(fixture: Fixture, clip: ClipModel) -> None:
-    """What the converter read from the shapes of the towers is what the sidecar says."""
+    """Check that the converter read from the shapes of the towers what the sidecar says."""
     given, made = architecture(fixture), clip.architecture
     defaults: dict[str, Any] = {"mlp_ratio": 4.0}
     for part in ("vision_cfg", "text_cfg"):

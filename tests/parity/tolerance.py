@@ -70,7 +70,7 @@ class Tolerance:
     limits: tuple[Limit, ...]
 
     def precisions(self) -> list[str]:
-        """What to compute in: the precisions that are named, else single."""
+        """Return what to compute in: the precisions that are named, else single."""
         named = [name for name in PRECISIONS if any(limit.precision == name for limit in self.limits)]
         return named or ["float32"]
 

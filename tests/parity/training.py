@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class Trace:
-    """What a fixture records of every step, under the authors' names."""
+    """Everything that a fixture records of every step, under the authors' names."""
 
     def __init__(self, fixture: Fixture, model: TeachClip):
         checkpoint = Checkpoint(fixture.path, "teachclip", fixture.part("weight"))
@@ -50,7 +50,7 @@ class Trace:
         self.sums.append([_checksum(self.last[name]) for name in self.watched])
 
     def step(self, values: dict[str, float | Tensor]) -> None:
-        """What came of one step."""
+        """The results of one step."""
         self.steps.append(
             {name: torch.as_tensor(value, dtype=torch.float64).detach().clone() for name, value in values.items()}
         )
@@ -137,7 +137,7 @@ def student(fixture: Fixture) -> TeachClip:
 
 
 def unfrozen(fixture: Fixture) -> Release:
-    """What the converter makes of the stored weights."""
+    """Return what the converter makes of the stored weights."""
     release = converted(fixture, "teachclip", convert_options(fixture, "teachclip", "on"))
     check_hyper(fixture, release)
     return release
@@ -170,20 +170,20 @@ def check_groups(fixture: Fixture) -> None:
 
 
 def check_frozen(fixture: Fixture, model: TeachClip) -> None:
-    """What the fixture calls frozen is what is not trained."""
+    """Check that the parameters which the fixture calls frozen are not trained."""
     trained = dict(model.named_parameters())
     found = {theirs for theirs, ours in Trace(fixture, model).ours.items() if not trained[ours].requires_grad}
     assert found == set(fixture.hyper["frozen"]), f"frozen: {sorted(found)}, the fixture has {fixture.hyper['frozen']}"
 
 
 def check_unchanged(fixture: Fixture, before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
-    """What is frozen has the numbers that it had."""
+    """Check that frozen parameters have kept their numbers."""
     for name in fixture.hyper["frozen"]:
         assert torch.equal(before[name], after[name]), f"{name} is frozen, but it has changed"
 
 
 def targets(fixture: Fixture, step: int) -> list[TeacherScores]:
-    """What the teachers say of one step's batch; stored labels are softmaxes already."""
+    """Return what the teachers say of one step's batch; stored labels are softmaxes already."""
     logits, labels = (fixture.input(f"teacher_{name}", torch.float64)[step] for name in ("logits", "relevance"))
     return [TeacherScores(logits=rows, relevance=label.log()) for rows, label in zip(logits, labels, strict=True)]
 

@@ -71,7 +71,7 @@ def torch_file(fixture: Fixture) -> Path | None:
 
 
 def convert_options(fixture: Fixture, kind: str, shift: str) -> Options:
-    """What the converter must be told, from the switches and the inputs."""
+    """Return what the converter must be told, from the switches and the inputs."""
     words = fixture.tensors["input.input_ids"].shape[-1]
     frames = fixture.real().shape[1]
     options: dict[str, Any] = {}
@@ -105,7 +105,7 @@ def converted(fixture: Fixture, kind: str, options: Options, source: Path | None
 
 
 def check_hyper(fixture: Fixture, release: Release) -> None:
-    """What the converter read from the shapes is what the sidecar says."""
+    """Check that the converter read from the shapes what the sidecar says."""
     config, towers = release.config.model, release.config.architecture
     vision, text = towers["vision_cfg"], towers["text_cfg"]
     temporal = config.get("temporal", {})

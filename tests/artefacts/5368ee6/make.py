@@ -103,7 +103,7 @@ def release(kind: str) -> None:
 
 
 def expected() -> dict:
-    """What all of them are and answer."""
+    """Describe all of them, and what they answer."""
     names = ("frames", "labels", *MODELS, "gallery", "tokens")
     manifests = {name: Manifest.model_validate_json(Path(name, "manifest.json").read_bytes()) for name in names}
     frames = FrameSet("frames")
