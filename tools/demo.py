@@ -31,16 +31,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from distill.demo import story
+    from distill.demo.commands import Commands, tool
     from distill.records import write_json
 
     began, commands = (
         time.monotonic(),
-        story.Commands(RUNS / "logs", total=len(story.SPLITS) + story.num_commands(story.DEMO) + 2),
+        Commands(RUNS / "logs", total=len(story.SPLITS) + story.num_commands(story.DEMO) + 2),
     )
     story.corpus(commands, args.clips)
     story.train_all(commands, story.DEMO, RUNS, story.LABELS, seed=0)
     release, gallery = RUNS / story.TAUGHT.key / "release", Path("demo/gallery")
-    index = (*story.tool("index"), release, story.FRAMES / "test", "--out", gallery)
+    index = (*tool("index"), release, story.FRAMES / "test", "--out", gallery)
     videos = ("--videos", story.CORPUS / "videos")
     commands.run("index the test videos with the distilled student", (*index, *videos), gallery / "manifest.json")
     found = story.results(story.DEMO, RUNS)
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("(difference, 95 % interval of a paired bootstrap over videos; mass: weight on truly relevant frames)\n")
     for query in SEARCHES:
         print(f'$ distill search {gallery} "{query}" --k 3', flush=True)
-        subprocess.run([*story.tool("search"), gallery, query, "--k", "3"], check=True)
+        subprocess.run([*tool("search"), gallery, query, "--k", "3"], check=True)
     seconds = round(time.monotonic() - began, 1)
     write_json(RUNS / "summary.json", {"rows": found, "gains": gains, "seconds": seconds})
     print(f"\n{seconds:.0f} s in all; these numbers are in {RUNS / 'summary.json'}")

@@ -30,10 +30,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from distill.demo import story
+    from distill.demo.commands import Commands
     from distill.records import write_json
 
     total = 1 + len(story.SPLITS) + args.seeds * story.num_commands(story.STUDY)
-    commands = story.Commands(RUNS / "logs", total)
+    commands = Commands(RUNS / "logs", total)
     story.corpus(commands, args.clips)
     folders = [RUNS / f"seed{seed}" for seed in range(args.seeds)]
     for seed, runs in enumerate(folders):

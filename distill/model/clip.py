@@ -130,11 +130,15 @@ class VisionTower(nn.Module):
         if prompts is not None and self.aggregation is not None:
             classes = classes + self.aggregation(classes, tokens[:, -prompts.shape[1] :], counted)
         elif frozen != len(blocks):
-            last = blocks[-1]
-            assert isinstance(last, ResidualAttentionBlock)
-            classes = classes + last.attn(last.ln_1(tokens))
-            classes = classes + last.mlp(last.ln_2(classes))
+            classes = self._last_block(tokens)
         return self.ln_post(classes) @ self.proj
+
+    def _last_block(self, tokens: Float[Tensor, "image token width"]) -> Float[Tensor, "image width"]:
+        """Run the last block for the class token alone."""
+        last = self.transformer.resblocks[-1]
+        assert isinstance(last, ResidualAttentionBlock)
+        classes = tokens[:, 0] + last.attn(last.ln_1(tokens))
+        return classes + last.mlp(last.ln_2(classes))
 
     def stem(self, frames: Images) -> Float[Tensor, "image token width"]:
         """Return the tokens after the frozen layers, which may be stored and passed in place of pixels."""

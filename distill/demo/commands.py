@@ -1,0 +1,114 @@
+"""Commands of the project as processes: one at a time or two, with progress on the console and a log each."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.errors import ExpectedError
+from distill.packaged import ROOT
+
+TICK = 20  # seconds between two words of a running command
+
+
+def tool(name: str) -> tuple[str, Path]:
+    """Return the command line of a tool of this very installation, whatever the working directory."""
+    return sys.executable, ROOT / "tools" / f"{name}.py"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line, the path that it makes, and the paths that it needs."""
+
+    title: str
+    arguments: Sequence[str | Path]
+    done: Path
+    needs: tuple[Path, ...] = ()
+
+    def ready(self) -> bool:
+        """Return whether all that the command needs is there."""
+        return all(path.exists() for path in self.needs)
+
+
+class Commands:
+    """A runner of the project's commands, which counts them, shows their progress and keeps their logs in a folder."""
+
+    def __init__(self, logs: Path, total: int):
+        self._logs, self._total, self._finished = logs, total, 0
+        logs.mkdir(parents=True, exist_ok=True)
+        self._cores = len(os.sched_getaffinity(0))
+        self._began = time.monotonic()
+
+    def run(self, title: str, arguments: Sequence[str | Path], done: Path, threads: int | None = None) -> None:
+        """Run one command unless `done` is there; raise `ExpectedError` with the end of its log if it fails."""
+        if not done.exists():
+            self._say(f"{title} ...")
+            self._follow(title, arguments, threads or self._cores)
+            if not done.exists():
+                raise ExpectedError(f"{title} ended without making {done}; its log is in {self._logs}")
+        self._finished += 1
+        self._say(f"{title}: done ({self._finished} of {self._total})")
+
+    def _follow(self, title: str, arguments: Sequence[str | Path], threads: int) -> None:
+        log = self._logs / f"{_slug(title)}.log"
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        with log.open("w") as file:
+            process = subprocess.Popen([str(a) for a in arguments], stdout=file, stderr=file, env=environment)
+            while True:
+                try:
+                    code = process.wait(TICK)
+                    break
+                except subprocess.TimeoutExpired:
+                    self._say(f"  {title}: {_last_line(log)}")
+        if code:
+            tail = " | ".join(log.read_text().strip().splitlines()[-3:])
+            raise ExpectedError(f"{title} failed with exit code {code}; {log} says: {tail}")
+
+    def side_by_side(self, commands: Sequence[Command]) -> None:
+        """Run commands two at a time on half of the cores each, always the first whose `needs` are there."""
+        waiting, changed = list(commands), threading.Condition()
+        threads = max(1, self._cores // 2)
+
+        def work() -> None:
+            while True:
+                with changed:
+                    while waiting and not any(command.ready() for command in waiting):
+                        changed.wait()
+                    if not waiting:
+                        return
+                    command = next(command for command in waiting if command.ready())
+                    waiting.remove(command)
+                try:
+                    self.run(command.title, command.arguments, command.done, threads)
+                except ExpectedError:
+                    waiting.clear()  # the other worker stops after its command
+                    raise
+                finally:
+                    with changed:
+                        changed.notify_all()
+
+        with ThreadPoolExecutor(2) as pool:
+            for worker in [pool.submit(work) for _ in range(2)]:
+                worker.result()
+
+    def _say(self, text: str) -> None:
+        minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
+        print(f"[{minutes:2d}:{seconds:02d}] {text}", flush=True)
+
+
+def _last_line(log: Path) -> str:
+    """Return the last progress in a log: step, loss, remaining time, or the stage that has begun."""
+    lines = re.split(r"[\r\n]", log.read_text())
+    telling = [line for line in lines if re.search(r"step \d+/|\d%\||testing on|validation after", line)]
+    words = telling[-1].split("  ") if telling else ["starting"]
+    return "  ".join(word for word in words if not re.match(r"contrastive|coarse|fine|grad_norm|lr", word))[-90:]
+
+
+def _slug(title: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")
