@@ -204,7 +204,7 @@ def test_an_interaction_is_rebuilt_from_its_config_and_weights():
     text, video = model.encode_text(ids), model.encode_video(frames, real)
     again = XClipInteraction(**model.interaction.config())
     again.load_state_dict(model.interaction.state_dict())
-    assert torch.equal(again.logits(text, video), model.logits(text, video))
+    assert torch.equal(again(text, video), model.logits(text, video))
     assert torch.equal(again.relevance(text, video), model.interaction.relevance(text, video))
 
 
