@@ -97,7 +97,9 @@ def test_products_and_sums_are_those_of_the_formula(videos, parts, dim, rows, te
     # the softmax magnifies the rounding of products; what is left of values that cancel points anywhere
     whole = expected[2] > 1e-3
     assert np.allclose(pooled.numpy()[whole], expected[1][whole], atol=2e-4, rtol=2e-4)
-    assert (pooled.abs() <= query.norm() * (1 + 1e-6)).all()
+    with np.errstate(divide="ignore"):  # no sum is longer than the query, but for rounding over what is left of it
+        slack = 1e-6 + 4 * np.finfo(np.float32).eps / expected[2]
+    assert (pooled.abs().numpy() <= query.norm().item() * (1 + slack)).all()
     assert torch.equal(inplace.products(query, keys, rows, unit=unit), products)
 
 
