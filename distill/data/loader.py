@@ -1,9 +1,16 @@
-"""Batches for the towers: token ids, uint8 frames padded to `num_frames`, label rows; decoding in worker processes."""
+"""Batches for the towers: token ids, uint8 frames padded to `num_frames`, label rows; decoding in worker processes.
+
+A worker hands its batches to the training process through shared memory, and allocating fresh pages of it takes a third
+of the time that decoding takes. So each worker keeps one buffer more than the batches it may have ready, and fills them
+in turn. torch sends a worker task i + `ahead` only after batch i was taken, so a buffer is never overwritten before its
+batch is copied, as long as the training process copies each batch before it takes the next (`_kept`).
+"""
 
 import itertools
 import os
 import shutil
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +21,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from distill import signals
 from distill.cache import Cache
@@ -22,7 +29,6 @@ from distill.config import Config
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
 from distill.data.prefetch import Rows, check_cache_size, fetched_ahead
-from distill.data.slots import Slots, buffer
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError, RecipeError
 
@@ -115,11 +121,23 @@ def pad(
 def pictures(frames: FrameSet, videos: Sequence[int]) -> UInt8[Tensor, "video padded 3 height width"]:
     """Decoded frames, then zeros. In memory the colours of a pixel stand together, as they come from the decoder: to
     part them takes a tenth of the decoding, and is left to the device (`clip.normalise`)."""
-    decoded = buffer((len(videos), frames.num_frames, frames.size, frames.size, 3))
+    decoded = _buffer((len(videos), frames.num_frames, frames.size, frames.size, 3))
     for row, video in enumerate(videos):
         frames.decode(video, decoded[row].numpy())
         decoded[row, len(frames.videos[video].timestamps) :] = 0
     return decoded.permute(0, 1, 4, 2, 3)
+
+
+def _buffer(shape: tuple[int, ...]) -> Tensor:
+    """Return uninitialised memory for the pictures of one task: the next buffer in a worker, fresh memory elsewhere."""
+    worker = get_worker_info()
+    if worker is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    buffers: deque[Tensor] = worker.dataset.buffers  # pyrefly: ignore
+    buffers.rotate(-1)
+    if buffers[0].shape != shape:
+        buffers[0] = torch.empty(shape, dtype=torch.uint8).share_memory_()
+    return buffers[0]
 
 
 def real(frames: FrameSet, videos: Sequence[int]) -> Bool[Tensor, "video padded"]:
@@ -174,7 +192,7 @@ def load_batches(dataset: Dataset, batches: Iterable[list], workers: int, memory
     With `memory_gb`, as many batches of pairs are made ahead as that holds; RecipeError if it holds too few. Batches
     must not grow then: the first one is measured.
     """
-    batches, ahead = iter(batches), None
+    batches, ahead = iter(batches), AHEAD
     if workers and memory_gb is not None:
         first = next(batches, None)
         if first is None:
@@ -185,10 +203,10 @@ def load_batches(dataset: Dataset, batches: Iterable[list], workers: int, memory
         ahead = batches_ahead(size, workers, memory_gb, free)
         batches = itertools.chain([first], batches)
     loader = DataLoader(
-        _Answering(dataset, Slots(ahead or AHEAD)),
+        _Answering(dataset, ahead),
         batch_sampler=batches,
         num_workers=workers,
-        prefetch_factor=(ahead or AHEAD) if workers else None,
+        prefetch_factor=ahead if workers else None,
         collate_fn=_as_is,
         worker_init_fn=signals.leave_to_parent,
         pin_memory=torch.cuda.is_available(),
@@ -224,8 +242,8 @@ def batches_ahead(size: int, workers: int, memory_gb: float, shared: int | None)
 class _Answering(Dataset):
     """Hands errors that the user can mend over as they are: torch would wrap them into a traceback."""
 
-    def __init__(self, dataset: Dataset, slots: Slots):
-        self._dataset, self.slots = dataset, slots
+    def __init__(self, dataset: Dataset, ahead: int):
+        self._dataset, self.buffers = dataset, deque([torch.empty(0)] * (ahead + 1))
 
     def __getitems__(self, rows: list) -> object:
         try:
@@ -258,7 +276,7 @@ def _next(answers: Iterator) -> object:
 
 
 def _kept(answer: object) -> object:
-    """Copies of what a worker made, which its slots will not change; pinned memory holds copies already."""
+    """Copies of what a worker made, which its buffers will not change; pinned memory holds copies already."""
     if isinstance(answer, Batch):
         return answer.clone()
     return tuple(part.clone() for part in answer) if isinstance(answer, tuple) else answer

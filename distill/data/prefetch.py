@@ -1,15 +1,13 @@
 """Fetch the shards of coming batches into the cache while the current batch trains."""
 
-import contextlib
 import itertools
-import queue
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from distill.data.shards import Shards
-from distill.errors import ExpectedError, RecipeError
+from distill.errors import RecipeError
 
 FETCHERS = 4  # shards at once
 Rows = list[tuple[int, int]]  # (video, caption)
@@ -42,31 +40,26 @@ def check_cache_size(sources: Sequence[ShardSource], window: int, cache_gb: floa
 def fetched_ahead(batches: Iterable[Rows], sources: Sequence[ShardSource], window: int) -> Iterator[Rows]:
     """Yield the same batches, while threads fetch the next `window` shards (0: all) of each source.
 
-    No thread starts before the second batch is requested, so that a data loader can fork its workers first.
+    No thread starts before the second batch is requested, so that a data loader can fork its workers first. An error
+    stays with its thread: reading the shard will raise it again, where it can be shown.
     """
     batches = iter(batches)
     yield from itertools.islice(batches, 1)
-    wanted: queue.SimpleQueue[tuple[ShardSource, str] | None] = queue.SimpleQueue()
-    for _ in range(FETCHERS):
-        threading.Thread(target=_fetch, args=(wanted,), daemon=True).start()
+    pool = ThreadPoolExecutor(FETCHERS)
     try:
         if window:
-            yield from _asking_ahead(batches, sources, window, wanted)
+            yield from _asking_ahead(batches, sources, window, pool)
         else:
             for source in sources:
                 for tar in source.shards.tar_bytes():
-                    wanted.put((source, tar))
+                    pool.submit(source.shards.fetch, tar)
             yield from batches
     finally:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                wanted.get_nowait()
-        for _ in range(FETCHERS):
-            wanted.put(None)
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _asking_ahead(
-    batches: Iterator[Rows], sources: Sequence[ShardSource], window: int, wanted: queue.SimpleQueue
+    batches: Iterator[Rows], sources: Sequence[ShardSource], window: int, pool: Executor
 ) -> Iterator[Rows]:
     coming: deque[tuple[Rows, int]] = deque()  # each batch with the number of shards that it is the first to need
     known: dict[tuple[int, str], None] = {}  # requested shards, the most recently needed one at the end
@@ -77,7 +70,7 @@ def _asking_ahead(
             for number, source in enumerate(sources):
                 for tar in source.tars(rows):
                     if (number, tar) not in known:
-                        wanted.put((source, tar))
+                        pool.submit(source.shards.fetch, tar)
                         new += 1
                     known.pop((number, tar), None)
                     known[number, tar] = None
@@ -90,10 +83,3 @@ def _asking_ahead(
         rows, new = coming.popleft()
         ahead -= new
         yield rows
-
-
-def _fetch(wanted: queue.SimpleQueue) -> None:
-    while (job := wanted.get()) is not None:
-        source, tar = job
-        with contextlib.suppress(ExpectedError):  # reading the shard will raise the same error, where it can be shown
-            source.shards.fetch(tar)
