@@ -107,7 +107,7 @@ def torchrun(processes: int, *args: str | Path, check: bool = True) -> subproces
     return command(*launcher, *args, check=check)
 
 
-def frames_at(source: Path | io.RawIOBase, indices: Sequence[int]) -> tuple[list[np.ndarray], list[float]]:
+def frames_at(source: Path | io.BufferedReader, indices: Sequence[int]) -> tuple[list[np.ndarray], list[float]]:
     """The frames of a video at `indices`, in that order, and their seconds."""
     found = {index: (frame, seconds) for index, frame, seconds in decode(source, indices)}
     return [found[index][0] for index in indices], [found[index][1] for index in indices]

@@ -4,11 +4,9 @@ Packing, indexing and `Release.encode_video` all go through `sample_video`, so a
 whichever way the video reaches it. Light to import, because processes that decode do.
 """
 
-import io
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +14,7 @@ from jaxtyping import UInt8
 
 from distill.data.pictures import decode_jpeg, encode_jpeg
 from distill.data.sampler import Sampler
-from distill.data.video import decode, probe
+from distill.data.video import Source, decode, probe
 from distill.errors import VideoError
 
 Result = TypeVar("Result")
@@ -36,14 +34,11 @@ class SampledVideo:
         return np.stack([decode_jpeg(jpeg) for jpeg in self.jpegs])
 
 
-def sample_video(
-    source: str | Path | io.RawIOBase, spans: Sequence[Span], sampler: Sampler, size: int
-) -> list[SampledVideo]:
+def sample_video(source: Source, spans: Sequence[Span], sampler: Sampler, size: int) -> list[SampledVideo]:
     """Return the frames that `sampler` chooses in each span, cut to `size` x `size` pixels.
 
-    `source` is a path or an open file, such as a member of a tar. The file is decoded once for all spans, and no more
-    than one uncompressed frame is held at a time. Raises `VideoError` if the file cannot be read or a span has too few
-    frames.
+    The file is decoded once for all spans, and no more than one uncompressed frame is held at a time. Raises
+    `VideoError` if the file cannot be read or a span has too few frames.
     """
     info = probe(source)
     chosen = [sampler.indices(info.num_frames, info.fps, *(span or ())) for span in spans]

@@ -5,15 +5,15 @@ The layout is CLIP4Clip's (its `_get_text`): start token, at most `max_words - 2
 """
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 from open_clip.tokenizer import SimpleTokenizer
+from pydantic import StrictInt
 
-from distill.errors import ArtefactError
+from distill.records import read_json
 
 VOCABULARY = "vocabulary.json"  # in a tower folder whose token table was pruned
 
@@ -45,9 +45,8 @@ class Tokenizer:
 
 def prune(texts: Sequence[str]) -> list[int]:
     """Return the smallest vocabulary that spells `texts`: padding, unknown, the tokens used, start, end."""
-    bpe = _stock()
     used = sorted({token for text in texts for token in _spell(text)})
-    special = len(bpe.encoder)
+    special = len(_stock().encoder)
     # CLIP's tokenizer never produces -1, so rows 0 and 1 are used as padding and as unknown only.
     return [-1, -1, *used, special - 2, special - 1]
 
@@ -55,15 +54,7 @@ def prune(texts: Sequence[str]) -> list[int]:
 def read_vocabulary(folder: Path) -> list[int] | None:
     """Return the pruned vocabulary of a tower folder, or None if it uses CLIP's full table."""
     path = folder / VOCABULARY
-    if not path.is_file():
-        return None
-    try:
-        vocabulary = json.loads(path.read_text())
-    except ValueError as error:
-        raise ArtefactError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(vocabulary, list) or not all(isinstance(token, int) for token in vocabulary):
-        raise ArtefactError(f"{path}: expected a list of token ids")
-    return vocabulary
+    return read_json(path, list[StrictInt], "expected a list of token ids") if path.is_file() else None
 
 
 @functools.lru_cache(maxsize=1 << 18)

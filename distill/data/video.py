@@ -18,9 +18,11 @@ import av
 import numpy as np
 
 from distill.errors import VideoError
+from distill.publishing import published
 
 EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v")
 EXTENSIONS += (".mpg", ".mpeg", ".wmv", ".3gp", ".3g2", ".mts", ".m2ts")  # Flickr originals of DiDeMo
+Source = str | Path | io.BufferedReader  # a path or an open file, such as a member of a tar
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class VideoInfo:
     duration: float  # seconds
 
 
-def probe(source: str | Path | io.RawIOBase) -> VideoInfo:
+def probe(source: Source) -> VideoInfo:
     """Read the header; where it holds no frame count (webm, mkv), count the packets. Raises `VideoError`."""
     with _opened(source) as (container, stream):
         rate = stream.guessed_rate or stream.average_rate
@@ -43,10 +45,8 @@ def probe(source: str | Path | io.RawIOBase) -> VideoInfo:
             num_frames = sum(1 for packet in container.demux(stream) if packet.size)
         if num_frames <= 0:
             raise VideoError("truncated: holds no frames")
-        fps = float(rate)
         duration = _seconds(stream.duration, stream.time_base)
-        duration = num_frames / fps if duration is None else duration
-        return VideoInfo(num_frames=num_frames, fps=fps, duration=duration)
+        return VideoInfo(num_frames, float(rate), num_frames / float(rate) if duration is None else duration)
 
 
 def stem(name: str) -> str:
@@ -59,7 +59,7 @@ def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
     return None if ticks is None or base is None else float(ticks * base)
 
 
-def decode(source: str | Path | io.RawIOBase, indices: Collection[int]) -> Iterator[tuple[int, np.ndarray, float]]:
+def decode(source: Source, indices: Collection[int]) -> Iterator[tuple[int, np.ndarray, float]]:
     """Yield (index, frame, seconds) of the frames at `indices` (0-based, in presentation order), each once, by time.
 
     One frame is in memory at a time. Frames are decoded one after another up to the last index, because seeking, which
@@ -86,43 +86,36 @@ def decode(source: str | Path | io.RawIOBase, indices: Collection[int]) -> Itera
 def write_video(path: str | Path, frames: np.ndarray, fps: int | float) -> None:
     """Write uint8 RGB frames [time, height, width, 3] as H.264; height and width must be even."""
     assert frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[-1] == 3, (frames.dtype, frames.shape)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            # x264's output depends on its thread count. With B-frames the same small frames gave different bytes from
-            # call to call (15 of 42 clips in 12 repeats); without them none did, and the files are 5 % larger.
-            options = {"preset": "veryfast", "crf": "23", "threads": "1", "bf": "0"}
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-            for image in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _check(source: Path | io.RawIOBase) -> None:
-    """Raise the reasons that FFmpeg would state less clearly."""
-    if isinstance(source, Path) and not source.exists():
-        raise VideoError("missing")
-    if isinstance(source, Path) and not source.is_file():
-        raise VideoError("not a video (not a regular file)")
-    if (source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)) == 0:
-        raise VideoError("empty file")
-    if not isinstance(source, Path):
-        source.seek(0)
+    with (
+        published(Path(path)) as file,
+        av.open(file.name, "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        # x264's output depends on its thread count. With B-frames the same small frames gave different bytes from
+        # call to call (15 of 42 clips in 12 repeats); without them none did, and the files are 5 % larger.
+        options = {"preset": "veryfast", "crf": "23", "threads": "1", "bf": "0"}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())
 
 
 @contextmanager
-def _opened(source: str | Path | io.RawIOBase) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a container and its first video stream; turn every error of FFmpeg inside the block into a `VideoError`."""
-    source = Path(source) if isinstance(source, str) else source
-    _check(source)
+    if isinstance(source, io.BufferedReader):
+        size = source.seek(0, io.SEEK_END)
+        source.seek(0)
+    elif not os.path.exists(source):  # these are reasons that FFmpeg would state less clearly
+        raise VideoError("missing")
+    elif not os.path.isfile(source):
+        raise VideoError("not a video (not a regular file)")
+    else:
+        size = os.path.getsize(source)
+    if size == 0:
+        raise VideoError("empty file")
     try:
-        container = av.open(source if isinstance(source, io.RawIOBase) else str(source), "r")
+        container = av.open(source if isinstance(source, io.BufferedReader) else str(source), "r")
     except av.InvalidDataError as error:
         raise VideoError(f"not a video ({_reason(error)}; damaged, or cut before its index)") from None
     except (av.FFmpegError, OSError, ValueError) as error:

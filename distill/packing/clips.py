@@ -23,8 +23,8 @@ from distill.data.frames import Caption
 from distill.data.sampling import Span
 from distill.data.video import EXTENSIONS, stem
 from distill.errors import ArtefactError
-from distill.packing.layouts import LAYOUTS, CaptionRow
-from distill.packing.textfiles import refuse_pickle
+from distill.packing.layouts import LAYOUTS
+from distill.packing.textfiles import CaptionRow, refuse_pickle
 
 log = logging.getLogger(__name__)
 
@@ -53,34 +53,32 @@ def read_annotations(path: Path, layout: str, videos: Path) -> list[Clip]:
 
 def _clips(path: Path, rows: Iterable[CaptionRow], folder: "_Folder") -> list[Clip]:
     """Group rows by video."""
-    first: dict[str, CaptionRow] = {}
-    sources: dict[str, str] = {}
-    captions: dict[str, list[Caption]] = {}
+    clips: dict[str, tuple[CaptionRow, str, list[Caption]]] = {}  # by video: its first row, its file, its captions
     ids: set[str] = set()
     texts: set[tuple[str, str]] = set()
     for row in rows:
         if row.unusable is None:
             _check(row)
         files = row.files or (row.video,)
-        if row.video not in first:
-            first[row.video], sources[row.video], captions[row.video] = row, folder.find(files), []
-        elif row.files != first[row.video].files and (source := folder.find(files)) != sources[row.video]:
-            found = f"found {sources[row.video]!r} and {source!r}"
+        if row.video not in clips:
+            clips[row.video] = row, folder.find(files), []
+        first, source, said = clips[row.video]
+        if row.files != first.files and (other := folder.find(files)) != source:
+            found = f"found {source!r} and {other!r}"
             raise ArtefactError(f"{row.where}: expected one file of the name {stem(files[0])!r}, {found}; rename one")
         if row.unusable is not None:
             continue
-        said = captions[row.video]
         caption = Caption(f"{row.video}#{len(said)}" if row.key is None else row.key, row.text.strip())
         if caption.id in ids:
             raise ArtefactError(f"{row.where}: caption id {caption.id!r} appears twice; ids must be unique")
         said.append(caption)
         ids.add(caption.id)
         texts.add((row.video, caption.text))
-    if not first:
+    if not clips:
         raise ArtefactError(f"{path}: no captions; expected at least one")
     if len(texts) < len(ids):
         log.info("%s: %d captions repeat one of the same video; each is kept", path, len(ids) - len(texts))
-    return [Clip(video, tuple(captions[video]), sources[video], row.span, row.unusable) for video, row in first.items()]
+    return [Clip(row.video, tuple(said), source, row.span, row.unusable) for row, source, said in clips.values()]
 
 
 def _check(row: CaptionRow) -> None:
@@ -120,10 +118,8 @@ class _Folder:
 
     def find(self, names: tuple[str, ...]) -> str:
         """Return the first of `names` that exists, with or without an extension; if none does, the expected name."""
-        for name in names:
-            if found := self._look_up(name):
-                return found
-        return names[0] if stem(names[0]) != names[0] else f"{names[0].rstrip('.')}.mp4"
+        expected = names[0] if stem(names[0]) != names[0] else f"{names[0].rstrip('.')}.mp4"
+        return next(filter(None, map(self._look_up, names)), expected)
 
     def _look_up(self, name: str) -> str | None:
         inside, _, bare = name.rpartition("/")

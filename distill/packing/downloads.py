@@ -7,27 +7,20 @@ and much more). A failed one has no video, and its status says so. Keys may cont
 
 import io
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from distill.data.tars import Member, members
+from distill.data.video import EXTENSIONS
 from distill.errors import ArtefactError, VideoError
 from distill.log import progress
+from distill.packing.textfiles import CaptionRow
 
 LARGEST = 16 << 20  # bytes of a caption or of a video's JSON
-
-
-@dataclass(frozen=True)
-class Download:
-    """One sample: its caption (perhaps empty), the path of its video in the folder, and why it is unusable, if so."""
-
-    key: str
-    caption: str
-    source: str
-    unusable: str | None
 
 
 def tars(folder: Path) -> list[Path]:
@@ -40,39 +33,39 @@ def tars(folder: Path) -> list[Path]:
     return found
 
 
-def downloads(folder: Path, extensions: Sequence[str]) -> Iterator[Download]:
-    """Yield the samples of all shards of a folder; of several videos of a key, the first of `extensions` is taken."""
-    shown = tars(folder)
-    for path in progress(shown, f"read {folder} (shards)"):
-        with path.open("rb") as file:
+def read_webdataset(folder: Path) -> Iterator[CaptionRow]:
+    """Yield the samples of all shards of a folder; of several videos of a key, the first of `EXTENSIONS` is taken.
+
+    A failed download, or one without a caption, is a row too, so that packing can report it.
+    """
+    for tar in progress(tars(folder), f"read {folder} (shards)"):
+        with tar.open("rb") as file:
             samples: dict[str, dict[str, Member]] = {}
-            for member in members(file, path):
+            for member in members(file, tar):
                 key, dot, ending = member.name.rpartition(".")
-                if dot and f".{ending.lower()}" in (*extensions, ".txt", ".json"):
+                if dot and f".{ending.lower()}" in (*EXTENSIONS, ".txt", ".json"):
                     samples.setdefault(key, {})[f".{ending.lower()}"] = member
             for key, found in samples.items():
-                yield _download(file, path.name, key, found, extensions)
+                yield _row(file, tar, key, found)
 
 
-def _download(
-    file: io.BufferedReader, tar: str, key: str, found: dict[str, Member], extensions: Sequence[str]
-) -> Download:
-    video = next((found[extension] for extension in extensions if extension in found), None)
-    source = f"{tar}/{video.name if video else f'{key}{extensions[0]}'}"
+def _row(file: io.BufferedReader, tar: Path, key: str, found: dict[str, Member]) -> CaptionRow:
+    video = next((found[extension] for extension in EXTENSIONS if extension in found), None)
+    unusable = None
     try:
         known = json.loads(_text(file, found[".json"])) if ".json" in found else {}
         known: dict[str, Any] = known if isinstance(known, dict) else {}
         caption = _text(file, found[".txt"]).strip() if ".txt" in found else ""
         caption = caption or str(known.get("caption") or "").strip()
         caption.encode()
+        if (status := known.get("status") or "success") != "success":
+            unusable = f"status {status}"
+        elif video is None or not caption:
+            unusable = "no caption" if video else "missing"
     except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and half of a surrogate pair
-        return Download(key, "", source, f"its text cannot be read ({error})")
-    status = known.get("status") or "success"
-    if status != "success":
-        return Download(key, caption, source, f"status {status}")
-    if video is None:
-        return Download(key, caption, source, "missing")
-    return Download(key, caption, source, None if caption else "no caption")
+        caption, unusable = "", f"its text cannot be read ({error})"
+    source = f"{tar.name}/{video.name if video else f'{key}{EXTENSIONS[0]}'}"
+    return CaptionRow(f"{tar}: {key}", key, caption, files=(source,), unusable=unusable)
 
 
 def _text(file: io.BufferedReader, member: Member) -> str:
@@ -82,50 +75,20 @@ def _text(file: io.BufferedReader, member: Member) -> str:
     return file.read(member.size).decode("utf-8-sig")
 
 
-def open_video(folder: Path, source: str) -> "Section":
+@contextmanager
+def open_video(folder: Path, source: str) -> Iterator[io.BufferedReader]:
     """Open the video `source` (`<tar>/<name>`) as a file. Raises `VideoError` if the tar has no such member."""
     tar, _, name = source.partition("/")
     found = _listing(folder / tar).get(name)
     if found is None:
         raise VideoError("missing")
-    return Section(folder / tar, found)
+    member = tarfile.TarInfo(name)
+    member.offset_data, member.size = found.offset, found.size
+    with tarfile.open(folder / tar, "r:") as archive, cast(io.BufferedReader, archive.extractfile(member)) as file:
+        yield file
 
 
 @lru_cache(maxsize=2)
 def _listing(tar: Path) -> dict[str, Member]:
     with tar.open("rb") as file:
         return {member.name: member for member in members(file, tar)}
-
-
-class Section(io.RawIOBase):
-    """A member of a tar, read as a file."""
-
-    def __init__(self, tar: Path, member: Member):
-        self._file, self._member, self._position = tar.open("rb"), member, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._member.size}[whence]
-        if start + offset < 0:
-            raise ValueError(f"negative position {start + offset}")
-        self._position = start + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer) -> int:
-        view = memoryview(buffer)[: max(0, self._member.size - self._position)]
-        self._file.seek(self._member.offset + self._position)
-        count = self._file.readinto(view)
-        self._position += count
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

@@ -16,37 +16,32 @@ distill/packing/clips.py groups the rows into clips, treats repeated captions an
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any, NamedTuple
+from typing import Any
 
-from distill.data.sampling import Span
-from distill.data.video import EXTENSIONS, stem
+from distill.data.video import stem
 from distill.errors import ArtefactError, first_few
-from distill.packing.downloads import downloads
-from distill.packing.textfiles import filled, read_json, read_list, read_rows, read_text, refuse_pickle, seconds
+from distill.packing.downloads import read_webdataset
+from distill.packing.textfiles import (
+    CaptionRow,
+    filled,
+    read_json,
+    read_list,
+    read_rows,
+    read_text,
+    refuse_pickle,
+    seconds,
+)
 
 log = logging.getLogger(__name__)
 
 MSRVTT_CAPTIONS = ("MSRVTT_data.json", "VATEX_data.json")
-MSVD_CAPTIONS = ("captions_msvd.json", "raw-captions.json")
-VATEX_CAPTIONS = ("ref_captions.json",)
 LSMDC_COLUMNS = ("clip_id", "start_aligned", "end_aligned", "start_extracted", "end_extracted", "sentence")
 DIDEMO_NAME = re.compile(r"(?:didemo_)?(train|val|test)_data\.json")
 DIDEMO_END = 31.0  # seconds; longer videos were cut to 30 s for annotation, and the field samples 0 to 31
-
-
-class CaptionRow(NamedTuple):
-    """One caption of an annotation file."""
-
-    where: str  # file and place in it, for errors
-    video: str  # id
-    text: str
-    key: str | None = None  # caption id; None: the video's id and the caption's number within the video
-    files: tuple[str, ...] = ()  # possible names of the video, likeliest first, extension optional; (): its id
-    span: Span = None
-    unusable: str | None = None  # why the video cannot be packed, if that is known already
 
 
 def read_csv(path: Path) -> Iterator[CaptionRow]:
@@ -79,8 +74,11 @@ def read_msrvtt(path: Path) -> Iterator[CaptionRow]:
         return
     listed = [filled(where, row, "video_id") for where, row in rows]
     captions = _beside(path, MSRVTT_CAPTIONS)
+    tree = read_json(captions, dict, "a list under 'sentences'")
+    if not isinstance(tree.get("sentences"), list):
+        raise ArtefactError(f"{captions}: expected a list under 'sentences', found {', '.join(tree) or 'nothing'}")
     spoken: dict[str, list[CaptionRow]] = {}
-    for number, sentence in enumerate(_sentences(captions)):
+    for number, sentence in enumerate(tree["sentences"]):
         where = f"{captions}: sentences[{number}]"
         known = sentence if isinstance(sentence, dict) else {}
         video, text, key = (known.get(name) for name in ("video_id", "caption", "sen_id"))
@@ -91,21 +89,27 @@ def read_msrvtt(path: Path) -> Iterator[CaptionRow]:
         yield from spoken[video]
 
 
-def read_msvd(path: Path) -> Iterator[CaptionRow]:
-    """Read MSVD: `{train,val,test}_list.txt`, and beside it `captions_msvd.json` or else `raw-captions.json`.
+def read_lists(path: Path, names: Sequence[str]) -> Iterator[CaptionRow]:
+    """Read MSVD or VATEX: `{train,val,test}_list.txt`, and beside it the first of `names` that exists.
 
-    The JSON is `{id: [caption, ...]}`; a caption is a string or the list of its words. The published lists hold
-    1,200, 100 and 670 videos with 80,827 captions, of which 10,845 repeat another caption of their video.
+    That is JSON, `{id: [caption, ...]}`; a caption is a string or the list of its words. The published lists of MSVD
+    hold 1,200, 100 and 670 videos with 80,827 captions, of which 10,845 repeat another caption of their video. For
+    `VATEX_test.csv` use `read_msrvtt`.
     """
-    return _by_list(path, MSVD_CAPTIONS)
-
-
-def read_vatex(path: Path) -> Iterator[CaptionRow]:
-    """Read VATEX: `{train,test}_list.txt`, and beside it `ref_captions.json` in MSVD's form.
-
-    For `VATEX_test.csv` use `read_msrvtt`.
-    """
-    return _by_list(path, VATEX_CAPTIONS)
+    if path.suffix.lower() == ".json":
+        raise ArtefactError(f"{path}: expected the split's list of ids, such as train_list.txt; captions lie beside it")
+    listed, captions = read_list(path), _beside(path, names)
+    entries = read_json(captions, dict, "{id: [caption, ...]}")
+    for video in _split(path, listed, entries, captions):
+        if not isinstance(entries[video], list):
+            found = shortened(entries[video])
+            raise ArtefactError(f"{captions}: {video!r}: expected a list of captions, found {found}")
+        for number, caption in enumerate(entries[video]):
+            where = f"{captions}: {video!r}[{number}]"
+            words = [caption] if isinstance(caption, str) else caption
+            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                raise ArtefactError(f"{where}: expected a caption or the list of its words, found {shortened(caption)}")
+            yield CaptionRow(where, video, " ".join(words))
 
 
 def read_lsmdc(path: Path) -> Iterator[CaptionRow]:
@@ -135,10 +139,7 @@ def read_activitynet(path: Path) -> Iterator[CaptionRow]:
     are not read (one, of 4,925 ids, lacks a video of the published split and names nine without captions). Ids keep
     their `v_`; file names may lack it. A clip is the whole video, from 0 to its duration rounded up.
     """
-    entries = read_json(path)
-    if not isinstance(entries, dict):
-        raise ArtefactError(f"{path}: expected {{id: {{duration, sentences}}}}, found {type(entries).__name__}")
-    for video, entry in entries.items():
+    for video, entry in read_json(path, dict, "{id: {duration, sentences}}").items():
         where = f"{path}: {video!r}"
         known = entry if isinstance(entry, dict) else {}
         duration, sentences = known.get("duration"), known.get("sentences")
@@ -158,72 +159,41 @@ def read_didemo(path: Path) -> Iterator[CaptionRow]:
     test videos, by name 1,094 and 1,037. If `{train,val,test}_list.txt` lies beside it (extensions optional), the list
     decides the videos and their order.
     """
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        raise ArtefactError(f"{path}: expected a list of entries, found {type(entries).__name__}")
-    first: dict[str, str] = {}
-    sentences: dict[str, list[str]] = {}
-    names: dict[str, list[str]] = {}
-    for number, entry in enumerate(entries):
+    found: dict[str, tuple[str, list[str], list[str]]] = {}  # by id: where it stands first, its sentences and names
+    for number, entry in enumerate(read_json(path, list, "a list of entries")):
         where = f"{path}: [{number}]"
         known = entry if isinstance(entry, dict) else {}
         name, text = known.get("video"), known.get("description")
         if not (isinstance(name, str) and isinstance(text, str)):
             raise ArtefactError(f"{where}: expected video and description, found {shortened(entry)}")
-        video = _didemo_id(name)
-        first.setdefault(video, where)
-        sentences.setdefault(video, []).append(text)
-        names.setdefault(video, []).append(name)
+        _, sentences, names = found.setdefault(_didemo_id(name), (where, [], []))
+        sentences.append(text)
+        names.append(name)
     split = DIDEMO_NAME.fullmatch(path.name)
     list_path = path.with_name(f"{split[1]}_list.txt" if split else path.name)
-    videos: Iterable[str] = sentences
+    videos: Iterable[str] = found
     if list_path != path and list_path.is_file():
-        videos = _split(list_path, [_didemo_id(name) for name in read_list(list_path)], sentences, path)
+        videos = _split(list_path, [_didemo_id(name) for name in read_list(list_path)], found, path)
     for video in videos:
-        files = tuple(dict.fromkeys([*names[video], video]))
-        yield CaptionRow(first[video], video, _paragraph(sentences[video]), files=files, span=(0.0, DIDEMO_END))
+        where, sentences, names = found[video]
+        files = tuple(dict.fromkeys([*names, video]))
+        yield CaptionRow(where, video, _paragraph(sentences), files=files, span=(0.0, DIDEMO_END))
 
 
 def _didemo_id(name: str) -> str:
     return stem(name.strip()).rstrip(".")
 
 
-def _by_list(path: Path, names: tuple[str, ...]) -> Iterator[CaptionRow]:
-    """Read a list of ids, and `{id: [caption, ...]}` from the first of `names` that exists beside it."""
-    if path.suffix.lower() == ".json":
-        raise ArtefactError(f"{path}: expected the split's list of ids, such as train_list.txt; captions lie beside it")
-    listed = read_list(path)
-    captions = _beside(path, names)
-    entries = read_json(captions)
-    if not isinstance(entries, dict):
-        raise ArtefactError(f"{captions}: expected {{id: [caption, ...]}}, found {type(entries).__name__}")
-    for video in _split(path, listed, entries, captions):
-        if not isinstance(entries[video], list):
-            found = shortened(entries[video])
-            raise ArtefactError(f"{captions}: {video!r}: expected a list of captions, found {found}")
-        for number, caption in enumerate(entries[video]):
-            where = f"{captions}: {video!r}[{number}]"
-            words = [caption] if isinstance(caption, str) else caption
-            if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-                raise ArtefactError(f"{where}: expected a caption or the list of its words, found {shortened(caption)}")
-            yield CaptionRow(where, video, " ".join(words))
-
-
-def _split(path: Path, listed: list[str], captions: dict[str, Any], source: Path) -> list[str]:
+def _split(path: Path, listed: list[str], captions: Mapping[str, Any], source: Path) -> list[str]:
     """Return the listed videos, each once; each must have captions in `source`."""
-    videos = _once(path, listed)
-    bare = [video for video in videos if not captions.get(video)]
-    if bare:
-        raise ArtefactError(f"{path}: lists {first_few([*map(repr, bare)], 1)} without a caption in {source.name}")
-    return videos
-
-
-def _once(path: Path, listed: list[str]) -> list[str]:
     videos = list(dict.fromkeys(listed))
     if not videos:
         raise ArtefactError(f"{path}: no videos; expected at least one id")
     if len(videos) < len(listed):
         log.info("%s: dropped %d repeated video ids", path, len(listed) - len(videos))
+    bare = [repr(video) for video in videos if not captions.get(video)]
+    if bare:
+        raise ArtefactError(f"{path}: lists {first_few(bare, 1)} without a caption in {source.name}")
     return videos
 
 
@@ -231,16 +201,7 @@ def _paragraph(sentences: Iterable[str]) -> str:
     return " ".join(filter(None, (sentence.strip() for sentence in sentences)))
 
 
-def _sentences(path: Path) -> list[Any]:
-    tree = read_json(path)
-    sentences = tree.get("sentences") if isinstance(tree, dict) else None
-    if not isinstance(sentences, list):
-        found = ", ".join(tree) if isinstance(tree, dict) else type(tree).__name__
-        raise ArtefactError(f"{path}: expected a list under 'sentences', found {found or 'nothing'}")
-    return sentences
-
-
-def _beside(path: Path, names: tuple[str, ...]) -> Path:
+def _beside(path: Path, names: Sequence[str]) -> Path:
     """Return the first of `names` that exists in the folder of `path`."""
     for name in names:
         if path.with_name(name).is_file():
@@ -252,23 +213,13 @@ def _beside(path: Path, names: tuple[str, ...]) -> Path:
     raise ArtefactError(f"{path}: no captions: expected {' or '.join(names)} beside it; copy it into {path.parent}")
 
 
-def read_webdataset(path: Path) -> Iterator[CaptionRow]:
-    """Read a folder of shards that img2dataset or video2dataset downloaded, videos and captions together.
-
-    A failed download, or one without a caption, is a row too, so that packing can report it.
-    """
-    for found in downloads(path, EXTENSIONS):
-        where = f"{path / found.source.partition('/')[0]}: {found.key}"
-        yield CaptionRow(where, found.key, found.caption, files=(found.source,), unusable=found.unusable)
-
-
 LAYOUTS: dict[str, Callable[[Path], Iterator[CaptionRow]]] = {
     "activitynet": read_activitynet,
     "csv": read_csv,
     "didemo": read_didemo,
     "lsmdc": read_lsmdc,
     "msrvtt": read_msrvtt,
-    "msvd": read_msvd,
-    "vatex": read_vatex,
+    "msvd": partial(read_lists, names=("captions_msvd.json", "raw-captions.json")),
+    "vatex": partial(read_lists, names=("ref_captions.json",)),
     "webdataset": read_webdataset,
 }

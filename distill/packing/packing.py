@@ -7,7 +7,8 @@ in the manifest with the reason. distill/data/frames.py describes the format and
 import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from distill.errors import ArtefactError, VideoError, first_few
 from distill.log import progress
 from distill.manifest import NAME, Manifest, file_sha256, seal
 from distill.packing.clips import Clip, read_annotations
-from distill.packing.downloads import Section, open_video, tars
+from distill.packing.downloads import open_video, tars
 from distill.records import canonical_json, json_sha256
 from distill.workers import worker_pool
 
@@ -58,16 +59,19 @@ def pack(
             )
         return manifest
     claim(out, settings, command="tools/pack_frames.py")
-    jobs = [(out, name, [clips[i] for i in rows], videos, config) for name, rows in split(len(clips), config.per_shard)]
+    jobs = [
+        (out, name, partial(_shard, name, [clips[i] for i in rows], videos, config))
+        for name, rows in split(len(clips), config.per_shard)
+    ]
     records = _run(jobs, workers or len(os.sched_getaffinity(0)), len(clips))
     return seal_frames(out, settings, records)
 
 
 def _run(jobs: Sequence[tuple[Any, ...]], workers: int, videos: int) -> list[ShardRecord]:
     if workers == 1 or len(jobs) == 1:
-        return [_pack_shard(*job) for job in progress(jobs, f"pack {videos} videos (shards)")]
+        return [build(*job) for job in progress(jobs, f"pack {videos} videos (shards)")]
     with worker_pool(min(workers, len(jobs))) as pool:
-        running = [pool.submit(_pack_shard, *job) for job in jobs]
+        running = [pool.submit(build, *job) for job in jobs]
         return [future.result() for future in progress(running, f"pack {videos} videos (shards)")]
 
 
@@ -95,10 +99,6 @@ def seal_frames(out: Path, settings: dict[str, Any], records: list[ShardRecord])
     return seal(out, manifest)
 
 
-def _pack_shard(out: Path, name: str, clips: list[Clip], videos: Path, config: PackConfig) -> ShardRecord:
-    return build(out, name, lambda: _shard(name, clips, videos, config))
-
-
 def _shard(name: str, clips: list[Clip], videos: Path, config: PackConfig) -> ShardContent:
     samples: dict[str, Sample] = {}
     skipped = []
@@ -118,14 +118,10 @@ def _shard(name: str, clips: list[Clip], videos: Path, config: PackConfig) -> Sh
 def _sample(clip: Clip, videos: Path, config: PackConfig) -> SampledVideo:
     if clip.unusable is not None:
         raise VideoError(clip.unusable)
-    with _opened(videos, clip.source) as source:
+    tar = videos / clip.source.partition("/")[0]
+    downloaded = tar.suffix == ".tar" and tar.is_file()  # then the video is a member of it, else a file of the folder
+    with open_video(videos, clip.source) if downloaded else nullcontext(videos / clip.source) as source:
         return sample_video(source, [clip.span], config.sampler, config.size)[0]
-
-
-def _opened(videos: Path, source: str) -> AbstractContextManager[Path | Section]:
-    """Open a video that is a file of the folder, or a member of a downloaded shard in it."""
-    tar = videos / source.partition("/")[0]
-    return open_video(videos, source) if tar.suffix == ".tar" and tar.is_file() else nullcontext(videos / source)
 
 
 def frame_sample(clip: Clip, sampled: SampledVideo) -> Sample:

@@ -1,17 +1,31 @@
 """Read text files into plain values: UTF-8 text, JSON, csv rows, lists. Errors name the file and the line.
 
-distill/packing/layouts.py interprets the values.
+distill/packing/layouts.py interprets the values: as `CaptionRow`s.
 """
 
 import csv
 import io
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
+from distill.data.sampling import Span
 from distill.errors import ArtefactError, check_regular
+
+T = TypeVar("T")
+
+
+class CaptionRow(NamedTuple):
+    """One caption of an annotation file."""
+
+    where: str  # file and place in it, for errors
+    video: str  # id
+    text: str
+    key: str | None = None  # caption id; None: the video's id and the caption's number within the video
+    files: tuple[str, ...] = ()  # possible names of the video, likeliest first, extension optional; (): its id
+    span: Span = None
+    unusable: str | None = None  # why the video cannot be packed, if that is known already
 
 
 def read_text(path: Path) -> str:
@@ -32,12 +46,15 @@ def read_list(path: Path) -> list[str]:
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a key that appears twice in one object is an error."""
+def read_json(path: Path, kind: type[T], form: str) -> T:
+    """Read a JSON file of a `kind`, described by `form`; a key that appears twice in one object is an error."""
     try:
-        return json.loads(read_text(path), object_pairs_hook=_distinct)
+        found = json.loads(read_text(path), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(found, kind):
+        raise ArtefactError(f"{path}: expected {form}, found {type(found).__name__}")
+    return found
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -49,31 +66,23 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return known
 
 
-def read_rows(path: Path, required: tuple[str, ...]) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
+def read_rows(path: Path, required: tuple[str, ...]) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
     """Return the column names, and (place, row) pairs in which missing cells are empty strings."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="", strict=True, skipinitialspace=True)
     try:
-        columns = [column.strip() for column in reader.fieldnames or []]
+        columns = reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
+        rows = [(f"{path}: line {reader.line_num}", row) for row in reader]
     except csv.Error as error:
-        raise ArtefactError(f"{path}: not valid csv: {error}") from None
+        raise ArtefactError(f"{path}: line {reader.line_num}: not valid csv: {error}") from None
     if not columns:
         raise ArtefactError(f"{path}: empty file; expected a header line with {', '.join(required)}")
     missing = [column for column in required if column not in columns]
     if missing:
         raise ArtefactError(f"{path}: no column {', '.join(missing)}; found columns {', '.join(columns)}")
-    reader.fieldnames = columns
-
-    def rows() -> Iterator[tuple[str, dict[str, str]]]:
-        try:
-            for row in reader:
-                where = f"{path}: line {reader.line_num}"
-                if None in row:  # more cells than columns: usually a caption with a bare comma
-                    raise ArtefactError(f"{where}: more cells than columns; quote captions that hold a comma")
-                yield where, row
-        except csv.Error as error:
-            raise ArtefactError(f"{path}: line {reader.line_num}: not valid csv: {error}") from None
-
-    return columns, rows()
+    for where, row in rows:
+        if None in row:  # more cells than columns: usually a caption with a bare comma
+            raise ArtefactError(f"{where}: more cells than columns; quote captions that hold a comma")
+    return columns, rows
 
 
 def filled(where: str, row: dict[str, str], column: str) -> str:
