@@ -8,8 +8,8 @@ from test_gallery import two_stage_release
 from test_release import make, release
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.bench import contenders, galleries, retrieval, searches, written
-from distill.bench.operations import FORMULAS
+from distill.bench import contenders, galleries, retrieval, written
+from distill.bench.operations import KINDS
 from distill.bench.report import Claim, RetrievalReport, claims, table
 from distill.bench.retrieval import ModelSearch
 from distill.bench.synthetic import Sizes, Synthetic, World
@@ -73,7 +73,7 @@ def test_every_pooling_of_prompt_switch_is_counted(pooling, small):
 
 def test_the_counts_at_the_papers_sizes_are_those_known():
     def published(kind, **settings):
-        return FORMULAS[kind](PAPERS, type("Config", (), settings)).published()
+        return KINDS[kind][1](PAPERS, type("Config", (), settings)).published()
 
     assert published("xclip") == 239_736
     assert published("clip4clip") == 512
@@ -149,13 +149,13 @@ def test_a_claim_is_judged_at_the_fastest_search_that_finds_enough():
     assert (first.model, first.search, first.candidates, first.operations) == ("EERCF", "two stages", 10, 55.0)
     assert first.time == {1: 40.0, 16: 40.0, 64: 1.0}
     assert second == Claim(words=second.words, model="GLSCL", factor=220)
-    shown = table(RetrievalReport(gallery="g", videos=9, queries=3, rows=rows, claims=[first, second]))
+    shown = table(RetrievalReport("g", 9, 3, {}, rows, [first, second]))
     assert "1/55 of the operations (holds); of the time, with 1, 16, 64 queries at once, in 1/40 (does not" in shown
     assert "GLSCL: not shown, no search in two stages finds 99 % of the top ten" in shown
 
 
 def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
-    for module, number in ((retrieval, "ROUNDS"), (retrieval, "IN_A_TURN"), (searches, "TRIALS")):
+    for module, number in ((retrieval, "ROUNDS"), (retrieval, "IN_A_TURN"), (retrieval, "TRIALS")):
         monkeypatch.setattr(module, number, 1)
     for name in ("red", "blue", "green"):
         write_video(tmp_path / "videos" / f"{name}.mp4", torch.full((8, 32, 32, 3), len(name)).byte().numpy(), fps=4)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from conftest import World, python
 
 from distill.bench import planning, steps
 from distill.bench.drawn import draw_frames
-from distill.bench.rounds import Goal, ratio, take_turns, tree
+from distill.bench.rounds import Goal, ratio, take_turns
 from distill.bench.waiting import LEFT_OUT
 from distill.data.loader import PairDataset, VideoDataset, load_batches
 from distill.errors import ExpectedError
@@ -45,7 +45,7 @@ def test_a_goal_says_by_how_much_it_is_missed():
     assert reached.reached and reached.sentence() == "x: 0.95, goal >= 0.9: reached"
     missed = Goal(what="waiting", found=0.08, limit=0.05, percent=True, why="too few workers")
     assert missed.sentence() == "waiting: 8.0 %, goal <= 5.0 %: missed by 3.0 %; too few workers"
-    assert tree(missed)["reached"] is False
+    assert asdict(missed)["reached"] is False
 
 
 def test_the_loader_gives_what_the_shards_hold(tmp_path: Path):
@@ -137,12 +137,12 @@ def test_operations_of_live_teachers_are_those_of_their_towers(labels: dict):
 
 def steps_sizes() -> int:
     """Multiply-accumulates of both interactions on the batch, by the formulas of the search bench."""
-    from distill.bench.operations import FORMULAS
+    from distill.bench.operations import KINDS
     from distill.bench.synthetic import Sizes
 
     sizes, total = Sizes(dim=DIM, frames=FRAMES, words=WORDS), 0
     for kind in ("xclip", "ts2net"):
-        counted = FORMULAS[kind](sizes, None)
+        counted = KINDS[kind][1](sizes, None)
         total += PAIRS * counted.query + PAIRS * counted.video + PAIRS**2 * counted.products
     return total
 

@@ -11,17 +11,15 @@ what stood in the way. `tools/bench.py COMMAND --help` says what is measured and
 searching.
 """
 
-import pathlib
-import sys
-
-if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
 import argparse
+import sys
 import tempfile
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import ExpectedError, door
 
@@ -55,7 +53,7 @@ PAIRS = 8  # in a step on a CPU, whose batch a recipe's would not end on
 CAPTIONS = 20  # of a video, as in MSR-VTT
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -84,13 +82,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ExpectedError("counts must be at least 1, and --workers at least 0")
 
     from distill import log
-    from distill.bench.rounds import machine, tree
+    from distill.bench.rounds import machine
     from distill.records import write_json
 
     log.setup()
     measured = args.measure(args)
     if args.json is not None:
-        write_json(args.json, {"machine": machine()} | {part: tree(found) for part, found in measured.items()})
+        write_json(args.json, {"machine": machine()} | {part: asdict(found) for part, found in measured.items()})
     print("\n\n".join(found.table() for found in measured.values()))
 
 
@@ -104,15 +102,14 @@ def _command(commands: Any, name: str, about: str, measure: Any) -> argparse.Arg
 
 
 def _loader(args: argparse.Namespace) -> dict[str, Any]:
-    from distill.bench import loader
-    from distill.bench.drawn import draw_frames
+    from distill.bench import drawn, loader
     from distill.data.frames import FrameSet
 
     with tempfile.TemporaryDirectory() as folder:
         if args.frames is not None:
             frames = FrameSet(args.frames)
         else:
-            frames = draw_frames(Path(folder) / "drawn", videos=64, captions=1, num_frames=12, size=224)
+            frames = drawn.draw_frames(Path(folder) / "drawn", videos=64, captions=1, num_frames=12, size=224)
         return {"loader": loader.measure_loader(frames, args.workers, batch=args.batch, rounds=args.rounds)}
 
 
@@ -148,8 +145,7 @@ def _labels(args: argparse.Namespace) -> dict[str, Any]:
         little = passes.small(setting, folder / "towers", pairs=PAIRS)
         size = passes.TOWERS["vision_cfg"]["image_size"]
         frames = draw_frames(folder / "few", videos=PAIRS, captions=CAPTIONS, size=size, **drawn)
-        epochs = args.epochs or student.train.epochs
-        counted = passes.count(little, frames, folder / "few-labels", epochs=epochs)
+        counted = passes.count(little, frames, folder / "few-labels", epochs=args.epochs or student.train.epochs)
     comm.close()
     return {"steps": measured, "passes": counted}
 
@@ -159,13 +155,9 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
     from distill.config import read_recipe
     from distill.recipe import Recipe
 
-    recipe = read_recipe(args.recipe, args.overrides, Recipe)
-    cached = recipe.train.stem_cache_gb
-    caches = [cached, 0.0] if cached else [0.0]
-    measured = waiting.measure_waiting(
-        args.recipe, args.overrides, caches=caches, workers=args.workers, steps=args.steps
-    )
-    return {"train": measured}
+    cached = read_recipe(args.recipe, args.overrides, Recipe).train.stem_cache_gb
+    caches, given = [cached, 0.0] if cached else [0.0], (args.recipe, args.overrides)
+    return {"train": waiting.measure_waiting(*given, caches=caches, workers=args.workers, steps=args.steps)}
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:

@@ -28,26 +28,21 @@ One thread by default: ratios then depend least on what else the machine does. A
 papers' claims, at searches that find 99 % of the exhaustive top ten.
 """
 
-import pathlib
-import sys
-
-if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.deprecation import keep_old_option
 from distill.errors import ExpectedError, door
 
-if TYPE_CHECKING:
-    from distill.bench.report import RetrievalReport
 
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, and print a table for each gallery."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("releases", type=Path, nargs="*", metavar="RELEASE", help="releases to measure on --frames")
@@ -94,8 +89,7 @@ def _bench(args: argparse.Namespace) -> None:
     from distill import log
     from distill.bench import galleries
     from distill.bench.report import table
-    from distill.bench.rounds import machine, tree
-    from distill.bench.synthetic import Sizes, World
+    from distill.bench.rounds import machine
     from distill.bench.written import check_sizes_fit
     from distill.records import write_json
     from distill.retrieval.approximate import check_installed
@@ -106,52 +100,43 @@ def _bench(args: argparse.Namespace) -> None:
     if args.sizes:
         if min(args.sizes) < LEAST:
             raise ExpectedError(f"--sizes: {min(args.sizes)}, expected at least {LEAST} videos")
-        check_sizes_fit(args.folder, args.sizes, Sizes())
+        check_sizes_fit(args.folder, args.sizes)
     torch.set_num_threads(args.threads)
     measured, stored = [], []
-    for measure in [_releases] * bool(args.releases) + [_synthetic] * bool(args.videos):
-        measured.append(measure(args))
-        print(table(measured[-1]), end="\n\n", flush=True)
+    for report in _reports(args):
+        measured.append(report)
+        print(table(report), end="\n\n", flush=True)
     for size in args.sizes:
-        stored.append(galleries.measure_size(args.folder, size, Sizes(), World()))
+        stored.append(galleries.measure_size(args.folder, size))
         print(galleries.table(stored[-1]), end="\n\n", flush=True)
     goals = galleries.goals(max(stored, key=lambda s: s.videos)) if stored else []
     for goal in goals:
         print(goal.sentence())
     if args.json is not None:
-        found = {"models": [tree(m) for m in measured], "galleries": [tree(s) for s in stored]}
-        write_json(args.json, {"machine": machine(), **found, "goals": [tree(goal) for goal in goals]})
+        parts = {"models": measured, "galleries": stored, "goals": goals}
+        found = {part: [asdict(one) for one in measures] for part, measures in parts.items()}
+        write_json(args.json, {"machine": machine()} | found)
 
 
-def _releases(args: argparse.Namespace) -> "RetrievalReport":
-    from distill.bench import contenders
-    from distill.bench.report import RetrievalReport
-    from distill.bench.retrieval import measure_searches
-    from distill.data.frames import FrameSet
-    from distill.release.release import load
-
-    models, own = contenders.of_releases([load(path) for path in args.releases], FrameSet(args.frames))
-    rows = measure_searches(models, own, args.candidates)
-    about = {"releases": [str(path) for path in args.releases]}
-    return RetrievalReport(gallery=str(args.frames), videos=models[0].videos, queries=len(own), about=about, rows=rows)
-
-
-def _synthetic(args: argparse.Namespace) -> "RetrievalReport":
+def _reports(args: argparse.Namespace) -> Iterator[Any]:
+    """Measure the releases, then the models on drawn features, as far as they are asked for."""
     from distill.bench import contenders
     from distill.bench.report import RetrievalReport, claims
     from distill.bench.retrieval import measure_searches
     from distill.bench.synthetic import Sizes, World
+    from distill.data.frames import FrameSet
+    from distill.release.release import load
 
-    sizes, world = Sizes(), World()
-    rows = measure_searches(*contenders.synthetic(args.videos, args.queries, sizes, world), args.candidates)
-    return RetrievalReport(
-        gallery="synthetic",
-        videos=args.videos,
-        queries=args.queries,
-        about={"sizes": asdict(sizes), "world": asdict(world)},
-        rows=rows,
-        claims=claims(rows),
-    )
+    if args.releases:
+        models, own = contenders.of_releases([load(path) for path in args.releases], FrameSet(args.frames))
+        rows = measure_searches(models, own, args.candidates)
+        about = {"releases": [str(path) for path in args.releases]}
+        yield RetrievalReport(str(args.frames), models[0].videos, len(own), about, rows)
+    if args.videos:
+        sizes, world = Sizes(), World()
+        rows = measure_searches(*contenders.synthetic(args.videos, args.queries, sizes, world), args.candidates)
+        about = {"sizes": asdict(sizes), "world": asdict(world)}
+        yield RetrievalReport("synthetic", args.videos, args.queries, about, rows, claims(rows))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill import catalogue
-from distill.bench.operations import FORMULAS, Operations
+from distill.bench.operations import KINDS, Operations
 from distill.bench.synthetic import Sizes, Synthetic, World
 from distill.catalogue import INTERACTIONS, parse_model_config
 from distill.data.frames import FrameSet
@@ -26,16 +26,6 @@ from distill.retrieval.approximate import Approximate, build
 from distill.retrieval.stored import FLOAT_BYTES, Tokens, row_bytes, stored
 from distill.retrieval.upkeep import LEAST
 
-NAMES = {
-    "clip4clip": "CLIP4Clip",
-    "teachclip": "TeachCLIP",
-    "prompt_switch": "Prompt Switch",
-    "eercf": "EERCF",
-    "glscl": "GLSCL",
-    "xclip": "X-CLIP",
-    "ts2net": "TS2-Net",
-    "xpool": "X-Pool",
-}
 TEMPORAL = {"layers": 1, "init": "normal"}  # the features are drawn, so the towers may be tiny
 
 
@@ -44,22 +34,15 @@ class Contender:
     """A model, the features of a gallery, and those of queries."""
 
     name: str
-    kind: str
-    config: Any
     model: RetrievalModel
+    operations: Operations  # by the formula of its kind
     text: TextFeatures
     vectors: Float[Tensor, "video dim"] | None  # of the first stage, or the only ones; None: a teacher has none
     exact: VideoFeatures | Tokens | None  # read by an exhaustive search; None: the model has one vector a video
     tokens: Tokens | None  # read by a second stage
     index: Approximate | None  # may choose the candidates of a second stage
     stored: tuple[int, int]  # bytes a video: vectors (of a teacher all its features), tokens
-    sizes: Sizes
     videos: int
-
-    @property
-    def operations(self) -> Operations:
-        """The operations by the formula of the model's kind."""
-        return FORMULAS[self.kind](self.sizes, self.config)
 
 
 @torch.inference_mode()
@@ -120,7 +103,7 @@ def of_releases(releases: Sequence[Release], frames: FrameSet) -> tuple[list[Con
             patches=video.patches.shape[2] if video.patches is not None else 0,
             concepts=video.concepts.shape[1] if video.concepts is not None else 0,
         )
-        contenders.append(contender(f"{NAMES[config.kind]} ({release.path})", config, model, text, video, sizes))
+        contenders.append(contender(f"{KINDS[config.kind][0]} ({release.path})", config, model, text, video, sizes))
     return contenders, video_numbers(frames)
 
 
@@ -135,30 +118,28 @@ def contender(
 ) -> Contender:
     """Return a model with its features; `tokens` replace those of `video`, if given."""
     teacher = INTERACTIONS.get(config.kind)
-    vectors, exact, index, vector_bytes, token_bytes = None, None, None, 0, 0
+    vectors, exact, index, token_bytes = None, None, None, 0
     if teacher is not None:
         exact = _only(video, teacher.video_fields)
-        vector_bytes = sum(value[0].nbytes for value in exact.tensors().values())
+        vector_bytes = row_bytes(exact.tensors())
     else:
         vectors = model.index_vectors(video)
         vector_bytes = vectors.shape[1] * FLOAT_BYTES
     if model.rerank_fields:
-        exact = tokens or _only(video, ("vector", *model.rerank_fields))
+        exact = tokens or _only(video, model.rerank_fields)
         tokens = tokens or Tokens(stored(video, model.rerank_fields))
         token_bytes = row_bytes(tokens.stored)
         index = _index(vectors) if vectors is not None and len(vectors) >= LEAST else None
     return Contender(
         name=name,
-        kind=config.kind,
-        config=config,
         model=model,
+        operations=KINDS[config.kind][1](sizes, config),
         text=text,
         vectors=vectors,
         exact=exact,
         tokens=tokens,
         index=index,
         stored=(vector_bytes, token_bytes),
-        sizes=sizes,
         videos=len(video),
     )
 
@@ -167,12 +148,9 @@ def _index(vectors: Tensor) -> Approximate:
     """Return an approximate index; its file is deleted, but stays mapped."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "index.safetensors"
-        facts = build(
-            path, lambda rows: vectors[rows], lambda queries, k: top_k(queries, vectors, k), torch.arange(len(vectors))
-        )
+        facts = build(path, vectors.__getitem__, lambda asked, k: top_k(asked, vectors, k), torch.arange(len(vectors)))
         return Approximate(path, facts | {"covers": len(vectors)}, vectors.shape[1])
 
 
 def _only(video: VideoFeatures, names: tuple[str, ...]) -> VideoFeatures:
-    kept = {name: value for name, value in video.tensors().items() if name in names or name == "vector"}
-    return VideoFeatures(**kept)
+    return VideoFeatures(**{name: value for name, value in video.tensors().items() if name in ("vector", *names)})

@@ -48,10 +48,9 @@ def draw_frames(out: Path, *, videos: int, captions: int, num_frames: int, size:
         report = {"skipped": [], "captions": captions * len(rows), "frames": num_frames * len(rows)}
         return ShardContent(samples, report)
 
-    parts = list(split(videos, PER_SHARD))
     records = [
         build(out, name, lambda name=name, rows=rows: shard(name, rows))
-        for name, rows in progress(parts, f"draw {videos} videos (shards)")
+        for name, rows in progress(list(split(videos, PER_SHARD)), f"draw {videos} videos (shards)")
     ]
     seal_frames(out, settings, records)
     return FrameSet(out)

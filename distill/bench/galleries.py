@@ -18,12 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from distill.bench.memory import peak_memory
-from distill.bench.rounds import Goal, ratio, take_turns, timed
-from distill.bench.searches import BEST
-from distill.bench.synthetic import Sizes, World
+from distill.bench.retrieval import BEST
+from distill.bench.rounds import Goal, peak_memory, ratio, take_turns, timed
 from distill.bench.written import NAME, Written, write
 from distill.evaluation.report import aligned
 from distill.retrieval import upkeep
@@ -72,16 +71,19 @@ class _Side:
 
 
 @torch.inference_mode()
-def measure_size(folder: Path, videos: int, sizes: Sizes, world: World) -> Scale:
+def measure_size(folder: Path, videos: int) -> Scale:
     """Draw, write, search and remove the galleries of one size in `folder`."""
     one, two = folder / "one", folder / "two"
-    for old in (one, two):  # of a run that was killed
-        shutil.rmtree(old, ignore_errors=True)
+
+    def remove() -> None:
+        for gallery in (one, two):
+            shutil.rmtree(gallery, ignore_errors=True)
+
+    remove()  # those of a run that was killed
     try:
-        return _measure(one, two, videos, write(one, two, videos, sizes, world))
+        return _measure(one, two, videos, write(one, two, videos))
     finally:
-        for old in (one, two):
-            shutil.rmtree(old, ignore_errors=True)
+        remove()
 
 
 def _measure(one: Path, two: Path, videos: int, written: Written) -> Scale:
@@ -96,8 +98,8 @@ def _measure(one: Path, two: Path, videos: int, written: Written) -> Scale:
     rows = [
         GallerySearch(
             search=name,
-            p50={number: _percentile(took[number][name], 50) for number in AT_ONCE},
-            p95={number: _percentile(took[number][name], 95) for number in AT_ONCE},
+            p50={number: float(np.percentile(took[number][name], 50)) for number in AT_ONCE},
+            p95={number: float(np.percentile(took[number][name], 95)) for number in AT_ONCE},
             built=side.built,
             bytes=side.bytes,
             recall=None if side.expected is None else _shared(side.ask(names), side.expected),
@@ -147,10 +149,6 @@ def _turns(sides: dict[str, _Side], names: Sequence[str], at_once: int) -> dict[
     )
 
 
-def _percentile(values: Sequence[float], percent: int) -> float:
-    return float(torch.tensor(values, dtype=torch.float64).quantile(percent / 100))
-
-
 def _shared(answers: Sequence[Sequence[Hit]], expected: Sequence[Sequence[int]]) -> float:
     """Return the part of the expected videos that the answers hold, from 0 to 1."""
     videos = [{int(hit.video.removeprefix(NAME)) for hit in answer} for answer in answers]
@@ -159,21 +157,13 @@ def _shared(answers: Sequence[Sequence[Hit]], expected: Sequence[Sequence[int]])
 
 def goals(scale: Scale) -> list[Goal]:
     """Return the goals of exact search, which the largest gallery must reach."""
-    goals = [
-        Goal(
-            what=f"exact search over the plain product, {number} at once",
-            found=times,
-            limit=SLOWER,
-            why="an answer also reads the records of its videos, which counts where vectors are few",
-        )
-        for number, times in scale.slower.items()
-    ]
-    goals.append(
-        Goal(what="seconds to open", found=scale.opening, limit=OPENING, why="every segment is opened separately")
-    )
+    why = "an answer also reads the records of its videos, which counts where vectors are few"
+    what = "exact search over the plain product"
+    goals = [Goal(f"{what}, {number} at once", times, SLOWER, why=why) for number, times in scale.slower.items()]
+    goals.append(Goal("seconds to open", scale.opening, OPENING, why="every segment is opened separately"))
     if scale.memory is not None:
         why = "the scores of a chunk of videos for all queries are held at once"
-        goals.append(Goal(what="MB beyond mapped files", found=scale.memory, limit=MEMORY, why=why))
+        goals.append(Goal("MB beyond mapped files", scale.memory, MEMORY, why=why))
     return goals
 
 

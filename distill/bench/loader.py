@@ -1,22 +1,23 @@
 """The bench of the training loader: its videos per second beside PIL decoding the same JPEGs from memory, its limit.
 
-Both sides run through `load_batches`, with the same processes, batches and order; the limit reads no shard, keeps no
-pixels and hands over one number. The process that takes the batches only waits for the workers, which stay busy before
-and after the timed batches, so rates are those of a running loader.
+Both sides run through `load_batches`. The process that takes the batches only waits for the workers, which stay busy
+before and after the timed batches, so rates are those of a running loader.
 """
 
 import io
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from distill.bench.rounds import Goal, ratio, take_turns
+from distill.bench.rounds import Goal, ratio, take_turns, timed
 from distill.data.frames import FrameSet
 from distill.data.loader import PairDataset, load_batches
 from distill.data.shards import Shards
@@ -29,7 +30,7 @@ MAX_WORDS = 32
 TIMED = 6  # batches; a multiple of the usual numbers of workers, which take turns
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LoaderSpeed:
     """The rates with one number of workers; 0 decodes in the process that takes the batches."""
 
@@ -40,7 +41,7 @@ class LoaderSpeed:
     mib: float  # of JPEG that the loader reads in a second
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class LoaderReport:
     """The rates of the loader on one frame set."""
 
@@ -59,10 +60,8 @@ class LoaderReport:
         for row in self.rows:
             rates = f"{row.limit:.1f} videos/s", f"{row.loader:.1f} videos/s"
             lines.append([str(row.workers), *rates, f"{row.of_limit:.3f}", f"{row.mib:.1f}"])
-        parts = [
-            ["of one video", "ms of the processor"],
-            *([name, f"{value:.2f}"] for name, value in self.parts.items()),
-        ]
+        parts = [["of one video", "ms of the processor"]]
+        parts += [[name, f"{value:.2f}"] for name, value in self.parts.items()]
         about = (
             f"{self.frames}: {self.videos} videos of {self.num_frames} frames, {self.video_bytes / 1024:.0f} KiB each, "
             f"batches of {self.batch}"
@@ -71,7 +70,7 @@ class LoaderReport:
 
 
 class _Decoding(Dataset):
-    """The limit: JPEGs from memory are decoded to arrays one after the other, which are dropped."""
+    """The limit: JPEGs from memory are decoded to arrays, which are dropped; a batch is one number."""
 
     def __init__(self, jpegs: list[list[bytes]]):
         self._jpegs = jpegs
@@ -97,30 +96,23 @@ def measure_loader(frames: FrameSet, workers: Sequence[int], *, batch: int, roun
             f"{frames.path}: {len(frames)} videos do not fill a batch of {batch}; give --batch {len(frames)} or less"
         )
     shards = Shards(frames.path, frames.manifest.files)
-    keys = [video.key for video in frames.videos]
-    names = [[name for name in shards.extensions(key) if name.endswith("jpg")] for key in keys]
-    reads = [[partial(shards.read, key, name) for name in files] for key, files in zip(keys, names, strict=True)]
+    reads = [
+        [partial(shards.read, video.key, name) for name in shards.extensions(video.key) if name.endswith("jpg")]
+        for video in frames.videos
+    ]
     jpegs = [[read() for read in video] for video in reads]
     loading = PairDataset(frames, [], Tokenizer(MAX_WORDS), pixels=True)
     decoding = _Decoding(jpegs)
     sides = _part_sides(loading, decoding, reads, [video for video, _ in _batches(len(frames), batch, 1)[0]])
     for number in workers:
-        batches = _batches(len(frames), batch, _warm(number) + TIMED + 2 * number)
+        batches = _batches(len(frames), batch, 1 + 4 * number + TIMED)  # of which two a worker are only begun
         sides[f"limit {number}"] = partial(_rate, decoding, batches, number)
         sides[f"loader {number}"] = partial(_rate, loading, batches, number)
     values = take_turns(sides, rounds, "loader and decoding in turns (rounds)")
     size = statistics.mean(sum(map(len, jpeg)) for jpeg in jpegs)
     rows, parts = [_row(number, values, size) for number in workers], _parts(values)
-    return LoaderReport(
-        frames=str(frames.path),
-        videos=len(frames),
-        video_bytes=size,
-        num_frames=frames.num_frames,
-        batch=batch,
-        rows=rows,
-        parts=parts,
-        goals=[_goal(row, parts) for row in rows],
-    )
+    measured = (str(frames.path), len(frames), size, frames.num_frames, batch)
+    return LoaderReport(*measured, rows, parts, goals=[_goal(row, parts) for row in rows])
 
 
 def _part_sides(
@@ -145,20 +137,11 @@ def _batches(videos: int, batch: int, count: int) -> list[list[tuple[int, int]]]
     return [[(video, 0) for video in order[start : start + batch]] for start in range(0, count * batch, batch)]
 
 
-def _warm(workers: int) -> int:
-    """Return the number of batches before timing starts, in which workers fill their queues."""
-    return 1 + 2 * workers
-
-
 def _rate(dataset: Dataset, batches: list[list[tuple[int, int]]], workers: int) -> float:
-    """Return the videos per second of a loader."""
+    """Return the videos per second of a loader, after the batches in which its workers fill their queues."""
     loaded = load_batches(dataset, batches, workers)
-    for _ in range(_warm(workers)):
-        next(loaded)
-    start = time.perf_counter()
-    for _ in range(TIMED):
-        next(loaded)
-    seconds = time.perf_counter() - start
+    deque(islice(loaded, 1 + 2 * workers), maxlen=0)
+    seconds = timed(lambda: deque(islice(loaded, TIMED), maxlen=0))
     loaded.close()  # type: ignore[attr-defined]
     return TIMED * len(batches[0]) / seconds
 
@@ -174,13 +157,7 @@ def _each(function: Callable[[int], object], videos: Sequence[int]) -> float:
 def _row(workers: int, values: dict[str, list[float]], size: float) -> LoaderSpeed:
     limit, loader = values[f"limit {workers}"], values[f"loader {workers}"]
     rate = statistics.median(loader)
-    return LoaderSpeed(
-        workers=workers,
-        limit=statistics.median(limit),
-        loader=rate,
-        of_limit=ratio(loader, limit),
-        mib=rate * size / 2**20,
-    )
+    return LoaderSpeed(workers, statistics.median(limit), rate, ratio(loader, limit), mib=rate * size / 2**20)
 
 
 def _parts(values: dict[str, list[float]]) -> dict[str, float]:
@@ -201,10 +178,4 @@ def _goal(row: LoaderSpeed, parts: dict[str, float]) -> Goal:
     if row.workers:
         handed = 1e3 * row.workers * (1 / row.loader - 1 / row.limit)
         why += f", and handing a video over from a worker takes {handed:.2f} ms of the worker's time"
-    return Goal(
-        what=f"loader over decoding alone, {row.workers} workers",
-        found=row.of_limit,
-        limit=PER_CORE,
-        at_least=True,
-        why=why,
-    )
+    return Goal(f"loader over decoding alone, {row.workers} workers", row.of_limit, PER_CORE, at_least=True, why=why)

@@ -1,25 +1,12 @@
 """The multiply-accumulates of a search by formula, for every kind of model, without encoding the query.
 
 Matrix products and weighted sums are counted; softmax, normalisation and sorting are not, for any model. Encoding a
-query includes the text tower and GLSCL's decoder, which reads a text's words once. Sizes: D dim, F frames, W words, N
-patches of a video, Q concepts.
+query includes the text tower and GLSCL's decoder, which reads a text's words once.
 
-    one vector (CLIP4Clip, TeachCLIP,   D
-        Prompt Switch as published)
-    TS2-Net                             FD cosines; F weights
-    X-CLIP                              D + WD + FD + WFD cosines; W^2 + F^2 + FW^2 + WF^2 + F^2 + W^2 for the learned
-                                        matrices; W + F + 2WF + F + W weights
-    X-Pool                              FD scores, FD pooling, 2D^2 for two layers, D cosine; keys and values of a
-                                        video are 2FD^2
-    EERCF                               D by the coarse vectors; FD cosines, F^2 and F for the learned matrix, FD and D
-                                        for the gated sum; with patches ND cosines and N weights
-    Prompt Switch by the sentence       as X-Pool (transformer); or FD cosines, FD and F for the weighted sum
-    GLSCL                               FD products, FD and F for the weighted sum, QD concepts
-
-For ViT-B/32 (D 512, F 12, W 32, N 588, Q 8) X-CLIP takes 239.7 k a pair, TS2-Net 6.2 k, EERCF 13.5 k without patches,
-GLSCL 16.4 k (16.9 k by its published formula, which compares the sum with the text once more). These are the counts of
-a call with fewer texts than frames, as in a search; with more texts EERCF and GLSCL compute the lengths of the sums
-from the frames' inner products instead, F^2 D once a video.
+For ViT-B/32 (512 dim, 12 frames, 32 words, 588 patches, 8 concepts) X-CLIP takes 239.7 k a pair, TS2-Net 6.2 k, EERCF
+13.5 k without patches, GLSCL 16.4 k (16.9 k by its published formula, which compares the sum with the text once more).
+These are the counts of a call with fewer texts than frames, as in a search; with more texts EERCF and GLSCL compute the
+lengths of the sums from the frames' inner products instead, `frames^2 dim` once a video.
 """
 
 from collections.abc import Callable
@@ -72,7 +59,7 @@ def ts2net(s: Sizes, config: Any) -> Operations:
 
 
 def xclip(s: Sizes, config: Any) -> Operations:
-    """Count X-CLIP (section 3.3 of the paper) with the learned matrices of its code."""
+    """Count X-CLIP (section 3.3 of the paper): cosines of four grains, the learned matrices of its code, weights."""
     w, f, d = s.words, s.frames, s.dim
     mixes = w**2 + f**2 + f * w**2 + w * f**2 + f**2 + w**2
     return Operations(
@@ -81,13 +68,13 @@ def xclip(s: Sizes, config: Any) -> Operations:
 
 
 def xpool(s: Sizes, config: Any) -> Operations:
-    """Count X-Pool (equations 3 to 6 of the paper)."""
+    """Count X-Pool (equations 3 to 6 of the paper): scores, pooling, two layers, cosine; keys, values."""
     f, d = s.frames, s.dim
     return Operations(query=d**2, video=2 * f * d**2, products=2 * f * d + 2 * d**2 + d)
 
 
 def eercf(s: Sizes, config: Any) -> Operations:
-    """Count EERCF (section 3 of the paper); the config says which patches are compared."""
+    """Count EERCF (section 3 of the paper): cosines, the learned matrix, the gated sum; patches as the config says."""
     f, d = s.frames, s.dim
     patches = f * s.patches if config.patches and config.rerank.weak_patch else 0
     return Operations(
@@ -101,7 +88,10 @@ def eercf(s: Sizes, config: Any) -> Operations:
 
 
 def prompt_switch(s: Sizes, config: Any) -> Operations:
-    """Count Prompt Switch: one vector, or candidates by one vector and then a pooling that depends on the sentence."""
+    """Count Prompt Switch: one vector, or candidates by one vector and then a pooling that depends on the sentence.
+
+    That is X-Pool's (transformer), or cosines with the frames and their weighted sum.
+    """
     if config.pooling in ("mean", "afa"):
         return one_vector(s, config)
     if config.pooling == "transformer":
@@ -110,7 +100,10 @@ def prompt_switch(s: Sizes, config: Any) -> Operations:
 
 
 def glscl(s: Sizes, config: Any) -> Operations:
-    """Count GLSCL's GIM and LIM (section III of the paper), after candidates by the config's `index_by`."""
+    """Count GLSCL's GIM and LIM (section III of the paper), after candidates by the config's `index_by`.
+
+    Products with the frames, their weighted sum, and the concepts.
+    """
     f, d, concepts = s.frames, s.dim, s.concepts * s.dim
     return Operations(
         inner=concepts if config.index_by == "concepts" else d,
@@ -121,13 +114,13 @@ def glscl(s: Sizes, config: Any) -> Operations:
     )
 
 
-FORMULAS: dict[str, Callable[[Sizes, Any], Operations]] = {
-    "clip4clip": one_vector,
-    "teachclip": one_vector,
-    "prompt_switch": prompt_switch,
-    "eercf": eercf,
-    "glscl": glscl,
-    "xclip": xclip,
-    "ts2net": ts2net,
-    "xpool": xpool,
+KINDS: dict[str, tuple[str, Callable[[Sizes, Any], Operations]]] = {  # kind of model: its name, and its formula
+    "clip4clip": ("CLIP4Clip", one_vector),
+    "teachclip": ("TeachCLIP", one_vector),
+    "prompt_switch": ("Prompt Switch", prompt_switch),
+    "eercf": ("EERCF", eercf),
+    "glscl": ("GLSCL", glscl),
+    "xclip": ("X-CLIP", xclip),
+    "ts2net": ("TS2-Net", ts2net),
+    "xpool": ("X-Pool", xpool),
 }

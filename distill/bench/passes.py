@@ -6,20 +6,20 @@ trainings must give the same losses.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from distill import comm
-from distill.bench.steps import Setting, build, build_teachers, live_rows, objective, write_labels
+from distill.bench.steps import Setting, build, build_teachers, labelled, objective, write_labels
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
 from distill.data.loader import Batch, PairDataset, load_batches
 from distill.data.plan import Plan
 from distill.evaluation.report import aligned
 from distill.log import progress
-from distill.model.contract import RetrievalConfig, Teacher
+from distill.model.contract import Teacher
 from distill.model.towers import CONFIG_FILE, ClipConfig
 from distill.training.engine import Engine
 
@@ -31,7 +31,7 @@ TOWERS = {  # small, but with the text layers and positions from which the paper
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TowerPasses:
     """The frames and captions that went through the towers of all teachers in one job."""
 
@@ -69,92 +69,72 @@ class Counted:
         return "\n\n".join([about, aligned(lines), sentence])
 
 
-class _Counter:
-    """Counts the rows that enter the towers of some teachers."""
-
-    def __init__(self, teachers: Sequence[Teacher]):
-        self._counts = {"visual": 0, "text": 0}
-        for teacher in teachers:
-            teacher.clip.visual.register_forward_pre_hook(self._hook("visual"))
-            teacher.clip.text.register_forward_pre_hook(self._hook("text"))
-
-    def _hook(self, tower: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        def count(_: Any, inputs: tuple[Any, ...]) -> None:
-            self._counts[tower] += len(inputs[0])
-
-        return count
-
-    def row(self, job: str) -> TowerPasses:
-        """Return the counts since the last row."""
-        row = TowerPasses(job=job, frames=self._counts["visual"], captions=self._counts["text"])
-        self._counts = {"visual": 0, "text": 0}
-        return row
+def _counting(teachers: Sequence[Teacher]) -> Counter[str]:
+    """Return a counter of the frames and captions that enter the towers of some teachers from now on."""
+    rows: Counter[str] = Counter()
+    for teacher in teachers:
+        for what, tower in (("frames", teacher.clip.visual), ("captions", teacher.clip.text)):
+            tower.register_forward_pre_hook(lambda _, inputs, what=what: rows.update({what: len(inputs[0])}))
+    return rows
 
 
 def small(setting: Setting, folder: Path, *, pairs: int) -> Setting:
     """Return the setting with small towers, written to `folder`, in fp32, with `pairs` pairs in a step."""
     folder.mkdir(parents=True)
     (folder / CONFIG_FILE).write_text(json.dumps({"model_cfg": TOWERS}))
-    clip = ClipConfig(model=str(folder), weights="random")
-
-    def on_small(config: RetrievalConfig) -> RetrievalConfig:
-        return config.model_copy(update={"clip": clip})
-
+    clip = {"clip": ClipConfig(model=str(folder), weights="random")}
     return replace(
         setting,
-        student=on_small(setting.student),
-        teachers=[on_small(teacher) for teacher in setting.teachers],
+        student=setting.student.model_copy(update=clip),
+        teachers=[teacher.model_copy(update=clip) for teacher in setting.teachers],
         data=setting.data.model_copy(update={"batch_size": pairs}),
         bf16=False,
     )
 
 
-def count(setting: Setting, frames: FrameSet, folder: Path, *, epochs: int, seed: int = 0) -> Counted:
+def count(setting: Setting, frames: FrameSet, folder: Path, *, epochs: int) -> Counted:
     """Run the three jobs and count. Every video of `frames` must have the same number of captions."""
     teachers = build_teachers(setting.teachers)
-    counter, kinds = _Counter(teachers), [config.kind for config in setting.teachers]
-    labels = [
-        write_labels(teacher, kind, setting, frames, folder / kind, batch=32, storage="float32")
-        for teacher, kind in zip(teachers, kinds, strict=True)
-    ]
-    rows = [counter.row("label job")]
+    passed = _counting(teachers)
+
+    def counted(job: str) -> TowerPasses:
+        row = TowerPasses(job, passed["frames"], passed["captions"])
+        passed.clear()
+        return row
+
+    labels = write_labels(teachers, setting, frames, folder, batch=32, storage="float32")
+    job = counted("label job")
     captions = [len(video.captions) for video in frames.videos]
-    plan = Plan(captions, setting.data.batch_size, epochs, seed)
-    stored = _train(setting, frames, labels, labels, [], plan)
-    rows.append(counter.row(f"{epochs} epochs from labels"))
-    live = _train(setting, frames, [], labels, teachers, plan)
-    rows.append(counter.row(f"{epochs} epochs with live teachers"))
-    job, with_labels, with_teachers = rows
+    plan = Plan(captions, setting.data.batch_size, epochs, seed=0)
+    losses = _train(setting, frames, labels, [], plan)
+    stored = counted(f"{epochs} epochs from labels")
+    live_losses = _train(setting, frames, labels, teachers, plan)
+    live = counted(f"{epochs} epochs with live teachers")
     return Counted(
-        teachers=kinds,
+        teachers=setting.kinds,
         videos=len(frames),
         captions=captions[0],
         epochs=epochs,
         steps=plan.total_steps,
-        rows=rows,
-        saved_frames=with_teachers.frames - with_labels.frames - job.frames,
-        saved_captions=with_teachers.captions - with_labels.captions - job.captions,
-        loss_difference=max(abs(a - b) / abs(b) for a, b in zip(stored, live, strict=True)),
+        rows=[job, stored, live],
+        saved_frames=live.frames - stored.frames - job.frames,
+        saved_captions=live.captions - stored.captions - job.captions,
+        loss_difference=max(abs(a - b) / abs(b) for a, b in zip(losses, live_losses, strict=True)),
     )
 
 
 def _train(
-    setting: Setting,
-    frames: FrameSet,
-    read: Sequence[LabelSet],
-    heads: Sequence[LabelSet],
-    teachers: Sequence[Teacher],
-    plan: Plan,
+    setting: Setting, frames: FrameSet, labels: Sequence[LabelSet], teachers: Sequence[Teacher], plan: Plan
 ) -> list[float]:
-    """Return the loss of every step of the plan, with the labels in `read`, or else those that `teachers` make."""
+    """Return the loss of every step of the plan, with the rows of `labels`, or else those that `teachers` make."""
     student = build(setting.student, 0).train()
-    engine = Engine(objective(student, heads, setting), student, setting.optim, 0, setting.data.batch_size)
-    dataset = PairDataset(frames, read, setting.tokenizer(), pixels=True)
+    engine = Engine(objective(student, labels, setting), student, setting.optim, 0, setting.data.batch_size)
+    dataset = PairDataset(frames, [] if teachers else labels, setting.tokenizer(), pixels=True)
     pairs = [[(int(v), int(c)) for v, c in plan.batch(step)] for step in range(plan.total_steps)]
     losses = []
     for step, batch in enumerate(progress(load_batches(dataset, pairs, 0), "train (steps)", len(pairs))):
         batch: Batch = batch.to(comm.device())
         if teachers:
-            batch = replace(batch, labels=[live_rows(teacher, batch, bf16=setting.bf16) for teacher in teachers])
+            batch = labelled(batch, teachers, bf16=setting.bf16)
         losses.append(engine.step(batch, step, plan.total_steps)["total"])
     return losses

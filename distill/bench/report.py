@@ -10,7 +10,7 @@ from distill.evaluation.report import aligned
 FOUND = 0.99  # of the exhaustive ten best: a search that finds less is no fair comparison
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Claim:
     """A paper's claim, and the fastest search that finds enough, if there is one."""
 
@@ -25,28 +25,26 @@ class Claim:
 
 
 CLAIMS = (
-    Claim(
-        words="EERCF in two stages costs 1/50 of X-CLIP (abstract: nearly 50 times faster)", model="EERCF", factor=50
-    ),
-    Claim(words="GLSCL costs 1/220 of X-CLIP (abstract: nearly 220 times)", model="GLSCL", factor=220),
+    Claim("EERCF in two stages costs 1/50 of X-CLIP (abstract: nearly 50 times faster)", "EERCF", 50),
+    Claim("GLSCL costs 1/220 of X-CLIP (abstract: nearly 220 times)", "GLSCL", 220),
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RetrievalReport:
     """The searches of one gallery."""
 
     gallery: str
     videos: int
     queries: int
-    about: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any]
     rows: list[ModelSearch]
     claims: list[Claim] = field(default_factory=list)
 
 
 def claims(rows: Sequence[ModelSearch]) -> list[Claim]:
     """Judge every paper's claim at the fastest two-stage search of the model that finds enough."""
-    heavy = next((row for row in rows if row.model == "X-CLIP"), None)
+    heavy = next(row for row in rows if row.model == "X-CLIP")
     judged = []
     for claim in CLAIMS:
         two_stage = [row for row in rows if row.model.startswith(claim.model) and row.candidates is not None]
@@ -56,8 +54,8 @@ def claims(rows: Sequence[ModelSearch]) -> list[Claim]:
     return judged
 
 
-def _judged(claim: Claim, heavy: ModelSearch | None, enough: Sequence[ModelSearch]) -> Claim:
-    if heavy is None or not enough:
+def _judged(claim: Claim, heavy: ModelSearch, enough: Sequence[ModelSearch]) -> Claim:
+    if not enough:
         return claim
     row = min(enough, key=lambda row: row.milliseconds[1])
     return replace(
@@ -100,9 +98,8 @@ def _line(row: ModelSearch, heavy: ModelSearch | None) -> list[str]:
 def _verdict(claim: Claim) -> str:
     """Return the claim and its outcome as a sentence."""
     if claim.candidates is None or claim.operations is None or claim.shared is None:
-        return (
-            f"{claim.words}: {claim.model}: not shown, no search in two stages finds {100 * FOUND:.0f} % of the top ten"
-        )
+        enough = f"{100 * FOUND:.0f} % of the top ten"
+        return f"{claim.words}: {claim.model}: not shown, no search in two stages finds {enough}"
     times = [f"1/{times:,.0f} ({_held(times >= claim.factor)})" for times in claim.time.values()]
     return (
         f"{claim.words}: {claim.model}, {claim.search} {claim.candidates:,}, finds {100 * claim.shared:.1f} % of the "

@@ -13,8 +13,9 @@ turns. It leaves out encoding the query, as the counted operations do (`operatio
 compared with the model's own exhaustive search in float32 (with patches: float16), over all queries.
 """
 
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,15 +25,25 @@ from torch import Tensor
 
 from distill.bench.contenders import Contender
 from distill.bench.rounds import timed
-from distill.bench.searches import Search, TwoStage, all_scores, one_stage
 from distill.evaluation.metrics import ranks_t2v, summarise
 from distill.log import progress
 from distill.model.features import TextFeatures
+from distill.ranking import executor, two_stage
+from distill.ranking.topk import top_k
+from distill.retrieval.approximate import Approximate
+from distill.retrieval.stored import Tokens
 
 AT_ONCE = (1, 16, 64)  # queries that come together
+BEST = 10  # answers of a search
 ROUNDS = 8  # through all searches, so that other load on the machine slows all of them alike
 TURN, IN_A_TURN = 1.0, 64  # limits of a search in each round: seconds, and calls, of which the first warm the caches
 ENOUGH = 12.0  # seconds of a search after which it is left out of further rounds
+CALLS = (32, 64, 128, 256)  # videos in a call of an exhaustive search; the fastest of these is taken
+TRIALS, TRIED = 4, 1024  # trials of each number, of which the fastest counts, on so many videos
+ALL = 128  # videos that are scored with all queries in one call, to know what an exhaustive search finds
+NONE = torch.empty(0, dtype=torch.int64)  # no video is deleted
+
+Search = Callable[[TextFeatures], tuple[Tensor, Tensor]]  # queries -> scores and numbers of the best videos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +63,41 @@ class ModelSearch:
     r1_lost: float | None  # against the exhaustive search, in percentage points
 
 
+@dataclass(frozen=True)
+class TwoStage:
+    """A search in two stages, as galleries run it."""
+
+    contender: Contender
+    candidates: int
+    index: Approximate | None  # chooses the candidates; None: exact inner products do
+
+    def __call__(self, text: TextFeatures) -> tuple[Tensor, Tensor]:
+        """Return the scores and the numbers of the best videos of every query."""
+        contender, model = self.contender, self.contender.model
+        assert contender.tokens is not None and contender.vectors is not None
+        parts, vectors = executor.of_parts(model, text, contender.tokens.only), model.query_vectors(text)
+        if self.index is None:
+            return two_stage.search(parts, vectors, contender.vectors, BEST, self.candidates)
+        chosen = self.index.candidates(vectors, self.candidates, contender.vectors.__getitem__, NONE)[1]
+        return two_stage.best_of(parts, chosen, BEST)
+
+    @property
+    def operations(self) -> int:
+        """The multiply-accumulates of a query.
+
+        An index counts as the product that it estimates, because it adds no more numbers a video than a vector has, and
+        as the products of the query with its centres.
+        """
+        contender, parts = self.contender, self.contender.model.score_parts()
+        assert contender.tokens is not None
+        first = contender.tokens.only(parts[0].fields if parts else contender.model.rerank_fields)
+        in_place = parts != () and executor.reads_in_place(parts[0], first)
+        calls = 1 if in_place else -(-self.candidates // executor.in_one_call(first))
+        of_best = BEST * (parts[-1].of_best if parts else 1)
+        count = contender.operations.two_stage(contender.videos, self.candidates, of_best, calls)
+        return count if self.index is None else count + self.index.centres.numel()
+
+
 @torch.inference_mode()
 def measure_searches(
     contenders: Sequence[Contender], video_of_text: Int[Tensor, " text"], candidates: Sequence[int]
@@ -60,15 +106,14 @@ def measure_searches(
     rows: list[ModelSearch] = []
     searches: list[tuple[Contender, TwoStage | None]] = []
     for contender in progress(contenders, "search (models)"):
-        expected = None if contender.exact is None else all_scores(contender)
+        expected = None
+        if contender.exact is not None:
+            what = f"{contender.name}: score {len(contender.text)} x {contender.videos} pairs"
+            expected = _scores(contender, contender.text, progress(range(0, contender.videos, ALL), what), ALL)
         sizes = [k for k in candidates if k < contender.videos and contender.tokens is not None]
         ways = [TwoStage(contender, k, index) for k in sizes for index in dict.fromkeys((None, contender.index))]
         for way in (None, *ways):
-            rows.append(
-                _one_stage_row(contender, video_of_text, expected)
-                if way is None
-                else _two_stage_row(way, video_of_text, expected)
-            )
+            rows.append(_row(contender, way, video_of_text, expected))
             searches.append((contender, way))
     took = {at_once: _milliseconds(searches, at_once) for at_once in AT_ONCE}
     return [
@@ -77,61 +122,50 @@ def measure_searches(
     ]
 
 
-def _two_stage_row(
-    search: TwoStage, video_of_text: Int[Tensor, " text"], expected: Float[Tensor, "text video"] | None
+def _row(
+    contender: Contender,
+    way: TwoStage | None,
+    video_of_text: Int[Tensor, " text"],
+    expected: Float[Tensor, "text video"] | None,
 ) -> ModelSearch:
-    """Return the row of a two-stage search without its time; `expected` are the full scores."""
-    assert expected is not None
-    contender = search.contender
-    scores, answers = search(contender.text)
-    best = expected.topk(answers.shape[1]).indices
-    shared = (answers.unsqueeze(2) == best.unsqueeze(1)).any(2).double().mean()
-    first = (answers[:, 0] == video_of_text) & (scores[:, :1] > scores[:, 1:]).all(1)  # ties count against the model
-    r1 = 100 * float(first.double().mean())
-    return ModelSearch(
-        model=contender.name,
-        search="two stages" if search.index is None else "two stages by index",
-        candidates=search.candidates,
-        operations=search.operations,
-        published_pair=None,
-        milliseconds={},
-        vector_bytes=contender.stored[0],
-        token_bytes=contender.stored[1],
-        shared=float(shared),
-        r1=r1,
-        r1_lost=summarise(ranks_t2v(expected.double(), video_of_text))["R@1"] - r1,
-    )
+    """Return the row of a search without its time; `expected` are the full scores, where there are any.
 
-
-def _one_stage_row(
-    contender: Contender, video_of_text: Int[Tensor, " text"], expected: Float[Tensor, "text video"] | None
-) -> ModelSearch:
-    """Return the row of a search of every video, by its vector or by the full score, without its time."""
-    operations, model = contender.operations, contender.model
-    if expected is not None:
-        scores, name, count = expected.double(), "exhaustive", operations.exhaustive(contender.videos)
-    else:
+    Without `way` it is the search of every video, by these scores or else by the vectors.
+    """
+    operations, shared, lost = contender.operations, None, None
+    if expected is None:
         assert contender.vectors is not None
-        scores = (model.query_vectors(contender.text) @ contender.vectors.T).double()
-        name, count = "one vector", operations.inner * contender.videos
+        expected, name = contender.model.query_vectors(contender.text) @ contender.vectors.T, "one vector"
+        count = operations.inner * contender.videos
+    else:
+        name, count = "exhaustive", operations.exhaustive(contender.videos)
+    r1 = summarise(ranks_t2v(expected.double(), video_of_text))["R@1"]
+    if way is not None:
+        name, count = "two stages" if way.index is None else "two stages by index", way.operations
+        scores, answers = way(contender.text)
+        best = expected.topk(answers.shape[1]).indices
+        shared = float((answers.unsqueeze(2) == best.unsqueeze(1)).any(2).double().mean())
+        right = (answers[:, 0] == video_of_text) & (scores[:, :1] > scores[:, 1:]).all(1)  # ties count against it
+        of_all, r1 = r1, 100 * float(right.double().mean())
+        lost = of_all - r1
     return ModelSearch(
         model=contender.name,
         search=name,
-        candidates=None,
+        candidates=None if way is None else way.candidates,
         operations=count,
-        published_pair=operations.published(),
+        published_pair=operations.published() if way is None else None,
         milliseconds={},
         vector_bytes=contender.stored[0],
         token_bytes=contender.stored[1],
-        shared=None,
-        r1=summarise(ranks_t2v(scores, video_of_text))["R@1"],
-        r1_lost=None,
+        shared=shared,
+        r1=r1,
+        r1_lost=lost,
     )
 
 
 def _milliseconds(ways: Sequence[tuple[Contender, TwoStage | None]], at_once: int) -> list[float]:
     """Return for every search the median time of a query where `at_once` come together."""
-    searches = [(way or one_stage(contender, at_once), contender.text) for contender, way in ways]
+    searches = [(way or _one_stage(contender, at_once), contender.text) for contender, way in ways]
     took: list[list[float]] = [[] for _ in searches]
     for _ in progress(range(ROUNDS), f"time, {at_once} at once (rounds)"):
         for (search, text), times in zip(searches, took, strict=True):
@@ -153,3 +187,34 @@ def _turn(search: Search, text: TextFeatures, at_once: int, done: int) -> list[f
         if sum(took) > TURN:
             break
     return took[1:] or took
+
+
+def _one_stage(contender: Contender, at_once: int) -> Search:
+    """Return the search of every video, by its vector or the full score, for `at_once` queries together.
+
+    Exhaustive searches score as many videos in a call as is fastest.
+    """
+    vectors, model = contender.vectors, contender.model
+    if contender.exact is None:
+        assert vectors is not None
+        return lambda text: top_k(model.query_vectors(text), vectors, BEST)
+
+    def search(text: TextFeatures, videos: int, size: int) -> tuple[Tensor, Tensor]:
+        best = _scores(contender, text, range(0, videos, size), size).topk(min(BEST, videos))
+        return best.values, best.indices
+
+    fastest = executor.in_one_call(contender.exact)
+    if not isinstance(contender.exact, Tokens):
+        took = dict.fromkeys(CALLS, float("inf"))
+        for _, size in itertools.product(range(TRIALS), CALLS):
+            trial = partial(search, contender.text[:at_once], min(TRIED, contender.videos), size)
+            took[size] = min(took[size], timed(trial))
+        fastest = min(CALLS, key=lambda size: took[size])
+    return partial(search, videos=contender.videos, size=fastest)
+
+
+def _scores(contender: Contender, text: TextFeatures, starts: Iterable[int], size: int) -> Float[Tensor, "text video"]:
+    """Return full scores, in calls of `size` videos that begin at `starts`."""
+    exact, similarity = contender.exact, contender.model.similarity
+    assert exact is not None
+    return torch.cat([similarity(text, exact[start : start + size]) for start in starts], 1)

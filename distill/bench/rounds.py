@@ -5,14 +5,19 @@ A ratio of two measurements is the median over rounds of the ratio within a roun
 
 import platform
 import statistics
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from distill.log import progress
+
+LOOK = 0.001  # seconds between two looks at the memory
 
 
 def take_turns(sides: Mapping[str, Callable[[], float]], rounds: int, what: str) -> dict[str, list[float]]:
@@ -38,7 +43,39 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-@dataclass(frozen=True, kw_only=True)
+@contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """Give a list that holds, after the block, the largest number of MB beyond mapped files that the block added.
+
+    Where the system does not tell, the list stays empty.
+    """
+    used: list[float] = []
+    before, over = _anonymous(), threading.Event()
+
+    def look() -> None:
+        most = before
+        while not over.wait(LOOK):
+            most = max(most, _anonymous())
+        if before:
+            used.append((most - before) / 1e6)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield used
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _anonymous() -> int:
+    """Return the bytes of this process's memory that belong to no file; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+@dataclass
 class Goal:
     """A figure with its limit, and the reason why it may miss it."""
 
@@ -48,11 +85,10 @@ class Goal:
     at_least: bool = False  # the limit is a lower bound
     percent: bool = False  # `found` and `limit` are parts of 1, shown in percent
     why: str = ""
+    reached: bool = field(init=False)
 
-    @property
-    def reached(self) -> bool:
-        """True if the figure keeps to the limit."""
-        return self.found >= self.limit if self.at_least else self.found <= self.limit
+    def __post_init__(self) -> None:
+        self.reached = self.found >= self.limit if self.at_least else self.found <= self.limit
 
     def sentence(self) -> str:
         """Return the goal and its outcome as a sentence."""
@@ -64,14 +100,6 @@ class Goal:
 
     def _shown(self, value: float) -> str:
         return f"{100 * value:.1f} %" if self.percent else f"{value:.3g}"
-
-
-def tree(report: Any) -> dict[str, Any]:
-    """Return a report, or a goal, as plain JSON; every goal says whether it was reached."""
-    if isinstance(report, Goal):
-        return {**asdict(report), "reached": report.reached}
-    goals = {"goals": [tree(goal) for goal in report.goals]} if hasattr(report, "goals") else {}
-    return asdict(report) | goals
 
 
 def machine() -> dict[str, Any]:

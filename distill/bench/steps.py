@@ -1,16 +1,13 @@
 """The bench of training steps: a student's step without a teacher, with stored labels, and with live teachers.
 
-One student, one optimizer and one objective take all three steps, in turns, on the same pairs. Weights are random,
-because time does not depend on them. Frames are decoded and on the device before timing starts (the bench of the loader
-measures decoding), but labels are read from their shards within the step, without a worker that would hide the time.
-Live teachers make the rows that label shards hold, and the objective treats both alike, so both steps compute the same
-loss; the report has the difference.
+One student, one optimizer and one objective take all three steps, in turns, on the same pairs. Frames are decoded and
+on the device before timing starts (the bench of the loader measures decoding), but labels are read from their shards
+within the step, without a worker that would hide the time. Live teachers make the rows that label shards hold, so both
+steps compute the same loss; the report has the difference.
 """
 
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill import catalogue, comm
-from distill.bench.rounds import Goal, ratio, take_turns
+from distill.bench.rounds import Goal, ratio, take_turns, timed
 from distill.data.frames import FrameSet
 from distill.data.labels import Storage
 from distill.data.labelset import LabelSet
@@ -56,8 +53,13 @@ class Setting:
         """Return the student's tokenizer."""
         return Tokenizer(self.data.max_words, read_vocabulary(self.student.clip.folder))
 
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of the teachers."""
+        return [teacher.kind for teacher in self.teachers]
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True)
 class StepCost:
     """One kind of step."""
 
@@ -114,16 +116,17 @@ def build_teachers(configs: Sequence[RetrievalConfig]) -> list[Teacher]:
 
 
 def write_labels(
-    teacher: Teacher, kind: str, setting: Setting, frames: FrameSet, out: Path, *, batch: int, storage: Storage
-) -> LabelSet:
-    """Label a frame set as tools/dump_soft_labels.py does; return the opened labels."""
-    release = TeacherRelease(model=teacher, tokenizer=setting.tokenizer(), kind=kind, id=f"random {kind}")
+    teachers: Sequence[Teacher], setting: Setting, frames: FrameSet, folder: Path, *, batch: int, storage: Storage
+) -> list[LabelSet]:
+    """Label a frame set by each teacher as tools/dump_soft_labels.py does; return the opened labels."""
     precision = "bf16" if setting.bf16 else "fp32"
     config = LabelJobConfig(tiers=["relevance", "features"], storage=storage, batch=batch, precision=precision)
-    job = LabelJob(release, frames, out, config)
-    assert job.begin() is None, "a new folder"
-    job.label()
-    return LabelSet(out, frames)
+    for teacher, kind in zip(teachers, setting.kinds, strict=True):
+        release = TeacherRelease(model=teacher, tokenizer=setting.tokenizer(), kind=kind, id=f"random {kind}")
+        job = LabelJob(release, frames, folder / kind, config)
+        assert job.begin() is None, "a new folder"
+        job.label()
+    return [LabelSet(folder / kind, frames) for kind in setting.kinds]
 
 
 def objective(model: RetrievalModel, labels: Sequence[LabelSet], setting: Setting) -> Objective:
@@ -134,8 +137,12 @@ def objective(model: RetrievalModel, labels: Sequence[LabelSet], setting: Settin
 
 
 @torch.no_grad()
-def live_rows(teacher: Teacher, batch: Batch, *, bf16: bool) -> dict[str, Tensor]:
-    """Return the rows that a label set would hold for these pairs, computed by the teacher from the batch."""
+def labelled(batch: Batch, teachers: Sequence[Teacher], *, bf16: bool) -> Batch:
+    """Return the batch with the rows that label sets would hold for its pairs, computed by live teachers."""
+    return replace(batch, labels=[_rows(teacher, batch, bf16=bf16) for teacher in teachers])
+
+
+def _rows(teacher: Teacher, batch: Batch, *, bf16: bool) -> dict[str, Tensor]:
     assert batch.frames is not None, "pixels"
     with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=bf16):
         text, video = teacher.encode_text(batch.ids), teacher.encode_video(batch.frames, batch.real)
@@ -148,37 +155,26 @@ def live_rows(teacher: Teacher, batch: Batch, *, bf16: bool) -> dict[str, Tensor
 
 def measure_steps(setting: Setting, frames: FrameSet, folder: Path, *, rounds: int) -> StepsReport:
     """Write labels of random teachers of the setting's size, then time and count the three steps."""
+    data = setting.data
     teachers = build_teachers(setting.teachers)
-    kinds = [config.kind for config in setting.teachers]
-    pairs_in_step = setting.data.batch_size
-    labels = [
-        write_labels(teacher, kind, setting, frames, folder / kind, batch=min(pairs_in_step, 32), storage="float16")
-        for teacher, kind in zip(teachers, kinds, strict=True)
-    ]
+    labels = write_labels(teachers, setting, frames, folder, batch=min(data.batch_size, 32), storage="float16")
     student = build(setting.student, 0).train()
     losses = objective(student, labels, setting)
-    engine = Engine(losses, student, setting.optim, 0, pairs_in_step)
-    steps = _Steps(setting, frames, labels, teachers, engine)
-    batches = {kind: getattr(steps, name) for kind, name in ((PLAIN, "plain"), (LABELS, "stored"), (LIVE, "live"))}
+    engine = Engine(losses, student, setting.optim, 0, data.batch_size)
+    batches = _batches(setting, frames, labels, teachers)
     with torch.no_grad():
         stored, live = (float(losses(batches[kind]())["total"]) for kind in (LABELS, LIVE))
-    times = take_turns(
-        {kind: partial(steps.seconds, make) for kind, make in batches.items()}, rounds, "steps in turns (rounds)"
-    )
-    flops = {kind: steps.flops(make) for kind, make in batches.items()}
+    sides = {kind: partial(timed, partial(_step, engine, make)) for kind, make in batches.items()}
+    times = take_turns(sides, rounds, "steps in turns (rounds)")
+    flops = {kind: _flops(engine, make) for kind, make in batches.items()}
     rows = [
-        StepCost(
-            step=kind,
-            flops=flops[kind],
-            milliseconds=1e3 * statistics.median(times[kind]),
-            of_plain=ratio(times[kind], times[PLAIN]),
-        )
-        for kind in batches
+        StepCost(kind, flops[kind], 1e3 * statistics.median(took), ratio(took, times[PLAIN]))
+        for kind, took in times.items()
     ]
     return StepsReport(
-        pairs=pairs_in_step,
-        num_frames=setting.data.num_frames,
-        max_words=setting.data.max_words,
+        pairs=data.batch_size,
+        num_frames=data.num_frames,
+        max_words=data.max_words,
         precision="bf16" if setting.bf16 else "fp32",
         rows=rows,
         by_operations=flops[LABELS] / flops[LIVE],
@@ -187,90 +183,51 @@ def measure_steps(setting: Setting, frames: FrameSet, folder: Path, *, rounds: i
     )
 
 
-class _Steps:
-    """The three ways to fill a batch, and the step that is taken on it."""
+def _batches(
+    setting: Setting, frames: FrameSet, labels: Sequence[LabelSet], teachers: Sequence[Teacher]
+) -> dict[str, Callable[[], Batch]]:
+    """Return by kind of step how its batch is made, of pictures that are decoded and on the device beforehand."""
+    pairs, tokenizer = [(video, 0) for video in range(setting.data.batch_size)], setting.tokenizer()
+    pictures = PairDataset(frames, [], tokenizer, pixels=True).__getitems__(pairs).to(comm.device()).frames
+    without, stored = (PairDataset(frames, read, tokenizer, pixels=False) for read in ([], labels))
 
-    def __init__(
-        self,
-        setting: Setting,
-        frames: FrameSet,
-        labels: Sequence[LabelSet],
-        teachers: Sequence[Teacher],
-        engine: Engine,
-    ):
-        size = setting.data.batch_size
-        self._pairs = [(video, 0) for video in range(size)]
-        tokenizer = setting.tokenizer()
-        self._without = PairDataset(frames, [], tokenizer, pixels=False)
-        self._with = PairDataset(frames, labels, tokenizer, pixels=False)
-        pictures = PairDataset(frames, [], tokenizer, pixels=True).__getitems__(self._pairs)
-        self._frames = pictures.to(comm.device()).frames
-        self._teachers, self._engine, self._bf16 = teachers, engine, setting.bf16
+    def filled(dataset: PairDataset) -> Batch:
+        return replace(dataset.__getitems__(pairs).to(comm.device()), frames=pictures)
 
-    def plain(self) -> Batch:
-        """Return a batch without labels, for the contrastive loss alone."""
-        return self._filled(self._without)
+    def live() -> Batch:
+        return labelled(filled(without), teachers, bf16=setting.bf16)
 
-    def stored(self) -> Batch:
-        """Return a batch with labels read from their shards."""
-        return self._filled(self._with)
-
-    def live(self) -> Batch:
-        """Return a batch with labels that the teachers make now."""
-        batch = self._filled(self._without)
-        return replace(batch, labels=[live_rows(teacher, batch, bf16=self._bf16) for teacher in self._teachers])
-
-    def seconds(self, make: Callable[[], Batch]) -> float:
-        """Return the seconds for making a batch and taking a step on it."""
-        _synchronise()
-        start = time.perf_counter()
-        self._step(make())
-        _synchronise()
-        return time.perf_counter() - start
-
-    def flops(self, make: Callable[[], Batch]) -> int:
-        """Return the operations of the same, as torch counts them while they run."""
-        with _counted_attention(), FlopCounterMode(display=False) as counter:
-            self._step(make())
-        return counter.get_total_flops()
-
-    def _filled(self, dataset: PairDataset) -> Batch:
-        return replace(dataset.__getitems__(self._pairs).to(comm.device()), frames=self._frames)
-
-    def _step(self, batch: Batch) -> None:
-        self._engine.step(batch, 0, 1 << 20)
+    return {PLAIN: partial(filled, without), LABELS: partial(filled, stored), LIVE: live}
 
 
-@contextmanager
-def _counted_attention() -> Iterator[None]:
-    """Switch off torch's fused attention layer for inference, which the counter does not see."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    yield
-    torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _synchronise() -> None:
+def _step(engine: Engine, make: Callable[[], Batch]) -> None:
+    """Make a batch and take a step on it."""
+    engine.step(make(), 0, 1 << 20)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
+def _flops(engine: Engine, make: Callable[[], Batch]) -> int:
+    """Return the operations of a step, as torch counts them while they run."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see the fused layer for inference
+    with FlopCounterMode(display=False) as counter:
+        _step(engine, make)
+    torch.backends.mha.set_fastpath_enabled(before)
+    return counter.get_total_flops()
+
+
 def _goals(rows: Sequence[StepCost], times: dict[str, list[float]]) -> list[Goal]:
     plain, labels, live = rows
-    rate = {row.step: row.flops / row.milliseconds / 1e9 for row in rows}  # TFLOP/s
+    rate = labels.flops / labels.milliseconds / 1e9  # TFLOP/s
     extra = (live.flops - plain.flops) / max(live.milliseconds - plain.milliseconds, 1e-9) / 1e9
+    reading = f"operations give {labels.flops / plain.flops:.3f}; the rest is reading labels and small products"
+    forward = (
+        f"operations give {labels.flops / live.flops:.3f}, but the teachers, forward only, run at "
+        f"{extra:.2f} TFLOP/s and the student's whole step, optimizer included, at {rate:.2f}"
+    )
+    of_live = ratio(times[LABELS], times[LIVE])
     return [
-        Goal(
-            what="step with labels over step without a teacher",
-            found=labels.of_plain,
-            limit=OF_PLAIN,
-            why=f"operations give {labels.flops / plain.flops:.3f}; the rest is reading labels and small products",
-        ),
-        Goal(
-            what="step with labels over step with live teachers",
-            found=ratio(times[LABELS], times[LIVE]),
-            limit=OF_LIVE,
-            why=f"operations give {labels.flops / live.flops:.3f}, but the teachers, forward only, run at "
-            f"{extra:.2f} TFLOP/s and the student's whole step, optimizer included, at {rate[LABELS]:.2f}",
-        ),
+        Goal("step with labels over step without a teacher", labels.of_plain, OF_PLAIN, why=reading),
+        Goal("step with labels over step with live teachers", of_live, OF_LIVE, why=forward),
     ]

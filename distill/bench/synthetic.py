@@ -68,6 +68,7 @@ class Synthetic:
 
     def __init__(self, sizes: Sizes, world: World):
         self.sizes, self.world = sizes, world
+        self.shot_of_frame = torch.arange(sizes.frames) * world.shots // sizes.frames
         self.generator = torch.Generator().manual_seed(world.seed)
         clusters = unit(self._drawn(world.clusters, sizes.dim))
         of_topic = torch.randint(world.clusters, (world.topics,), generator=self.generator)
@@ -92,8 +93,7 @@ class Synthetic:
     def videos(self, plots: Int[Tensor, "video part"]) -> VideoFeatures:
         """Return the features of videos with these topics, without patches."""
         world, sizes = self.world, self.sizes
-        shot = torch.arange(sizes.frames) * world.shots // sizes.frames
-        content = self.topics[plots[:, :1]] + world.shot * self.topics[plots[:, 1:][:, shot]]
+        content = self.topics[plots[:, :1]] + world.shot * self.topics[plots[:, 1:][:, self.shot_of_frame]]
         content = content + world.video_noise * self._noise(len(plots), 1, sizes.dim)
         content = content + world.frame_noise * self._noise(len(plots), sizes.frames, sizes.dim)
         frames = world.length * unit(world.gap * self.video_gap + content)
@@ -147,13 +147,15 @@ class Synthetic:
         """Return the patches of every frame, float16: a third show its shot, a third its scene, the rest only noise."""
         world, sizes = self.world, self.sizes
         bank = world.patch_noise * self._noise(BANK, sizes.dim)
-        shot = torch.arange(sizes.frames) * world.shots // sizes.frames
         shown = (3 * torch.arange(sizes.patches) // sizes.patches).clamp(max=2)
         gap = world.gap * self.video_gap
         patches = torch.empty(*frames.shape[:2], sizes.patches, sizes.dim, dtype=torch.float16)
         for start in progress(range(0, len(plots), STEP), "draw patches"):
             part = plots[start : start + STEP]
-            scenes, shots = self.topics[part[:, :1]].expand(-1, sizes.frames, -1), self.topics[part[:, 1:][:, shot]]
+            scenes, shots = (
+                self.topics[part[:, :1]].expand(-1, sizes.frames, -1),
+                self.topics[part[:, 1:][:, self.shot_of_frame]],
+            )
             content = torch.stack([scenes, shots, torch.zeros_like(shots)], 2)[:, :, shown]
             shared = gap + 0.5 * frames[start : start + STEP].unsqueeze(2) / world.length
             number = torch.randint(BANK, content.shape[:3], generator=self.generator)

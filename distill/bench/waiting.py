@@ -1,13 +1,12 @@
 """The bench of waiting: the part of a training step that is spent waiting for its batch, as the run itself records it.
 
-Every combination of loader workers and stem cache is one run of `distill/run.py` in a process, until its
-`metrics.jsonl` has enough steps. The first steps of every epoch are left out, because workers fill their queues while a
-run validates and saves.
+The first steps of every epoch are left out, because workers fill their queues while a run validates and saves.
 """
 
+import itertools
 import json
 import logging
-import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ POLL = 0.2  # seconds
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class WaitingTime:
     """The waiting of one run."""
 
@@ -37,7 +36,7 @@ class WaitingTime:
     steps: int  # without those that are left out
     milliseconds: float  # of a step, waiting included
     waited: float  # milliseconds of it
-    share: float
+    share: float  # waited / milliseconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +62,11 @@ class WaitingReport:
 def measure_waiting(
     recipe: str, overrides: Sequence[str], *, caches: Sequence[float], workers: Sequence[int], steps: int
 ) -> WaitingReport:
-    """Run the recipe once for every cache size (0: none) and number of workers.
+    """Run the recipe once, as a process, for every cache size (0: none) and number of workers.
 
     Raises `ExpectedError` with the last line of a run that ends before it took enough steps.
     """
-    runs, rows = [(cache, number) for cache in caches for number in workers], []
+    runs, rows = list(itertools.product(caches, workers)), []
     for cache, number in runs:
         log.info(f"run {len(rows) + 1} of {len(runs)}: {_named(cache)}, {number} workers")
         rows.append(_row(recipe, overrides, cache, number, steps))
@@ -76,46 +75,31 @@ def measure_waiting(
 
 def _row(recipe: str, overrides: Sequence[str], cache: float, workers: int, steps: int) -> WaitingTime:
     with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "name": "run",
-            "out": folder,
-            "data.workers": workers,
-            "data.test": "null",
-            "train.stem_cache_gb": float(cache),
-        }
-        given = [*overrides, *(f"{name}={value}" for name, value in settings.items())]
-        counted = _until(steps, [sys.executable, str(RUN), recipe, *given], Path(folder) / "run" / "metrics.jsonl")
-    seconds, waited = sum(row["seconds"] for row in counted), sum(row["data_wait"] for row in counted)
-    return WaitingTime(
-        stem_cache_gb=cache,
-        workers=workers,
-        steps=len(counted),
-        milliseconds=1e3 * seconds / len(counted),
-        waited=1e3 * waited / len(counted),
-        share=waited / seconds,
-    )
+        own = ["name=run", f"out={folder}", "data.test=null"]
+        own += [f"data.workers={workers}", f"train.stem_cache_gb={float(cache)}"]
+        command = [sys.executable, str(RUN), recipe, *overrides, *own]
+        counted = _until(steps, command, Path(folder))
+    milliseconds, waited = (1e3 * statistics.mean(row[what] for row in counted) for what in ("seconds", "data_wait"))
+    return WaitingTime(cache, workers, len(counted), milliseconds, waited, share=waited / milliseconds)
 
 
-def _until(steps: int, command: Sequence[str], metrics: Path) -> list[dict[str, Any]]:
-    """Start a run, stop it once it has enough steps, and return their rows."""
-    with tempfile.TemporaryFile() as output:
-        run = subprocess.Popen(command, stdout=output, stderr=output)
+def _until(steps: int, command: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Start a run in a folder, stop it once it has enough steps, and return their rows."""
+    metrics, said = folder / "run" / "metrics.jsonl", folder / "said.txt"
+    with said.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as run:
         try:
             while run.poll() is None and len(_counted(metrics)) < steps:
                 time.sleep(POLL)
         finally:
-            if run.poll() is None:
-                run.send_signal(signal.SIGTERM)
+            run.terminate()
             try:
                 run.wait(120)
             except subprocess.TimeoutExpired:
                 run.kill()
-                run.wait()
-        rows = _counted(metrics)
-        if rows:
-            return rows[:steps]
-        output.seek(0)
-        lines = output.read().decode(errors="replace").splitlines() or ["nothing"]
+    rows = _counted(metrics)
+    if rows:
+        return rows[:steps]
+    lines = said.read_text(encoding="utf-8", errors="replace").splitlines() or ["nothing"]
     raise ExpectedError(
         f"{' '.join(command)}: ended before it had taken more than {LEFT_OUT} steps of an epoch; it said: {lines[-1]}"
     )
@@ -128,23 +112,15 @@ def _counted(metrics: Path) -> list[dict[str, Any]]:
     lines = metrics.read_text().splitlines(keepends=True)
     rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last line may be half written
     taken = [row for row in rows if "total" in row]
-    first: dict[int, int] = {}
-    for row in taken:
-        first.setdefault(row["epoch"], row["step"])
+    first = {row["epoch"]: row["step"] for row in reversed(taken)}
     return [row for row in taken if row["step"] - first[row["epoch"]] >= LEFT_OUT]
 
 
 def _goal(row: WaitingTime) -> Goal:
-    computed = row.milliseconds - row.waited
-    why = f"a step computes for {computed:.0f} ms and then waits {row.waited:.0f} ms for its batch"
+    why = f"a step computes for {row.milliseconds - row.waited:.0f} ms and then waits {row.waited:.0f} ms for its batch"
     advice = "data.workers=1 loads it meanwhile" if row.workers == 0 else "more workers, or cores, are needed"
-    return Goal(
-        what=f"waiting for data, {_named(row.stem_cache_gb)}, {row.workers} workers",
-        found=row.share,
-        limit=SHARE,
-        percent=True,
-        why=f"{why}: {advice}",
-    )
+    what = f"waiting for data, {_named(row.stem_cache_gb)}, {row.workers} workers"
+    return Goal(what, row.share, SHARE, percent=True, why=f"{why}: {advice}")
 
 
 def _named(cache: float) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from distill.bench.contenders import TEMPORAL, built
+from distill.bench.retrieval import BEST
 from distill.bench.rounds import timed
-from distill.bench.searches import BEST
 from distill.bench.synthetic import Sizes, Synthetic, World
 from distill.errors import ExpectedError
 from distill.log import progress
@@ -29,6 +29,7 @@ from distill.retrieval.segment import TOKENS, sealed_segment, write_segment
 from distill.retrieval.stored import Tokens, TokenWriter, row_bytes, stored
 from distill.retrieval.vectors import best
 
+OF, WORLD = Sizes(), World()  # all galleries are of features of these sizes
 QUERIES = 128  # the captions of as many videos
 DRAWN = 4096  # videos drawn at once
 SECONDS = 12.0  # of each video
@@ -42,23 +43,21 @@ class Release:
 
     path: Path
     manifest: Manifest
-    frames_config: dict[str, Any]
     num_frames: int
     model: RetrievalModel
     text: TextFeatures
+    frames_config: dict[str, Any] = field(default_factory=dict)
     searchable: bool = True
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         """Return the features of queries that are given as numbers."""
         return self.text[torch.tensor([int(text) for text in texts])]
 
-    def encode_frames(self, pixels: Tensor, real: Tensor) -> VideoFeatures:
+    def encode_frames(self, *_: Any, **__: Any) -> VideoFeatures:
         """Raise `NotImplementedError`: the features of videos are drawn."""
         raise NotImplementedError
 
-    def encode_video(self, video: Path) -> VideoFeatures:
-        """Raise `NotImplementedError`: the features of videos are drawn."""
-        raise NotImplementedError
+    encode_video = encode_frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +71,10 @@ class Written:
     bytes: tuple[int, int]  # a video
 
 
-def check_sizes_fit(folder: Path, sizes: Sequence[int], of: Sizes) -> None:
+def check_sizes_fit(folder: Path, sizes: Sequence[int]) -> None:
     """Raise `ExpectedError` if the largest gallery does not fit on the disk of `folder`."""
-    numbers = 2 * of.dim * (1 + 2 * of.frames)  # float16: a vector, and frames twice
-    needed = max(sizes, default=0) * (numbers + 2 * 4 * of.dim + 2 * of.dim)  # and float32 vectors twice, and an index
+    numbers = 2 * OF.dim * (1 + 2 * OF.frames)  # float16: a vector, and frames twice
+    needed = max(sizes) * (numbers + 2 * 4 * OF.dim + 2 * OF.dim)  # and float32 vectors twice, and an index
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -85,17 +84,16 @@ def check_sizes_fit(folder: Path, sizes: Sequence[int], of: Sizes) -> None:
         )
 
 
-def write(one: Path, two: Path, videos: int, sizes: Sizes, world: World) -> Written:
+def write(one: Path, two: Path, videos: int) -> Written:
     """Write both galleries, and find the best videos by the full score."""
-    drawn = Synthetic(sizes, world)
+    drawn = Synthetic(OF, WORLD)
     plots = drawn.plots(videos)
-    head = {"kind": "eercf", "frames": sizes.frames, "patches": False, "temporal": TEMPORAL}
-    model = built(head, sizes, world.seed)[1]
+    head = {"kind": "eercf", "frames": OF.frames, "patches": False, "temporal": TEMPORAL}
+    model = built(head, OF, WORLD.seed)[1]
     release = Release(
         path=one.with_name("release"),
         manifest=Manifest(kind="release", version=1, config={}, counts={}, parents={}, files={}),
-        frames_config={},
-        num_frames=sizes.frames,
+        num_frames=OF.frames,
         model=model,
         text=drawn.texts(plots[:QUERIES]),
     )
@@ -129,20 +127,17 @@ def write(one: Path, two: Path, videos: int, sizes: Sizes, world: World) -> Writ
 
 def _seal(path: Path, vectors: Tensor, release: Release, *, tokens: bool) -> None:
     """Write all files but the tokens, and the manifest. A gallery without `tokens` has no second stage."""
-    frames = release.num_frames
-    times = [SECONDS * (frame + 0.5) / frames for frame in range(frames)]
-    about = [
-        {"id": f"{NAME}{row}", "source": f"{NAME}{row}.mp4", "timestamps": times, "duration": SECONDS}
-        for row in range(len(vectors))
-    ]
-    weights = torch.full((len(vectors), frames), 1 / frames)
+    frames, (videos, dim) = release.num_frames, vectors.shape
+    shown = {"timestamps": [SECONDS * (frame + 0.5) / frames for frame in range(frames)], "duration": SECONDS}
+    about = [{"id": f"{NAME}{row}", "source": f"{NAME}{row}.mp4", **shown} for row in range(videos)]
+    weights = torch.full((videos, frames), 1 / frames)
     write_segment(path / SEGMENT, about, {"vectors": vectors, "frame_weights": weights}, None, None)
     config = {"release": str(release.path), "vectors": "float32", "folders": []}
     manifest = Manifest(
         kind="gallery",
         version=VERSION,
         config=config | ({"tokens": ["vector", *release.model.rerank_fields]} if tokens else {}),
-        counts={"videos": len(vectors), "rows": len(vectors), "dim": vectors.shape[1], "generation": 1},
+        counts={"videos": videos, "rows": videos, "dim": dim, "generation": 1},
         parents={"release": release.manifest.id},
         files={f"{SEGMENT}/{name}": file for name, file in sealed_segment(path / SEGMENT).items()},
     )
