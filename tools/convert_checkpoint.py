@@ -9,15 +9,12 @@ nothing is filled in. `--kind openai` takes OpenAI's own archives, and state dic
 Hugging Face.
 """
 
-import pathlib
+import argparse
 import sys
+from pathlib import Path
 
 if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
 
@@ -25,7 +22,7 @@ KINDS = ("clip4clip", "teachclip", "eercf", "glscl", "prompt_switch", "xclip", "
 SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Convert, and say what became of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help=".pt, .bin, .pth or .safetensors")

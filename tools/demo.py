@@ -6,17 +6,14 @@ Real H.264 files are drawn, packed, and used to train the students and the teach
 this run and written to runs/demo/summary.json. Runs in demo/ and runs/demo/; a step that is finished is not repeated.
 """
 
-import pathlib
-import sys
-
-if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
 import argparse
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
 
@@ -24,7 +21,7 @@ RUNS = Path("runs/demo")
 SEARCHES = ("a hatching chick", "a red apple, then a fire engine", "an octopus spins on a blue background")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs the arrow and prints the table and three searches."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=700, help="training clips; the galleries scale along")
@@ -34,10 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from distill.demo.commands import Commands, tool
     from distill.records import write_json
 
-    began, commands = (
-        time.monotonic(),
-        Commands(RUNS / "logs", total=len(story.SPLITS) + story.num_commands(story.DEMO) + 2),
-    )
+    began = time.monotonic()
+    commands = Commands(RUNS / "logs", total=len(story.SPLITS) + story.num_commands(story.DEMO) + 2)
     story.corpus(commands, args.clips)
     story.train_all(commands, story.DEMO, RUNS, story.LABELS, seed=0)
     release, gallery = RUNS / story.TAUGHT.key / "release", Path("demo/gallery")

@@ -7,22 +7,19 @@ trained for the same number of steps, but for the one that is given the compute 
 Writes runs/study/summary.json and prints the table as text and as Markdown. A step that is finished is not repeated.
 """
 
-import pathlib
+import argparse
 import sys
+from pathlib import Path
 
 if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
 
 RUNS = Path("runs/study")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Trains what is missing and prints the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="how many (0, 1, ...)")
@@ -33,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from distill.demo.commands import Commands
     from distill.records import write_json
 
-    total = 1 + len(story.SPLITS) + args.seeds * story.num_commands(story.STUDY)
-    commands = Commands(RUNS / "logs", total)
+    commands = Commands(RUNS / "logs", total=1 + len(story.SPLITS) + args.seeds * story.num_commands(story.STUDY))
     story.corpus(commands, args.clips)
     folders = [RUNS / f"seed{seed}" for seed in range(args.seeds)]
     for seed, runs in enumerate(folders):

@@ -16,16 +16,13 @@ process that was lost; with --max-restarts torchrun starts it again. `--part I/N
 shards without a process group. The process that finds every shard present seals the set. See docs/labels.md.
 """
 
-import pathlib
-import sys
-
-if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
 import argparse
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import ExpectedError, door
 from distill.remote import Place, locate
@@ -37,7 +34,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 TIERS = ("relevance", "topk", "features")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Label a frame set, or a part of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", type=Path, help="release folder of a teacher")
@@ -58,21 +55,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _label(args: argparse.Namespace) -> None:
     from distill import comm, log
 
-    if args.part and comm.world_size() > 1:
-        raise ExpectedError(
-            f"--part: started as {comm.world_size()} processes, which divide the shards themselves; leave it out"
-        )
-    log.setup(comm.rank())
+    rank, size = comm.rank(), comm.world_size()
+    if args.part and size > 1:
+        raise ExpectedError(f"--part: started as {size} processes, which divide the shards themselves; leave it out")
+    log.setup(rank)
     job = _job(args)
     if args.plan:
-        if comm.rank() == 0:
-            _print_plan(args.out, job, args.part[1] if args.part else comm.world_size())
+        if rank == 0:
+            _print_plan(args.out, job, args.part[1] if args.part else size)
         return
-    manifest = job.begin(verify=comm.rank() == 0)
-    if manifest is None and args.part:
-        manifest = job.label_part(args.part[0] - 1, args.part[1])
-    elif manifest is None:
-        manifest = job.label(comm.rank(), comm.world_size())
+    manifest = job.begin(verify=rank == 0)
+    if manifest is None:
+        manifest = job.label_part(args.part[0] - 1, args.part[1]) if args.part else job.label(rank, size)
     encoded = f"encoded here: {job.encoder.encoded['captions']} captions, {job.encoder.encoded['videos']} videos"
     if manifest is not None:
         counts = manifest.counts
@@ -102,9 +96,9 @@ def _job(args: argparse.Namespace) -> "LabelJob":
     device = comm.device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    names = {"tiers": args.tiers, "storage": args.dtype, "batch": args.batch, "workers": args.workers, "top": args.top}
-    precision = "bf16" if device.type == "cuda" else "fp32"
-    config = validate({**names, "precision": precision}, LabelJobConfig, where="options")
+    given = {"tiers": args.tiers, "storage": args.dtype, "batch": args.batch, "workers": args.workers, "top": args.top}
+    given["precision"] = "bf16" if device.type == "cuda" else "fp32"
+    config = validate(given, LabelJobConfig, where="options")
     frames, release = FrameSet(args.frames, verify=comm.rank() == 0), load(args.teacher, device)
     teacher = TeacherRelease.of(release)
     frames.check_settings(release.frames_config, release.path)

@@ -11,28 +11,21 @@ of EERCF or GLSCL does, scoring so many candidates in full, text-to-video and vi
 queries help one another, are printed apart and only if asked for.
 """
 
-import pathlib
-import sys
-
-if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
 import argparse
 import json
-from collections.abc import Sequence
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.deprecation import keep_old_option
 from distill.errors import ArtefactError, ExpectedError, door
 from distill.evaluation.protocol import PROTOCOLS
 from distill.remote import locate
 
-if TYPE_CHECKING:
-    from distill.release.release import Release
 
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Evaluate, and print the result."""
     table = "\n".join(f"  {name:<16} {p.split}: {p.gallery};\n{'':<19}{p.queries}" for name, p in PROTOCOLS.items())
     parser = argparse.ArgumentParser(
@@ -73,13 +66,15 @@ def _evaluated(args: argparse.Namespace) -> str:
     log.setup()
     if comm.world_size() > 1:
         raise ExpectedError(f"started as {comm.world_size()} processes; evaluation runs in one: start it with python")
-    frames = FrameSet(args.frames)
+    frames, earlier = FrameSet(args.frames), [read_result(path) for path in args.compare]
     found = fingerprint(captions_of(frames))
-    earlier = [read_result(path) for path in args.compare]
     for path, result in zip(args.compare, earlier, strict=True):
         check_comparable(path, result, args.protocol, found)
     release = load(args.release, comm.device())
-    _check_out(args.out, release, args.protocol, found)
+    if args.out is not None and args.out.exists():  # written again only for what it already is about
+        there = read_result(args.out)
+        if (there.subject.release_id, there.protocol, there.fingerprint) != (release.manifest.id, args.protocol, found):
+            raise ArtefactError(f"{args.out}: already holds another result; choose another file for --out")
     frames.check_settings(release.frames_config, release.path)
     subject = Subject(
         release=str(release.path),
@@ -88,16 +83,13 @@ def _evaluated(args: argparse.Namespace) -> str:
         frames=str(frames.path),
         frames_id=frames.manifest.id,
     )
-    bank = None if args.qbnorm is None else FrameSet(args.qbnorm)
-    result = evaluate_model(
-        *(subject, release.model, release.tokenizer, frames, args.protocol),
-        **{"dsl": args.dsl, "bank": bank, "candidates": args.candidates},
-    )
+    measured, bank = (subject, release.model, release.tokenizer, frames), args.qbnorm and FrameSet(args.qbnorm)
+    result = evaluate_model(*measured, args.protocol, dsl=args.dsl, bank=bank, candidates=args.candidates)
+    plain, *compared = (one.model_dump(mode="json") for one in (result, *earlier))
     if args.out is not None:
-        write_json(args.out, result.model_dump(mode="json"))
+        write_json(args.out, plain)
     if args.json:
-        shown = result.model_dump(mode="json") | {"compared": [other.model_dump(mode="json") for other in earlier]}
-        return json.dumps(shown, indent=1, sort_keys=True, ensure_ascii=False)
+        return json.dumps(plain | {"compared": compared}, indent=1, sort_keys=True, ensure_ascii=False)
     return report(result, earlier)
 
 
@@ -105,16 +97,6 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}, expected how many candidates to score in full, at least 1")
     return int(text)
-
-
-def _check_out(out: Path | None, release: "Release", protocol: str, found: str) -> None:
-    """A result file is written again only for what it already is about."""
-    from distill.evaluation.result import read_result
-
-    if out is not None and out.exists():
-        there = read_result(out)
-        if (there.subject.release_id, there.protocol, there.fingerprint) != (release.manifest.id, protocol, found):
-            raise ArtefactError(f"{out}: already holds another result; choose another file for --out")
 
 
 if __name__ == "__main__":

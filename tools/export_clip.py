@@ -3,20 +3,17 @@
 tools/export_clip.py runs/clip/release --out recipes/demo/clip
 """
 
-import pathlib
+import argparse
 import sys
+from pathlib import Path
 
 if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", type=Path, help="release folder")

@@ -9,22 +9,19 @@ Of a model of two stages (EERCF, GLSCL) these vectors recall; its tokens follow 
 faiss have no place for.
 """
 
-import pathlib
+import argparse
 import sys
+from pathlib import Path
 
 if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
 
 ENGINES = ("bigfile", "faiss", "lancedb", "parquet", "qdrant")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Export, and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")

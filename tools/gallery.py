@@ -16,25 +16,19 @@ that gains). verify compares every file with its hash. A change is whole or not 
 server or a search that has the gallery open is not disturbed.
 """
 
-import pathlib
+import argparse
 import sys
+from pathlib import Path
+from typing import Any
 
 if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
 from distill.packing.textfiles import read_list
 
-if TYPE_CHECKING:
-    from distill.manifest import Manifest
 
-
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Change what is to be changed, and print what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
@@ -55,41 +49,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     from distill.retrieval import generation, upkeep
 
     log.setup()
-    if args.does == "show":
-        manifest = generation.read(args.gallery)
-    elif args.does == "delete":
+    if args.does == "delete":
         manifest = upkeep.delete(args.gallery, args.ids + ([] if args.file is None else read_list(args.file)))
-    elif args.does == "compact":
-        manifest = upkeep.compact(args.gallery)
-    elif args.does == "approximate":
-        manifest = upkeep.approximate(args.gallery)
     elif args.does == "calibrate":
-        manifest = _calibrate(args)
+        manifest = upkeep.calibrate(args.gallery, *_release_and_bank(args))
     else:
-        manifest = upkeep.verify(args.gallery)
+        does = {"show": generation.read, "compact": upkeep.compact, "approximate": upkeep.approximate}
+        manifest = does.get(args.does, upkeep.verify)(args.gallery)
     print(_shown(args.gallery, manifest))
 
 
-def _calibrate(args: argparse.Namespace) -> "Manifest":
+def _release_and_bank(args: argparse.Namespace) -> tuple[Any, list[str]]:
     from distill.data.frames import FrameSet
     from distill.evaluation.evaluate import texts_of
     from distill.release.release import load
     from distill.retrieval.gallery import release_path
-    from distill.retrieval.upkeep import calibrate
 
     bank = texts_of(FrameSet(args.bank)) if args.bank.is_dir() else read_list(args.bank)
-    return calibrate(args.gallery, load(release_path(args.gallery, args.release)), bank)
+    return load(release_path(args.gallery, args.release)), bank
 
 
-def _shown(path: Path, manifest: "Manifest") -> str:
+def _shown(path: Path, manifest: Any) -> str:
     from distill.retrieval import generation
 
     counts, size = manifest.counts, sum(file.bytes for file in manifest.files.values())
-    gone = counts["rows"] - counts["videos"]
-    pieces = len(generation.segments(manifest))
-    index = manifest.config.get(generation.APPROXIMATE)
+    gone, pieces = counts["rows"] - counts["videos"], len(generation.segments(manifest))
+    index, bank = (manifest.config.get(name) for name in generation.DERIVED)
     found = f", approximate index with recall@10 {index['recall@10']:.3f}" if index else ""
-    bank = manifest.config.get(generation.CALIBRATION)
     found += f", calibrated by {bank['queries']:,} queries" if bank else ""
     return (
         f"{path}: {counts['videos']:,} videos ({gone:,} deleted) in {pieces} segments, {counts.get('captions', 0):,} "

@@ -14,16 +14,13 @@ Every model stores a vector per video, by whose inner product with a query video
 GLSCL) also stores tokens, in float16, from which the likeliest are ordered anew. What that takes per video is printed.
 """
 
-import pathlib
-import sys
-
-if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
 import argparse
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
 from distill.remote import locate
@@ -32,7 +29,7 @@ STORED = ("float32", "float16", "int8")  # as which vectors are
 SHOWN = 10  # broken videos
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Index, and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", type=Path, metavar="RELEASE", help="the release that encodes")

@@ -11,24 +11,21 @@ diff    compare two sets of the same frames row by row, and on random batches
 merge   join the parts that tools/dump_soft_labels.py --part made on hosts that share no folder
 """
 
-import pathlib
-import sys
-
-if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
 import argparse
 import json
-from collections.abc import Sequence
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import ExpectedError, door
 from distill.remote import locate
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run one of the four commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -106,16 +103,14 @@ def _stats(args: argparse.Namespace) -> None:
         *([f"bytes of {tier}", *(f"{each.bytes.get(tier, 0):,}" for each in found)] for tier in tiers),
         ["entropy of relevance", *(f"{each.entropy:.3f} nat" for each in found)],
         ["  relative to uniform", *(f"{each.relative_entropy:.4f}" for each in found)],
-        *(
-            [f"  rows {low / BINS:.1f} to {(low + 1) / BINS:.1f}", *(f"{each.histogram[low]:,}" for each in found)]
-            for low in range(BINS)
-        ),
     ]
+    for low in range(BINS):
+        spans = f"  rows {low / BINS:.1f} to {(low + 1) / BINS:.1f}"
+        lines.append([spans, *(f"{each.histogram[low]:,}" for each in found)])
     text = ""
     if agreed:
-        text = (
-            f"same best frame in {100 * agreed.same_best:.1f} % of rows; mean correlation {_number(agreed.correlation)}"
-        )
+        same, correlation = 100 * agreed.same_best, _number(agreed.correlation)
+        text = f"same best frame in {same:.1f} % of rows; mean correlation {correlation}"
     _show(args, {"sets": [asdict(each) for each in found], "agreement": agreed and asdict(agreed)}, text, lines)
 
 
@@ -143,8 +138,7 @@ def _diff(args: argparse.Namespace) -> None:
 def _merge(args: argparse.Namespace) -> None:
     from distill.labelling.sealing import merge_labels
 
-    manifest = merge_labels(args.parts, args.out)
-    counts = manifest.counts
+    counts = merge_labels(args.parts, args.out).counts
     print(f"{args.out}: {counts['captions']} captions and {counts['videos']} videos from {len(args.parts)} parts")
 
 

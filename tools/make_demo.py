@@ -9,11 +9,11 @@ the same bytes on any number of cores; a stopped run goes on where it was. Needs
 """
 
 import argparse
-import pathlib
 import sys
+from pathlib import Path
 
 if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
 
@@ -21,7 +21,7 @@ from distill.errors import door
 def main(argv: list[str] | None = None) -> None:
     """Make the corpus and print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write into")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--clips", type=int, default=700, metavar="N", help="training clips (default 700)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another corpus (default 0)")
     args = parser.parse_args(argv)

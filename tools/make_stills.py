@@ -6,20 +6,17 @@
 It is how recipes/demo/clip/ was made (recipes/demo/clip.yaml says with what); the demo itself does not need it.
 """
 
-import pathlib
+import argparse
 import sys
+from pathlib import Path
 
 if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Draw and pack."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the frame set")

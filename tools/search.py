@@ -11,18 +11,15 @@ reranks them with the full score. `--candidates` says how many: more take longer
 would find.
 """
 
-import pathlib
-import sys
-
-if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
 import argparse
 import json
-from collections.abc import Sequence
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.deprecation import keep_old_option
 from distill.errors import ExpectedError, door
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
     from distill.retrieval.gallery import CaptionHit, Gallery, Hit
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Search, and print the hits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")

@@ -7,22 +7,19 @@ It is there for this machine alone unless --host says otherwise; whoever reaches
 Ctrl-C stops it.
 """
 
-import pathlib
+import argparse
 import sys
+from pathlib import Path
 
 if not __package__:
-    sys.path[0] = str(pathlib.Path(__file__).resolve().parent.parent)
-
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import ExpectedError, door
 
 EXAMPLES = ("someone laughs", "a dog runs along a beach", "food on a table, seen from above")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Open the gallery and serve it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
@@ -41,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as missing:
         raise ExpectedError(f"{missing.name} is missing, which serving needs; run pip install -e '.[serve]'") from None
     log.setup()
-    release = load(release_path(args.gallery, args.release), comm.device())
-    gallery = Gallery.open(args.gallery, release)
+    gallery = Gallery.open(args.gallery, load(release_path(args.gallery, args.release), comm.device()))
 
     def ready(url: str) -> None:
         print(f"{len(gallery)} videos of {args.gallery} at {url} (Ctrl-C stops)", flush=True)
