@@ -25,9 +25,7 @@ from distill.model.contract import RetrievalModel
 from distill.publishing import published
 from distill.recipe import LabelConfig, Recipe
 from distill.records import write_json
-from distill.release.card import model_card
 from distill.release.release import write_release
-from distill.retrieval.stored import bytes_per_video
 from distill.training import engine
 from distill.training.folder import RELEASE, alone_in, choose_folder
 from distill.training.loop import Job, train
@@ -151,24 +149,17 @@ def _release(recipe: Recipe, job: Job, weights: dict[str, Tensor], scores: Score
         with published(job.folder / "test_ranks.safetensors") as file:
             file.write(save({name: getattr(scores, name) for name in ("t2v", "v2t", "video_of_text")}))
         write_json(job.folder / "test.json", metrics)
-    provenance = _provenance(recipe, job, metrics, seconds)
-    stored = None  # bytes a video in a gallery, where the model is a student
-    if recipe.model.kind not in catalogue.INTERACTIONS:
-        stored = bytes_per_video(job.model, job.train.num_frames, job.train.size)
-    kept = {name: weights[name] for name in job.model.state_dict()}
-    parameters = sum(tensor.numel() for tensor in kept.values())
-    left_out = sum(tensor.numel() for tensor in weights.values()) - parameters
     release = job.folder / RELEASE
-    write_release(
+    manifest = write_release(
         release,
         model=job.model,
         model_config=recipe.model.released(),
-        weights=kept,
+        weights=weights,
         text={"max_words": recipe.data.max_words, "vocabulary": job.tokenizer.vocabulary},
         frames_config=job.train.manifest.config,
-        provenance=provenance,
-        card=model_card(recipe.model, metrics, provenance, stored, parameters=parameters, left_out=left_out),
+        provenance=_provenance(recipe, job, metrics, seconds),
     )
+    parameters = manifest.counts["parameters"]
     log.info(f"released {release}: {parameters:,} parameters, {4e-6 * parameters:,.1f} MB")
     print(json.dumps({"release": str(release), "test": metrics}))
 

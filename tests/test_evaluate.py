@@ -44,7 +44,6 @@ def student(world, tmp_path_factory):
         text={"max_words": 24, "vocabulary": None},
         frames_config=FrameSet(world.frames["test"]).manifest.config,
         provenance={},
-        card="# card\n",
     )
     return folder
 

@@ -59,7 +59,6 @@ def release(folder, config, model, **changes):
         "text": {"max_words": 16, "vocabulary": VOCABULARY},
         "frames_config": {**FRAMES, "jpeg_quality": 95},
         "provenance": PROVENANCE,
-        "card": "# card\n",
     }
     return write_release(folder, **(given | changes))
 
@@ -244,7 +243,8 @@ def test_frames_may_be_cut_already_and_odd_arrays_are_refused(tmp_path):
 
 
 def test_the_card_states_the_task_the_numbers_and_where_the_model_comes_from():
-    card = model_card(make()[0], METRICS, {**PROVENANCE, "name": "tiny", "evaluated_on": "demo/test"})
+    provenance = {**PROVENANCE, "name": "tiny", "test": METRICS, "evaluated_on": "demo/test"}
+    card = model_card("teachclip", provenance, None, parameters=1_000)
     assert "# tiny" in card and "On demo/test." in card
     block = yaml.safe_load(card.split("---")[1])
     assert block["pipeline_tag"] == "feature-extraction"
@@ -263,21 +263,32 @@ def test_the_card_states_the_task_the_numbers_and_where_the_model_comes_from():
 
 
 def test_a_card_says_how_large_the_file_is_and_what_was_left_out():
-    card = model_card(make()[0], {}, {}, parameters=153_600_000, left_out=33_800_000)
+    card = model_card("teachclip", {}, None, parameters=153_600_000, left_out=33_800_000)
     assert "153,600,000 parameters in float32: 614.4 MB." in card
     assert "Another 33,800,000 parameters only took part in training" in card
-    assert "left out" not in model_card(make()[0], {}, {}, parameters=1_000)
+    assert "left out" not in model_card("teachclip", {}, None, parameters=1_000)
+
+
+def test_a_release_leaves_out_what_the_model_lacks_and_its_card_counts_it(tmp_path):
+    config, model = make()
+    manifest = release(tmp_path / "release", config, model, weights=model.state_dict() | {"captioner": torch.ones(7)})
+    assert "captioner" not in load_file(tmp_path / "release" / "model.safetensors")
+    parameters = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert manifest.counts == {"parameters": parameters}
+    card = (tmp_path / "release" / "README.md").read_text()
+    for words in (f"{parameters:,} parameters in float32", "Another 7 parameters", "one vector per video, 256 bytes"):
+        assert words in card
 
 
 def test_a_card_without_numbers_claims_none():
-    card = model_card(make()[0], {}, {})
+    card = model_card("teachclip", {}, None, parameters=1_000)
     assert "model-index" not in card
     assert "model_name" not in card
     assert "Not evaluated." in card
 
 
 def test_a_card_says_what_its_model_is_good_for():
-    cards = {kind: model_card(make(kind)[0], {}, {}) for kind in MODELS}
+    cards = {kind: model_card(kind, {}, None, parameters=1_000) for kind in MODELS}
     assert {kind: "tools/search.py" in card for kind, card in cards.items()} == {
         "teachclip": True,
         "clip4clip": True,

@@ -28,9 +28,7 @@ from distill.model.clip import CLIP_MEAN, CLIP_STD, ClipModel
 from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE
 from distill.publishing import published, published_folder
 from distill.records import write_json
-from distill.release.card import model_card
 from distill.release.release import PROVENANCE, write_release
-from distill.retrieval.stored import bytes_per_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +153,6 @@ def _write_model(
     config = parse_model_config({**head.config, "clip": clip}, str(checkpoint.path))
     with torch.random.fork_rng(devices=[]):  # building draws random weights, all of which are replaced
         model = build(config, ClipModel.from_architecture(architecture))
-    stored = None
-    if config.kind not in INTERACTIONS:
-        stored = bytes_per_video(model, head.frames, architecture["vision_cfg"]["image_size"])
     write_release(
         out,
         model=model,
@@ -170,9 +165,6 @@ def _write_model(
             "size": architecture["vision_cfg"]["image_size"],
         },
         provenance=provenance,
-        card=model_card(
-            config, None, provenance, stored, parameters=sum(p.numel() for p in model.state_dict().values())
-        ),
     )
 
 

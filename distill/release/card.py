@@ -10,7 +10,6 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from distill.catalogue import INTERACTIONS
-from distill.model.contract import RetrievalConfig
 
 TAGS = ["text-to-video-retrieval", "video-text-retrieval", "knowledge-distillation", "clip"]
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
@@ -62,24 +61,17 @@ with terms of their own. Check those, then add `license:` to the metadata of thi
 
 
 def model_card(
-    config: RetrievalConfig,
-    metrics: Mapping[str, Mapping[str, float]] | None,
-    provenance: Mapping[str, Any],
-    stored: tuple[int, int] | None = None,
-    *,
-    parameters: int = 0,
-    left_out: int = 0,
+    kind: str, provenance: Mapping[str, Any], stored: tuple[int, int] | None, *, parameters: int, left_out: int = 0
 ) -> str:
-    """Return the card as text.
+    """Return the card of a model of that kind as text.
 
-    `config` is the model's, `metrics` the summary of ranks by direction (`t2v`, `v2t`). The card shows of `provenance`,
-    where present, `name`, `evaluated_on`, `parents` (name -> manifest id), `steps`, `seconds` and `versions`, or the
-    file that converted weights came from. `stored` are the bytes that a gallery holds per video
-    (`distill.retrieval.stored.bytes_per_video`) of a model that can be searched. `parameters` are counted in the file,
-    `left_out` were needed in training only.
+    It shows of `provenance`, where present, `name`, `test` (the summary of ranks by direction, `t2v` and `v2t`),
+    `evaluated_on`, `parents` (name -> manifest id), `seconds` and `versions`, or the file that converted weights came
+    from. `stored` are the bytes that a gallery holds per video (`distill.retrieval.stored.bytes_per_video`) of a model
+    that can be searched. `parameters` are counted in the file, `left_out` were needed in training only.
     """
-    name = provenance.get("name", config.kind)
-    measured = {direction: metrics[direction] for direction in DIRECTIONS if metrics and direction in metrics}
+    name, metrics = provenance.get("name", kind), provenance.get("test", {})
+    measured = {direction: metrics[direction] for direction in DIRECTIONS if direction in metrics}
     evaluated_on = provenance.get("evaluated_on", "a held-out frame set")
     data = ModelCardData(
         library_name="retrieval-distill",
@@ -90,8 +82,8 @@ def model_card(
         eval_results=_results(measured, evaluated_on) or None,
     )
     sections = {
-        "What it is": f"{WHAT.format(kind=config.kind)}{_size(parameters, left_out)}",
-        "How to use it": f"{USAGE}\n{TEACH if config.kind in INTERACTIONS else SEARCH}{_stored(stored)}",
+        "What it is": f"{WHAT.format(kind=kind)}{_size(parameters, left_out)}",
+        "How to use it": f"{USAGE}\n{TEACH if kind in INTERACTIONS else SEARCH}{_stored(stored)}",
         "Measured": _table(measured, evaluated_on) if measured else "Not evaluated.",
         "Training": _training(provenance),
         "Limits": LIMITS,
@@ -102,8 +94,6 @@ def model_card(
 
 
 def _size(parameters: int, left_out: int) -> str:
-    if not parameters:
-        return ""
     trained = f" Another {left_out:,} parameters only took part in training and are left out." if left_out else ""
     return f"\n\n`model.safetensors` holds {parameters:,} parameters in float32: {4e-6 * parameters:,.1f} MB.{trained}"
 
@@ -160,8 +150,6 @@ def _training(provenance: Mapping[str, Any]) -> str:
             f"became of every tensor."
         )
     rows = {str(name): f"`{found}`" for name, found in provenance.get("parents", {}).items()}
-    if "steps" in provenance:
-        rows["steps"] = str(provenance["steps"])
     if "seconds" in provenance:
         rows["training time"] = f"{provenance['seconds'] / 3600:.2f} h"
     rows |= {str(name): str(version) for name, version in provenance.get("versions", {}).items()}

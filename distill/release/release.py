@@ -39,6 +39,8 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.towers import UNBUILDABLE, too_large
 from distill.publishing import published, published_folder
 from distill.records import json_sha256, read_json, write_json
+from distill.release.card import model_card
+from distill.retrieval.stored import bytes_per_video
 
 VERSION = 1
 WEIGHTS, CONFIG, PROVENANCE, CARD = "model.safetensors", "config.json", "provenance.json", "README.md"
@@ -83,27 +85,29 @@ def write_release(
     text: dict[str, Any],
     frames_config: dict[str, Any],
     provenance: dict[str, Any],
-    card: str,
 ) -> Manifest:
-    """Publishes `folder`. Writing the same model there again keeps the folder; another model is refused.
+    """Publishes `folder`, its card included. Writing the same model there again keeps it; another model is refused.
 
-    `weights` is the full state dict in any precision (`model` itself may be sharded), `text` holds `max_words` and
-    `vocabulary`, `frames_config` is the config of the frame set's manifest. `provenance` is plain JSON; its `parents`
-    (name -> manifest id) are recorded in the manifest.
+    `weights` is the full state dict in any precision, of which what `model` lacks is left out; `text` holds `max_words`
+    and `vocabulary`, `frames_config` is the config of the frame set's manifest. `provenance` is plain JSON; its
+    `parents` (name -> manifest id) are recorded in the manifest, and `model_card` says what else it shows.
     """
-    towers = model.clip
-    assert isinstance(towers, ClipModel)
-    assert weights.keys() == model.state_dict().keys(), "the weights are not those of the model"
+    kept = {name: weights[name] for name in model.state_dict()}
     config = ReleaseConfig(
         model=_without_paths(model_config),
-        architecture=towers.architecture,
+        architecture=model.clip.architecture,
         text=TextConfig(**text),
         frames=FramesConfig.model_validate({key: frames_config[key] for key in FramesConfig.model_fields}),
         toolkit=__version__,
         provenance_sha256=json_sha256(provenance),
     )
+    stored = None  # bytes of a video in a gallery, where the model is a student
+    if model_config.kind not in INTERACTIONS:
+        stored = bytes_per_video(model, config.frames.sampler.num_frames, config.frames.size)
+    parameters, trained = (sum(tensor.numel() for tensor in table.values()) for table in (kept, weights))
+    card = model_card(model_config.kind, provenance, stored, parameters=parameters, left_out=trained - parameters)
     with published_folder(folder) as part:
-        manifest = _fill(part, config, weights, provenance, card)
+        manifest = _fill(part, config, kept, provenance, card)
         if folder.is_dir() and any(folder.iterdir()):
             manifest = _existing(folder, config, manifest)
             shutil.rmtree(part)
