@@ -40,7 +40,7 @@ def whole(packs):
 
 
 def official(**changes):
-    fields = {"videos": 3, "captions": 6, "fingerprint": None} | changes
+    fields = {"size": (3, 6), "fingerprint": None} | changes
     return Protocol(split="squares, test", gallery="a csv", queries="its rows", **fields)
 
 
@@ -105,7 +105,7 @@ def test_missing_videos_are_counted_and_named(packs, whole, monkeypatch):
             [*ROWS[:-1], ROWS[0]],
             "differs from the official files: 3 videos as there, but other ids or other captions",
         ),
-        ({"videos": 2, "fingerprint": "0" * 64}, ROWS, "another gallery: 3 videos, where the protocol has 2"),
+        ({"size": (2, 6), "fingerprint": "0" * 64}, ROWS, "another gallery: 3 videos, where the protocol has 2"),
         (
             {"fingerprint": None},
             ROWS,
@@ -133,8 +133,7 @@ def test_the_demo_has_no_fixed_size(packs, whole):
 def test_the_table_is_consistent():
     for name, known in PROTOCOLS.items():
         assert re.fullmatch(r"[a-z0-9-]+", name)
-        assert (known.videos is None) == (known.captions is None)
         if known.fingerprint is not None:
-            assert re.fullmatch(r"[0-9a-f]{64}", known.fingerprint) and known.videos is not None
+            assert re.fullmatch(r"[0-9a-f]{64}", known.fingerprint) and known.size is not None
     hashes = [known.fingerprint for known in PROTOCOLS.values() if known.fingerprint]
     assert len(set(hashes)) == len(hashes) == 5

@@ -1,7 +1,6 @@
 """The evaluation of a model on a frame set: every video and caption is encoded once, by all processes together, and
 ranks are taken in both directions."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -74,31 +73,24 @@ def video_numbers(frames: FrameSet) -> Int64[Tensor, " text"]:
 
 def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: Tokenizer) -> TextFeatures:
     """Return the features of all texts, on this process's device; each process encodes its share."""
-    device, parts = comm.device(), []
-    batches = list(_chunks(comm.share(len(texts)), TEXT_BATCH))
-    for rows in progress(batches, f"encode {len(texts)} captions (batches)"):
-        ids = torch.from_numpy(tokenizer([texts[row] for row in rows])).to(device)
-        parts.append(model.encode_text(ids))
+    parts = []
+    for rows in progress(_chunks(len(texts), TEXT_BATCH), f"encode {len(texts)} captions (batches)"):
+        ids = torch.from_numpy(tokenizer([texts[row] for row in rows]))
+        parts.append(model.encode_text(ids.to(comm.device())))
     return _gather(TextFeatures.cat(parts), len(texts))
 
 
 def encode_videos(
-    model: RetrievalModel,
-    frames: FrameSet,
-    *,
-    stems: Tensor | None = None,
-    workers: int = 0,
+    model: RetrievalModel, frames: FrameSet, *, stems: Tensor | None = None, workers: int = 0
 ) -> VideoFeatures:
     """Return the features of all videos, on this process's device, from `stems` (see `evaluate`) where given."""
-    device, parts = comm.device(), []
-    batches = list(_chunks(comm.share(len(frames)), VIDEO_BATCH))
-    if stems is not None:
-        for rows in batches:
-            parts.append(model.encode_video(stems[rows].to(device), real(frames, rows).to(device)))
-    else:
+    device, batches = comm.device(), _chunks(len(frames), VIDEO_BATCH)
+    if stems is None:
         loaded = load_batches(VideoDataset(frames), batches, workers)
-        for pixels, mask in progress(loaded, f"encode {len(frames)} videos (batches)", len(batches)):
-            parts.append(model.encode_video(pixels.to(device), mask.to(device)))
+    else:
+        loaded = ((stems[rows], real(frames, rows)) for rows in batches)
+    shown = progress(loaded, f"encode {len(frames)} videos (batches)", len(batches))
+    parts = [model.encode_video(pixels.to(device), mask.to(device)) for pixels, mask in shown]
     return _gather(VideoFeatures.cat(parts), len(frames))
 
 
@@ -110,12 +102,9 @@ def score(
     Each process scores its share of the rows.
     """
     pairs = model.logits if scaled else model.similarity
-    batches = list(_chunks(comm.share(len(text)), TEXT_BATCH))
+    batches = progress(_chunks(len(text), TEXT_BATCH), f"score {len(text)} x {len(video)} pairs (batches)")
     with torch.no_grad():
-        parts = [
-            pairs(text[torch.tensor(rows)], video)
-            for rows in progress(batches, f"score {len(text)} x {len(video)} pairs (batches)")
-        ]
+        parts = [pairs(text[torch.tensor(rows)], video) for rows in batches]
     return comm.gather_rows(torch.cat(parts).float(), len(text)).cpu()
 
 
@@ -155,6 +144,7 @@ def _plain(value: Tensor) -> Tensor:
     return value.float() if value.is_floating_point() else value.to(torch.uint8)
 
 
-def _chunks(rows: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def _chunks(total: int, size: int) -> list[list[int]]:
+    """Return this process's share of so many rows, in batches."""
+    rows = comm.share(total)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -4,7 +4,8 @@ The plain scores compare every query with everything. DSL and QB-Norm use other 
 two-stage searches stand in blocks of their own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +25,7 @@ from distill.evaluation.evaluate import (
     video_numbers,
 )
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
-from distill.evaluation.normalise import Bank, bank_of, dual_softmax_t2v, dual_softmax_v2t, query_bank_t2v
+from distill.evaluation.normalise import bank_of, dual_softmax, query_bank_t2v
 from distill.evaluation.result import RECALLS, BankMetrics, Metrics, Reranked, Result, Subject
 from distill.evaluation.standing import captions_of, fingerprint, gallery_state
 from distill.log import progress
@@ -34,8 +35,10 @@ from distill.model.features import VideoFeatures
 SEED = 0  # of the bootstrap
 SHARED = 10  # best answers by which a two-stage search is compared with the exhaustive one
 BANK_PART = 4096  # captions of a bank whose features are held at once
+Measured = Callable[[Tensor, Tensor | None], Metrics]  # from the scores by which texts rank, and by which videos rank
 
 
+@torch.no_grad()
 def evaluate_model(
     subject: Subject,
     model: RetrievalModel,
@@ -52,58 +55,48 @@ def evaluate_model(
     For each number in `candidates`, a two-stage search scores that many in full. Raises `ExpectedError` if the bank
     holds queries of the test, or if the model has no second stage.
     """
-    video_of_text = video_numbers(frames)
-    _check_bank(bank, frames)
-    _check_two_stage(subject, model, candidates)
-    with torch.no_grad():
-        text = encode_texts(model, texts_of(frames), tokenizer)
-        video = encode_videos(model, frames)
-        similarity = score(model, text, video)
-        logits = score(model, text, video, scaled=True) if dsl else None
-        # A bank may have more captions than fit into memory at once, so it is summed up part by part.
-        sums = None if bank is None else bank_of(_bank_parts(model, tokenizer, video, texts_of(bank)), len(frames))
+    if bank is not None:
+        _check_bank(bank, frames)
+    if candidates and not model.rerank_fields:
+        raise ExpectedError(
+            f"{subject.release}: a model of the kind {subject.model} has one score and no second stage; leave "
+            "--candidates out (models of two stages: EERCF, GLSCL)"
+        )
+    text, video = encode_texts(model, texts_of(frames), tokenizer), encode_videos(model, frames)
+    similarity, logits = score(model, text, video), score(model, text, video, scaled=True) if dsl else None
+    measured = partial(_metrics, video_numbers(frames))
     return Result(
         toolkit=__version__,
         protocol=protocol,
         fingerprint=fingerprint(captions_of(frames)),
         gallery=gallery_state(protocol, frames),
         subject=subject,
-        scores=_metrics(video_of_text, similarity, similarity),
-        dsl=None if logits is None else _metrics(video_of_text, dual_softmax_t2v(logits), dual_softmax_v2t(logits)),
-        qbnorm=None if bank is None or sums is None else _by_bank(video_of_text, similarity, bank, sums),
+        scores=measured(similarity, similarity),
+        dsl=None if logits is None else measured(dual_softmax(logits, 0), dual_softmax(logits, 1)),
+        qbnorm=None if bank is None else _by_bank(bank, model, tokenizer, video, similarity, measured),
         two_stage=tuple(
-            _reranked(video_of_text, similarity, *two_stage(model, text, video, count), count)
+            _reranked(count, similarity, *two_stage(model, text, video, count), measured)
             for count in progress(candidates, "search in two stages")
         ),
     )
 
 
 def _reranked(
-    video_of_text: Int[Tensor, " text"],
+    candidates: int,
     exhaustive: Float[Tensor, "text video"],
     by_text: Float[Tensor, "text video"],
     by_video: Float[Tensor, "text video"],
-    candidates: int,
+    measured: Measured,
 ) -> Reranked:
     shared = {"t2v": top_shared(by_text, exhaustive, SHARED), "v2t": top_shared(by_video.T, exhaustive.T, SHARED)}
     return Reranked(
         candidates=candidates,
-        measured=_metrics(video_of_text, by_text, by_video),
+        measured=measured(by_text, by_video),
         shared={direction: 100 * float(part.mean()) for direction, part in shared.items()},
     )
 
 
-def _check_two_stage(subject: Subject, model: RetrievalModel, candidates: Sequence[int]) -> None:
-    if candidates and not model.rerank_fields:
-        raise ExpectedError(
-            f"{subject.release}: a model of the kind {subject.model} has one score and no second stage; leave "
-            "--candidates out (models of two stages: EERCF, GLSCL)"
-        )
-
-
-def _check_bank(bank: FrameSet | None, frames: FrameSet) -> None:
-    if bank is None:
-        return
+def _check_bank(bank: FrameSet, frames: FrameSet) -> None:
     # The same sentence may describe another video of the training set, so pairs are compared, not captions.
     tested = {(video.id, caption.text) for video in frames.videos for caption in video.captions}
     shared = sum((video.id, caption.text) in tested for video in bank.videos for caption in video.captions)
@@ -114,22 +107,21 @@ def _check_bank(bank: FrameSet | None, frames: FrameSet) -> None:
         )
 
 
-def _bank_parts(
-    model: RetrievalModel, tokenizer: Tokenizer, video: VideoFeatures, texts: list[str]
-) -> Iterator[Float[Tensor, "query video"]]:
-    parts = [texts[start : start + BANK_PART] for start in range(0, len(texts), BANK_PART)]
-    for part in progress(parts, f"score {len(texts)} captions of the bank (parts)"):
-        yield score(model, encode_texts(model, part, tokenizer), video)
-
-
 def _by_bank(
-    video_of_text: Int[Tensor, " text"], similarity: Float[Tensor, "text video"], bank: FrameSet, sums: Bank
+    bank: FrameSet,
+    model: RetrievalModel,
+    tokenizer: Tokenizer,
+    video: VideoFeatures,
+    similarity: Float[Tensor, "text video"],
+    measured: Measured,
 ) -> BankMetrics:
+    texts = texts_of(bank)
+    # A bank may have more captions than fit into memory at once, so it is summed up part by part.
+    starts = progress(range(0, len(texts), BANK_PART), f"score {len(texts)} captions of the bank (parts)")
+    parts = (score(model, encode_texts(model, texts[at : at + BANK_PART], tokenizer), video) for at in starts)
+    normalised = query_bank_t2v(similarity, bank_of(parts, len(video)))
     return BankMetrics(
-        measured=_metrics(video_of_text, query_bank_t2v(similarity, sums), None),
-        bank=str(bank.path),
-        bank_id=bank.manifest.id,
-        queries=len(texts_of(bank)),
+        measured=measured(normalised, None), bank=str(bank.path), bank_id=bank.manifest.id, queries=len(texts)
     )
 
 

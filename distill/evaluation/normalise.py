@@ -21,17 +21,13 @@ from torch import Tensor
 from distill.retrieval import calibration
 
 
-def dual_softmax_t2v(logits: Float[Tensor, "text video"]) -> Float64[Tensor, "text video"]:
-    """Return S * softmax of S over the texts, as in TS2-Net's evaluation: temperature 1 on logits, with their scale.
+def dual_softmax(logits: Float[Tensor, "text video"], queries: int) -> Float64[Tensor, "text video"]:
+    """Return S * softmax of S over the axis of the queries: 0 (texts) where these rank videos, 1 for the reverse.
 
-    In double precision: float32 rounds probabilities below exp(-103) to 0, and distant videos would tie.
+    As in TS2-Net's evaluation: temperature 1 on logits, with their scale. In double precision: float32 rounds
+    probabilities below exp(-103) to 0, and distant videos would tie.
     """
-    return logits.double() * logits.double().softmax(0)
-
-
-def dual_softmax_v2t(logits: Float[Tensor, "text video"]) -> Float64[Tensor, "text video"]:
-    """Return S * softmax of S over the videos: the same with videos as queries."""
-    return logits.double() * logits.double().softmax(1)
+    return logits.double() * logits.double().softmax(queries)
 
 
 @dataclass(frozen=True)

@@ -21,26 +21,19 @@ def report(result: Result, earlier: Sequence[Result]) -> str:
         f"          {result.gallery.words}",
     ]
     blocks = ["\n".join(head), _table([(r.subject.release, r.scores) for r in results])]
-    reranked = [(_with_candidates(r.subject.release, stage), stage.measured) for r in results for stage in r.two_stage]
-    if reranked:
-        blocks.append(
-            "Two stages: every query retrieves candidates by inner product, which the full score then ranks. Shared\n"
-            "top 10: how much of the ten best by the full score of everything (first table) is found.\n"
-            + _table(reranked)
-        )
-    by_dsl = [(r.subject.release, r.dsl) for r in results if r.dsl is not None]
-    if by_dsl:
-        blocks.append(
-            "DSL (dual softmax): every answer uses all other test queries, which no search engine has. Not to be "
-            f"compared with\nresults without it.\n{_table(by_dsl)}"
-        )
-    by_bank = [(_with_bank(r.subject.release, r.qbnorm), r.qbnorm.measured) for r in results if r.qbnorm is not None]
-    if by_bank:
-        blocks.append(
-            f"QB-Norm (dynamic inverted softmax, beta {BETA:g}): every answer uses a bank of other queries, "
-            f"but no test query.\nNot to be compared with results without it or with another bank.\n{_table(by_bank)}"
-        )
-    return "\n\n".join(blocks)
+    others: dict[str, list[tuple[str, Metrics]]] = {
+        "Two stages: every query retrieves candidates by inner product, which the full score then ranks. Shared\n"
+        "top 10: how much of the ten best by the full score of everything (first table) is found.": [
+            (_with_candidates(r.subject.release, stage), stage.measured) for r in results for stage in r.two_stage
+        ],
+        "DSL (dual softmax): every answer uses all other test queries, which no search engine has. Not to be "
+        "compared with\nresults without it.": [(r.subject.release, r.dsl) for r in results if r.dsl],
+        f"QB-Norm (dynamic inverted softmax, beta {BETA:g}): every answer uses a bank of other queries, but no test "
+        "query.\nNot to be compared with results without it or with another bank.": [
+            (_with_bank(r.subject.release, r.qbnorm), r.qbnorm.measured) for r in results if r.qbnorm
+        ],
+    }
+    return "\n\n".join([*blocks, *(f"{words}\n{_table(rows)}" for words, rows in others.items() if rows)])
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

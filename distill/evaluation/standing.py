@@ -49,7 +49,7 @@ def gallery_state(name: str, frames: FrameSet) -> GalleryState:
     captions = sum(len(video.captions) for video in frames.videos)
     unusable = tuple(note["video"] for note in frames.manifest.notes)
     complete, words = _compare(protocol, fingerprint(captions_of(frames)), videos, captions, unusable)
-    missing = max(0, (protocol.videos or 0) - videos)
+    missing = max(0, protocol.size[0] - videos) if protocol.size else 0
     return GalleryState(
         videos=videos, captions=captions, complete=complete, missing=missing, unusable=unusable, words=words
     )
@@ -58,23 +58,21 @@ def gallery_state(name: str, frames: FrameSet) -> GalleryState:
 def _compare(
     protocol: Protocol, digest: str, videos: int, captions: int, unusable: Sequence[str]
 ) -> tuple[bool | None, str]:
-    lost = f"{_count(len(unusable), 'video')} could not be packed ({first_few(unusable)})" if unusable else ""
+    plural = "" if len(unusable) == 1 else "s"
+    lost = f"{len(unusable):,} video{plural} could not be packed ({first_few(unusable)})" if unusable else ""
     if protocol.fingerprint == digest:
         return True, "complete: the videos and captions are exactly those of the official files"
-    if protocol.videos is None:  # the demo, whose size the user chooses
+    if protocol.size is None:  # the demo, whose size the user chooses
         return not unusable, f"incomplete: {lost}" if unusable else "complete: every video of its file was packed"
-    if videos < protocol.videos:
+    all_videos, all_captions = protocol.size
+    if videos < all_videos:
         known = lost or "the annotation file that was packed did not name them"
-        return False, f"incomplete: {protocol.videos - videos:,} of {protocol.videos:,} videos are missing; {known}"
-    if videos > protocol.videos:
-        return False, f"another gallery: {videos:,} videos, where the protocol has {protocol.videos:,}"
-    same = protocol.captions in (None, captions)
-    queries = "" if same else f", but {captions:,} captions, where the protocol has {protocol.captions:,}"
+        return False, f"incomplete: {all_videos - videos:,} of {all_videos:,} videos are missing; {known}"
+    if videos > all_videos:
+        return False, f"another gallery: {videos:,} videos, where the protocol has {all_videos:,}"
+    same = captions == all_captions
+    queries = "" if same else f", but {captions:,} captions, where the protocol has {all_captions:,}"
     if protocol.fingerprint is None:
         return None, f"{videos:,} videos as in the protocol{queries}; whether they are the right ones is not known here"
     other = queries or ", but other ids or other captions"
     return False, f"differs from the official files: {videos:,} videos as there{other}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
