@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from distill.demo import story
-    from distill.demo.commands import Commands, tool
+    from distill.demo.commands import Command, Commands, tool
+    from distill.evaluation.report import aligned
     from distill.records import write_json
 
     began = time.monotonic()
@@ -38,10 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     release, gallery = RUNS / story.TAUGHT.key / "release", Path("demo/gallery")
     index = (*tool("index"), release, story.FRAMES / "test", "--out", gallery)
     videos = ("--videos", story.CORPUS / "videos")
-    commands.run("index the test videos with the distilled student", (*index, *videos), gallery / "manifest.json")
+    title = "index the test videos with the distilled student"
+    commands.run(Command(title, (*index, *videos), gallery / "manifest.json"))
     found = story.results(story.DEMO, RUNS)
     gains = story.intervals(story.DEMO, [RUNS])
-    print(f"\nMeasured on the test split, in this run:\n\n{story.table([found])}\n\n{story.gains_text(gains)}")
+    print(f"\nMeasured on the test split, in this run:\n\n{aligned(story.table([found]))}\n\n{story.gains_text(gains)}")
     print("(difference, 95 % interval of a paired bootstrap over videos; mass: weight on truly relevant frames)\n")
     for query in SEARCHES:
         print(f'$ distill search {gallery} "{query}" --k 3', flush=True)

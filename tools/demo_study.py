@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from distill.demo import story
     from distill.demo.commands import Commands
+    from distill.evaluation.report import aligned
     from distill.records import write_json
 
     commands = Commands(RUNS / "logs", total=1 + len(story.SPLITS) + args.seeds * story.num_commands(story.STUDY))
@@ -37,8 +38,8 @@ def main(argv: list[str] | None = None) -> None:
         story.train_all(commands, story.STUDY, runs, story.LABELS / f"study-seed{seed}", seed)
     found = [story.results(story.STUDY, runs) for runs in folders]
     gains = story.intervals(story.STUDY, folders)
-    text = story.table(found)
-    print(f"\n{args.seeds} seeds, test split:\n\n{text}\n\n{story.gains_text(gains)}\n\n{story.markdown(text)}")
+    table, words = story.table(found), story.gains_text(gains)
+    print(f"\n{args.seeds} seeds, test split:\n\n{aligned(table)}\n\n{words}\n\n{story.markdown(table)}")
     write_json(RUNS / "summary.json", {"seeds": found, "gains": gains})
 
 

@@ -6,7 +6,6 @@ complete.
 """
 
 import json
-import multiprocessing
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from distill.errors import ExpectedError
 from distill.log import progress
 from distill.publishing import published
 from distill.records import canonical_json, write_json
+from distill.workers import worker_pool
 
 VERSION = 1  # raise it with any change to script, drawing or encoding, so that older files are not mixed in
 MARK = "corpus.json"
@@ -42,8 +42,7 @@ def make_corpus(out: Path, num_clips: int, seed: int, workers: int | None = None
     return {split: sum(clip.split == split for clip in clips) for split in SPLITS}
 
 
-def write_clip(clip: ClipSpec, folder: Path, seed: int) -> None:
-    """Draw and encode one clip."""
+def _write_clip(clip: ClipSpec, folder: Path, seed: int) -> None:
     write_video(folder / f"{clip.video}.mp4", draw_clip(clip, seed), FPS)
 
 
@@ -71,14 +70,13 @@ def _write_videos(clips: Sequence[ClipSpec], folder: Path, seed: int, workers: i
     folder.mkdir(parents=True, exist_ok=True)
     done = {entry.name for entry in os.scandir(folder)}  # files appear whole, by a rename
     todo = [clip for clip in clips if f"{clip.video}.mp4" not in done]
-    write = partial(write_clip, folder=folder, seed=seed)
+    write = partial(_write_clip, folder=folder, seed=seed)
     if workers == 1 or len(todo) < 2:
         for clip in progress(todo, "draw clips"):
             write(clip)
         return
-    # Spawned, because forking a process with threads may deadlock.
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(todo))) as pool:
-        for _ in progress(pool.imap_unordered(write, todo, chunksize=8), "draw clips", total=len(todo)):
+    with worker_pool(min(workers, len(todo))) as pool:
+        for _ in progress(pool.map(write, todo, chunksize=8), "draw clips", total=len(todo)):
             pass
 
 

@@ -4,10 +4,9 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +30,6 @@ class Command:
     done: Path
     needs: tuple[Path, ...] = ()
 
-    def ready(self) -> bool:
-        """Return whether all that the command needs is there."""
-        return all(path.exists() for path in self.needs)
-
 
 class Commands:
     """A runner of the project's commands, which counts them, shows their progress and keeps their logs in a folder."""
@@ -45,57 +40,45 @@ class Commands:
         self._cores = len(os.sched_getaffinity(0))
         self._began = time.monotonic()
 
-    def run(self, title: str, arguments: Sequence[str | Path], done: Path, threads: int | None = None) -> None:
-        """Run one command unless `done` is there; raise `ExpectedError` with the end of its log if it fails."""
+    def run(self, command: Command, threads: int | None = None) -> None:
+        """Run one command unless what it makes is there; raise `ExpectedError` with the end of its log if it fails."""
+        title, done = command.title, command.done
         if not done.exists():
             self._say(f"{title} ...")
-            self._follow(title, arguments, threads or self._cores)
+            self._follow(command, threads or self._cores)
             if not done.exists():
                 raise ExpectedError(f"{title} ended without making {done}; its log is in {self._logs}")
         self._finished += 1
         self._say(f"{title}: done ({self._finished} of {self._total})")
 
-    def _follow(self, title: str, arguments: Sequence[str | Path], threads: int) -> None:
-        log = self._logs / f"{_slug(title)}.log"
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    def _follow(self, command: Command, threads: int) -> None:
+        name = "".join(c if c.isalnum() else "-" for c in command.title.lower()).strip("-")
+        log, environment = self._logs / f"{name}.log", {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with log.open("w") as file:
-            process = subprocess.Popen([str(a) for a in arguments], stdout=file, stderr=file, env=environment)
+            process = subprocess.Popen(list(map(str, command.arguments)), stdout=file, stderr=file, env=environment)
             while True:
                 try:
                     code = process.wait(TICK)
                     break
                 except subprocess.TimeoutExpired:
-                    self._say(f"  {title}: {_last_line(log)}")
+                    self._say(f"  {command.title}: {_last_line(log)}")
         if code:
             tail = " | ".join(log.read_text().strip().splitlines()[-3:])
-            raise ExpectedError(f"{title} failed with exit code {code}; {log} says: {tail}")
+            raise ExpectedError(f"{command.title} failed with exit code {code}; {log} says: {tail}")
 
     def side_by_side(self, commands: Sequence[Command]) -> None:
         """Run commands two at a time on half of the cores each, always the first whose `needs` are there."""
-        waiting, changed = list(commands), threading.Condition()
-        threads = max(1, self._cores // 2)
-
-        def work() -> None:
-            while True:
-                with changed:
-                    while waiting and not any(command.ready() for command in waiting):
-                        changed.wait()
-                    if not waiting:
-                        return
-                    command = next(command for command in waiting if command.ready())
+        waiting, running, threads = list(commands), set(), max(1, self._cores // 2)
+        with ThreadPoolExecutor(2) as pool:  # which waits for the other command if one fails
+            while waiting or running:
+                ready = [command for command in waiting if all(path.exists() for path in command.needs)]
+                for command in ready[: 2 - len(running)]:
                     waiting.remove(command)
-                try:
-                    self.run(command.title, command.arguments, command.done, threads)
-                except ExpectedError:
-                    waiting.clear()  # the other worker stops after its command
-                    raise
-                finally:
-                    with changed:
-                        changed.notify_all()
-
-        with ThreadPoolExecutor(2) as pool:
-            for worker in [pool.submit(work) for _ in range(2)]:
-                worker.result()
+                    running.add(pool.submit(self.run, command, threads))
+                assert running, "a command needs what no other makes"
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
 
     def _say(self, text: str) -> None:
         minutes, seconds = divmod(round(time.monotonic() - self._began), 60)
@@ -108,7 +91,3 @@ def _last_line(log: Path) -> str:
     telling = [line for line in lines if re.search(r"step \d+/|\d%\||testing on|validation after", line)]
     words = telling[-1].split("  ") if telling else ["starting"]
     return "  ".join(word for word in words if not re.match(r"contrastive|coarse|fine|grad_norm|lr", word))[-90:]
-
-
-def _slug(title: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")

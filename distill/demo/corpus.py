@@ -20,7 +20,17 @@ from distill.demo.emoji import EMOJI, Emoji
 from distill.errors import ExpectedError
 
 SECONDS = 12
-BACKGROUNDS = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "gray")
+COLOURS = {  # RGB
+    "red": (200, 62, 58),
+    "orange": (228, 140, 52),
+    "yellow": (232, 214, 92),
+    "green": (84, 160, 76),
+    "teal": (48, 158, 156),
+    "blue": (66, 104, 196),
+    "purple": (136, 82, 172),
+    "gray": (142, 142, 142),
+}
+BACKGROUNDS = tuple(COLOURS)
 MOTIONS = {  # singular -> plural
     "slides left": "slide left",
     "slides right": "slide right",
@@ -31,6 +41,7 @@ MOTIONS = {  # singular -> plural
     "spins": "spin",
     "bounces": "bounce",
 }
+ACTIONS = list(itertools.product(MOTIONS, BACKGROUNDS))
 FILLERS = ("title card", "camera noise", "empty background", "fade", "logo")
 SPLITS = {"train": 1.0, "val": 0.4, "test": 1.4, "unseen": 0.2}  # clips, as a share of the training clips
 DEALT = {"train": 38, "val": 7, "test": 19}  # of an emoji's 64 combinations
@@ -126,10 +137,9 @@ def plan(num_clips: int, seed: int) -> list[ClipSpec]:
     rng = np.random.default_rng([seed, 0])
     held, seen = _actors(num_clips, rng)
     hands = {emoji: _deal(rng) for emoji in seen}  # the combinations of each split
-    every = [(motion, background) for motion in MOTIONS for background in BACKGROUNDS]
     corpus: list[ClipSpec] = []
     for split, share in SPLITS.items():
-        actors = {emoji: every for emoji in held} if split == "unseen" else {e: hands[e][split] for e in seen}
+        actors = dict.fromkeys(held, ACTIONS) if split == "unseen" else {e: hands[e][split] for e in seen}
         gallery = _Split(split, actors, rng).draw(max(1, round(share * num_clips)))
         corpus += [replace(clip, number=len(corpus) + place) for place, clip in enumerate(gallery)]
     return corpus
@@ -145,10 +155,10 @@ def _actors(num_clips: int, rng: np.random.Generator) -> tuple[list[Emoji], list
     return shuffled[:num_held], [*stars, *shuffled[num_held:count]]
 
 
-def describe(emoji: Emoji, motion: str | None, background: str | None) -> str:
-    """Return "a red apple spins on a green background", or as much of it as is given."""
-    verb = "" if motion is None else f" {MOTIONS[motion] if emoji.plural else motion}"
-    return f"{emoji.phrase}{verb}{'' if background is None else f' on {on(background)}'}"
+def describe(claim: Claim) -> str:
+    """Return "a red apple spins on a green background", or as much of it as is claimed."""
+    verb = "" if claim.motion is None else f" {MOTIONS[claim.motion] if claim.emoji.plural else claim.motion}"
+    return f"{claim.emoji.phrase}{verb}{'' if claim.background is None else f' on {on(claim.background)}'}"
 
 
 def on(background: str) -> str:
@@ -158,8 +168,7 @@ def on(background: str) -> str:
 
 def _deal(rng: np.random.Generator) -> dict[str, list[tuple[str, str]]]:
     """Return one emoji's (motion, background) pairs by split."""
-    pairs = list(itertools.product(MOTIONS, BACKGROUNDS))
-    shuffled = iter([pairs[place] for place in rng.permutation(len(pairs))])
+    shuffled = iter([ACTIONS[place] for place in rng.permutation(len(ACTIONS))])
     return {split: list(itertools.islice(shuffled, count)) for split, count in DEALT.items()}
 
 
@@ -167,10 +176,7 @@ class _Split:
     """The clips of one split, drawn from the actors and combinations that belong to it."""
 
     def __init__(self, name: str, actors: dict[Emoji, list[tuple[str, str]]], rng: np.random.Generator):
-        self.name = name
-        self.actors = actors
-        self.names = list(actors)
-        self.rng = rng
+        self.name, self.actors, self.names, self.rng = name, actors, list(actors), rng
 
     def draw(self, count: int) -> list[ClipSpec]:
         """Draw `count` clips; those of a gallery lose their ambiguous captions."""
@@ -230,7 +236,7 @@ class _Split:
             donor = int(gaps.argmax())
             gaps[donor] -= 1
             gaps[1] += 1
-        return [int(gap) for gap in gaps]
+        return gaps.tolist()
 
     def _fill(self, start: int, seconds: int) -> list[Filler]:
         """Return fillers of one to three seconds each, neighbours of different kinds."""
@@ -245,7 +251,7 @@ class _Split:
     def _one_shot(self, shot: Shot) -> tuple[Sentence, ...]:
         """Describe the whole shot in two wordings, and a part of it."""
         whole = _claim(shot)
-        turned = f"on {on(shot.background)} {describe(shot.emoji, shot.motion, None)}"
+        turned = f"on {on(shot.background)} {describe(replace(whole, background=None))}"
         return (_sentence(whole), Sentence(turned, (whole,)), _sentence(self._part(shot)))
 
     def _two_shot(self, first: Shot, second: Shot) -> tuple[Sentence, ...]:
@@ -253,13 +259,13 @@ class _Split:
         both = (_claim(first), replace(_claim(second), background=None))
         alone = [_claim(shot) if self.rng.random() < 0.6 else self._part(shot) for shot in (first, second)]
         sentences = [_sentence(claim) for claim in alone]
-        sentences.append(Sentence(f"{_say(both[0])}, then {_say(both[1])}", both))
+        sentences.append(Sentence(f"{describe(both[0])}, then {describe(both[1])}", both))
         if self.rng.random() < 0.5:
             claims = (Claim(first.emoji), Claim(second.emoji))
             sentences.append(Sentence(f"{first.emoji.phrase} and then {second.emoji.phrase}", claims))
         else:
             claims = (Claim(first.emoji, first.motion), _claim(second))
-            sentences.append(Sentence(f"{_say(claims[1])} after {_say(claims[0])}", claims))
+            sentences.append(Sentence(f"{describe(claims[1])} after {describe(claims[0])}", claims))
         return tuple(sentences)
 
     def _part(self, shot: Shot) -> Claim:
@@ -272,12 +278,8 @@ def _claim(shot: Shot) -> Claim:
     return Claim(shot.emoji, shot.motion, shot.background)
 
 
-def _say(claim: Claim) -> str:
-    return describe(claim.emoji, claim.motion, claim.background)
-
-
 def _sentence(claim: Claim) -> Sentence:
-    return Sentence(_say(claim), (claim,))
+    return Sentence(describe(claim), (claim,))
 
 
 def _unambiguous_sentences(clips: Sequence[ClipSpec]) -> Iterable[list[Sentence]]:

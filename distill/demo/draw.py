@@ -5,6 +5,7 @@ content, and tells every motion from them (a spin turns 80 degrees a second, a b
 the next). Pillow draws everything, and the random generator depends on the seed and the clip's number only.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache
@@ -12,29 +13,13 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from distill.demo.corpus import BACKGROUNDS, SECONDS, ClipSpec, Filler, Shot
+from distill.demo.corpus import BACKGROUNDS, COLOURS, SECONDS, ClipSpec, Filler, Shot
 from distill.demo.emoji import sprite
 
 SIZE = 64
 FPS = 4
 NOISE = 2.0  # grey levels, of every frame; more makes the files much larger
 STATIC = 5.0  # grey levels, of the camera-noise filler
-COLOURS = dict(
-    zip(
-        BACKGROUNDS,
-        (
-            (200, 62, 58),
-            (228, 140, 52),
-            (232, 214, 92),
-            (84, 160, 76),
-            (48, 158, 156),
-            (66, 104, 196),
-            (136, 82, 172),
-            (142, 142, 142),
-        ),
-        strict=True,
-    )
-)
 CARDS = ((24, 24, 32), (236, 232, 222), (40, 44, 78), (58, 36, 36), (30, 52, 44))
 INKS = ((240, 240, 240), (40, 40, 48), (250, 214, 90), (240, 200, 200), (190, 230, 200))  # one per card
 LOGOS = 6
@@ -100,50 +85,36 @@ def _pose(
 ) -> tuple[float, float, float, float]:
     """Return the emoji's (x, y, size, angle) after the part `done` (0 to 1) of the shot, or `second` seconds."""
     travel = 40 * (done - 0.5)  # pixels from the middle
-    match motion:
-        case "slides left":
-            return 32 - travel, y, size, angle
-        case "slides right":
-            return 32 + travel, y, size, angle
-        case "rises":
-            return x, 32 - travel, size, angle
-        case "falls":
-            return x, 32 + travel, size, angle
-        case "grows":
-            return x, y, 18 + 32 * done, angle
-        case "shrinks":
-            return x, y, 50 - 32 * done, angle
-        case "spins":
-            return x, y, size, angle + sign * 80 * second
-        case "bounces":
-            return x, 32 + sign * 14 * math.cos(math.pi * second), size, angle
-    raise AssertionError(f"no such motion: {motion}")
+    poses = {
+        "slides left": (32 - travel, y, size, angle),
+        "slides right": (32 + travel, y, size, angle),
+        "rises": (x, 32 - travel, size, angle),
+        "falls": (x, 32 + travel, size, angle),
+        "grows": (x, y, 18 + 32 * done, angle),
+        "shrinks": (x, y, 50 - 32 * done, angle),
+        "spins": (x, y, size, angle + sign * 80 * second),
+        "bounces": (x, 32 + sign * 14 * math.cos(math.pi * second), size, angle),
+    }
+    return poses[motion]
 
 
 def _filler(filler: Filler, rng: np.random.Generator) -> Iterator[Image.Image | np.ndarray]:
     count = filler.seconds * FPS
-    match filler.kind:
-        case "title card":
-            still = _title_card(rng)
-        case "logo":
-            still = _logo(rng)
-        case "empty background":
-            still = backdrop(BACKGROUNDS[rng.integers(len(BACKGROUNDS))], rng)
-        case "fade":
-            colour = np.asarray(backdrop(BACKGROUNDS[rng.integers(len(BACKGROUNDS))], rng), dtype=np.float32)
-            backwards = rng.random() < 0.5
-            for number in range(count):
-                light = number / (count - 1)
-                yield colour * (light if backwards else 1 - light)
-            return
-        case "camera noise":
-            grey = np.full((SIZE, SIZE, 3), rng.uniform(30, 110), dtype=np.float32)
-            for _ in range(count):
-                yield add_noise(grey, STATIC, rng)
-            return
-        case _:
-            raise AssertionError(f"no such filler: {filler.kind}")
-    yield from (still for _ in range(count))
+    if filler.kind == "fade":
+        colour, backwards = np.asarray(_empty(rng), dtype=np.float32), rng.random() < 0.5
+        for number in range(count):
+            light = number / (count - 1)
+            yield colour * (light if backwards else 1 - light)
+    elif filler.kind == "camera noise":
+        grey = np.full((SIZE, SIZE, 3), rng.uniform(30, 110), dtype=np.float32)
+        for _ in range(count):
+            yield add_noise(grey, STATIC, rng)
+    else:
+        yield from itertools.repeat(STILLS[filler.kind](rng), count)
+
+
+def _empty(rng: np.random.Generator) -> Image.Image:
+    return backdrop(BACKGROUNDS[rng.integers(len(BACKGROUNDS))], rng)
 
 
 def _title_card(rng: np.random.Generator) -> Image.Image:
@@ -164,7 +135,7 @@ def _title_card(rng: np.random.Generator) -> Image.Image:
 
 def _logo(rng: np.random.Generator) -> Image.Image:
     """Draw one of six logos of an imaginary studio on a plain card."""
-    card, colour = int(rng.integers(len(CARDS))), tuple(COLOURS[BACKGROUNDS[rng.integers(len(BACKGROUNDS))]])
+    card, colour = int(rng.integers(len(CARDS))), COLOURS[BACKGROUNDS[rng.integers(len(BACKGROUNDS))]]
     image = Image.new("RGB", (SIZE, SIZE), CARDS[card])
     pen = ImageDraw.Draw(image)
     match int(rng.integers(LOGOS)):
@@ -184,3 +155,6 @@ def _logo(rng: np.random.Generator) -> Image.Image:
             pen.rectangle((27, 12, 37, 52), fill=colour)
             pen.rectangle((12, 27, 52, 37), fill=colour)
     return image
+
+
+STILLS = {"title card": _title_card, "logo": _logo, "empty background": _empty}  # fillers in which nothing moves

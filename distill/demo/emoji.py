@@ -76,13 +76,7 @@ class Emoji:
         return self.char in PLURAL
 
 
-def _chosen() -> tuple[Emoji, ...]:
-    chars = [char for group in CHOSEN.values() for char in group]
-    assert len(set(chars)) == len(chars), sorted(char for char in set(chars) if chars.count(char) > 1)
-    return tuple(Emoji(char, unicodedata.name(char).lower()) for char in chars)
-
-
-EMOJI = _chosen()
+EMOJI = tuple(Emoji(char, unicodedata.name(char).lower()) for group in CHOSEN.values() for char in group)
 
 
 @cache

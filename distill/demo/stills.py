@@ -18,7 +18,7 @@ from distill.data.pictures import encode_jpeg
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.sampling import SampledVideo
 from distill.data.tokens import prune
-from distill.demo.corpus import BACKGROUNDS, describe, plan
+from distill.demo.corpus import BACKGROUNDS, Claim, describe, plan
 from distill.demo.draw import NOISE, SIZE, add_noise, backdrop, paste
 from distill.demo.emoji import EMOJI
 from distill.log import progress
@@ -47,7 +47,7 @@ def render_stills(numbers: range, seed: int) -> Iterator[tuple[np.ndarray, str]]
         picture = add_noise(np.asarray(image, dtype=np.float32), NOISE, rng)
         if rng.random() < COMPRESSED:
             picture = _compressed(picture, int(rng.integers(60, 90)))
-        yield picture, emoji.phrase if rng.random() < NAME_ONLY else describe(emoji, None, background)
+        yield picture, emoji.phrase if rng.random() < NAME_ONLY else describe(Claim(emoji, background=background))
 
 
 def pack_stills(out: Path, count: int, seed: int) -> Manifest:
