@@ -11,23 +11,23 @@ from typing import Any
 
 import open_clip
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from distill import __version__
 from distill.catalogue import INTERACTIONS, build, parse_model_config
 from distill.conversion.authors import Checkpoint
 from distill.conversion.geometry import activation_of, architecture_of
-from distill.conversion.heads import HEADS, Head
+from distill.conversion.heads import HEADS, Head, head_of
 from distill.conversion.options import WORDS, Options
 from distill.conversion.reader import read_tensors
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.manifest import NAME, file_sha256
-from distill.model.clip import CLIP_MEAN, CLIP_STD, ClipModel
-from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE
-from distill.publishing import published, published_folder
+from distill.model.clip import ClipModel
+from distill.model.towers import WEIGHTS_FILE
+from distill.publishing import published_folder
 from distill.records import write_json
+from distill.release.export import write_towers
 from distill.release.release import PROVENANCE, write_release
 
 
@@ -87,7 +87,7 @@ def convert(source: Path, kind: str, out: Path, options: Options) -> Conversion:
     checkpoint = Checkpoint(source, kind, read_tensors(source, kind, options.ema))
     checkpoint.check_kind()  # first: another kind would only look like missing tensors
     architecture = architecture_of(checkpoint)
-    head = HEADS[kind](checkpoint, options, architecture) if kind in HEADS else None
+    head = head_of(checkpoint, options, architecture)
     unused, sha256 = checkpoint.unused(), file_sha256(source)
     record = {
         "file": source.name,
@@ -124,10 +124,7 @@ def _collect(checkpoint: Checkpoint, expected: dict[str, Tensor]) -> dict[str, T
     wanted = {ours: checkpoint.theirs(ours) for ours in expected}
     used = {name for names in wanted.values() for name in names}
     held = checkpoint.tensors.keys()
-    problems = {
-        "missing": sorted(used - held),
-        "unknown": sorted(held - used - checkpoint.unused().keys()),
-    }
+    problems = {"missing": sorted(used - held), "unknown": sorted(held - used - checkpoint.unused().keys())}
     if not any(problems.values()):  # tensors can be compared only if all are there
         weights = {ours: checkpoint.tensor(ours) for ours in expected}
         problems["of another shape"] = [
@@ -173,11 +170,8 @@ def _write_towers(checkpoint: Checkpoint, architecture: dict[str, Any], out: Pat
     with torch.random.fork_rng(devices=[]):
         towers = open_clip.CLIP(**architecture, nonscalar_logit_scale=True)
     weights = _collect(checkpoint, towers.state_dict())
-    preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     with published_folder(out) as part:
-        with published(part / WEIGHTS_FILE) as file:
-            file.write(save(weights, {"format": f"retrieval-distill {__version__}"}))
-        write_json(part / CONFIG_FILE, {"model_cfg": architecture, "preprocess_cfg": preprocess})
+        write_towers(part, architecture, weights, {"format": f"retrieval-distill {__version__}"})
         write_json(part / PROVENANCE, provenance)
         if out.is_dir() and any(out.iterdir()):
             if _towers_sha256(out) != _towers_sha256(part):

@@ -16,6 +16,7 @@ from distill.errors import ArtefactError, ExpectedError
 from distill.model.towers import CONFIG_FILE
 
 HEAD_WIDTH = 64
+Known = tuple[str, int, int]  # from a config: the activation, the heads of vision and text
 
 
 def architecture_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def activation_of(checkpoint: Checkpoint, architecture: dict[str, Any], sha256: 
     )
 
 
-def _agrees(path: Path, read: Callable[[dict[str, Any]], dict[str, Any] | None], architecture: dict[str, Any]) -> bool:
+def _agrees(path: Path, read: Callable[[dict[str, Any]], Known | None], architecture: dict[str, Any]) -> bool:
     """Return whether a config confirms the activation and the heads; False without one, an error if it differs."""
     if not path.is_file():
         return False
@@ -122,48 +123,42 @@ def _agrees(path: Path, read: Callable[[dict[str, Any]], dict[str, Any] | None],
         ) from None
     if config is None:  # the file configures something else
         return False
-    vision, text = architecture["vision_cfg"], architecture["text_cfg"]
-    heads = {"vision heads": vision["width"] // HEAD_WIDTH, "text heads": text["heads"]}
-    if config["activation"] != "quick_gelu":
+    activation, *heads = config
+    if activation != "quick_gelu":
         raise ArtefactError(
-            f"{path}: a plain-GELU tower ({config['activation']}), but the checkpoint beside it would be read with "
+            f"{path}: a plain-GELU tower ({activation}), but the checkpoint beside it would be read with "
             f"QuickGELU; such towers are not supported. If it belongs to another model, move it away"
         )
-    for part, expected in heads.items():
-        if config[part] != expected:
+    expected_heads = architecture["vision_cfg"]["width"] // HEAD_WIDTH, architecture["text_cfg"]["heads"]
+    for part, found, expected in zip(("vision", "text"), heads, expected_heads, strict=True):
+        if found != expected:
             raise ArtefactError(
-                f"{path}: {config[part]} {part}, expected width // {HEAD_WIDTH} = {expected} as in the authors' "
+                f"{path}: {found} {part} heads, expected width // {HEAD_WIDTH} = {expected} as in the authors' "
                 f"code; such towers are not supported. If it belongs to another model, move it away"
             )
     return True
 
 
-def _hugging_face(tree: dict[str, Any]) -> dict[str, Any] | None:
-    """Read the activation and the heads from a transformers config of CLIP, with that library's defaults."""
+def _hugging_face(tree: dict[str, Any]) -> Known | None:
+    """Read a transformers config of CLIP, with that library's defaults."""
     if not isinstance(tree.get("text_config"), dict) or not isinstance(tree.get("vision_config"), dict):
         return None
     text, vision = (tree[f"{part}_config"] | (tree.get(f"{part}_config_dict") or {}) for part in ("text", "vision"))
     activations = {part.get("hidden_act", "quick_gelu") for part in (text, vision)}
-    return {
-        "activation": activations.pop() if len(activations) == 1 else "two activations",
-        "vision heads": vision.get("num_attention_heads", 12),
-        "text heads": text.get("num_attention_heads", 8),
-    }
+    activation = activations.pop() if len(activations) == 1 else "two activations"
+    return activation, vision.get("num_attention_heads", 12), text.get("num_attention_heads", 8)
 
 
-def _open_clip(tree: dict[str, Any]) -> dict[str, Any] | None:
-    """Read the activation and the heads from an open_clip config, with that library's defaults."""
+def _open_clip(tree: dict[str, Any]) -> Known | None:
+    """Read an open_clip config, with that library's defaults."""
     model = tree.get("model_cfg")
-    if not isinstance(model, dict) or not all(
-        isinstance(model.get(f"{part}_cfg"), dict) for part in ("text", "vision")
-    ):
+    if not isinstance(model, dict):
         return None
-    vision = model["vision_cfg"]
-    return {
-        "activation": "quick_gelu" if model.get("quick_gelu") is True else "quick_gelu is not true",
-        "vision heads": vision.get("width", 768) // vision.get("head_width", 64),
-        "text heads": model["text_cfg"].get("heads", 8),
-    }
+    text, vision = model.get("text_cfg"), model.get("vision_cfg")
+    if not isinstance(text, dict) or not isinstance(vision, dict):
+        return None
+    activation = "quick_gelu" if model.get("quick_gelu") is True else "quick_gelu is not true"
+    return activation, vision.get("width", 768) // vision.get("head_width", 64), text.get("heads", 8)
 
 
 CONFIGS = {"config.json": _hugging_face, CONFIG_FILE: _open_clip}

@@ -24,8 +24,9 @@ class Head:
     """A model's config without its towers, and how many words of a caption and frames of a video it takes."""
 
     config: dict[str, Any]
-    words: int
-    frames: int
+    words: int = WORDS
+    frames: int = FRAMES
+    tokens: int = 1  # of a frame, for the temporal transformer
     notes: tuple[str, ...] = ()  # stand in the provenance of the release, so their words do not change
     sampler: str = "clip4clip"  # the rule that chose the frames of training
     prompts: int | None = None  # Prompt Switch's rule needs their number
@@ -38,41 +39,41 @@ def _clip4clip(checkpoint: Checkpoint, options: Options, architecture: dict[str,
             raise ExpectedError(
                 f"{checkpoint.path}: --head meanP, but the file holds a temporal transformer; use --head seqTransf"
             )
-        return _sized(checkpoint, options, architecture, {"head": "meanP"})
+        return Head(config={"head": "meanP"})
     if temporal is None:
         raise ExpectedError(
             f"{checkpoint.path}: {NO_TEMPORAL}, which --head seqTransf needs; for a model trained with "
             f"sim_header meanP, use --head meanP"
         )
-    return _sized(checkpoint, options, architecture, {"head": "seqTransf", "temporal": temporal})
+    return Head(config={"head": "seqTransf", "temporal": temporal})
 
 
 def _teachclip(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
-    return _sized(checkpoint, options, architecture, {"temporal": _needed_temporal(checkpoint, architecture)})
+    return Head(config={"temporal": _needed_temporal(checkpoint, architecture)})
 
 
 def _eercf(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
-    frames = checkpoint.shape("frame_cross.weight", 2)[0]
-    _same_sizes(checkpoint, frames=(options.frames, frames))
-    config = {"temporal": _needed_temporal(checkpoint, architecture), "frames": frames}
-    return _sized(checkpoint, Options(words=options.words, frames=frames), architecture, config)
+    sizes = _learned_sizes(checkpoint, options, frames="frame_cross.weight")
+    return Head(config={"temporal": _needed_temporal(checkpoint, architecture), **sizes}, frames=sizes["frames"])
 
 
 def _xclip(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
-    words = checkpoint.shape("interaction.word_cross", 2)[0]
-    frames = checkpoint.shape("interaction.frame_cross", 2)[0]
-    _same_sizes(checkpoint, words=(options.words, words), frames=(options.frames, frames))
-    config = {"temporal": _needed_temporal(checkpoint, architecture), "words": words, "frames": frames}
-    return _sized(checkpoint, Options(words=words, frames=frames), architecture, config)
+    matrices = {"words": "interaction.word_cross", "frames": "interaction.frame_cross"}
+    sizes = _learned_sizes(checkpoint, options, **matrices)
+    config = {"temporal": _needed_temporal(checkpoint, architecture), **sizes}
+    return Head(config=config, words=sizes["words"], frames=sizes["frames"])
 
 
-def _same_sizes(checkpoint: Checkpoint, **sizes: tuple[int | None, int]) -> None:
-    """Refuse sizes (asked, in the file) that are not those of the learned matrices."""
-    for name, (asked, stored) in sizes.items():
+def _learned_sizes(checkpoint: Checkpoint, options: Options, **matrices: str) -> dict[str, int]:
+    """Return the sizes of learned matrices by the option that says the same; refuse an option that says another."""
+    sizes = {name: checkpoint.shape(matrix, 2)[0] for name, matrix in matrices.items()}
+    for name, stored in sizes.items():
+        asked = getattr(options, name)
         if asked not in (None, stored):
             raise ExpectedError(
                 f"{checkpoint.path}: --{name} {asked}, but its matrices are of {stored} {name}; leave it out"
             )
+    return sizes
 
 
 def _ts2net(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
@@ -85,8 +86,7 @@ def _ts2net(checkpoint: Checkpoint, options: Options, architecture: dict[str, An
         "noise": options.noise or "seeded",
         "mask": options.mask or "tiled",
     }
-    notes = (note,) if note else ()
-    return _sized(checkpoint, options, architecture, config, tokens=1 + SELECTED, notes=notes)
+    return Head(config=config, tokens=1 + SELECTED, notes=(note,))
 
 
 def _token_shift(checkpoint: Checkpoint, choice: str, layers: int) -> tuple[int, str]:
@@ -128,8 +128,7 @@ def _glscl(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any
         },
         "temperature": options.temperature or GATE_TEMPERATURE,
     }
-    head = _sized(checkpoint, options, architecture, config, notes=tuple(filter(None, notes)))
-    return replace(head, sampler=options.sampler or "glscl")
+    return Head(config=config, notes=notes, sampler=options.sampler or "glscl")
 
 
 def _shared_queries(checkpoint: Checkpoint, shared: bool) -> str:
@@ -193,8 +192,7 @@ def _prompt_switch(checkpoint: Checkpoint, options: Options, architecture: dict[
             f"the {prompts} of its prompts, as the authors' defaults are (--clip-frames)",
         )
     config = {"prompts": prompts, "frames": clip_frames, **pooling, "captions": None}  # no captioner: for training only
-    head = _sized(checkpoint, options, architecture, config, notes=notes)
-    return replace(head, sampler="prompt_switch", prompts=prompts)
+    return Head(config=config, notes=notes, sampler="prompt_switch", prompts=prompts)
 
 
 def _pooling(checkpoint: Checkpoint, heads: int | None, dim: int) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -229,7 +227,7 @@ def _xpool(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any
         "X-Pool was trained on the mid-points of equal segments of a video; here frames are sampled by CLIP4Clip's "
         "rule, as TeachCLIP feeds this teacher"
     )
-    return _sized(checkpoint, options, architecture, {}, notes=(note,))
+    return Head(config={}, notes=(note,))
 
 
 HEADS: dict[str, Callable[[Checkpoint, Options, dict[str, Any]], Head]] = {
@@ -244,33 +242,27 @@ HEADS: dict[str, Callable[[Checkpoint, Options, dict[str, Any]], Head]] = {
 }
 
 
-def _sized(
-    checkpoint: Checkpoint,
-    options: Options,
-    architecture: dict[str, Any],
-    config: dict[str, Any],
-    tokens: int = 1,
-    notes: tuple[str, ...] = (),
-) -> Head:
-    """Return a head after checking that its words and frames fit the tables of positions.
-
-    The temporal transformer gets `tokens` tokens of every frame.
-    """
-    words, frames = options.words or WORDS, options.frames or FRAMES
+def head_of(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head | None:
+    """Return the head of a checkpoint, whose words and frames fit the tables of positions; None for bare towers."""
+    if checkpoint.kind not in HEADS:
+        return None
+    head = HEADS[checkpoint.kind](checkpoint, options, architecture)
+    words, frames, tokens = options.words or head.words, options.frames or head.frames, head.tokens
     context = architecture["text_cfg"]["context_length"]
     if words > context:
         raise ExpectedError(
             f"{checkpoint.path}: {words} words, but the text tower has {context} positions; use --words {context} or "
             f"fewer"
         )
-    positions = config["temporal"]["positions"] if "temporal" in config else frames * tokens
+    positions = head.config["temporal"]["positions"] if "temporal" in head.config else frames * tokens
     if frames * tokens > positions:
         each = f" of {tokens} tokens each" if tokens > 1 else ""
         raise ExpectedError(
             f"{checkpoint.path}: {frames} frames{each} need {frames * tokens} positions, but frame_position_embeddings "
             f"has {positions}; use --frames {positions // tokens} or fewer"
         )
-    return Head(config={"kind": checkpoint.kind, **config}, words=words, frames=frames, notes=notes)
+    config, notes = {"kind": checkpoint.kind, **head.config}, tuple(filter(None, head.notes))
+    return replace(head, config=config, words=words, frames=frames, notes=notes)
 
 
 def _needed_temporal(checkpoint: Checkpoint, architecture: dict[str, Any]) -> dict[str, Any]:

@@ -19,48 +19,47 @@ SELECTOR = "visual_token_selector.score_predictor"
 
 # Our name -> the authors' name, by kind. The towers of `openai` keep OpenAI's names, which are also open_clip's.
 MODELS: dict[str, dict[str, str]] = {
-    "clip4clip": STUDENT | TEMPORAL,
-    "teachclip": STUDENT | TEMPORAL | {"afa.score.0.*": "frameLinear.*", "afa.score.2.*": "frameLinear2.*"},
-    "eercf": STUDENT
-    | TEMPORAL
-    | {"global_proj.weight": "global_mat_weight", "frame_cross.weight": "frame_logit_weight"},
-    "glscl": STUDENT
-    | TEMPORAL
-    | {
+    "clip4clip": {**STUDENT, **TEMPORAL},
+    "teachclip": {**STUDENT, **TEMPORAL, "afa.score.0.*": "frameLinear.*", "afa.score.2.*": "frameLinear2.*"},
+    "eercf": {
+        **STUDENT,
+        **TEMPORAL,
+        "global_proj.weight": "global_mat_weight",
+        "frame_cross.weight": "frame_logit_weight",
+    },
+    "glscl": {
+        **STUDENT,
+        **TEMPORAL,
         "queries.queries": "spatial_queries",
         "queries.text_queries": "noun_queries",
         "queries.decoder.*": "transformer_decoder_noun.layers.*",
         "queries.video_decoder.*": "transformer_decoder_spatial.layers.*",
     },
-    "prompt_switch": STUDENT
-    | {
+    "prompt_switch": {
+        **STUDENT,
         "prompts.cube": "clip.visual.prompts",
         "cross.norm*": "pool_frames.layer_norm*",
         "cross.linear_proj.*": "pool_frames.linear_proj.*",
         "cross.*": "pool_frames.cross_attn.*",
     },
-    "xclip": TEACHER
-    | TEMPORAL
-    | {
-        "interaction.global_proj": "global_mat_weight",
-        "interaction.local_proj": "local_mat_weight",
-        "interaction.word_cross": "word_logit_weight",
-        "interaction.frame_cross": "frame_logit_weight",
-        "interaction.word_fine": "word_mat_weight",
-        "interaction.word_fine2": "word_mat_weight2",
-        "interaction.frame_fine": "frame_mat_weight",
-        "interaction.frame_fine2": "frame_mat_weight2",
+    "xclip": {
+        **TEACHER,
+        **TEMPORAL,
+        "interaction.*_proj": "*_mat_weight",
+        "interaction.*_cross": "*_logit_weight",
+        "interaction.*_fine": "*_mat_weight",
+        "interaction.*_fine2": "*_mat_weight2",
     },
-    "ts2net": TEACHER
-    | TEMPORAL
-    | {
+    "ts2net": {
+        **TEACHER,
+        **TEMPORAL,
         "selector.norm.*": f"{SELECTOR}.in_conv.0.*",
         "selector.hidden.weight": f"{SELECTOR}.in_conv.1.weight",
         "selector.joint.weight": f"{SELECTOR}.out_conv.0.weight",
         "selector.score.weight": f"{SELECTOR}.out_conv.2.weight",
     },
-    "xpool": TEACHER
-    | {
+    "xpool": {
+        **TEACHER,
         "interaction.pooling.norm*": "pool_frames.layer_norm*",
         "interaction.pooling.linear_proj.*": "pool_frames.linear_proj.*",
         "interaction.pooling.*": "pool_frames.cross_attn.*",
@@ -153,16 +152,10 @@ def translate(name: str, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...
     for line, theirs in table.items():
         fit = re.fullmatch(re.escape(line).replace(r"\*", "(.+)"), name)
         if fit:
-            return tuple(_filled(pattern, fit.groups()) for pattern in theirs)
+            return tuple(pattern.replace("*", "{}").format(*fit.groups()) for pattern in theirs)
     raise AssertionError(f"no line for {name}")
 
 
 def fits(line: str, name: str) -> bool:
     """Return whether `name` is the name in `line`, or begins like it where `line` ends with `*`."""
     return name.startswith(line[:-1]) if line.endswith("*") else name == line
-
-
-def _filled(pattern: str, parts: tuple[str, ...]) -> str:
-    for part in parts:
-        pattern = pattern.replace("*", part, 1)
-    return pattern

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from distill.data.tokens import VOCABULARY
 from distill.model.clip import CLIP_MEAN, CLIP_STD
@@ -17,16 +19,24 @@ PROMPTED = "visual.aggregation."  # Prompt Switch's, in its tower, and no part o
 
 
 def export_clip(release: Release, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Writes open_clip_config.json, open_clip_model.safetensors and, for a pruned token table, vocabulary.json."""
+    """Writes the towers of a release and, for a pruned token table, vocabulary.json."""
     clip = release.model.clip.state_dict()
     renamed = {_open_clip_name(name): value for name, value in clip.items() if not name.startswith(PROMPTED)}
-    with published(folder / WEIGHTS_FILE) as file:
-        file.write(save({name: value.to("cpu", dtype).contiguous() for name, value in renamed.items()}))
+    weights = {name: value.to("cpu", dtype).contiguous() for name, value in renamed.items()}
     if release.tokenizer.vocabulary is not None:
         with published(folder / VOCABULARY) as file:
             file.write(json.dumps(release.tokenizer.vocabulary).encode() + b"\n")
+    write_towers(folder, release.config.architecture, weights)
+
+
+def write_towers(
+    folder: Path, architecture: dict[str, Any], weights: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes open_clip_model.safetensors, with the weights by open_clip's names, and open_clip_config.json."""
+    with published(folder / WEIGHTS_FILE) as file:
+        file.write(save(weights, metadata))
     preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-    write_json(folder / CONFIG_FILE, {"model_cfg": release.config.architecture, "preprocess_cfg": preprocess})
+    write_json(folder / CONFIG_FILE, {"model_cfg": architecture, "preprocess_cfg": preprocess})
 
 
 def _open_clip_name(name: str) -> str:
