@@ -106,21 +106,18 @@ class Checkpoint:
 
 def _unwrap(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[int]]:
     """Drop the `.net` that TS2-Net's token shift puts into names of attention; return also the blocks that had it."""
-    plain, blocks = {}, set()
+    plain, shifted, bare = {}, set(), {}
     for name, tensor in tensors.items():
-        wrapped = re.fullmatch(r"(clip\.visual\.transformer\.resblocks\.(\d+)\.attn\.)net\.(.+)", name)
-        if wrapped:
-            blocks.add(int(wrapped[2]))
-            name = wrapped[1] + wrapped[3]
+        attention = re.fullmatch(r"(clip\.visual\.transformer\.resblocks\.(\d+)\.attn\.)(net\.)?(.+)", name)
+        if attention and attention[3]:
+            shifted.add(int(attention[2]))
+            name = attention[1] + attention[4]
+        elif attention:
+            bare[name] = int(attention[2])
         if name in plain:
             raise ArtefactError(f"{path}: holds {name} with .net and without; which of the two was trained is unknown")
         plain[name] = tensor
-    halves = [
-        name
-        for number in sorted(blocks)
-        for name in tensors
-        if re.fullmatch(rf"clip\.visual\.transformer\.resblocks\.{number}\.attn\.(?!net\.).+", name)
-    ]
+    halves = [name for name, block in bare.items() if block in shifted]
     if halves:
         raise ArtefactError(f"{path}: holds {first_few(halves)} beside attn.net.* of the same block; it is damaged")
-    return plain, sorted(blocks)
+    return plain, sorted(shifted)

@@ -36,7 +36,6 @@ class Conversion:
     """The result of a conversion; `record` is the part that the release's provenance keeps."""
 
     out: Path
-    kind: str
     record: dict[str, Any]
     architecture: dict[str, Any]  # of the towers
     head: Head | None  # None: towers alone
@@ -46,7 +45,9 @@ class Conversion:
         counts, reasons = self.record["tensors"], {}
         for name, why in self.record["unused"].items():
             reasons.setdefault(why, []).append(name)
-        lines = [f"{self.out}: {self.kind}, {counts['converted']} tensors converted, {counts['unused']} unused"]
+        lines = [
+            f"{self.out}: {self.record['kind']}, {counts['converted']} tensors converted, {counts['unused']} unused"
+        ]
         lines += [f"  unused, {why}: {first_few(names)}" for why, names in reasons.items()]
         lines += [f"  {part}: {sizes}" for part, sizes in self._geometry().items()]
         lines += [f"  activation: QuickGELU ({self.record['quickgelu']})"]
@@ -57,7 +58,7 @@ class Conversion:
         parts = {"vision": self.architecture["vision_cfg"], "text": self.architecture["text_cfg"]}
         parts["features"] = {"size": self.architecture["embed_dim"]}
         if self.head is not None:
-            model = {"kind": self.kind, **self.head.config, "words": self.head.words, "frames": self.head.frames}
+            model = {**self.head.config, "words": self.head.words, "frames": self.head.frames}
             parts |= {"temporal": model.pop("temporal", {}), "queries": model.pop("queries", {}), "model": model}
         named = {
             part: [f"{key} {size}" for key, size in sizes.items() if size is not None] for part, sizes in parts.items()
@@ -71,7 +72,7 @@ class Conversion:
         pack = f"python tools/pack_frames.py CAPTIONS VIDEOS --out FRAMES --size {size} --frames {self.head.frames}"
         pack += f" --sampler {self.head.sampler}" if self.head.sampler != "clip4clip" else ""
         pack += f" --prompts {self.head.prompts}" if self.head.prompts else ""
-        if self.kind in INTERACTIONS:
+        if self.record["kind"] in INTERACTIONS:
             return [pack, f"python tools/dump_soft_labels.py {self.out} FRAMES --out LABELS"]
         return [pack, f"python tools/index.py {self.out} FRAMES --out GALLERY --videos VIDEOS"]
 
@@ -108,7 +109,7 @@ def convert(source: Path, kind: str, out: Path, options: Options) -> Conversion:
         _write_towers(checkpoint, architecture, out, provenance)
     else:
         _write_model(checkpoint, architecture, head, out, provenance)
-    return Conversion(out=out, kind=kind, record=record, architecture=architecture, head=head)
+    return Conversion(out=out, record=record, architecture=architecture, head=head)
 
 
 def _check_out(out: Path, mark: str) -> None:

@@ -52,13 +52,11 @@ def read_tensors(path: Path, kind: str, ema: str | None = None) -> dict[str, Ten
 
 def _is_torchscript(path: Path) -> bool:
     """Return whether a file is a TorchScript archive, by the entry that torch itself looks for. Nothing is run."""
-    if not zipfile.is_zipfile(path):
-        return False
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False  # torch.load reports the damage
+    except (OSError, zipfile.BadZipFile):
+        return False  # torch.load reports any damage
 
 
 def _read_archive(path: Path, kind: str) -> dict[str, Tensor]:

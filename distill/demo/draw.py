@@ -45,7 +45,10 @@ def add_noise(frames: np.ndarray, strength: float, rng: np.random.Generator) -> 
 def backdrop(background: str, rng: np.random.Generator) -> Image.Image:
     """Draw a background of the named colour, a little lighter or darker, with a slight gradient in some direction."""
     colour = np.array(COLOURS[background], dtype=np.float32) * rng.uniform(0.92, 1.08)
-    return _gradient(colour, rng)
+    direction, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.12)
+    ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    shade = 1 + strength * (math.cos(direction) * ramp[None, :] + math.sin(direction) * ramp[:, None])
+    return Image.fromarray((shade[..., None] * colour).clip(0, 255).astype(np.uint8))
 
 
 def paste(image: Image.Image, char: str, x: float, y: float, size: float, angle: float) -> None:
@@ -62,40 +65,27 @@ def _turned(char: str, angle: float) -> Image.Image:
     return sprite(char).rotate(angle, Image.Resampling.BICUBIC, expand=True)
 
 
-def _gradient(colour: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    direction, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.12)
-    ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
-    shade = 1 + strength * (math.cos(direction) * ramp[None, :] + math.sin(direction) * ramp[:, None])
-    return Image.fromarray((shade[..., None] * colour).clip(0, 255).astype(np.uint8))
-
-
 def _shot(shot: Shot, rng: np.random.Generator) -> Iterator[Image.Image]:
     ground = backdrop(shot.background, rng)
     x, y = 32 + rng.uniform(-3, 3, size=2)
     size, angle, sign = rng.uniform(32, 38), rng.uniform(-8, 8), 1 if rng.random() < 0.5 else -1
     count = shot.seconds * FPS
     for number in range(count):
+        done, second = number / (count - 1), number / FPS
+        travel = 40 * (done - 0.5)  # pixels from the middle
+        poses = {  # x, y, size and angle of the emoji
+            "slides left": (32 - travel, y, size, angle),
+            "slides right": (32 + travel, y, size, angle),
+            "rises": (x, 32 - travel, size, angle),
+            "falls": (x, 32 + travel, size, angle),
+            "grows": (x, y, 18 + 32 * done, angle),
+            "shrinks": (x, y, 50 - 32 * done, angle),
+            "spins": (x, y, size, angle + sign * 80 * second),
+            "bounces": (x, 32 + sign * 14 * math.cos(math.pi * second), size, angle),
+        }
         image = ground.copy()
-        paste(image, shot.emoji.char, *_pose(shot.motion, x, y, size, angle, sign, number / (count - 1), number / FPS))
+        paste(image, shot.emoji.char, *poses[shot.motion])
         yield image
-
-
-def _pose(
-    motion: str, x: float, y: float, size: float, angle: float, sign: int, done: float, second: float
-) -> tuple[float, float, float, float]:
-    """Return the emoji's (x, y, size, angle) after the part `done` (0 to 1) of the shot, or `second` seconds."""
-    travel = 40 * (done - 0.5)  # pixels from the middle
-    poses = {
-        "slides left": (32 - travel, y, size, angle),
-        "slides right": (32 + travel, y, size, angle),
-        "rises": (x, 32 - travel, size, angle),
-        "falls": (x, 32 + travel, size, angle),
-        "grows": (x, y, 18 + 32 * done, angle),
-        "shrinks": (x, y, 50 - 32 * done, angle),
-        "spins": (x, y, size, angle + sign * 80 * second),
-        "bounces": (x, 32 + sign * 14 * math.cos(math.pi * second), size, angle),
-    }
-    return poses[motion]
 
 
 def _filler(filler: Filler, rng: np.random.Generator) -> Iterator[Image.Image | np.ndarray]:

@@ -7,12 +7,13 @@ file. All emoji occur, also those of the split `unseen`: they are unseen in vide
 import io
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from distill.data.building import ShardContent, ShardRecord, build, claim, split
+from distill.data.building import ShardContent, build, claim, split
 from distill.data.frames import Caption
 from distill.data.pictures import encode_jpeg
 from distill.data.sampler import Clip4ClipSampler
@@ -61,7 +62,7 @@ def pack_stills(out: Path, count: int, seed: int) -> Manifest:
     claim(out, settings, command="tools/make_stills.py")
     jobs = list(split(count, PER_SHARD))
     with worker_pool(min(len(jobs), os.cpu_count() or 1)) as pool:
-        running = [pool.submit(_pack_shard, out, name, rows, seed) for name, rows in jobs]
+        running = [pool.submit(build, out, name, partial(_shard, name, rows, seed)) for name, rows in jobs]
         records = [future.result() for future in progress(running, "draw stills (shards)")]
     return seal_frames(out, settings, records)
 
@@ -71,10 +72,6 @@ def corpus_vocabulary() -> list[int]:
     # Every motion, background and wording occurs in 1,000 clips; the names of all emoji are added.
     texts = [sentence.text for clip in plan(1000, seed=0) for sentence in clip.sentences]
     return prune([*texts, *(emoji.phrase for emoji in EMOJI)])
-
-
-def _pack_shard(out: Path, name: str, rows: range, seed: int) -> ShardRecord:
-    return build(out, name, lambda: _shard(name, rows, seed))
 
 
 def _shard(name: str, rows: range, seed: int) -> ShardContent:

@@ -133,15 +133,11 @@ def top_shared(
 
 
 def _gather(features: Side, total: int) -> Side:
-    tables = {name: comm.gather_rows(_plain(value), total) for name, value in features.tensors().items()}
-    if "real" in tables:
-        tables["real"] = tables["real"].bool()  # gathered as uint8
+    tables = {}
+    for name, value in features.tensors().items():  # collectives carry fp32, not bf16, and uint8, not bool
+        rows = comm.gather_rows(value.float() if value.is_floating_point() else value.to(torch.uint8), total)
+        tables[name] = rows.bool() if value.dtype == torch.bool else rows
     return type(features)(**tables)
-
-
-def _plain(value: Tensor) -> Tensor:
-    """Convert to a type that collectives carry: fp32 (not bf16), or uint8 (not bool)."""
-    return value.float() if value.is_floating_point() else value.to(torch.uint8)
 
 
 def _chunks(total: int, size: int) -> list[list[int]]:

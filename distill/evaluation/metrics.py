@@ -13,6 +13,8 @@ from torch import Tensor
 
 from distill.errors import ExpectedError
 
+DRAWS = 2000  # of a bootstrap
+
 
 def ranks_t2v(similarity: Float[Tensor, "text video"], video_of_text: Int[Tensor, " text"]) -> Int64[Tensor, " text"]:
     """Return for every text how many other videos score at least as high as its own.
@@ -54,22 +56,18 @@ def summarise(ranks: Int[Tensor, " query"]) -> dict[str, float]:
 
 
 def recall_interval(
-    ranks: Int[Tensor, " query"], groups: Int[Tensor, " query"], k: int, seed: int, draws: int = 2000
+    ranks: Int[Tensor, " query"], groups: Int[Tensor, " query"], k: int, seed: int
 ) -> tuple[float, float]:
     """Return the ends of the 95 % percentile bootstrap interval of R@k, in percent.
 
     Whole groups (videos) are drawn with replacement, all captions of a video together; the gallery stays as it is. At
     0 and at 100 the interval has no width, because every draw has the same recall.
     """
-    return _interval((ranks < k).double(), groups, seed, draws)
+    return _interval((ranks < k).double(), groups, seed)
 
 
 def paired_bootstrap(
-    ranks_a: Int[Tensor, " query"],
-    ranks_b: Int[Tensor, " query"],
-    groups: Int[Tensor, " query"],
-    seed: int,
-    draws: int = 2000,
+    ranks_a: Int[Tensor, " query"], ranks_b: Int[Tensor, " query"], groups: Int[Tensor, " query"], seed: int
 ) -> tuple[float, float, float]:
     """Return R@1 of a minus R@1 of b in percentage points, and the ends of its 95 % bootstrap interval.
 
@@ -77,18 +75,16 @@ def paired_bootstrap(
     """
     assert len(ranks_a) == len(ranks_b) == len(groups), "the two models must have answered the same queries"
     gain = (ranks_a == 0).double() - (ranks_b == 0).double()
-    return 100 * float(gain.mean()), *_interval(gain, groups, seed, draws)
+    return 100 * float(gain.mean()), *_interval(gain, groups, seed)
 
 
-def _interval(
-    values: Float[Tensor, " query"], groups: Int[Tensor, " query"], seed: int, draws: int
-) -> tuple[float, float]:
+def _interval(values: Float[Tensor, " query"], groups: Int[Tensor, " query"], seed: int) -> tuple[float, float]:
     """Return the 2.5th and 97.5th percentile of 100 x the mean value, over draws of groups with replacement."""
     _, group = np.unique(groups.cpu().numpy(), return_inverse=True)
     sums, sizes = np.bincount(group, weights=values.cpu().numpy()), np.bincount(group)
     rng = np.random.default_rng(seed)
     # How often each group is drawn follows a multinomial; this avoids an index array of draws x groups.
-    picked = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=draws)  # draw group
+    picked = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=DRAWS)  # draw group
     low, high = np.percentile(100 * (picked @ sums) / (picked @ sizes), [2.5, 97.5])
     return float(low), float(high)
 
