@@ -16,7 +16,7 @@ from distill.bench.synthetic import Sizes, Synthetic, World
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
 from distill.errors import ExpectedError
-from distill.evaluation.evaluate import top_shared
+from distill.evaluation.measure import top_shared
 from distill.packing.packing import PackConfig, pack
 from tools import bench_retrieval
 

@@ -58,8 +58,7 @@ def _evaluated(args: argparse.Namespace) -> str:
     from distill.data.frames import FrameSet
     from distill.evaluation.measure import evaluate_model
     from distill.evaluation.report import report
-    from distill.evaluation.result import Subject, check_comparable, read_result
-    from distill.evaluation.standing import captions_of, fingerprint
+    from distill.evaluation.result import Subject, captions_of, check_comparable, fingerprint, read_result
     from distill.records import write_json
     from distill.release.release import load
 
@@ -84,7 +83,7 @@ def _evaluated(args: argparse.Namespace) -> str:
         frames_id=frames.manifest.id,
     )
     measured, bank = (subject, release.model, release.tokenizer, frames), args.qbnorm and FrameSet(args.qbnorm)
-    result = evaluate_model(*measured, args.protocol, dsl=args.dsl, bank=bank, candidates=args.candidates)
+    result = evaluate_model(*measured, args.protocol, found, dsl=args.dsl, bank=bank, candidates=args.candidates)
     plain, *compared = (one.model_dump(mode="json") for one in (result, *earlier))
     if args.out is not None:
         write_json(args.out, plain)

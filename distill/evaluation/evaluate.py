@@ -123,15 +123,6 @@ def two_stage(
     return of_text.cpu(), of_video.T.cpu()
 
 
-def top_shared(
-    scores: Float[Tensor, "query candidate"], expected: Float[Tensor, "query candidate"], k: int
-) -> Float[Tensor, " query"]:
-    """Return for every query the part (0 to 1) of the best `k` by `expected` that is among the best `k` by `scores`."""
-    k = min(k, scores.shape[1])
-    best = torch.zeros_like(scores, dtype=torch.bool).scatter(1, expected.topk(k).indices, True)
-    return best.gather(1, scores.topk(k).indices).double().mean(1)
-
-
 def _gather(features: Side, total: int) -> Side:
     tables = {}
     for name, value in features.tensors().items():  # collectives carry fp32, not bf16, and uint8, not bool

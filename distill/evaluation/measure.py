@@ -15,19 +15,10 @@ from distill import __version__
 from distill.data.frames import FrameSet
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError
-from distill.evaluation.evaluate import (
-    encode_texts,
-    encode_videos,
-    score,
-    texts_of,
-    top_shared,
-    two_stage,
-    video_numbers,
-)
+from distill.evaluation.evaluate import encode_texts, encode_videos, score, texts_of, two_stage, video_numbers
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
 from distill.evaluation.normalise import bank_of, dual_softmax, query_bank_t2v
-from distill.evaluation.result import RECALLS, BankMetrics, Metrics, Reranked, Result, Subject
-from distill.evaluation.standing import captions_of, fingerprint, gallery_state
+from distill.evaluation.result import RECALLS, BankMetrics, Metrics, Reranked, Result, Subject, gallery_state
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
@@ -45,6 +36,7 @@ def evaluate_model(
     tokenizer: Tokenizer,
     frames: FrameSet,
     protocol: str,
+    fingerprint: str,
     *,
     dsl: bool,
     bank: FrameSet | None,
@@ -52,8 +44,8 @@ def evaluate_model(
 ) -> Result:
     """Evaluate a model in fp32; with `dsl` also by dual softmax, with `bank` by QB-Norm with that set's captions.
 
-    For each number in `candidates`, a two-stage search scores that many in full. Raises `ExpectedError` if the bank
-    holds queries of the test, or if the model has no second stage.
+    `fingerprint` is that of `frames`. For each number in `candidates`, a two-stage search scores that many in full.
+    Raises `ExpectedError` if the bank holds queries of the test, or if the model has no second stage.
     """
     if bank is not None:
         _check_bank(bank, frames)
@@ -68,7 +60,7 @@ def evaluate_model(
     return Result(
         toolkit=__version__,
         protocol=protocol,
-        fingerprint=fingerprint(captions_of(frames)),
+        fingerprint=fingerprint,
         gallery=gallery_state(protocol, frames),
         subject=subject,
         scores=measured(similarity, similarity),
@@ -79,6 +71,15 @@ def evaluate_model(
             for count in progress(candidates, "search in two stages")
         ),
     )
+
+
+def top_shared(
+    scores: Float[Tensor, "query candidate"], expected: Float[Tensor, "query candidate"], k: int
+) -> Float[Tensor, " query"]:
+    """Return for every query the part (0 to 1) of the best `k` by `expected` that is among the best `k` by `scores`."""
+    k = min(k, scores.shape[1])
+    best = torch.zeros_like(scores, dtype=torch.bool).scatter(1, expected.topk(k).indices, True)
+    return best.gather(1, scores.topk(k).indices).double().mean(1)
 
 
 def _reranked(
