@@ -22,7 +22,7 @@ from distill.evaluation.evaluate import Scores, evaluate
 from distill.model.blocks import require_compiler
 from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalModel
-from distill.publishing import published
+from distill.publishing import publish
 from distill.recipe import LabelConfig, Recipe
 from distill.records import write_json
 from distill.release.release import write_release
@@ -146,8 +146,8 @@ def _release(recipe: Recipe, job: Job, weights: dict[str, Tensor], scores: Score
     """Write the test's ranks and metrics and the release into the run folder, and print one line of JSON."""
     metrics = scores.metrics if scores else {}
     if scores:
-        with published(job.folder / "test_ranks.safetensors") as file:
-            file.write(save({name: getattr(scores, name) for name in ("t2v", "v2t", "video_of_text")}))
+        ranks = {name: getattr(scores, name) for name in ("t2v", "v2t", "video_of_text")}
+        publish(job.folder / "test_ranks.safetensors", save(ranks))
         write_json(job.folder / "test.json", metrics)
     release = job.folder / RELEASE
     manifest = write_release(

@@ -58,6 +58,12 @@ def published(path: Place) -> Iterator[BinaryIO]:
     sync(path.parent)
 
 
+def publish(path: Place, content: bytes) -> None:
+    """Publishes a file of these bytes."""
+    with published(path) as file:
+        file.write(content)
+
+
 @contextmanager
 def published_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, which is renamed to `folder` when the block ends without an error.

@@ -17,7 +17,7 @@ from distill.demo.draw import FPS, draw_clip
 from distill.demo.emoji import ATTRIBUTION, EMOJI, sprite
 from distill.errors import ExpectedError
 from distill.log import progress
-from distill.publishing import published
+from distill.publishing import publish
 from distill.records import canonical_json, write_json
 from distill.workers import worker_pool
 
@@ -96,11 +96,8 @@ def _write_annotations(clips: Sequence[ClipSpec], out: Path) -> None:
             sentences.append({"video_id": clip.video, "sen_id": len(sentences), "caption": sentence.text})
     relevance = {"captions": captions, "content": {clip.video: clip.content() for clip in clips}}
     write_json(out / "MSRVTT_data.json", {"videos": videos, "sentences": sentences})
-    with published(out / "relevance.json") as file:
-        file.write(canonical_json(relevance))
-    with published(out / "LICENSE-twemoji.txt") as file:
-        file.write(ATTRIBUTION.encode())
+    publish(out / "relevance.json", canonical_json(relevance))
+    publish(out / "LICENSE-twemoji.txt", ATTRIBUTION.encode())
     for split in SPLITS:
         lines = ["video_id", *(clip.video for clip in clips if clip.split == split)]
-        with published(out / f"{split}.csv") as file:
-            file.write("".join(f"{line}\n" for line in lines).encode())
+        publish(out / f"{split}.csv", "".join(f"{line}\n" for line in lines).encode())

@@ -201,10 +201,8 @@ def _query_ms(release: Release, text: TextFeatures, video: VideoFeatures) -> flo
 
 def _at(seconds: list[int], timestamps: tuple[float, ...], num_frames: int) -> Float[Tensor, " frame"]:
     """Return 0 or 1 for every packed frame, from 0 or 1 for every second."""
-    values = torch.zeros(num_frames)
-    for frame, at in enumerate(timestamps):
-        values[frame] = seconds[min(int(at), len(seconds) - 1)]
-    return values
+    values = [float(seconds[min(int(at), len(seconds) - 1)]) for at in timestamps]
+    return torch.tensor(values + [0.0] * (num_frames - len(values)))
 
 
 COLUMNS: dict[str, Callable[[dict], float]] = {

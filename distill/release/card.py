@@ -20,6 +20,8 @@ A text-to-video retrieval model of the kind `{kind}`: it says how well a text an
 can answer a query. Made with the retrieval-distill toolkit.\
 """
 
+SIZE = "`model.safetensors` holds {:,} parameters in float32: {:,.1f} MB."
+
 USAGE = """\
 ```python
 import distill.release
@@ -81,8 +83,9 @@ def model_card(
         metrics=list(METRICS.values()) if measured else None,
         eval_results=_results(measured, evaluated_on) or None,
     )
+    trained = f" Another {left_out:,} parameters only took part in training and are left out." if left_out else ""
     sections = {
-        "What it is": f"{WHAT.format(kind=kind)}{_size(parameters, left_out)}",
+        "What it is": f"{WHAT.format(kind=kind)}\n\n{SIZE.format(parameters, 4e-6 * parameters)}{trained}",
         "How to use it": f"{USAGE}\n{TEACH if kind in INTERACTIONS else SEARCH}{_stored(stored)}",
         "Measured": _table(measured, evaluated_on) if measured else "Not evaluated.",
         "Training": _training(provenance),
@@ -91,11 +94,6 @@ def model_card(
     }
     body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items())
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{body}\n"))
-
-
-def _size(parameters: int, left_out: int) -> str:
-    trained = f" Another {left_out:,} parameters only took part in training and are left out." if left_out else ""
-    return f"\n\n`model.safetensors` holds {parameters:,} parameters in float32: {4e-6 * parameters:,.1f} MB.{trained}"
 
 
 def _stored(stored: tuple[int, int] | None) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from distill.data.tokens import VOCABULARY
 from distill.model.clip import CLIP_MEAN, CLIP_STD
 from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE
-from distill.publishing import published
+from distill.publishing import publish
 from distill.records import write_json
 from distill.release.release import Release
 
@@ -24,8 +24,7 @@ def export_clip(release: Release, folder: Path, dtype: torch.dtype = torch.float
     renamed = {_open_clip_name(name): value for name, value in clip.items() if not name.startswith(PROMPTED)}
     weights = {name: value.to("cpu", dtype).contiguous() for name, value in renamed.items()}
     if release.tokenizer.vocabulary is not None:
-        with published(folder / VOCABULARY) as file:
-            file.write(json.dumps(release.tokenizer.vocabulary).encode() + b"\n")
+        publish(folder / VOCABULARY, json.dumps(release.tokenizer.vocabulary).encode() + b"\n")
     write_towers(folder, release.config.architecture, weights)
 
 
@@ -33,8 +32,7 @@ def write_towers(
     folder: Path, architecture: dict[str, Any], weights: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Writes open_clip_model.safetensors, with the weights by open_clip's names, and open_clip_config.json."""
-    with published(folder / WEIGHTS_FILE) as file:
-        file.write(save(weights, metadata))
+    publish(folder / WEIGHTS_FILE, save(weights, metadata))
     preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     write_json(folder / CONFIG_FILE, {"model_cfg": architecture, "preprocess_cfg": preprocess})
 

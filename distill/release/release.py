@@ -37,7 +37,7 @@ from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.towers import UNBUILDABLE, too_large
-from distill.publishing import published, published_folder
+from distill.publishing import publish, published_folder
 from distill.records import json_sha256, read_json, write_json
 from distill.release.card import model_card
 from distill.retrieval.stored import bytes_per_video
@@ -117,13 +117,11 @@ def write_release(
 def _fill(
     part: Path, config: ReleaseConfig, weights: dict[str, Tensor], provenance: dict[str, Any], card: str
 ) -> Manifest:
-    with published(part / WEIGHTS) as file:
-        # One metadata key only: safetensors writes several in an order that changes from run to run, and so the hash.
-        file.write(save(_fp32(weights), {"format": f"retrieval-distill {__version__}"}))
+    # One metadata key only: safetensors writes several in an order that changes from run to run, and so the hash.
+    publish(part / WEIGHTS, save(_fp32(weights), {"format": f"retrieval-distill {__version__}"}))
     write_json(part / CONFIG, config.model_dump(mode="json"))
     write_json(part / PROVENANCE, provenance)
-    with published(part / CARD) as file:
-        file.write(card.encode())
+    publish(part / CARD, card.encode())
     manifest = Manifest(
         kind="release",
         version=VERSION,
@@ -172,7 +170,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
     if unlisted:
         raise ArtefactError(f"{folder}: the manifest lists no {unlisted[0]}; release again")
     config = _read_config(folder)
-    weights = _read_weights(folder / WEIGHTS)
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ArtefactError(f"{folder / WEIGHTS}: not readable as safetensors ({error}); release again") from None
     odd = too_large(config.architecture, weights)
     if odd is not None:
         raise ArtefactError(f"{folder / CONFIG}: architecture: {odd}, but no weight is so large; release again")
@@ -192,24 +193,18 @@ def _read_config(folder: Path) -> ReleaseConfig:
     return read_json(folder / CONFIG, ReleaseConfig, "release again with this version")
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ArtefactError(f"{path}: not readable as safetensors ({error}); release again") from None
-
-
 def _load_weights(model: RetrievalModel, found: dict[str, Tensor], path: Path) -> None:
     expected = model.state_dict()
-    missing = sorted(expected.keys() - found.keys())
-    unexpected = sorted(found.keys() - expected.keys())
-    shapes = [
-        f"{name} {list(found[name].shape)} for {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    odd = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    if missing or unexpected or shapes:
+    odd = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {list(found[name].shape)} for {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in found and found[name].shape != tensor.shape
+        ],
+    }
+    if any(odd.values()):
         problems = "; ".join(f"{what}: {first_few(names)}" for what, names in odd.items() if names)
         raise ArtefactError(f"{path}: does not fit {CONFIG} beside it: {problems}; release again")
     broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
