@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import distill.release
-from distill.conversion import reader
+from distill.conversion.authors import OPENAI_ARCHIVES
 from distill.conversion.convert import convert
 from distill.conversion.options import Options
 from distill.errors import ExpectedError
@@ -727,7 +727,7 @@ def test_openais_own_archives_are_opened_and_no_other_program_is(tmp_path, monke
     for kind in ("openai", "clip4clip"):
         with pytest.raises(ExpectedError, match=r"TorchScript archive, which is a program.*save torch\.jit\.load"):
             convert(source, kind, tmp_path / "out", Options())
-    monkeypatch.setitem(reader.OPENAI_ARCHIVES, hashlib.sha256(source.read_bytes()).hexdigest(), "ViT-tiny")
+    monkeypatch.setitem(OPENAI_ARCHIVES, hashlib.sha256(source.read_bytes()).hexdigest(), "ViT-tiny")
     done = convert(source, "openai", tmp_path / "towers", Options())  # and its activation is known
     same(towers(tmp_path / "towers"), expected_towers(state))
     assert list(done.record["unused"]) == ["input_resolution"]
@@ -740,7 +740,7 @@ def test_the_published_archives_are_those_that_open_clip_fetches():
     from open_clip.pretrained import get_pretrained_cfg
 
     names = {"ViT-B/32": "ViT-B-32", "ViT-B/16": "ViT-B-16", "ViT-L/14": "ViT-L-14", "ViT-L/14@336px": "ViT-L-14-336"}
-    assert {sha256: names[name] for sha256, name in reader.OPENAI_ARCHIVES.items()} == {
+    assert {sha256: names[name] for sha256, name in OPENAI_ARCHIVES.items()} == {
         get_pretrained_cfg(name, "openai")["url"].split("/")[-2]: name for name in names.values()
     }
 

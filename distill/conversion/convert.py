@@ -15,11 +15,10 @@ from torch import Tensor
 
 from distill import __version__
 from distill.catalogue import INTERACTIONS, build, parse_model_config
-from distill.conversion.authors import Checkpoint
+from distill.conversion.authors import Checkpoint, read_tensors
 from distill.conversion.geometry import activation_of, architecture_of
 from distill.conversion.heads import HEADS, Head, head_of
 from distill.conversion.options import WORDS, Options
-from distill.conversion.reader import read_tensors
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.manifest import NAME, file_sha256

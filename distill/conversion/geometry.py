@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distill.conversion.authors import Checkpoint
-from distill.conversion.reader import OPENAI_ARCHIVES
+from distill.conversion.authors import OPENAI_ARCHIVES, Checkpoint
 from distill.errors import ArtefactError, ExpectedError
 from distill.model.towers import CONFIG_FILE
 

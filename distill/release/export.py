@@ -21,8 +21,11 @@ PROMPTED = "visual.aggregation."  # Prompt Switch's, in its tower, and no part o
 def export_clip(release: Release, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Writes the towers of a release and, for a pruned token table, vocabulary.json."""
     clip = release.model.clip.state_dict()
-    renamed = {_open_clip_name(name): value for name, value in clip.items() if not name.startswith(PROMPTED)}
-    weights = {name: value.to("cpu", dtype).contiguous() for name, value in renamed.items()}
+    weights = {
+        "logit_scale" if name == "logit_scale.log" else name.removeprefix("text."): value.to("cpu", dtype).contiguous()
+        for name, value in clip.items()
+        if not name.startswith(PROMPTED)
+    }
     if release.tokenizer.vocabulary is not None:
         publish(folder / VOCABULARY, json.dumps(release.tokenizer.vocabulary).encode() + b"\n")
     write_towers(folder, release.config.architecture, weights)
@@ -35,7 +38,3 @@ def write_towers(
     publish(folder / WEIGHTS_FILE, save(weights, metadata))
     preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
     write_json(folder / CONFIG_FILE, {"model_cfg": architecture, "preprocess_cfg": preprocess})
-
-
-def _open_clip_name(name: str) -> str:
-    return "logit_scale" if name == "logit_scale.log" else name.removeprefix("text.")

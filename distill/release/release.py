@@ -101,9 +101,8 @@ def write_release(
         toolkit=__version__,
         provenance_sha256=json_sha256(provenance),
     )
-    stored = None  # bytes of a video in a gallery, where the model is a student
-    if model_config.kind not in INTERACTIONS:
-        stored = bytes_per_video(model, config.frames.sampler.num_frames, config.frames.size)
+    teacher, frames = model_config.kind in INTERACTIONS, config.frames
+    stored = None if teacher else bytes_per_video(model, frames.sampler.num_frames, frames.size)
     parameters, trained = (sum(tensor.numel() for tensor in table.values()) for table in (kept, weights))
     card = model_card(model_config.kind, provenance, stored, parameters=parameters, left_out=trained - parameters)
     with published_folder(folder) as part:
