@@ -30,7 +30,7 @@ from distill.evaluation.result import RECALLS, BankMetrics, Metrics, Reranked, R
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
-from distill.retrieval.calibration import BETA, inverted_softmax
+from distill.retrieval import calibration
 
 SEED = 0  # of the bootstrap
 SHARED = 10  # best answers by which a two-stage search is compared with the exhaustive one
@@ -140,7 +140,7 @@ def bank_of(parts: Iterable[Float[Tensor, "_ video"]], num_videos: int) -> Bank:
     log_sum = torch.full((num_videos,), -torch.inf, dtype=torch.float64)
     first = torch.zeros(num_videos, dtype=torch.bool)
     for part in parts:
-        log_sum = torch.logaddexp(log_sum, torch.logsumexp(BETA * part.double(), 0))
+        log_sum = torch.logaddexp(log_sum, torch.logsumexp(calibration.BETA * part.double(), 0))
         first[part.argmax(1)] = True
     return Bank(log_sum, first)
 
@@ -155,7 +155,7 @@ def query_bank_t2v(similarity: Float[Tensor, "text video"], bank: Bank) -> Float
     as its logarithm, which ranks the same and cannot overflow; any other text keeps its similarity. The two kinds of
     row have different scales, so scores of one column must not be compared. Of tied first videos the lowest counts.
     """
-    return inverted_softmax(similarity, bank.log_sum, bank.first[similarity.argmax(1)].unsqueeze(1))
+    return calibration.inverted_softmax(similarity, bank.log_sum, bank.first[similarity.argmax(1)].unsqueeze(1))
 
 
 def _by_bank(
