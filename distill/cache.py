@@ -11,12 +11,11 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distill.disk import writing
-from distill.errors import ExpectedError
+from distill.errors import ExpectedError, writing
 from distill.remote import RemotePath
 
 ENTRY = re.compile(r"(?P<bucket>[0-9a-f]{2})[0-9a-f]{62}(\.(?P<reserved>[0-9]+)\.part)?")
@@ -38,15 +37,12 @@ class Cache:
     def open(self, remote: RemotePath, sha256: str, size: int) -> int:
         """Return a descriptor of the file's content, fetching it if it is not here; the caller closes it."""
         path = self.folder / sha256
-        try:
+        with suppress(FileNotFoundError):
             return _opened(path, size)
-        except FileNotFoundError:
-            pass
         with self._locked(sha256[:2]):
-            try:
+            with suppress(FileNotFoundError):
                 return _opened(path, size)  # another process has fetched it meanwhile
-            except FileNotFoundError:
-                part = self._reserve(sha256, size, remote)
+            part = self._reserve(sha256, size, remote)
             try:
                 with writing(path, part):
                     remote.download(part, sha256, size)
@@ -59,8 +55,7 @@ class Cache:
 
     def read(self, remote: RemotePath, sha256: str, size: int) -> bytes:
         """Return the whole content of a small file."""
-        descriptor = self.open(remote, sha256, size)
-        with os.fdopen(descriptor, "rb") as file:
+        with os.fdopen(self.open(remote, sha256, size), "rb") as file:
             return file.read()
 
     def _reserve(self, sha256: str, size: int, remote: RemotePath) -> Path:

@@ -7,8 +7,8 @@ each table here.
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import Tensor
 
+from distill.data.labels import StoredLabels
 from distill.errors import ArtefactError
 from distill.model.clip import ClipModel
 from distill.model.contract import Interaction, RetrievalModel
@@ -62,13 +62,14 @@ def parse_model_config(raw: dict[str, Any], where: str) -> Any:
         raise ArtefactError(f"{where}: not a model this version knows: {error.errors()[0]['msg']}") from None
 
 
-def build_interaction(kind: str, config: dict[str, Any], weights: dict[str, Tensor], where: str) -> Interaction:
-    """Build a teacher's frozen scoring head from what a label set stores of it."""
+def scoring_head(labels: StoredLabels) -> Interaction:
+    """Build the frozen scoring head of the teacher that wrote a label set, from what the set stores of it."""
+    kind = labels.config.interaction["kind"]
     if kind not in INTERACTIONS:
-        raise ArtefactError(f"{where}: labels of an unknown teacher {kind!r}; known: {', '.join(INTERACTIONS)}")
-    interaction = INTERACTIONS[kind](**config)
+        raise ArtefactError(f"{labels.path}: labels of an unknown teacher {kind!r}; known: {', '.join(INTERACTIONS)}")
+    interaction = INTERACTIONS[kind](**labels.config.interaction["config"])
     try:
-        interaction.load_state_dict(weights)
+        interaction.load_state_dict(labels.interaction_weights())
     except RuntimeError as error:
-        raise ArtefactError(f"{where}: its interaction head does not fit teacher {kind!r}: {error}") from None
+        raise ArtefactError(f"{labels.path}: its interaction head does not fit teacher {kind!r}: {error}") from None
     return interaction.eval().requires_grad_(False)

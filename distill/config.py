@@ -3,7 +3,7 @@
 `extends: other.yaml` is merged first (paths inside a recipe stay relative to the working directory, `extends` to the
 file itself), then `section.key=value` overrides, which are parsed as YAML too. Everything then passes through the same
 validation: unknown keys, wrong types and missing keys are errors with their path. Recipes that come with the project
-are found under their names, `recipes/...`, from any directory (distill/packaged.py).
+are found under their names, `recipes/...`, from any directory.
 """
 
 import difflib
@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from distill.deprecation import renamed
 from distill.errors import ArtefactError, RecipeError, check_regular
-from distill.packaged import packaged
 
 Tree = dict[str, Any]
+ROOT = Path(__file__).resolve().parent.parent  # a clone, or site-packages
 # PyYAML raises these for text that is not YAML, or that contradicts its tag: `2001-99-99`, `!!int x`, `!!bool x`.
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 LONGEST_PATH = 4096  # characters, as operating systems limit it
@@ -44,6 +44,16 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+
+
+def packaged(path: str | Path, folder: str | Path = "") -> Path:
+    """Return `path` inside `folder` if it exists, else the file or folder of that name that comes with the project.
+
+    Only names that begin with `recipes/` come with the project; any other is returned as it stands.
+    """
+    here, own = Path(folder) / path, ROOT / path
+    comes = Path(path).parts[:1] == ("recipes",) and os.path.exists(own)
+    return own if comes and not os.path.exists(here) else here
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str], root: type[C]) -> C:
@@ -84,18 +94,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse(text: str) -> Any:
-    """Raises one of `NOT_YAML`."""
-    return yaml.load(text, _Loader)
-
-
 def _short(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} ..."
-
-
-def _shown(value: Any) -> str:
-    """Return a value as an error shows it, shortened."""
-    return _SHOWER.repr(value)
 
 
 def read_tree(path: Path, old_keys: Mapping[str, str] = MappingProxyType({}), seen: tuple[Path, ...] = ()) -> Tree:
@@ -105,7 +105,7 @@ def read_tree(path: Path, old_keys: Mapping[str, str] = MappingProxyType({}), se
     by = f" (extended by {seen[-1]})" if seen else ""
     try:
         check_regular(path)
-        tree = _parse(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except ArtefactError as error:
         raise RecipeError(f"{error}{by}") from None
     except FileNotFoundError:
@@ -121,7 +121,7 @@ def read_tree(path: Path, old_keys: Mapping[str, str] = MappingProxyType({}), se
     if parent is None:
         return tree
     if not isinstance(parent, str) or "\0" in parent or len(parent) > LONGEST_PATH:
-        raise RecipeError(f"{path}: extends: expected the path of a recipe, found {_shown(parent)}")
+        raise RecipeError(f"{path}: extends: expected the path of a recipe, found {_SHOWER.repr(parent)}")
     return _merge(read_tree(packaged(parent, path.parent), old_keys, (*seen, Path(os.path.realpath(path)))), tree)
 
 
@@ -153,7 +153,7 @@ def _parse_override(text: str) -> Tree:
     if not equals or not path or any(not part for part in path.split(".")):
         raise RecipeError(f"override {text!r}: expected section.key=value, e.g. optim.lr=0.001")
     try:
-        tree = _parse(value)
+        tree = yaml.load(value, _Loader)
     except NOT_YAML:
         raise RecipeError(f"override {text!r}: {value!r} is not valid YAML") from None
     for part in reversed(path.split(".")):
@@ -179,10 +179,7 @@ def _explain(error: ValidationError, tree: Tree, root: type[BaseModel]) -> str:
     if problem["type"] == "value_error":
         return f"{path}: {problem['ctx']['error']}{more}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    advice = ""
-    if isinstance(found, str) and _is_number(found):
-        advice = f"; YAML reads {found} as text: write {_yaml_float(found)}"
-    return f"{path}: found {_shown(found)}, {message}{advice}{more}"
+    return f"{path}: found {_SHOWER.repr(found)}, {message}{_advice(found)}{more}"
 
 
 def _siblings(root: type[BaseModel], keys: Sequence[Any]) -> list[str]:
@@ -207,15 +204,13 @@ def _models_under(model: type[BaseModel], key: Any) -> list[type[BaseModel]]:
     return found
 
 
-def _is_number(text: str) -> bool:
+def _advice(found: Any) -> str:
+    """Return how to write a number, like 1e-4, that YAML reads as text."""
     try:
-        float(text)
+        float(found if isinstance(found, str) else "")
     except ValueError:
-        return False
-    return True
-
-
-def _yaml_float(text: str) -> str:
-    mantissa, e, exponent = text.lower().partition("e")
+        return ""
+    mantissa, e, exponent = found.lower().partition("e")
     mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
-    return f"{mantissa}e{exponent if exponent[:1] in '+-' else '+' + exponent}" if e else mantissa
+    number = f"{mantissa}e{exponent if exponent[:1] in '+-' else '+' + exponent}" if e else mantissa
+    return f"; YAML reads {found} as text: write {number}"

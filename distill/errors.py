@@ -1,18 +1,22 @@
-"""Errors that a user can cause and fix, and the door that shows them as one line.
+"""Errors that a user can cause and fix, a full disk among them, and the door that shows them as one line.
 
 Everything that bad input can cause raises `ExpectedError` (or a subclass): what, where, expected, found, what to do
 next. Our own invariants are `assert`s and keep their traceback.
 """
 
+import errno
 import select
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from distill import signals
 
 LONGEST, CLOSE = 1500, 400  # characters of an error, and of its end, which says what to do
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ExpectedError(Exception):
@@ -46,6 +50,36 @@ def check_regular(path: Path) -> None:
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a pipe or a device"
         raise ArtefactError(f"{path}: {kind}, expected a plain file; restore it, or name another one")
+
+
+@contextmanager
+def writing(path: Path, part: Path | None = None, needed: int = 0) -> Iterator[None]:
+    """Turn "no space left" inside the block into an `ExpectedError` about `path`.
+
+    The error names `needed` bytes, or the size of the unfinished `part`, which is removed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        takes = f"{needed:,}"
+        if part is not None and part.exists():
+            takes = takes if needed else f"more than {part.stat().st_size:,}"
+            part.unlink()
+        free = shutil.disk_usage(path.parent).free
+        quota = " (or your quota of it)" if error.errno == errno.EDQUOT else ""
+        raise ExpectedError(
+            f"{path}: the disk{quota} is full: the file takes {takes} bytes, {free:,} are free; make room and "
+            f"run the same command again, it continues with this file"
+        ) from None
+
+
+def check_free_space(path: Path, needed: int) -> None:
+    """Refuse to begin a file of `needed` bytes that cannot fit."""
+    with writing(path, needed=needed):
+        if shutil.disk_usage(path.parent).free < needed:
+            raise OSError(errno.ENOSPC, "no room")
 
 
 def _nobody_reads() -> bool:

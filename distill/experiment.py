@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +27,7 @@ from distill.records import write_json
 from distill.release.release import write_release
 from distill.training import engine
 from distill.training.folder import RELEASE, alone_in, choose_folder
-from distill.training.loop import Job, train
-from distill.training.source import LabelSource, label_source
+from distill.training.loop import Job, LabelSource, train
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +42,10 @@ def run(recipe: Recipe) -> None:
         log.info(f"{recipe.model.kind} into {job.folder} on {comm.world_size()} process(es), {comm.device().type}")
         weights = train(job)
         job = replace(job, model=_restored(recipe, weights))
-        scores = _test(job, test) if test is not None else None
+        scores = None
+        if test is not None:
+            log.info(f"testing on {test.path}: {len(test)} videos")
+            scores = evaluate(job.model, test, job.tokenizer, bf16=job.bf16, workers=job.data.workers)
         if comm.rank() == 0:
             _release(recipe, job, weights, scores, time.time() - started)
     comm.close()
@@ -63,7 +64,7 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
     torch.manual_seed(recipe.seed)
     model = catalogue.build(recipe.model, ClipModel.from_config(recipe.model.clip))
     _check_towers(recipe, model, frames)
-    job = Job(
+    return Job(
         folder=Path(recipe.out) / recipe.name,
         seed=recipe.seed,
         model=model,
@@ -75,12 +76,11 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
         losses=recipe.losses,
         optim=recipe.optim,
         config=recipe.train,
-    )
-    return job, test
+    ), test
 
 
 def _check_processes(recipe: Recipe) -> None:
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = comm.world_size()
     parts = world * recipe.train.accumulate
     if recipe.data.batch_size % parts:
         micro = f" in {recipe.train.accumulate} micro-batches each (train.accumulate)" if parts > world else ""
@@ -111,7 +111,7 @@ def _open_labels(recipe: Recipe, label: LabelConfig, frames: FrameSet) -> LabelS
         label_set.require(coarse, "losses.coarse")
     if recipe.losses.fine.weight:
         label_set.require("relevance", "losses.fine")
-    return label_source(label_set, label.weight)
+    return LabelSource(label_set, catalogue.scoring_head(label_set.stored), label.weight)
 
 
 def _check_towers(recipe: Recipe, model: RetrievalModel, frames: FrameSet) -> None:
@@ -135,11 +135,6 @@ def _restored(recipe: Recipe, weights: dict[str, Tensor]) -> RetrievalModel:
     model = catalogue.build(recipe.model.released(), ClipModel.from_config(recipe.model.clip))
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model.eval().to(comm.device())
-
-
-def _test(job: Job, frames: FrameSet) -> Scores:
-    log.info(f"testing on {frames.path}: {len(frames)} videos")
-    return evaluate(job.model, frames, job.tokenizer, bf16=job.bf16, workers=job.data.workers)
 
 
 def _release(recipe: Recipe, job: Job, weights: dict[str, Tensor], scores: Scores | None, seconds: float) -> None:

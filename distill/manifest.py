@@ -10,38 +10,37 @@ from collections.abc import Container
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
-from distill.errors import ArtefactError, check_regular
+from distill.config import Config
+from distill.errors import ArtefactError
 from distill.log import progress
 from distill.publishing import sweep
-from distill.records import T, json_sha256, parsed, write_json
+from distill.records import T, json_sha256, parsed, read_json, write_json
 from distill.remote import Place, RemotePath
 
 NAME = "manifest.json"
 Kind = Literal["frames", "labels", "release", "gallery"]
 
 
-class SealedFile(BaseModel):
+class SealedFile(Config):
     """The record of one file in a manifest: its hash, its size, and how many rows (samples) it holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     sha256: str
     bytes: NonNegativeInt
     rows: NonNegativeInt = 0
 
 
-class Manifest(BaseModel):
+class Manifest(Config):
     """The seal of one folder. `config` is what made it, `parents` the ids of the manifests it was made from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     kind: Kind
     version: int
     config: dict[str, Any]
     counts: dict[str, NonNegativeInt]
     parents: dict[str, str]
     files: dict[str, SealedFile]
-    notes: list[dict[str, str]] = []
+    notes: list[dict[str, str]] = Field(default=[])
 
     @property
     def id(self) -> str:
@@ -84,17 +83,8 @@ def read_manifest(folder: Place, kind: Kind, version: int) -> Manifest:
     path = folder / NAME
     if isinstance(folder, Path) and not folder.is_dir():
         raise ArtefactError(f"{folder}: no such folder; expected {_article(kind)} made by {MAKER[kind]}")
-    if isinstance(path, Path):
-        check_regular(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ArtefactError(
-            f"{folder}: no {NAME}, so not finished {_article(kind)}; run {MAKER[kind]} (again)"
-        ) from None
-    except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read: {error.strerror}") from None
-    manifest = parsed(Manifest, data, path, "make the folder again")
+    absent = f"{folder}: no {NAME}, so not finished {_article(kind)}; run {MAKER[kind]} (again)"
+    manifest = read_json(path, Manifest, "make the folder again", absent)
     if manifest.kind != kind:
         raise ArtefactError(f"{folder}: holds {_article(manifest.kind)}, expected {_article(kind)}")
     if manifest.version != version:

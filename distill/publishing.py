@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from distill.disk import writing
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, writing
 from distill.remote import Place, RemotePath
 
 

@@ -15,11 +15,8 @@ from distill.training.optim import OptimConfig
 
 
 class LabelConfig(Config):
-    """A label set, and the weight of its losses beside those of the recipe's other label sets (their mean is taken).
-
-    `coarse` is the tier that the coarse loss reads. A set that was made on other frames of the same videos (another
-    sampler or number) is an error, unless its relevance may be interpolated in time.
-    """
+    """A label set; one that was made on other frames of the same videos (another sampler or number) is an error, unless
+    its relevance may be interpolated in time."""
 
     path: str  # folder or URL of a label set
     weight: float = Field(default=1.0, gt=0)  # of its losses beside those of the other sets; the weighted mean is taken
@@ -75,7 +72,6 @@ class Recipe(Config):
             )
 
     def _check_targets(self, name: str, loss: CoarseConfig | FineConfig, targets: tuple[str, ...], what: str) -> None:
-        """Refuse targets that the model, as configured, does not have."""
         if not self.labels or not loss.weight:
             return
         if not targets:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from distill.errors import ArtefactError, check_regular
-from distill.publishing import published
+from distill.publishing import publish
 from distill.remote import Place
 
 STRICT = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
@@ -74,21 +74,26 @@ def parsed(kind: type[T], found: bytes | Mapping[str, Any], where: object, mend:
         raise ArtefactError(f"{where}: damaged at {key}: {first['msg']}; {mend}") from None
 
 
-def read_json(path: Place, kind: type[T], mend: str) -> T:
-    """Return a JSON file as a view, like `parsed`; a file that cannot be read is an `ArtefactError` too."""
+def read_small(path: Place, mend: str, absent: str = "") -> bytes:
+    """Return a small file; one that cannot be read is an `ArtefactError`, one that is not there may have its own."""
     if isinstance(path, Path):
         check_regular(path)
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
+        if absent and isinstance(error, FileNotFoundError):
+            raise ArtefactError(absent) from None
         raise ArtefactError(f"{path}: cannot be read ({error.strerror or error}); {mend}") from None
-    return parsed(kind, data, path, mend)
+
+
+def read_json(path: Place, kind: type[T], mend: str, absent: str = "") -> T:
+    """Return a JSON file as a view, like `parsed`, read by `read_small`."""
+    return parsed(kind, read_small(path, mend, absent), path, mend)
 
 
 def write_json(path: Place, value: Any) -> None:
     """Publishes indented JSON."""
-    with published(path) as file:
-        file.write(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    publish(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
 def write_record(path: Place, content: dict[str, Any]) -> None:

@@ -14,16 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from distill.disk import FULL
-from distill.errors import ArtefactError, ExpectedError
+from distill.errors import FULL, ArtefactError, ExpectedError
 
-PROTOCOLS = {
-    "file": None,
-    "http": "aiohttp",
-    "https": "aiohttp",
-    "s3": "s3fs",
-    "gs": "gcsfs",
-}  # and the package each needs
+# Protocols, and the package each needs.
+PROTOCOLS = {"file": None, "http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
 WAITS = (1.0, 4.0, 16.0)  # seconds between tries
 STALLED = 60.0  # seconds without a byte after which a connection counts as lost
 Answer = TypeVar("Answer")
@@ -46,11 +40,6 @@ class RemotePath:
     def name(self) -> str:
         """The last part of the URL."""
         return self.url.rpartition("/")[2]
-
-    @property
-    def parent(self) -> "RemotePath":
-        """The folder of this file."""
-        return RemotePath(self.url.rpartition("/")[0])
 
     @property
     def local(self) -> Path | None:

@@ -12,8 +12,6 @@ FLOORS = {
     "distill.signals": -2,
     "distill.errors": -1,
     "distill.deprecation": 0,
-    "distill.disk": 0,
-    "distill.packaged": 0,
     "distill.config": 1,
     "distill.log": 1,
     "distill.workers": 1,

@@ -31,7 +31,6 @@ from distill.model.contract import Interaction, RetrievalConfig, RetrievalModel,
 from distill.training.engine import Engine
 from distill.training.objective import LossConfig, Objective
 from distill.training.optim import OptimConfig
-from distill.training.source import label_source
 
 OF_PLAIN = 1.10  # goal: a step with labels over one without a teacher
 OF_LIVE = 0.63  # goal: over one with live teachers (3 passes of the student's size instead of 5 would be 0.6)
@@ -131,8 +130,7 @@ def write_labels(
 
 def objective(model: RetrievalModel, labels: Sequence[LabelSet], setting: Setting) -> Objective:
     """Return the objective that a training run builds from label sets."""
-    sources = [label_source(one) for one in labels]
-    heads = [(source.head.to(comm.device()), source.weight) for source in sources]
+    heads = [(catalogue.scoring_head(one.stored).to(comm.device()), 1.0) for one in labels]
     return Objective(model, heads, setting.losses, bf16=setting.bf16)
 
 

@@ -51,7 +51,6 @@ class LabelSet:
     ):
         self.stored = StoredLabels(path, verify=verify, cache=frames.cache)
         self.path, self.manifest, self.tiers = self.stored.path, self.stored.manifest, self.stored.tiers
-        self.interaction = self.stored.config.interaction
         self._frames, self._coarse = frames, coarse
         expected, found = frames.manifest.id, self.manifest.parents.get("frames", "nothing")
         if found == expected:
@@ -75,10 +74,6 @@ class LabelSet:
                 f"{self.path}: holds tiers {', '.join(self.tiers)}, but {why} needs {tier!r}; "
                 f"rerun tools/dump_soft_labels.py with --tiers {' '.join(dict.fromkeys([*self.tiers, tier]))}"
             )
-
-    def interaction_weights(self) -> dict[str, Tensor]:
-        """State of the teacher's scoring head."""
-        return self.stored.interaction_weights()
 
     def source(self) -> ShardSource:
         """Where the labels of every video come from."""

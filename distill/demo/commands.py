@@ -10,8 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.config import ROOT
 from distill.errors import ExpectedError
-from distill.packaged import ROOT
 
 TICK = 20  # seconds between two words of a running command
 

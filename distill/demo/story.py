@@ -17,12 +17,12 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distill.config import ROOT
 from distill.data.frames import FrameSet
 from distill.demo.commands import Command, Commands, tool
 from distill.evaluation.evaluate import encode_texts, encode_videos, texts_of
 from distill.evaluation.metrics import paired_bootstrap
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.packaged import ROOT
 from distill.release.release import Release, load
 
 CORPUS, FRAMES, LABELS = Path("demo/corpus"), Path("demo/frames"), Path("demo/labels")

@@ -1,4 +1,4 @@
-"""Statistics of a label set, and a comparison of two sets of the same frames.
+"""Statistics of a label set, a comparison of two sets of the same frames, and of a set with what its teacher gives now.
 
 Entropy is that of the relevance softmaxed over a video's real frames at temperature 1. Relative to the uniform
 distribution's, 1 means that the labels do not tell the frames apart at that temperature. Correlations are Pearson's,
@@ -8,19 +8,26 @@ over real frames; a row whose values are all equal (one frame, a still picture) 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from distill.catalogue import build_interaction
-from distill.data.labels import Coarse, StoredLabels, tier_of
+from distill.catalogue import scoring_head
+from distill.data.frames import FrameSet
+from distill.data.labels import PER_VIDEO, SHORTLIST, Coarse, StoredLabels, tier_of
 from distill.errors import ArtefactError
+from distill.labelling.teacher import Encoder, TeacherRelease
 from distill.log import progress
 from distill.model.contract import teacher_logits
 
 BINS = 10  # of the histogram of relative entropies
 BATCHES, PAIRS = 8, 64  # random batches that both sets score, and pairs in each
+# Largest deviation of a recomputed row, over the largest value of its tensor: other processors and other batches round
+# differently, and the storage rounds once more.
+COMPUTED = {"fp32": 1e-3, "bf16": 5e-2}
+STORED = {"float32": 0.0, "float16": 2**-10, "bfloat16": 2**-7}
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,14 @@ class Comparison:
     worst_video: str  # where the largest difference is
     worst_caption: str
     coarse: Agreement | None  # on the logits of random batches, if both sets can rebuild them
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Deviation of one stored tensor from what the teacher gives now, over the sampled rows."""
+
+    largest: float
+    scale: float  # the largest value that the teacher gives
 
 
 def check_rows(stored: StoredLabels) -> int:
@@ -145,20 +160,15 @@ def _agreement(pairs: Iterable[tuple[Tensor, Tensor]]) -> Agreement:
 
 
 def _pairs(one: StoredLabels, other: StoredLabels) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield key and both sets' relevance [caption, real frame] of every video."""
-    _check_same_frames(one, other)
-    for (key, first), (_, second) in zip(_relevance(one), _relevance(other), strict=True):
-        yield key, first, second
-
-
-def _check_same_frames(one: StoredLabels, other: StoredLabels) -> None:
-    """Refuse sets of different frames: their rows are not the same."""
-    first, second = (labels.manifest.parents["frames"] for labels in (one, other))
-    if first != second:
+    """Yield key and both sets' relevance [caption, real frame] of every video; refuse sets of different frames."""
+    frames, others = (labels.manifest.parents["frames"] for labels in (one, other))
+    if frames != others:
         raise ArtefactError(
-            f"{other.path}: made from frames {second[:12]}, but {one.path} from {first[:12]}; only labels of the same "
+            f"{other.path}: made from frames {others[:12]}, but {one.path} from {frames[:12]}; only labels of the same "
             f"frame set can be compared"
         )
+    for (key, first), (_, second) in zip(_relevance(one), _relevance(other), strict=True):
+        yield key, first, second
 
 
 def _logits(one: StoredLabels, other: StoredLabels, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -175,16 +185,13 @@ def _logits(one: StoredLabels, other: StoredLabels, seed: int) -> Iterator[tuple
 
 def _scorer(stored: StoredLabels) -> Callable[[list[tuple[str, int]]], Tensor]:
     """Return the function from rows (key, caption) to the teacher's logits of their batch."""
-    tier, config = _coarse(stored), stored.config.interaction
+    tier, head = _coarse(stored), scoring_head(stored)
     assert tier is not None
-    head = build_interaction(**config, weights=stored.interaction_weights(), where=str(stored.path))
     return lambda places: teacher_logits(head, stored.rows(places, tier))
 
 
 def _coarse(stored: StoredLabels) -> Coarse | None:
-    if "features" in stored.tiers:
-        return "features"
-    return "topk" if "topk" in stored.tiers else None
+    return next((tier for tier in get_args(Coarse) if tier in stored.tiers), None)
 
 
 def _relevance(stored: StoredLabels) -> Iterator[tuple[str, Tensor]]:
@@ -204,3 +211,69 @@ def _correlations(one: Tensor, other: Tensor) -> list[float]:
 
 def _spread(counts: list[int]) -> Spread:
     return Spread(min(counts), float(np.mean(counts)), max(counts))
+
+
+def recompute(
+    stored: StoredLabels, release: TeacherRelease, frames: FrameSet, rows: int, seed: int
+) -> dict[str, Difference]:
+    """Compute a random sample of rows again; returns the deviation of every stored tensor by name.
+
+    Raises `ArtefactError` if the teacher or the frames are not those of the set, or if rounding does not explain a
+    deviation. Of shortlists the matched video and the best other one are scored.
+    """
+    config = stored.manifest.config
+    _check_origin(stored, release, frames)
+    encoder = Encoder(release, frames, config["precision"])
+    pairs = [(video, caption) for video, about in enumerate(frames.videos) for caption in range(len(about.captions))]
+    chosen = np.random.default_rng(seed).permutation(len(pairs))[:rows]
+    found: dict[str, list[Difference]] = {}
+    for pair in progress([pairs[i] for i in sorted(chosen)], "recompute (rows)"):
+        for name, (kept, given) in _again(stored, encoder, *pair).items():
+            off = (kept.float() - given.float()).abs().max().item()
+            found.setdefault(name, []).append(Difference(off, given.float().abs().max().item()))
+    differences = {
+        name: Difference(max(d.largest for d in all_of), max(d.scale for d in all_of)) for name, all_of in found.items()
+    }
+    allowed = COMPUTED[config["precision"]] + STORED[config["storage"]]
+    for name, difference in differences.items():
+        if not difference.largest <= allowed * difference.scale:
+            raise ArtefactError(
+                f"{stored.path}: {name} is {difference.largest:.2g} off what the teacher gives (largest value "
+                f"{difference.scale:.2g}), more than rounding explains; the set is not this teacher's: label again"
+            )
+    return differences
+
+
+def _check_origin(stored: StoredLabels, release: TeacherRelease, frames: FrameSet) -> None:
+    teacher, expected = stored.manifest.config["teacher"], stored.manifest.parents["frames"]
+    if frames.manifest.id != expected:
+        found = frames.manifest.id
+        raise ArtefactError(
+            f"{frames.path}: frames {found[:12]}, but {stored.path} was made from {expected[:12]}; give those frames"
+        )
+    if release.id != teacher:
+        raise ArtefactError(
+            f"{stored.path}: was made by teacher {teacher[:12]}, but the release given is {release.id[:12]}; give that "
+            f"teacher's release"
+        )
+
+
+@torch.inference_mode()
+def _again(stored: StoredLabels, encoder: Encoder, video: int, caption: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the stored and the recomputed tensors of one caption and its video, by name."""
+    about = encoder.frames.videos[video]
+    others, kept_scores = [], torch.empty(0)
+    if "topk" in stored.tiers:
+        listed, scores, best, _ = (stored.tensor(about.key, name, caption) for name in SHORTLIST)
+        others, kept_scores = [[number] for number in listed[1:2].tolist()], best + scores[:2].float()
+    features = encoder.videos([[video], *others])
+    own, text = features[slice(0, 1)], encoder.encode_texts([about.captions[caption].text])
+    given = {"relevance": encoder.relevance(video, text, own)}
+    if "features" in stored.tiers:
+        given |= text.tensors() | own.tensors()
+    kept = {name: stored.tensor(about.key, name, None if name in PER_VIDEO else caption) for name in given}
+    pairs = {name: (kept[name], value[0]) for name, value in given.items()}
+    if "topk" in stored.tiers:
+        logits = encoder.interaction(text.to(encoder.device), features.to(encoder.device))
+        pairs[SHORTLIST[1]] = kept_scores, logits[0].cpu()
+    return pairs

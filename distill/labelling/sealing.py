@@ -13,24 +13,14 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from distill.data.building import (
-    CLAIM,
-    WORK,
-    ShardContent,
-    ShardRecord,
-    build,
-    claim,
-    claimed,
-    finished,
-    open_built_shards,
-    sealed_files,
-)
+from distill.data import building
+from distill.data.building import CLAIM, WORK, ShardContent, ShardRecord, build, finished
 from distill.data.labels import DUMP, INTERACTION, VERSION
-from distill.errors import ArtefactError, check_regular, first_few
+from distill.errors import ArtefactError, first_few
 from distill.log import progress
 from distill.manifest import Manifest, SealedFile, seal
-from distill.publishing import published
-from distill.records import View, changed, parsed
+from distill.publishing import publish
+from distill.records import View, changed, parsed, read_small
 from distill.remote import Place
 
 log = logging.getLogger(__name__)
@@ -51,10 +41,9 @@ def begin_labels(
 ) -> None:
     """Claim `out` for a label set of these shards; `frames` is the frame set's id, `head` the stored scoring head."""
     job = {**config, "frames": frames, "shards": list(shards), "counts": counts}
-    claim(out, job | {"head": hashlib.sha256(head).hexdigest()}, command=DUMP)
+    building.claim(out, job | {"head": hashlib.sha256(head).hexdigest()}, command=DUMP)
     if not (out / INTERACTION).is_file():
-        with published(out / INTERACTION) as file:
-            file.write(head)
+        publish(out / INTERACTION, head)
 
 
 def recorded(folder: Place, name: str) -> bool:
@@ -84,7 +73,7 @@ def seal_labels(out: Place) -> Manifest | None:
         counts=job.counts,
         parents={"frames": job.frames},
         files={
-            **sealed_files(record for record in records.values() if record),
+            **building.sealed_files(record for record in records.values() if record),
             INTERACTION: SealedFile(sha256=hashlib.sha256(head).hexdigest(), bytes=len(head)),
         },
     )
@@ -124,9 +113,8 @@ def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
             f"{parts[0]}: {len(gaps)} of {len(homes)} shards are in no part: {first_few(gaps)}; label them with "
             f"{DUMP} --part, or name the folder that holds them"
         )
-    claim(out, jobs[0].model_dump(), command="tools/labels.py merge")
-    with published(out / INTERACTION) as file:
-        file.write(_head(parts[0], jobs[0]))
+    building.claim(out, jobs[0].model_dump(), command="tools/labels.py merge")
+    publish(out / INTERACTION, _head(parts[0], jobs[0]))
     for name, home in progress(homes.items(), f"merge into {out} (shards)"):
         assert home is not None
         part, record = home
@@ -139,8 +127,7 @@ def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
 
 
 def _claimed(folder: Place) -> LabelClaim:
-    """Return the job that a folder was claimed for."""
-    found, mend = claimed(folder), f"this is not a folder that {DUMP} began"
+    found, mend = building.claimed(folder), f"this is not a folder that {DUMP} began"
     if found is None:
         raise ArtefactError(f"{folder}: has no {CLAIM}; {mend}")
     return parsed(LabelClaim, found, folder / CLAIM, mend)
@@ -149,12 +136,7 @@ def _claimed(folder: Place) -> LabelClaim:
 def _head(folder: Place, job: LabelClaim) -> bytes:
     """Return the stored scoring head of a folder, which must be the one that the job began with."""
     path = folder / INTERACTION
-    if isinstance(path, Path):
-        check_regular(path)
-    try:
-        head = path.read_bytes()
-    except OSError as error:
-        raise ArtefactError(f"{path}: cannot be read ({error.strerror}); run {DUMP} again") from None
+    head = read_small(path, f"run {DUMP} again")
     if hashlib.sha256(head).hexdigest() != job.head:
         raise ArtefactError(f"{path}: not the head that the job began with; delete it and run {DUMP} again")
     return head
@@ -170,6 +152,6 @@ def _home(name: str, parts: Sequence[Place]) -> tuple[Place, ShardRecord] | None
 
 
 def _content(part: Place, name: str, record: ShardRecord) -> ShardContent:
-    shards = open_built_shards(part, [name])
+    shards = building.open_built_shards(part, [name])
     samples = {key: {ext: shards.read(key, ext) for ext in shards.extensions(key)} for key in shards.keys}
     return ShardContent(samples, record.report)

@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.config import Config
+from distill.config import Config, packaged
 from distill.errors import RecipeError, check_regular
-from distill.packaged import packaged
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 PLAIN_TOP = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")

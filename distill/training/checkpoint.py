@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.data.plan import VERSION
-from distill.disk import check_free_space, writing
-from distill.errors import ArtefactError, ExpectedError, check_regular
+from distill.errors import ArtefactError, ExpectedError, check_free_space, check_regular, writing
 from distill.publishing import published_folder, sync
 from distill.records import View, read_json, write_json
 

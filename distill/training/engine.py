@@ -4,6 +4,7 @@ State leaves as whole fp32 tensors by parameter name whatever the ZeRO stage, so
 number of processes that wrote it.
 """
 
+import math
 import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -49,16 +50,24 @@ class Engine:
     def __init__(self, module: nn.Module, model: nn.Module, config: OptimConfig, zero: int, batch_size: int):
         import deepspeed
 
-        _check_parameters(model)
+        for name, parameter in model.named_parameters():
+            assert parameter.ndim > 0, f"{name} is 0-d: DeepSpeed cannot broadcast it; give it shape [1]"
+            assert parameter.is_contiguous(), f"{name} is not contiguous: DeepSpeed cannot broadcast it"
         self._model = model
         self._config = config
         self._zero = zero
         optimizer = build_optimizer(model, config, fused=torch.cuda.is_available())
         self._engine: Any
         self._optimizer: Any  # torch's under ZeRO 0, DeepSpeed's wrapper around it otherwise
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=_deepspeed_config(config, zero, batch_size)
-        )
+        settings = {
+            "train_micro_batch_size_per_gpu": batch_size // comm.world_size(),
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": config.grad_clip,
+            "zero_optimization": {"stage": zero},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 1 << 30,
+        }
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self._begin_moments()
 
     def step(self, batch: Batch, step: int, total: int) -> dict[str, float]:
@@ -70,23 +79,19 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         parts = self._engine(batch)
-        names = list(parts)
-        values = dict(zip(names, torch.stack([parts[name].detach() for name in names]).tolist(), strict=True))
-        bad = [name for name in names if not _finite(values[name])]
+        values = dict(zip(parts, torch.stack([part.detach() for part in parts.values()]).tolist(), strict=True))
+        mend = "lower the learning rates, or look for damaged inputs (the last checkpoint is untouched)"
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            raise ExpectedError(
-                f"step {step + 1}: loss part {bad[0]} is {values[bad[0]]}; all parts: {values}; lower the learning "
-                f"rates, or look for damaged inputs (the last checkpoint is untouched)"
-            )
+            raise ExpectedError(f"step {step + 1}: loss part {bad[0]} is {values[bad[0]]}; all parts: {values}; {mend}")
         self._engine.backward(parts["total"])
-        norm = self._gradient_norm() if self._zero == 0 else None
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if self._zero == 0 else None
         self._engine.step()
-        if norm is None:
-            norm = float(self._engine.get_global_grad_norm())
-        if not _finite(norm):
+        norm = float(self._engine.get_global_grad_norm() if norm is None else norm)
+        if not math.isfinite(norm):
             raise ExpectedError(
-                f"step {step + 1}: gradient norm is {norm}, though the loss is finite: {values}; lower "
-                f"the learning rates, or look for damaged inputs (the last checkpoint is untouched)"
+                f"step {step + 1}: gradient norm is {norm}, though the loss is finite: {values}; {mend}"
             )
         self._clamp_scales()
         return {**values, "grad_norm": norm, "lr": self._config.lr * factor}
@@ -105,21 +110,19 @@ class Engine:
 
         Raises `ArtefactError`, which names the `folder` that they came from, where they are not of this model.
         """
-        shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in self._model.named_parameters()}
-        wanted = {"": weights} | {f"{moment}/": state for moment in MOMENTS}
-        trained = {name for name, p in self._model.named_parameters() if p.requires_grad}
-        for prefix, found in wanted.items():
-            for name in shapes if not prefix else trained:
-                tensor = found.get(f"{prefix}{name}")
-                if tensor is None or tensor.shape != shapes[name]:
-                    is_there = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
+        for name, parameter in self._model.named_parameters():
+            trained = {f"{moment}/{name}": state for moment in MOMENTS} if parameter.requires_grad else {}
+            expected = getattr(parameter, "ds_shape", parameter.shape)
+            for key, found in ({name: weights} | trained).items():
+                if key not in found or found[key].shape != expected:
+                    is_there = f"of shape {list(found[key].shape)}" if key in found else "missing"
                     raise ArtefactError(
-                        f"{folder}: step {steps} is not of this model: {prefix}{name} is {is_there}, expected "
-                        f"{list(shapes[name])}; delete the run folder and start again"
+                        f"{folder}: step {steps} is not of this model: {key} is {is_there}, expected "
+                        f"{list(expected)}; delete the run folder and start again"
                     )
         for name, parameter in self._model.named_parameters():
-            self._set(parameter, weights[name], None)
-            if parameter.requires_grad:
+            if parameter.requires_grad:  # what is frozen is already what the recipe's weights gave
+                self._set(parameter, weights[name], None)
                 for moment in MOMENTS:
                     self._set(parameter, state[f"{moment}/{name}"], moment)
         for entry in self._adam().state.values():
@@ -147,46 +150,34 @@ class Engine:
         if self._zero in (1, 2):
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _gradient_norm(self) -> float:
-        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
-
     def _full(self, parameter: nn.Parameter, moment: str | None) -> Tensor:
         if self._zero == 0 or not parameter.requires_grad:
-            if moment is None:
-                return _whole(parameter)
-            return self._optimizer.state[parameter][moment].detach().clone()
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+            if moment is not None:
+                return self._optimizer.state[parameter][moment].detach().clone()
+            with _gathered(parameter, changed=False):
+                return parameter.detach().clone()
+        from deepspeed import utils
 
-        value = (
-            safe_get_full_fp32_param(parameter) if moment is None else safe_get_full_optimizer_state(parameter, moment)
-        )
+        if moment is None:
+            value = utils.safe_get_full_fp32_param(parameter)
+        else:
+            value = utils.safe_get_full_optimizer_state(parameter, moment)
         assert value is not None, "DeepSpeed knows every trainable parameter"
-        return value.detach().reshape(parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape).clone()
+        return value.detach().reshape(getattr(parameter, "ds_shape", parameter.shape)).clone()
 
     def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
         value = value.to(comm.device())
-        if not parameter.requires_grad:
-            return  # frozen: already what the recipe's weights gave
         if self._zero == 0:
-            if moment is None:
-                parameter.data.copy_(value)
-            else:
-                self._optimizer.state[parameter][moment].copy_(value)
+            (parameter.data if moment is None else self._optimizer.state[parameter][moment]).copy_(value)
             return
         from deepspeed import utils
 
-        if self._zero == 3:  # DeepSpeed's setters of whole tensors know nothing of the padding of the last rank's part
-            own = _own_part(parameter, value)
-            if moment is not None:
-                utils.safe_set_local_optimizer_state(parameter, own, moment)
-                return
-            utils.safe_set_local_fp32_param(parameter, own)
-        elif moment is not None:
-            utils.safe_set_full_optimizer_state(parameter, value, moment)
+        # DeepSpeed's setters of whole tensors know nothing of the padding of the last rank's part under ZeRO 3.
+        extent, part = ("local", _own_part(parameter, value)) if self._zero == 3 else ("full", value)
+        if moment is not None:
+            getattr(utils, f"safe_set_{extent}_optimizer_state")(parameter, part, moment)
             return
-        else:
-            utils.safe_set_full_fp32_param(parameter, value)
+        getattr(utils, f"safe_set_{extent}_fp32_param")(parameter, part)
         with _gathered(parameter, changed=True):  # what was set is the optimizer's copy; the module has its own
             parameter.data.copy_(value)
 
@@ -199,28 +190,6 @@ class Engine:
                 value = self._full(module.log, None)
                 if float(value) > LogitScale.MAX_LOG:
                     self._set(module.log, value.clamp(max=LogitScale.MAX_LOG), None)
-
-
-def _deepspeed_config(config: OptimConfig, zero: int, batch_size: int) -> dict[str, Any]:
-    return {
-        "train_micro_batch_size_per_gpu": batch_size // comm.world_size(),
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.grad_clip,
-        "zero_optimization": {"stage": zero},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1 << 30,
-    }
-
-
-def _check_parameters(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        assert parameter.ndim > 0, f"{name} is 0-d: DeepSpeed cannot broadcast it; give it shape [1]"
-        assert parameter.is_contiguous(), f"{name} is not contiguous: DeepSpeed cannot broadcast it"
-
-
-def _whole(parameter: nn.Parameter) -> Tensor:
-    with _gathered(parameter, changed=False):
-        return parameter.detach().clone()
 
 
 def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
@@ -237,7 +206,3 @@ def _gathered(parameter: nn.Parameter, *, changed: bool) -> AbstractContextManag
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if changed else None)
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0

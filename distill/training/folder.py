@@ -13,7 +13,7 @@ import torch.distributed as dist
 from distill import comm
 from distill.config import Config, dump_recipe, read_tree
 from distill.errors import ExpectedError, RecipeError
-from distill.publishing import published, sweep
+from distill.publishing import publish, sweep
 from distill.records import changed
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,7 @@ def _choose(first: Path, recipe: Config) -> Path:
         if old == text and not released:
             return folder
         if old is None or not (released or _begun_otherwise(folder, recipe)):
-            with published(folder / RECIPE) as file:
-                file.write(text)
+            publish(folder / RECIPE, text)
             return folder
         number += 1
 

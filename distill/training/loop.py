@@ -19,22 +19,21 @@ from torch import Tensor
 from distill import comm, signals
 from distill.config import Config
 from distill.data.frames import FrameSet
+from distill.data.labelset import LabelSet
 from distill.data.loader import Batch, DataConfig, PairDataset
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError
 from distill.evaluation.evaluate import evaluate
 from distill.model.blocks import checkpoint_blocks, compile_blocks
-from distill.model.contract import RetrievalModel
-from distill.publishing import published
+from distill.model.contract import Interaction, RetrievalModel
+from distill.publishing import publish
 from distill.training import checkpoint
-from distill.training.batches import load_shares, plan_batches
+from distill.training.batches import load_shares, plan_batches, stem_table
 from distill.training.checkpoint import Progress
 from distill.training.engine import Engine
 from distill.training.monitor import Monitor
 from distill.training.objective import LossConfig, Objective
 from distill.training.optim import OptimConfig
-from distill.training.source import LabelSource
-from distill.training.stems import stem_table
 
 log = logging.getLogger(__name__)
 BEST = "best.safetensors"
@@ -65,6 +64,15 @@ class TrainConfig(Config):
                 "would find them empty; use zero: 2, or compile: false"
             )
         return self
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """One teacher of a training run, without its towers: its label set and the head that scores a batch with it."""
+
+    labels: LabelSet
+    head: Interaction
+    weight: float  # of its losses beside those of the other sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +127,6 @@ class _Run:
         )
         self.engine = _engine(job)
         self.progress = _resume(job, self.engine)
-        self.saved = time.perf_counter()
         self.monitor: Monitor | None = None
         if comm.rank() == 0:
             self.monitor = Monitor(job.folder, self.plan.total_steps, self.progress.metrics_bytes)
@@ -198,8 +205,7 @@ class _Run:
             return
         weights = self.engine.weights()
         if comm.rank() == 0:
-            with published(job.folder / BEST) as file:
-                file.write(save(weights))
+            publish(job.folder / BEST, save(weights))
         self.progress = self.progress.model_copy(update={"best_score": t2v["R@1"]})
 
     def _save(self, step: int) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distill.disk import writing
+from distill.errors import writing
 
 log = logging.getLogger(__name__)
 

@@ -151,9 +151,12 @@ class Objective(nn.Module):
         videos = torch.tensor(batch.videos, device=batch.ids.device)
         text, video, pair, labels, videos = gather(features, batch.labels, videos)
         with torch.no_grad():
+            coarsely = self._config.coarse.weight
             teachers = [
-                self._teacher_scores(interaction, weight, rows)
-                for (interaction, weight), rows in zip(self._heads, labels, strict=bool(labels))
+                TeacherScores(
+                    logits=teacher_logits(head, rows) if coarsely else None, relevance=rows["relevance"], weight=weight
+                )
+                for (head, weight), rows in zip(self._heads, labels, strict=bool(labels))
             ]
         return total_loss(
             self.model.training_scores(text, video, pair),
@@ -192,15 +195,12 @@ class Objective(nn.Module):
             names[:] = features
             return tuple(features.values())
 
-        state, parts = _random_state(ids.device), []
+        random, parts = torch if ids.device.type == "cpu" else torch.cuda, []
+        state = random.get_rng_state()
         for part in zip(*(whole.chunk(self._accumulate) for whole in (ids, frames, real)), strict=True):
-            _restore_random_state(ids.device, state)
+            random.set_rng_state(state)
             parts.append(recomputed(encode)(*part))
         return {name: torch.cat(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
-
-    def _teacher_scores(self, interaction: Interaction, weight: float, rows: dict[str, Tensor]) -> TeacherScores:
-        logits = teacher_logits(interaction, rows) if self._config.coarse.weight else None
-        return TeacherScores(logits=logits, relevance=rows["relevance"], weight=weight)
 
 
 def gather(
@@ -212,7 +212,8 @@ def gather(
     whole = comm.gather({**flat, "videos": videos})
 
     def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): _precise(value) for name, value in whole.items() if name.startswith(prefix)}
+        own = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
+        return {name: precise(value) if value.is_floating_point() else value for name, value in own.items()}
 
     tables = [part(f"{number}.") for number in range(len(labels))]
     pair = part("pair.")
@@ -220,20 +221,5 @@ def gather(
     return TextFeatures(**part("text.")), VideoFeatures(**part("video.")), pairs, tables, whole["videos"]
 
 
-def _random_state(device: torch.device) -> Tensor:
-    return torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state(device)
-
-
-def _restore_random_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cpu":
-        torch.set_rng_state(state)
-    else:
-        torch.cuda.set_rng_state(state, device)
-
-
 def _mean(losses: list[Tensor], shares: list[float]) -> Tensor:
     return sum((share * loss for share, loss in zip(shares, losses, strict=True)), torch.zeros_like(losses[0]))
-
-
-def _precise(value: Tensor) -> Tensor:
-    return precise(value) if value.is_floating_point() else value

@@ -1,14 +1,13 @@
 """Two optimizers of the lineage, its parameter groups, and their warm-up cosine schedules as pure functions."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from distill.config import Config
-from distill.training.bertadam import BertAdam
 
 
 class OptimConfig(Config):
@@ -32,13 +31,48 @@ class OptimConfig(Config):
     grad_clip: float = 1.0  # largest global norm of the gradient
 
 
+class BertAdam(torch.optim.Optimizer):
+    """The lineage's Adam: no bias correction, epsilon outside the root, decoupled decay on all that its group says.
+
+    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr (m / (sqrt(v) + eps) + weight_decay p). The learning rate
+    of a step is the group's `lr`; the schedule is the caller's. The authors also clip every tensor's gradient to norm 1
+    here, after the global clip to 1 that leaves nothing to clip. Moments have the parameters' own precision.
+    """
+
+    def __init__(
+        self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-6, weight_decay=0.0
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        assert closure is None, "the loss is computed once"
+        for group in self.param_groups:
+            (beta1, beta2), eps = group["betas"], group["eps"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "exp_avg" not in state:
+                    state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+                mean, square = state["exp_avg"], state["exp_avg_sq"]
+                mean.lerp_(parameter.grad, 1 - beta1)
+                square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                update = mean / (square.sqrt() + eps)
+                if group["weight_decay"]:
+                    update.add_(parameter, alpha=group["weight_decay"])
+                parameter.sub_(update, alpha=group["lr"])
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
     """Return the optimizer with one group per (learning rate, decay); the schedule scales a group's `peak_lr`."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = config.weight_decay if _decays(name, parameter, config) else 0.0
-            groups.setdefault((_peak(name, config), decay), []).append(parameter)
+            # The authors decide by name, so norms (ln_*), embeddings and scale decay too.
+            decays = "bias" not in name if config.kind == "bertadam" else parameter.ndim > 1
+            groups.setdefault((_peak(name, config), config.weight_decay * decays), []).append(parameter)
     rows = [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in sorted(groups.items())]
     if config.kind == "bertadam":
         return BertAdam(rows, lr=config.lr, betas=config.betas, eps=config.eps)
@@ -46,28 +80,18 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> to
 
 
 def schedule(step: int, total: int, config: OptimConfig) -> float:
-    """Return the factor on every group's peak rate at `step` (from 0) of `total`."""
-    shape = authors_cosine if config.kind == "bertadam" else warmup_cosine
-    return shape(step, total, config.warmup)
+    """Return the factor on every group's peak rate at `step` (from 0) of `total`.
 
-
-def warmup_cosine(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up to 1, then half a cosine from 1 to 0 over what remains."""
-    ramp = max(1, round(warmup * total))
+    `adamw`: linear warm-up to 1, then half a cosine from 1 to 0 over what remains. `bertadam`: linear warm-up from 0,
+    then the half cosine of the whole run, whose start falls into the warm-up.
+    """
+    if config.kind == "bertadam":
+        done = step / total
+        return done / config.warmup if done < config.warmup else 0.5 * (1 + math.cos(math.pi * done))
+    ramp = max(1, round(config.warmup * total))
     if step < ramp:
         return (step + 1) / ramp
     return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, total - ramp)))
-
-
-def authors_cosine(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up from 0, then the half cosine of the whole run, whose start falls into the warm-up."""
-    done = step / total
-    return done / warmup if done < warmup else 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _decays(name: str, parameter: nn.Parameter, config: OptimConfig) -> bool:
-    """Return whether a parameter decays; the authors decide by name, so norms (ln_*), embeddings and scale do."""
-    return "bias" not in name if config.kind == "bertadam" else parameter.ndim > 1
 
 
 def _peak(name: str, config: OptimConfig) -> float:
