@@ -18,7 +18,6 @@ import tools.dump_soft_labels
 from distill.data.frames import FrameSet
 from distill.data.labels import StoredLabels, Tier, tier_of
 from distill.errors import ArtefactError, ExpectedError
-from distill.labelling import stage
 from distill.labelling.forecast import forecast
 from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.sealing import merge_labels, seal_labels
@@ -112,8 +111,8 @@ def test_what_is_missing_is_made_and_nothing_else(world: World, shards: Path, tm
 def test_a_process_whose_fellows_are_lost_makes_their_share(
     world: World, shards: Path, whole: Path, tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr(stage, "SILENCE", 0.1)
-    monkeypatch.setattr(stage, "LOOK", 0.01)
+    monkeypatch.setattr("distill.labelling.job.SILENCE", 0.1)
+    monkeypatch.setattr("distill.labelling.job.LOOK", 0.01)
     job = make_job(world, shards, tmp_path / "labels")
     assert job.begin() is None
     assert job.label(rank=1, world=3) is not None  # 0 and 2 never come

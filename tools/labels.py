@@ -68,8 +68,7 @@ def _verify(args: argparse.Namespace) -> None:
     from distill import comm
     from distill.data.frames import FrameSet
     from distill.data.labels import StoredLabels
-    from distill.labelling.audit import check_rows
-    from distill.labelling.recompute import recompute
+    from distill.labelling.audit import check_rows, recompute
     from distill.labelling.teacher import TeacherRelease
     from distill.release.release import load
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from distill.data.frames import PackedVideo
 from distill.data.labels import PER_VIDEO, SHORTLIST, Tier, label_sample, tier_of
 from distill.errors import ArtefactError
-from distill.labelling.captions import texts_of
 from distill.labelling.job import LabelJob
 from distill.labelling.shortlist import SCORED, shortlists
+from distill.labelling.teacher import texts_of
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.records import canonical_json
 
@@ -97,8 +97,7 @@ def _scoring(job: LabelJob, text: TextFeatures, video: VideoFeatures) -> float:
     """Return the seconds of ranking one video for one caption's shortlist."""
     text, matched = text[slice(0, SCORED)], torch.zeros(min(SCORED, len(text)), dtype=torch.int64)
     blocks, top = [(list(range(len(video))), video)], min(job.listed, len(video) - 1)
-    head, device = job.encoder.interaction, job.encoder.device
-    seconds, _ = _timed(lambda: shortlists(head, text, matched, blocks, top, device), warm=True)
+    seconds, _ = _timed(lambda: shortlists(job.encoder, text, matched, blocks, top), warm=True)
     return seconds / (len(text) * len(video))
 
 

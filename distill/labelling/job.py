@@ -1,13 +1,20 @@
 """A label job: runs a teacher once over a frame set and writes its soft labels.
 
 Each video goes through the tower once, in batches that are a function of the shard alone; so does each distinct caption
-(captions.py). So labels depend neither on which process wrote them nor on interruptions. Any number of processes may
-share the folder (stage.py). The process that finds every shard present after its work seals the set (sealing.py).
+(teacher.py). So labels depend neither on which process wrote them nor on interruptions. The process that finds every
+shard present after its work seals the set (sealing.py).
+
+Any number of processes may share the folder, without locks, a process group or a leader. Each looks at which shards are
+missing and makes its share of them. If no shard appears for a while, it makes the missing ones of the others too: a
+process may have been lost, or may have looked at the folder at another moment. A shard made twice has the same bytes.
 
 Tier `topk` needs the features of all videos before the first label: they are kept, in float32, under `.work/features`.
 """
 
 import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
@@ -18,21 +25,22 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from distill.config import Config
-from distill.data.building import WORK, ShardContent, open_built_shards
+from distill.data.building import WORK, ShardContent, build, open_built_shards
 from distill.data.frames import FrameSet
 from distill.data.labels import VERSION, Storage, Tier, label_sample
 from distill.data.shards import Shards, open_sealed_shards
 from distill.errors import ArtefactError
-from distill.labelling.captions import CaptionBatches, texts_of
-from distill.labelling.sealing import begin_labels, seal_labels
+from distill.labelling.sealing import begin_labels, recorded, seal_labels
 from distill.labelling.shortlist import shortlists
-from distill.labelling.stage import Stage
-from distill.labelling.teacher import Encoder, Precision, TeacherRelease
+from distill.labelling.teacher import CaptionBatches, Encoder, Precision, TeacherRelease, texts_of
+from distill.log import progress
 from distill.manifest import NAME, Manifest
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.remote import Place
 
 CAPTIONS_PER_VIDEO = 8  # a batch of captions is so many times a batch of videos
+LOOK = 0.5  # seconds between two looks at the folder
+SILENCE = 10.0  # seconds, beside three times the slowest shard, after which nobody seems to make what is missing
 
 
 class LabelJobConfig(Config):
@@ -50,6 +58,53 @@ class LabelJobConfig(Config):
     def _ordered(cls, tiers: list[Tier]) -> list[Tier]:
         """Add `relevance`, which every set has, and bring the tiers into one order: it is part of the manifest's id."""
         return [tier for tier in get_args(Tier) if tier in {"relevance", *tiers}]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The shards `names` of `folder`; `content` makes the samples of one."""
+
+    folder: Place
+    names: Sequence[str]
+    content: Callable[[str], ShardContent]
+    title: str  # of the progress bar
+
+    def missing(self) -> list[str]:
+        """Return the shards that the folder has no record of."""
+        return [name for name in self.names if not recorded(self.folder, name)]
+
+    def make(self, names: Sequence[str]) -> float:
+        """Make those of these shards that are not there yet; returns the seconds of the slowest."""
+        slowest = 0.0
+        for name in progress(names, self.title):
+            start = time.monotonic()
+            build(self.folder, name, lambda name=name: self.content(name))
+            slowest = max(slowest, time.monotonic() - start)
+        return slowest
+
+    def complete(self, rank: int, world: int) -> bool:
+        """Return once no shard is missing. False if this process last waited for others instead of making shards.
+
+        After a silence each process takes up the remaining shards from another place in the list on.
+        """
+        missing = self.missing()
+        slowest = self.make(missing[rank::world])
+        while missing := self.missing():
+            if self._wait(SILENCE + 3 * slowest):
+                return False
+            first = rank * len(missing) // world
+            self.make([*missing[first:], *missing[:first]])
+        return True
+
+    def _wait(self, silence: float) -> bool:
+        """Wait for other processes as long as they make shards; returns whether all shards came."""
+        missing, since = self.missing(), time.monotonic()
+        while missing and time.monotonic() - since < silence:
+            time.sleep(LOOK)
+            now = self.missing()
+            since = time.monotonic() if len(now) < len(missing) else since
+            missing = now
+        return not missing
 
 
 class LabelJob:
@@ -177,9 +232,8 @@ class LabelJob:
         return rows
 
     def _shortlists(self, name: str, text: TextFeatures) -> dict[str, Tensor]:
-        """Return the shortlists of a shard's captions, over all videos of the frame set."""
         numbers = self.shards[name]
         counts = torch.tensor([len(self.frames.videos[number].captions) for number in numbers])
         matched = torch.tensor(numbers).repeat_interleave(counts)
         blocks = ((videos, self._kept_videos(other)) for other, videos in self.shards.items())
-        return shortlists(self.encoder.interaction, text, matched, blocks, self.listed, self.encoder.device)
+        return shortlists(self.encoder, text, matched, blocks, self.listed)

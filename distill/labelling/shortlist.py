@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distill.data.labels import BEST, LIST, SCORES, TAIL
 from distill.errors import ArtefactError
-from distill.model.contract import Interaction
+from distill.labelling.teacher import Encoder
 from distill.model.features import TextFeatures, VideoFeatures
 
 SCORED = 256  # captions that are scored against a block of videos at once
@@ -29,23 +29,23 @@ SCORED = 256  # captions that are scored against a block of videos at once
 
 @torch.inference_mode()
 def shortlists(
-    interaction: Interaction,
+    encoder: Encoder,
     text: TextFeatures,
     matched: Int[Tensor, " text"],
     blocks: Iterable[tuple[list[int], VideoFeatures]],
     top: int,
-    device: torch.device,
 ) -> dict[str, Tensor]:
-    """Score captions against all videos on `device`; returns the stored tensors, one row per caption.
+    """Score captions against all videos; returns the stored tensors, one row per caption.
 
     `blocks` gives the numbers and features of all videos, in the order of their numbers.
     """
     chunks = [slice(start, start + SCORED) for start in range(0, len(text), SCORED)]
     lists = [Shortlist(matched[chunk], top) for chunk in chunks]
     for numbers, video in blocks:
-        video = video.to(device)
+        video = video.to(encoder.device)
         for chunk, shortlist in zip(chunks, lists, strict=True):
-            shortlist.add(torch.tensor(numbers), interaction(text[chunk].to(device), video).cpu())
+            logits = encoder.interaction(text[chunk].to(encoder.device), video)
+            shortlist.add(torch.tensor(numbers), logits.cpu())
     tables = [shortlist.rows() for shortlist in lists]
     return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
 
