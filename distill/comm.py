@@ -71,7 +71,8 @@ def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     if world_size() == 1:
         return tensors
-    flat = [_as_floats(tensor.reshape(len(tensor), -1)) for tensor in tensors.values()]
+    shares = [tensor.reshape(len(tensor), -1) for tensor in tensors.values()]
+    flat = [rows.float() if rows.is_floating_point() else rows.long().view(torch.float32) for rows in shares]
     gathered = _Gather.apply(torch.cat(flat, dim=1))
     assert isinstance(gathered, Tensor)
     pieces = gathered.split([part.shape[1] for part in flat], dim=1)
@@ -81,10 +82,6 @@ def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         .to(own.dtype)
         for (name, own), piece in zip(tensors.items(), pieces, strict=True)
     }
-
-
-def _as_floats(rows: Tensor) -> Tensor:
-    return rows.float() if rows.is_floating_point() else rows.long().view(torch.float32)
 
 
 def gather_rows(rows: Tensor, total: int) -> Tensor:

@@ -87,8 +87,7 @@ class Stage:
 
         After a silence each process takes up the remaining shards from another place in the list on.
         """
-        missing = self.missing()
-        slowest = self.make(missing[rank::world])
+        slowest = self.make(self.missing()[rank::world])
         while missing := self.missing():
             if self._wait(SILENCE + 3 * slowest):
                 return False

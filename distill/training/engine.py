@@ -172,8 +172,13 @@ class Engine:
             return
         from deepspeed import utils
 
-        # DeepSpeed's setters of whole tensors know nothing of the padding of the last rank's part under ZeRO 3.
-        extent, part = ("local", _own_part(parameter, value)) if self._zero == 3 else ("full", value)
+        extent, part = "full", value
+        if (
+            self._zero == 3
+        ):  # equal shares of the flat tensor, the last ones padded, which DeepSpeed leaves to its caller
+            each = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            flat = F.pad(value.flatten(), (0, each * comm.world_size() - value.numel()))
+            extent, part = "local", flat[comm.rank() * each : (comm.rank() + 1) * each]
         if moment is not None:
             getattr(utils, f"safe_set_{extent}_optimizer_state")(parameter, part, moment)
             return
@@ -190,13 +195,6 @@ class Engine:
                 value = self._full(module.log, None)
                 if float(value) > LogitScale.MAX_LOG:
                     self._set(module.log, value.clamp(max=LogitScale.MAX_LOG), None)
-
-
-def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """This rank's share of a whole value under ZeRO 3: equal shares of the flat tensor, the last ones padded."""
-    each = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-    flat = F.pad(value.flatten(), (0, each * comm.world_size() - value.numel()))
-    return flat[comm.rank() * each : (comm.rank() + 1) * each]
 
 
 def _gathered(parameter: nn.Parameter, *, changed: bool) -> AbstractContextManager[None]:

@@ -135,7 +135,7 @@ class _Run:
         """Take all steps that are left, with checkpoints and validations between them."""
         job, plan, first = self.job, self.plan, self.progress.step
         job.model.train()
-        if first and self._validates(first):
+        if first:
             self._validate()
         signals.hold()
         before = clock = self.saved = time.perf_counter()
@@ -157,8 +157,7 @@ class _Run:
                 where = f"after step {done}; the same command continues there"
                 raise signals.Stopped(wanted, where if self.monitor else "")
             if ended:
-                if self._validates(done):
-                    self._validate()
+                self._validate()
                 before = clock = time.perf_counter()
 
     def _on_device(self, batch: Batch) -> Batch:
@@ -180,18 +179,17 @@ class _Run:
         due = minutes and time.perf_counter() - self.saved >= 60 * minutes
         return comm.largest(signals.waiting() or (CHECKPOINT if due else 0))
 
-    def _validates(self, done: int) -> bool:
-        """Whether a validation follows the epoch that ends after `done` steps."""
-        epoch = self.plan.epoch_of(done)
-        ended = epoch != self.plan.epoch_of(done - 1)
-        return done == self.plan.total_steps or (ended and epoch % self.job.config.validate_every == 0)
-
     def _validate(self) -> None:
-        """Score the weights and keep the best. What resumes validates again: the last checkpoint is older than this.
+        """Score the weights where an epoch has ended that is to be validated, and keep the best.
 
-        So an interruption, which takes effect at once here, costs a validation and no step.
+        What resumes validates again: the last checkpoint is older than this. So an interruption, which takes effect at
+        once here, costs a validation and no step.
         """
         job, step = self.job, self.progress.step
+        epoch = self.plan.epoch_of(step)
+        ended = epoch != self.plan.epoch_of(step - 1) and epoch % job.config.validate_every == 0
+        if not ended and step != self.plan.total_steps:
+            return
         signals.heed()
         scores = evaluate(
             job.model, job.val, job.tokenizer, bf16=job.bf16, stems=self.val_stems, workers=job.data.workers

@@ -23,7 +23,11 @@ class Monitor:
         self._file = self._path.open("ab", buffering=0)
         self._file.truncate(keep_bytes)
         self._bytes = keep_bytes
-        self._board = _tensorboard(folder)
+        self._board = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"))
         self._recent: list[float] = []
 
     def row(self, step: int, values: dict[str, Any]) -> None:
@@ -60,14 +64,6 @@ class Monitor:
         self._file.close()
         if self._board is not None:
             self._board.close()
-
-
-def _tensorboard(folder: Path):
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
