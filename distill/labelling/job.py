@@ -141,7 +141,8 @@ class LabelJob:
         }
         frames = self.frames.manifest.id
         if not (self.out / NAME).is_file():
-            begin_labels(self.out, config, frames, list(self.shards), self.counts, self.release.head())
+            job = {**config, "frames": frames, "shards": list(self.shards), "counts": self.counts}
+            begin_labels(self.out, job, self.release.head())
             return None
         manifest, _ = open_sealed_shards(self.out, "labels", VERSION, verify=verify)
         if manifest.config != config or manifest.parents["frames"] != frames:

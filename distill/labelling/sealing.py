@@ -36,11 +36,8 @@ class LabelClaim(View):
     head: str  # sha256 of the stored scoring head
 
 
-def begin_labels(
-    out: Place, config: dict[str, Any], frames: str, shards: Sequence[str], counts: dict[str, int], head: bytes
-) -> None:
-    """Claim `out` for a label set of these shards; `frames` is the frame set's id, `head` the stored scoring head."""
-    job = {**config, "frames": frames, "shards": list(shards), "counts": counts}
+def begin_labels(out: Place, job: dict[str, Any], head: bytes) -> None:
+    """Claim `out` for a job, which has all fields of a `LabelClaim` but the hash of the stored scoring head."""
     building.claim(out, job | {"head": hashlib.sha256(head).hexdigest()}, command=DUMP)
     if not (out / INTERACTION).is_file():
         publish(out / INTERACTION, head)

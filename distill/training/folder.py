@@ -28,10 +28,7 @@ ROUNDING = {"train.zero", "train.accumulate", "train.compile", "train.stem_cache
 
 
 def choose_folder(first: Path, recipe: Config) -> Path:
-    """Return the first of FIRST, FIRST-2, ... that is free or holds an unfinished run of this recipe. A collective.
-
-    Changes in how a run is carried out do not make another recipe of it, as long as the numbers stay.
-    """
+    """Return the first of FIRST, FIRST-2, ... that is free or holds an unfinished run of this recipe. A collective."""
     chosen = [str(_choose(first, recipe)) if comm.rank() == 0 else ""]
     if comm.world_size() > 1:
         dist.broadcast_object_list(chosen, src=0)
