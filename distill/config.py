@@ -12,7 +12,6 @@ import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import yaml
@@ -98,7 +97,7 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} ..."
 
 
-def read_tree(path: Path, old_keys: Mapping[str, str] = MappingProxyType({}), seen: tuple[Path, ...] = ()) -> Tree:
+def read_tree(path: Path, old_keys: Mapping[str, str], seen: tuple[Path, ...] = ()) -> Tree:
     """Read a recipe with what it extends, not yet validated; `seen` are the recipes that extend it."""
     if Path(os.path.realpath(path)) in seen:
         raise RecipeError(f"{path}: extends itself through {' -> '.join(str(p) for p in seen)}")

@@ -24,11 +24,8 @@ _waiting = 0
 class Stopped(KeyboardInterrupt):
     """A signal ends this process. `line` (may be empty) tells the user what to do next, `code` is 128 + signal."""
 
-    def __init__(self, number: int, line: str | None = None):
-        name = signal.Signals(number).name
-        self.line = f"stopped by {name}; what is finished is kept, and the same command continues there"
-        if line is not None:
-            self.line = line and f"stopped by {name} {line}"
+    def __init__(self, number: int, line: str = "; what is finished is kept, and the same command continues there"):
+        self.line = line and f"stopped by {signal.Signals(number).name}{line}"
         self.code = 128 + number
         super().__init__(self.line)
 

@@ -19,7 +19,7 @@ from distill.cache import Cache
 from distill.data.shards import Shards, index_of, make_index
 from distill.errors import ArtefactError
 from distill.manifest import SealedFile, file_sha256
-from distill.publishing import published
+from distill.publishing import publish, published
 from distill.records import View, changed, parsed, read_record, write_record
 from distill.remote import Place, RemotePath
 
@@ -82,8 +82,7 @@ def build(folder: Place, name: str, make: Callable[[], ShardContent]) -> ShardRe
         digest = hashlib.file_digest(cast(io.BufferedRandom, file), "sha256").hexdigest()
         tar = SealedFile(sha256=digest, bytes=file.tell(), rows=len(content.samples))
         index = make_index(file, folder / f"{name}.tar")
-    with published(folder / index_of(f"{name}.tar")) as file:
-        file.write(index)
+    publish(folder / index_of(f"{name}.tar"), index)
     sealed = SealedFile(sha256=hashlib.sha256(index).hexdigest(), bytes=len(index))
     record = ShardRecord(name=name, tar=tar, index=sealed, report=content.report)
     write_record(folder / WORK / f"{name}.json", record.model_dump())

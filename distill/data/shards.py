@@ -24,7 +24,7 @@ from distill.data.tars import members
 from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.log import progress
 from distill.manifest import MAKER, Kind, Manifest, SealedFile, check_files, check_hash, read_manifest
-from distill.publishing import published
+from distill.publishing import publish
 from distill.records import canonical_json
 from distill.remote import Place, RemotePath
 
@@ -261,8 +261,7 @@ def _put_back(path: Place, data: bytes, expected: SealedFile) -> str:
     if isinstance(path, RemotePath) or hashlib.sha256(data).hexdigest() != expected.sha256:
         return " for this run"
     try:
-        with published(path) as file:
-            file.write(data)
+        publish(path, data)
     except (OSError, ExpectedError) as error:
         return f" for this run (it cannot be written: {getattr(error, 'strerror', None) or error})"
     return ""

@@ -26,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.errors import ArtefactError, ExpectedError, check_regular
-from distill.publishing import published
+from distill.publishing import publish
 from distill.retrieval.stored import mapped
 from distill.retrieval.vectors import among
 
@@ -75,8 +75,7 @@ def build(
 
     centres = torch.from_numpy(faiss.vector_to_array(quantizer.pq.centroids)).reshape(parts, 2**BITS, dim // parts)
     codes = torch.cat([torch.from_numpy(quantizer.sa_encode(read(part).numpy())) for part in rows.split(ADD)])
-    with published(path) as file:
-        file.write(save({"centres": centres.contiguous(), "codes": codes, "rows": rows.contiguous()}))
+    publish(path, save({"centres": centres.contiguous(), "codes": codes, "rows": rows.contiguous()}))
     asked = sample[torch.randperm(len(sample), generator=generator)[:ASKED]]
     noise = torch.randn(asked.shape, generator=generator) * NOISE / math.sqrt(dim)
     asked = torch.nn.functional.normalize(asked + noise, dim=1)
@@ -199,5 +198,4 @@ def write_exact(path: Path, vectors: Iterator[Float32[np.ndarray, "_ dim"]], dim
     index = faiss.IndexFlatIP(dim)
     for some in vectors:
         index.add(some)
-    with published(path) as file:
-        file.write(faiss.serialize_index(index).tobytes())
+    publish(path, faiss.serialize_index(index).tobytes())

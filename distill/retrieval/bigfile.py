@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from distill.errors import ArtefactError, ExpectedError
-from distill.publishing import published
+from distill.publishing import publish
 
 FEATURES, IDS, SHAPE = "feature.bin", "id.txt", "shape.txt"
 FLOAT = np.dtype("<f4")
@@ -39,8 +39,7 @@ def write_bigfile(folder: Path, ids: Sequence[str], vectors: Float32[np.ndarray,
         SHAPE: f"{vectors.shape[0]} {vectors.shape[1]}".encode(),
     }
     for name, content in contents.items():
-        with published(folder / name) as file:
-            file.write(content)
+        publish(folder / name, content)
 
 
 def read_bigfile(folder: Path) -> tuple[list[str], Float32[np.ndarray, "row dim"]]:

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.errors import ArtefactError, check_regular
-from distill.publishing import published
+from distill.publishing import publish
 from distill.retrieval.stored import mapped
 
 BETA = 20.0  # inverse temperature, for similarities that behave like cosines (the paper's section 4)
@@ -44,8 +44,7 @@ def write(
     log_sum = torch.cat([torch.logsumexp(BETA * (block @ bank.T).double(), 1).float() for block in blocks])
     first = torch.zeros(len(log_sum), dtype=torch.bool)
     first[nearest(bank, 1)[1].flatten()] = True
-    with published(path) as file:
-        file.write(save({"log_sum": log_sum, "first": first}))
+    publish(path, save({"log_sum": log_sum, "first": first}))
     return {"queries": len(bank)}
 
 

@@ -30,7 +30,6 @@ from torch import Tensor
 from distill import publishing
 from distill.errors import ArtefactError, check_regular
 from distill.manifest import NAME, Manifest, check_files, read_manifest, seal
-from distill.publishing import published
 from distill.records import View
 from distill.retrieval.segment import VIDEOS
 from distill.retrieval.stored import damaged, mapped
@@ -148,8 +147,7 @@ def deleted_rows(path: Path, manifest: Manifest) -> Int64[Tensor, " row"]:
 def write_deleted(path: Path, generation: int, rows: Int64[Tensor, " row"]) -> str:
     """Writes the file of deleted rows of a generation; returns its name in the manifest."""
     name = f"{DELETED}/{generation:05d}.safetensors"
-    with published(path / name) as file:
-        file.write(save({"rows": rows}))
+    publishing.publish(path / name, save({"rows": rows}))
     return name
 
 

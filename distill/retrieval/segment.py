@@ -25,7 +25,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from distill.data.frames import StoredCaption
 from distill.manifest import SealedFile, sealed_file
-from distill.publishing import published
+from distill.publishing import publish, published
 from distill.records import STRICT, T, canonical_json, parsed
 from distill.retrieval.stored import MEND, Tokens, TokenWriter, damaged, mapped
 from distill.retrieval.vectors import Vectors
@@ -203,8 +203,7 @@ def sealed_segment(folder: Path) -> dict[str, SealedFile]:
 
 
 def _save(path: Path, columns: Mapping[str, Tensor]) -> None:
-    with published(path) as file:
-        file.write(save(dict(columns)))
+    publish(path, save(dict(columns)))
 
 
 def _write_lines(path: Path, lines: Iterator[bytes]) -> Int64[Tensor, " line"]:

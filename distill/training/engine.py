@@ -28,7 +28,6 @@ def start(timeout_minutes: float) -> None:
     limit = comm.limit_waiting(timeout_minutes)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
     import deepspeed.ops
 
     if not torch.cuda.is_available():

@@ -154,7 +154,7 @@ class _Run:
             if ended or wanted or (job.config.checkpoint_every and done % job.config.checkpoint_every == 0):
                 self._save(done)
             if wanted > CHECKPOINT:
-                where = f"after step {done}; the same command continues there"
+                where = f" after step {done}; the same command continues there"
                 raise signals.Stopped(wanted, where if self.monitor else "")
             if ended:
                 self._validate()
