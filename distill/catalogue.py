@@ -1,4 +1,4 @@
-"""The catalogue of models: the only file inside `distill` that knows every concrete teacher and student.
+"""The catalogue of models: the only file inside `distill` that imports every concrete teacher and student.
 
 A model is named by the `kind` of its config. To add one, write its file in `students/` or `teachers/` and a line in
 each table here.
@@ -10,8 +10,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from distill.data.labels import StoredLabels
 from distill.errors import ArtefactError
-from distill.model.clip import ClipModel
 from distill.model.contract import Interaction, RetrievalModel
+from distill.model.towers import Towers
 from students.clip4clip import Clip4Clip, Clip4ClipConfig
 from students.eercf import Eercf, EercfConfig
 from students.glscl import Glscl, GlsclConfig
@@ -49,9 +49,9 @@ INTERACTIONS: dict[str, type[Interaction]] = {  # teachers, by kind
 }
 
 
-def build(config: Any, clip: ClipModel) -> RetrievalModel:
+def build(config: Any, towers: Towers) -> RetrievalModel:
     """Build the model of a config on given towers; everything that is not in the towers is freshly initialised."""
-    return MODELS[type(config)](config, clip)
+    return MODELS[type(config)](config, towers)
 
 
 def parse_model_config(raw: dict[str, Any], where: str) -> Any:

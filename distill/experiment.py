@@ -19,8 +19,8 @@ from distill.data.tokens import Tokenizer, read_vocabulary
 from distill.errors import RecipeError
 from distill.evaluation.evaluate import Scores, evaluate
 from distill.model.blocks import require_compiler
-from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalModel
+from distill.model.towers import Towers
 from distill.publishing import publish
 from distill.recipe import LabelConfig, Recipe
 from distill.records import write_json
@@ -62,7 +62,7 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
     frames, val, test = _open_frames(recipe)
     sources = [_open_labels(recipe, label, frames) for label in recipe.labels]
     torch.manual_seed(recipe.seed)
-    model = catalogue.build(recipe.model, ClipModel.from_config(recipe.model.clip))
+    model = catalogue.build(recipe.model, Towers.from_config(recipe.model.clip))
     _check_towers(recipe, model, frames)
     return Job(
         folder=Path(recipe.out) / recipe.name,
@@ -132,7 +132,7 @@ def _check_towers(recipe: Recipe, model: RetrievalModel, frames: FrameSet) -> No
 
 def _restored(recipe: Recipe, weights: dict[str, Tensor]) -> RetrievalModel:
     """The best weights in the model that is released; the trained one may still be partitioned (ZeRO 3)."""
-    model = catalogue.build(recipe.model.released(), ClipModel.from_config(recipe.model.clip))
+    model = catalogue.build(recipe.model.released(), Towers.from_config(recipe.model.clip))
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model.eval().to(comm.device())
 

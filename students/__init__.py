@@ -1,1 +1,1 @@
-"""Compact retrieval models: one vector per video; strangers to one another."""
+"""Compact retrieval models: one vector to search a video by, and in some tokens to rerank with."""

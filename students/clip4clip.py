@@ -14,6 +14,7 @@ from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import VideoFeatures
 from distill.model.similarity import mean_pool
 from distill.model.temporal import TemporalConfig, TemporalTransformer
+from distill.model.towers import Towers
 
 
 class Clip4ClipConfig(RetrievalConfig):
@@ -27,9 +28,9 @@ class Clip4ClipConfig(RetrievalConfig):
 class Clip4Clip(RetrievalModel):
     """The mean of a video's unit frames, against the sentence."""
 
-    def __init__(self, config: Clip4ClipConfig, clip: ClipModel):
+    def __init__(self, config: Clip4ClipConfig, towers: Towers):
         super().__init__()
-        self.clip = clip
+        self.clip = clip = ClipModel(towers)
         self.temporal = TemporalTransformer.for_clip(clip, config.temporal) if config.head == "seqTransf" else None
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:

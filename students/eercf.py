@@ -29,13 +29,14 @@ from distill.config import Config
 from distill.errors import RecipeError
 from distill.losses.correlation import channel_constraint
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
-from distill.model.clip import ClipModel, StemTokens, VideoPixels
+from distill.model.clip import ClipModel, StemTokens, VideoPixels, Wiring
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.pooling import attend
 from distill.model.reading import Reading, ScorePart, Seen, parts_of, read
 from distill.model.similarity import lengths, mean_pool, precise, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
+from distill.model.towers import Towers
 
 WEAK_TEMPERATURE = 0.01  # of the softmax over cosines in the weak similarities
 FRAME_GATE, PATCH_GATE = 0.1, 0.01  # temperatures of the gates in the strong ones
@@ -132,13 +133,11 @@ class Mix(nn.Module):
 class Eercf(RetrievalModel):
     """One coarse vector that chooses candidates, and frames and patches that rerank them."""
 
-    def __init__(self, config: EercfConfig, clip: ClipModel):
+    def __init__(self, config: EercfConfig, towers: Towers):
         super().__init__()
-        self.clip = clip
+        self.clip = clip = ClipModel(towers, Wiring(all_tokens=config.patches, frames=config.frames))
         self.frames, self.patches, self.gate = config.frames, config.patches, config.gate
         self.weights, self.rerank, self.mask_padding = config.weights, config.rerank, config.mask_padding
-        if config.patches:
-            clip.visual.give_tokens(config.frames, shift_layers=0)
         self.temporal = TemporalTransformer.for_clip(clip, config.temporal)
         self.afa = None
         if config.pooling == "afa":

@@ -27,13 +27,14 @@ from torch import Tensor
 
 from distill.losses.consistency import Over, consistency
 from distill.losses.diversity import diversity
-from distill.model.clip import ClipModel, StemTokens, VideoPixels, real_words
+from distill.model.clip import ClipModel, StemTokens, VideoPixels, Wiring, real_words
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.queries import LearnedQueries, QueryConfig
 from distill.model.reading import Reading, ScorePart, Seen
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
+from distill.model.towers import Towers
 
 OF_BEST = 4  # times k videos that get the local score in a search: more find no more of the best ten in 10,000
 
@@ -94,14 +95,13 @@ class Glscl(RetrievalModel):
 
     rerank_fields = ("frames", "concepts", "real")
 
-    def __init__(self, config: GlsclConfig, clip: ClipModel):
+    def __init__(self, config: GlsclConfig, towers: Towers):
         super().__init__()
         self.mask_padding, self.index_by = config.mask_padding, config.index_by
         self.temperature, self.concept_temperature = config.temperature, config.concept_temperature
         self.local_weight, self.alpha, self.beta = config.local_weight, config.alpha, config.beta
         self.over: Over = config.consistency
-        self.clip = clip
-        self.clip.text.hide_padding()
+        self.clip = clip = ClipModel(towers, Wiring(mask_padding=True))
         self.temporal = TemporalTransformer.for_clip(clip, config.temporal)
         self.queries = LearnedQueries(clip.dim, config.queries)
 

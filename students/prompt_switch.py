@@ -13,7 +13,6 @@ The authors train on 6 frames and test on 12, which are then two clips of 6 that
 so does this model, whatever lies in the padding.
 """
 
-from functools import partial
 from typing import Literal
 
 import torch
@@ -25,13 +24,14 @@ from distill.errors import RecipeError
 from distill.losses.captioning import caption_loss, captioning
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.captioner import CaptionConfig, Captioner, frames_read, next_words
-from distill.model.clip import ClipModel, StemTokens, VideoPixels
+from distill.model.clip import ClipModel, StemTokens, VideoPixels, Wiring
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.pooling import LEFT_OUT, CrossAttention
-from distill.model.prompts import PromptAggregation, PromptCube, repeat_last, switch_prompts
+from distill.model.prompts import PromptCube, repeat_last
 from distill.model.reading import Reading, ScorePart, Seen
 from distill.model.similarity import mean_pool, unit
+from distill.model.towers import Towers
 
 ASKING = ("top_k", "attention", "transformer")  # poolings that look at the sentence
 
@@ -101,12 +101,12 @@ class PromptSwitchConfig(RetrievalConfig):
 class PromptSwitch(RetrievalModel):
     """A video's frames, which have seen one another, pooled, against the sentence."""
 
-    def __init__(self, config: PromptSwitchConfig, clip: ClipModel):
+    def __init__(self, config: PromptSwitchConfig, towers: Towers):
         super().__init__()
-        self.clip = clip
-        self.prompts = PromptCube(config.prompts, clip.visual.width)
-        aggregation = PromptAggregation(clip.visual.width, clip.visual.heads, config.frames)
-        clip.visual.take_prompts(partial(switch_prompts, prompts=config.prompts), aggregation)
+        # Drawn before what the tower draws for its prompts, so that a seed gives the weights that it always gave.
+        cube = PromptCube(config.prompts, towers.architecture["vision_cfg"]["width"])
+        self.clip = clip = ClipModel(towers, Wiring(prompts=config.prompts, frames=config.frames))
+        self.prompts = cube
         self.frames, self.mask_padding, self.pooling = config.frames, config.mask_padding, config.pooling
         self.k, self.attention_temperature = config.k, config.attention_temperature
         self.afa = self.cross = self.captioner = None

@@ -15,6 +15,7 @@ from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import VideoFeatures
 from distill.model.temporal import TemporalConfig, TemporalTransformer
+from distill.model.towers import Towers
 
 
 class TeachClipConfig(RetrievalConfig):
@@ -32,9 +33,9 @@ class TeachClipConfig(RetrievalConfig):
 class TeachClip(RetrievalModel):
     """The relevance-weighted mean of a video's unit frames, against the sentence."""
 
-    def __init__(self, config: TeachClipConfig, clip: ClipModel):
+    def __init__(self, config: TeachClipConfig, towers: Towers):
         super().__init__()
-        self.clip = clip
+        self.clip = clip = ClipModel(towers)
         self.temporal = TemporalTransformer.for_clip(clip, config.temporal)
         self.pool_temperature = config.afa.pool_temperature
         self.mask_padding = config.afa.mask_padding

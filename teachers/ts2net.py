@@ -23,12 +23,13 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.errors import RecipeError
-from distill.model.clip import ClipModel, LogitScale, StemTokens, VideoPixels
+from distill.model.clip import ClipModel, LogitScale, StemTokens, VideoPixels, Wiring
 from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import Noise, TokenSelector
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
+from distill.model.towers import Towers
 
 SHARPNESS = 4.0  # of the softmax that weighs frames
 LEFT_OUT = -1e18  # the weight, before that softmax, of a frame that does not count
@@ -85,10 +86,10 @@ class Ts2Net(Teacher):
     The logit scale is CLIP's, moved into the interaction (`clip` has none afterwards).
     """
 
-    def __init__(self, config: Ts2NetConfig, clip: ClipModel):
+    def __init__(self, config: Ts2NetConfig, towers: Towers):
         super().__init__()
-        self.clip = clip
-        self.clip.visual.give_tokens(config.frames, config.shift_layers)
+        wiring = Wiring(all_tokens=True, frames=config.frames, shift_layers=config.shift_layers)
+        self.clip = clip = ClipModel(towers, wiring)
         num_patches = clip.visual.positional_embedding.shape[0] - 1
         if config.selected > num_patches:
             raise RecipeError(f"model.selected: {config.selected} tokens, but a frame has {num_patches} patches")

@@ -26,6 +26,7 @@ from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
+from distill.model.towers import Towers
 
 MAX_CELLS = 2**24  # word-frame similarities held at once: 64 MiB in float32, and a few copies of it
 
@@ -111,9 +112,9 @@ class XClip(Teacher):
     key `interaction.logit_scale.log`, and no second scale that would never be trained.
     """
 
-    def __init__(self, config: XClipConfig, clip: ClipModel):
+    def __init__(self, config: XClipConfig, towers: Towers):
         super().__init__()
-        self.clip = clip
+        self.clip = clip = ClipModel(towers)
         self.temporal = TemporalTransformer.for_clip(clip, config.temporal)
         self.interaction = XClipInteraction(clip.dim, config.words, config.frames, config.temperature)
         self.interaction.logit_scale = clip.take_logit_scale()

@@ -23,6 +23,7 @@ from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.pooling import CrossAttention
 from distill.model.similarity import mean_pool, precise
+from distill.model.towers import Towers
 
 
 class XPoolConfig(RetrievalConfig):
@@ -62,9 +63,9 @@ class XPool(Teacher):
     The logit scale is CLIP's, moved into the interaction (`clip` has none afterwards).
     """
 
-    def __init__(self, config: XPoolConfig, clip: ClipModel):
+    def __init__(self, config: XPoolConfig, towers: Towers):
         super().__init__()
-        self.clip = clip
+        self.clip = clip = ClipModel(towers)
         self.interaction = XPoolInteraction(clip.dim, config.dropout)
         self.interaction.logit_scale = clip.take_logit_scale()
 

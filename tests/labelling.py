@@ -14,9 +14,8 @@ from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
 from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.teacher import TeacherRelease
-from distill.model.clip import ClipModel
 from distill.model.contract import Teacher
-from distill.model.towers import ClipConfig
+from distill.model.towers import ClipConfig, Towers
 from distill.packing.clips import read_annotations
 from distill.packing.packing import PackConfig, pack
 from distill.remote import Place
@@ -34,7 +33,7 @@ def random_teacher(world: World, kind: str) -> Teacher:
     torch.manual_seed(3)
     clip = ClipConfig(model=str(world.towers))
     config = catalogue.parse_model_config({"kind": kind, "clip": clip.model_dump(), **TEACHERS[kind]}, kind)
-    teacher = catalogue.build(config, ClipModel.from_config(clip))
+    teacher = catalogue.build(config, Towers.from_config(clip))
     assert isinstance(teacher, Teacher)
     with torch.no_grad():
         for parameter in teacher.interaction.parameters():

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from distill.errors import RecipeError
 from distill.model.clip import ClipModel, LogitScale, normalise
-from distill.model.towers import ClipConfig, read_architecture
+from distill.model.towers import ClipConfig, Towers, read_architecture
 
 ARCHITECTURE = {
     "embed_dim": 48,
@@ -30,7 +30,7 @@ def open_clip_model(architecture=ARCHITECTURE, seed=0):
 
 
 def clip_like(model, **freeze):
-    clip = ClipModel(copy.deepcopy(model), ARCHITECTURE, freeze.get("vision"), freeze.get("text"))
+    clip = ClipModel(Towers(copy.deepcopy(model), ARCHITECTURE, freeze.get("vision"), freeze.get("text")))
     return clip.eval()
 
 
@@ -122,7 +122,7 @@ def test_padded_frames_are_images_of_zeros_after_normalisation():
 
 
 def test_state_dict_has_the_released_keys():
-    keys = set(ClipModel.from_architecture(ARCHITECTURE).state_dict())
+    keys = set(ClipModel(Towers.from_architecture(ARCHITECTURE)).state_dict())
     block = ["attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias"]
     block += [f"{part}.{kind}" for part in ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj") for kind in ("weight", "bias")]
     expected = {
@@ -136,7 +136,7 @@ def test_state_dict_has_the_released_keys():
 
 
 def test_every_parameter_is_contiguous_and_has_an_axis():
-    clip = ClipModel.from_architecture(ARCHITECTURE)
+    clip = ClipModel(Towers.from_architecture(ARCHITECTURE))
     assert all(parameter.is_contiguous() and parameter.ndim >= 1 for parameter in clip.parameters())
     assert clip.logit_scale.log.shape == (1,)
 
@@ -147,7 +147,7 @@ def test_freezing_follows_clip4clip():
     deep["text_cfg"] = {**ARCHITECTURE["text_cfg"], "layers": 12}
 
     def frozen(n):
-        clip = ClipModel.from_architecture(deep, n, n)
+        clip = ClipModel(Towers.from_architecture(deep, n, n))
         return {name for name, parameter in clip.named_parameters() if not parameter.requires_grad}
 
     stems = ["conv1.weight", "class_embedding", "positional_embedding", "ln_pre.weight", "ln_pre.bias"]
@@ -160,7 +160,7 @@ def test_freezing_follows_clip4clip():
 @pytest.mark.parametrize("tower", ["freeze_vision", "freeze_text"])
 def test_freezing_more_layers_than_there_are_is_an_error(tower):
     with pytest.raises(RecipeError, match=rf"clip\.{tower}: 4 is more than the tower's 3 layers"):
-        ClipModel.from_architecture(ARCHITECTURE, **{tower: 4})
+        ClipModel(Towers.from_architecture(ARCHITECTURE, **{tower: 4}))
 
 
 def test_logit_scale_multiplies_by_its_exponential():
@@ -188,19 +188,19 @@ def test_towers_run_in_half_precision(mode):
 
 def test_a_folder_gives_its_weights(tmp_path):
     model = write_folder(tmp_path)
-    clip = ClipModel.from_config(ClipConfig(model=str(tmp_path), freeze_vision=1)).eval()
+    clip = ClipModel(Towers.from_config(ClipConfig(model=str(tmp_path), freeze_vision=1))).eval()
     images = normalise(pixels(2))
     with torch.no_grad():
         assert (clip.visual(images) - model.encode_image(images)).abs().max() < 3e-6
     assert clip.logit_scale.log.item() == pytest.approx(model.logit_scale.item())
-    again = ClipModel.from_architecture(json.loads(json.dumps(clip.architecture)), freeze_vision=1).eval()
+    again = ClipModel(Towers.from_architecture(json.loads(json.dumps(clip.architecture)), freeze_vision=1)).eval()
     again.load_state_dict(clip.state_dict())
     assert torch.equal(again.visual(images), clip.visual(images))
 
 
 def test_random_weights_need_only_the_config(tmp_path):
     write_folder(tmp_path, weights=False)
-    clip = ClipModel.from_config(ClipConfig(model=str(tmp_path), weights="random"))
+    clip = ClipModel(Towers.from_config(ClipConfig(model=str(tmp_path), weights="random")))
     assert clip.dim == 48 and clip.text.context == 77
 
 
@@ -224,27 +224,27 @@ def test_a_builtin_architecture_is_known_without_network():
 )
 def test_impossible_configs_are_refused(config, message):
     with pytest.raises(RecipeError, match=message):
-        ClipModel.from_config(config)
+        ClipModel(Towers.from_config(config))
 
 
 def test_damaged_folders_are_refused(tmp_path):
     config = ClipConfig(model=str(tmp_path))
     with pytest.raises(RecipeError, match=r"holds no open_clip_model\.safetensors"):
-        ClipModel.from_config(config)
+        ClipModel(Towers.from_config(config))
     with pytest.raises(RecipeError, match=r"holds no open_clip_config\.json"):
-        ClipModel.from_config(ClipConfig(model=str(tmp_path), weights="random"))
+        ClipModel(Towers.from_config(ClipConfig(model=str(tmp_path), weights="random")))
     with pytest.raises(RecipeError, match="does not go with the folder"):
-        ClipModel.from_config(ClipConfig(model=str(tmp_path), weights="openai"))
+        ClipModel(Towers.from_config(ClipConfig(model=str(tmp_path), weights="openai")))
     wider = {**ARCHITECTURE, "embed_dim": 64}
     write_folder(tmp_path, wider)
     with pytest.raises(RecipeError, match="does not fit"):
-        ClipModel.from_config(config)
+        ClipModel(Towers.from_config(config))
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"damaged")
     with pytest.raises(RecipeError, match="cannot be read"):
-        ClipModel.from_config(config)
+        ClipModel(Towers.from_config(config))
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(RecipeError, match="model_cfg"):
-        ClipModel.from_config(config)
+        ClipModel(Towers.from_config(config))
 
 
 def test_captions_longer_than_the_context_are_refused():

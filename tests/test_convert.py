@@ -19,7 +19,7 @@ from distill.conversion.convert import convert
 from distill.conversion.options import Options
 from distill.errors import ExpectedError
 from distill.model.clip import ClipModel
-from distill.model.towers import ClipConfig
+from distill.model.towers import ClipConfig, Towers
 from tools.convert_checkpoint import main
 
 # Two heads in the vision tower, one elsewhere; 32 pixels in 16 patches.
@@ -591,7 +591,7 @@ def test_damaged_files_are_refused(name, tmp_path):
 
 def towers(folder):
     """Everything that a recipe with `clip.model: FOLDER` starts from."""
-    return ClipModel.from_config(ClipConfig(model=str(folder))).state_dict()
+    return ClipModel(Towers.from_config(ClipConfig(model=str(folder)))).state_dict()
 
 
 def expected_towers(state):

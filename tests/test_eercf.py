@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import World, python, steps, torchrun
 from labelling import write_labels
-from parity.modules import towers_giving
+from parity.modules import build_on
 from safetensors.torch import load_file
 from test_convert import (
     DIM,
@@ -32,11 +32,10 @@ from distill.conversion.options import Options
 from distill.errors import ExpectedError, RecipeError
 from distill.losses.correlation import STRENGTH, channel_constraint
 from distill.model import reading
-from distill.model.clip import ClipModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
-from distill.model.towers import ClipConfig
+from distill.model.towers import ClipConfig, Towers
 from distill.recipe import Recipe
 from distill.training.objective import ContrastiveConfig, LossConfig, TeacherScores, total_loss
 from distill.training.optim import OptimConfig, build_optimizer, schedule
@@ -88,7 +87,7 @@ def golden(**options) -> tuple[Eercf, TextFeatures, VideoFeatures]:
     real[1, 2] = False
     frames, patches = det(4, 3, 64, a=0.53, b=0.1), det(4, 3, 5, 64, a=0.29, b=0.7)
     config = EercfConfig(kind="eercf", clip=CLIP, temporal=TemporalConfig(layers=1, init="normal"), frames=3, **options)
-    model = Eercf(config, towers_giving(torch.cat([frames[:, :, None], patches], dim=2))).double().eval()
+    model = build_on(Eercf, config, torch.cat([frames[:, :, None], patches], dim=2)).double().eval()
     model.temporal = golden_temporal()
     with torch.no_grad():
         model.global_proj.weight.copy_(torch.eye(64) + 0.01 * det(64, 64, a=0.11))
@@ -185,7 +184,7 @@ def build(*, freeze: int | None = None, frames: int = 4, **options) -> Eercf:
     torch.manual_seed(0)
     temporal = TemporalConfig(layers=1, init="normal")
     config = EercfConfig(kind="eercf", clip=CLIP, temporal=temporal, frames=frames, **options)
-    model = Eercf(config, ClipModel.from_architecture(ARCHITECTURE, freeze_vision=freeze))
+    model = Eercf(config, Towers.from_architecture(ARCHITECTURE, freeze_vision=freeze))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for module in (model.global_proj, model.frame_cross, *([model.afa.score] if model.afa else [])):
@@ -394,8 +393,8 @@ def test_learned_pooling_starts_as_the_mean():
     vectors = []
     for options in ({}, {"pooling": "afa", "mask_padding": True}):
         torch.manual_seed(0)
-        clip = ClipModel.from_architecture(ARCHITECTURE)
-        vectors.append(Eercf(EercfConfig(**config, **options), clip).encode_video(frames, real).vector)
+        towers = Towers.from_architecture(ARCHITECTURE)
+        vectors.append(Eercf(EercfConfig(**config, **options), towers).encode_video(frames, real).vector)
     torch.testing.assert_close(*vectors)
 
 

@@ -14,7 +14,7 @@ from distill.errors import ArtefactError, ExpectedError
 from distill.evaluation.evaluate import video_numbers
 from distill.evaluation.metrics import recall_interval
 from distill.evaluation.result import captions_of, fingerprint
-from distill.model.clip import ClipModel
+from distill.model.towers import Towers
 from distill.packing.packing import PackConfig, pack
 from distill.release.release import write_release
 from tools import evaluate
@@ -34,7 +34,7 @@ def student(world, tmp_path_factory):
     raw = {"kind": "eercf", "clip": {"model": "tiny"}, "frames": 12, "patches": False}
     config = parse_model_config(raw | {"temporal": {"layers": 1, "init": "normal"}}, "test")
     torch.manual_seed(0)
-    model = build(config, ClipModel.from_architecture(ARCHITECTURE))
+    model = build(config, Towers.from_architecture(ARCHITECTURE))
     folder = tmp_path_factory.mktemp("student") / "release"
     write_release(
         folder,

@@ -19,9 +19,9 @@ from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
 from distill.model import inplace
-from distill.model.clip import ClipModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
+from distill.model.towers import Towers
 from distill.packing.packing import PackConfig, pack
 from distill.ranking.topk import top_k
 from distill.release.release import load
@@ -200,7 +200,7 @@ def two_stage_release(folder, **model):
     raw = {"clip": {"model": "tiny"}, **on_top, **model}
     config = parse_model_config(raw, "test")
     torch.manual_seed(0)
-    release(folder, config, build(config, ClipModel.from_architecture(ARCHITECTURE)).eval())
+    release(folder, config, build(config, Towers.from_architecture(ARCHITECTURE)).eval())
     return load(folder)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from conftest import World, python, steps, torchrun
 from labelling import write_labels
-from parity.modules import towers_giving
+from parity.modules import build_on
 from safetensors.torch import load_file
 from test_convert import (
     DIM,
@@ -37,12 +37,12 @@ from distill.evaluation import measure
 from distill.evaluation.metrics import ranks_t2v, summarise
 from distill.losses.consistency import consistency
 from distill.losses.diversity import diversity, margin_ranking
-from distill.model.clip import ClipModel, real_words
+from distill.model.clip import ClipModel, Wiring, real_words
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.queries import LearnedQueries, QueryConfig
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig
-from distill.model.towers import ClipConfig
+from distill.model.towers import ClipConfig, Towers
 from distill.recipe import Recipe
 from distill.retrieval import calibration
 from distill.training.objective import ContrastiveConfig, FineConfig, LossConfig, TeacherScores, total_loss
@@ -85,7 +85,7 @@ def golden(queries: Tensor, **options) -> tuple[Glscl, TextFeatures, VideoFeatur
     frames, real = det(4, 3, 64, a=0.53, b=0.1), torch.ones(4, 3, dtype=torch.bool)
     real[1, 2] = False
     size = QueryConfig(count=4, layers=2, heads=4, feed_forward=256, **options)
-    model = Glscl(GlsclConfig(kind="glscl", clip=CLIP, temporal=TEMPORAL, queries=size), towers_giving(frames))
+    model = build_on(Glscl, GlsclConfig(kind="glscl", clip=CLIP, temporal=TEMPORAL, queries=size), frames)
     model = model.double().eval()
     fill(model.queries.decoder)
     with torch.no_grad():
@@ -150,15 +150,16 @@ def test_row_15_queries_that_are_not_shared():
 def test_row_16_hidden_padding_changes_padded_words_only():
     sizes = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2, "head_width": 64}
     text = {"context_length": 77, "vocab_size": 100, "width": 64, "heads": 1, "layers": 3}
-    torch.manual_seed(0)
-    tower = ClipModel.from_architecture(
-        {"embed_dim": 32, "quick_gelu": True, "vision_cfg": sizes, "text_cfg": text}
-    ).text.eval()
+    architecture = {"embed_dim": 32, "quick_gelu": True, "vision_cfg": sizes, "text_cfg": text}
+    plain, masked = (
+        ClipModel(Towers.from_architecture(architecture), wiring).text.eval()
+        for wiring in (Wiring(), Wiring(mask_padding=True))
+    )
+    masked.load_state_dict(plain.state_dict())
     ids = torch.tensor([[98, 5, 7, 99, 0, 0], [98, 5, 6, 8, 9, 99]])
     with torch.no_grad():
-        sentence, words = tower(ids)
-        tower.hide_padding()
-        same_sentence, hidden = tower(ids)
+        sentence, words = plain(ids)
+        same_sentence, hidden = masked(ids)
     there = real_words(ids)
     assert there.tolist() == [[True] * 4 + [False] * 2, [True] * 6]
     assert torch.allclose(same_sentence, sentence, atol=1e-7) and torch.allclose(hidden[there], words[there], atol=1e-7)
@@ -184,7 +185,7 @@ def build(*, freeze: int | None = None, heads: int = 4, **options) -> Glscl:
     torch.manual_seed(0)
     size = QueryConfig(count=4, layers=2, heads=heads, feed_forward=48, **options.pop("queries", {}))
     config = GlsclConfig(kind="glscl", clip=CLIP, temporal=TEMPORAL, queries=size, **options)
-    return Glscl(config, ClipModel.from_architecture(ARCHITECTURE, freeze_vision=freeze)).double()
+    return Glscl(config, Towers.from_architecture(ARCHITECTURE, freeze_vision=freeze)).double()
 
 
 def batch(videos: int = 3, frames: int = 4) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import cosine, mean_pool, unit
 from distill.model.temporal import LAYER_NORM_EPS, TemporalConfig, TemporalTransformer
-from distill.model.towers import ClipConfig
+from distill.model.towers import ClipConfig, Towers
 from distill.training.objective import (
     CoarseConfig,
     ContrastiveConfig,
@@ -365,12 +365,12 @@ def test_t26_gather(tmp_path: Path):
     assert "ratios [1.0, 1.0]" in torchrun(2, script).stdout
 
 
-def deep_towers(quick_gelu: bool = True, freeze: int | None = None) -> ClipModel:
+def deep_towers(quick_gelu: bool = True, freeze: int | None = None) -> Towers:
     """ViT-B/32 in everything but its widths: as many layers, and so as many tensors."""
     vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 12, "head_width": 64}
     text = {"context_length": 77, "vocab_size": 100, "width": 64, "heads": 1, "layers": 12}
     architecture = {"embed_dim": 64, "quick_gelu": quick_gelu, "vision_cfg": vision, "text_cfg": text}
-    return ClipModel.from_architecture(architecture, freeze, freeze)
+    return Towers.from_architecture(architecture, freeze, freeze)
 
 
 def test_t29_quickgelu():
@@ -380,7 +380,7 @@ def test_t29_quickgelu():
             open_clip.CLIP(**open_clip.get_model_config(f"ViT-B-32{end}")).state_dict() for end in ("", "-quickgelu")
         ]
     assert len(names[0]) == len(names[1]) == 302 and names[0].keys() == names[1].keys()
-    quick, plain = deep_towers(), deep_towers(quick_gelu=False)
+    quick, plain = ClipModel(deep_towers()), ClipModel(deep_towers(quick_gelu=False))
     assert len(quick.state_dict()) == 302
     authors = Checkpoint(Path("x"), "clip4clip", {})
     found = {authors.theirs(f"clip.{name}")[0].removeprefix("clip.") for name in quick.state_dict()}
@@ -398,8 +398,8 @@ def test_t30_optimiser_groups():
     config = OptimConfig(kind="bertadam", lr=1e-4, clip_lr=1e-7, head_lr=1e-3)
 
     def student(freeze: int | None) -> TeachClip:
-        clip = deep_towers(freeze=freeze)
-        return TeachClip(TeachClipConfig(kind="teachclip", clip=ClipConfig(model="x"), temporal=temporal), clip)
+        config = TeachClipConfig(kind="teachclip", clip=ClipConfig(model="x"), temporal=temporal)
+        return TeachClip(config, deep_towers(freeze=freeze))
 
     groups = build_optimizer(student(None), config, fused=False).param_groups
     found = {(group["peak_lr"], group["weight_decay"]): len(group["params"]) for group in groups}

@@ -16,7 +16,7 @@ from test_two_stage import CUBES, features
 
 from distill.catalogue import build, parse_model_config
 from distill.model import inplace
-from distill.model.clip import ClipModel
+from distill.model.towers import Towers
 from distill.ranking import executor, two_stage
 from distill.retrieval.stored import Tokens, stored
 
@@ -38,7 +38,7 @@ MODELS = {
 def built_model(name):
     raw = {"kind": name.split()[0], "clip": {"model": "tiny"}, **MODELS[name]}
     torch.manual_seed(0)
-    return build(parse_model_config(raw, "test"), ClipModel.from_architecture(ARCHITECTURE)).eval()
+    return build(parse_model_config(raw, "test"), Towers.from_architecture(ARCHITECTURE)).eval()
 
 
 def cast(some, dtype):

@@ -15,9 +15,9 @@ from distill.data.labels import Storage
 from distill.data.labelset import LabelSet
 from distill.data.loader import Batch, PairDataset
 from distill.errors import ArtefactError
-from distill.model.clip import ClipModel
 from distill.model.contract import teacher_logits
 from distill.model.features import TextFeatures
+from distill.model.towers import Towers
 from distill.release.release import Release
 from distill.training.objective import LossConfig, Objective
 from students.teachclip import TeachClip
@@ -40,7 +40,7 @@ def dump(teacher: Path, frames: Path, out: Path, *options: str):
 
 def student(release: Release) -> TeachClip:
     torch.manual_seed(7)
-    clip = ClipModel.from_architecture(release.config.architecture, freeze_vision=2)
+    towers = Towers.from_architecture(release.config.architecture, freeze_vision=2)
     config = catalogue.parse_model_config(
         {
             "kind": "teachclip",
@@ -49,7 +49,7 @@ def student(release: Release) -> TeachClip:
         },
         "test",
     )
-    model = catalogue.build(config, clip)
+    model = catalogue.build(config, towers)
     assert isinstance(model, TeachClip)
     return model
 

@@ -18,8 +18,8 @@ from distill.data.loader import Batch
 from distill.errors import RecipeError
 from distill.experiment import prepare
 from distill.model.blocks import checkpoint_blocks, compile_blocks
-from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalModel
+from distill.model.towers import Towers
 from distill.recipe import Recipe
 from distill.training.objective import LossConfig, Objective
 from teachers.xclip import XClipInteraction
@@ -47,7 +47,7 @@ def model_of(kind: str) -> RetrievalModel:
     """A tiny model in training, its random weights always the same, and large enough to tell videos apart."""
     torch.manual_seed(0)
     config = catalogue.parse_model_config({"kind": kind, "clip": {"model": "unused"}, **MODELS[kind]}, kind)
-    model = catalogue.build(config, ClipModel.from_architecture(ARCHITECTURE)).train()
+    model = catalogue.build(config, Towers.from_architecture(ARCHITECTURE)).train()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.numel() > 1:

@@ -6,11 +6,10 @@ import torch
 
 from distill.errors import RecipeError
 from distill.model.afa import AfaConfig
-from distill.model.clip import ClipModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.model.temporal import TemporalConfig
-from distill.model.towers import ClipConfig
+from distill.model.towers import ClipConfig, Towers
 from students.clip4clip import Clip4Clip, Clip4ClipConfig
 from students.teachclip import TeachClip, TeachClipConfig
 from teachers import xclip
@@ -87,13 +86,13 @@ def test_xclip_equals_a_numpy_oracle():
 
 def build(kind, *, freeze=None, seed=0):
     torch.manual_seed(seed)
-    clip = ClipModel.from_architecture(ARCHITECTURE, freeze_vision=freeze)
+    towers = Towers.from_architecture(ARCHITECTURE, freeze_vision=freeze)
     if kind == "xclip":
-        return XClip(XClipConfig(kind="xclip", clip=CLIP, temporal=TEMPORAL, words=8, frames=4), clip)
+        return XClip(XClipConfig(kind="xclip", clip=CLIP, temporal=TEMPORAL, words=8, frames=4), towers)
     if kind == "teachclip":
         config = TeachClipConfig(kind="teachclip", clip=CLIP, temporal=TEMPORAL, afa=AfaConfig(mask_padding=True))
-        return TeachClip(config, clip)
-    return Clip4Clip(Clip4ClipConfig(kind="clip4clip", clip=CLIP, head=kind, temporal=TEMPORAL), clip)
+        return TeachClip(config, towers)
+    return Clip4Clip(Clip4ClipConfig(kind="clip4clip", clip=CLIP, head=kind, temporal=TEMPORAL), towers)
 
 
 KINDS = ["meanP", "seqTransf", "teachclip", "xclip"]

@@ -32,13 +32,12 @@ from distill.errors import ExpectedError, RecipeError, VideoError
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.losses.captioning import caption_loss, captioning
 from distill.model.captioner import LIGHT_WORDS, CaptionConfig, frames_read, light_tokens, next_words
-from distill.model.clip import ClipModel
 from distill.model.decoder import DecoderLayer
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.pooling import CrossAttention
 from distill.model.prompts import repeat_last, switch_prompts
 from distill.model.similarity import cosine, mean_pool, unit
-from distill.model.towers import ClipConfig
+from distill.model.towers import ClipConfig, Towers
 from distill.recipe import Recipe
 from distill.release.export import export_clip
 from distill.retrieval.gallery import Gallery
@@ -90,7 +89,7 @@ def authors_weights(model: PromptSwitch) -> dict[str, Tensor]:
 
 def golden_model(frames: int) -> PromptSwitch:
     config = PromptSwitchConfig(kind="prompt_switch", clip=CLIP, prompts=3, frames=frames, captions=SMALL)
-    model = PromptSwitch(config, ClipModel.from_architecture(ARCHITECTURE)).double()
+    model = PromptSwitch(config, Towers.from_architecture(ARCHITECTURE)).double()
     weights = authors_weights(model)
     assert len(weights) == 141
     model.load_state_dict(arrived(model, weights))
@@ -224,9 +223,9 @@ def test_row_27_frame_numbers(count: int, num_frames: int, expected: list[int]):
 def build(**options) -> PromptSwitch:
     """A model with random weights, of which none is zero; `freeze` is the towers'."""
     torch.manual_seed(0)
-    clip = ClipModel.from_architecture(ARCHITECTURE, freeze_vision=options.pop("freeze", None))
+    towers = Towers.from_architecture(ARCHITECTURE, freeze_vision=options.pop("freeze", None))
     options = {"prompts": 2, "frames": 4, "captions": SMALL, **options}
-    model = PromptSwitch(PromptSwitchConfig(kind="prompt_switch", clip=CLIP, **options), clip)
+    model = PromptSwitch(PromptSwitchConfig(kind="prompt_switch", clip=CLIP, **options), towers)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith(("clip.visual.aggregation", "prompts", "afa", "cross")):
@@ -288,7 +287,7 @@ def test_aggregation_starts_as_nothing():
     nn.init.zeros_(model.clip.visual.aggregation.attention.out_proj.weight)
     nn.init.zeros_(model.clip.visual.aggregation.attention.out_proj.bias)
     fresh = PromptSwitchConfig(kind="prompt_switch", clip=CLIP, prompts=2, frames=4, captions=None)
-    other = PromptSwitch(fresh, ClipModel.from_architecture(ARCHITECTURE))
+    other = PromptSwitch(fresh, Towers.from_architecture(ARCHITECTURE))
     assert not other.clip.visual.aggregation.attention.out_proj.weight.any()
     _, frames, real = batch()
     wide = model.encode_video(frames, real).frames
@@ -422,7 +421,7 @@ def test_it_runs_in_half_precision(mode: str):
 def test_learned_pooling_starts_as_the_mean():
     torch.manual_seed(0)
     config = PromptSwitchConfig(kind="prompt_switch", clip=CLIP, prompts=2, frames=4, pooling="afa", captions=None)
-    model = PromptSwitch(config, ClipModel.from_architecture(ARCHITECTURE)).eval()
+    model = PromptSwitch(config, Towers.from_architecture(ARCHITECTURE)).eval()
     _, frames, real = batch()
     video = model.encode_video(frames, real)
     assert torch.allclose(video.vector, unit(video.frames).mean(1), atol=1e-6)
@@ -472,7 +471,7 @@ def test_captions_teach_the_frames_and_not_the_words():
     assert not any(name.startswith(("clip.text.", "clip.logit_scale")) for name in taught)
     assert {"prompts.cube", "captioner.head.weight", "clip.visual.conv1.weight"} <= taught
     fresh = PromptSwitchConfig(kind="prompt_switch", clip=CLIP, prompts=2, frames=4, captions=SMALL)
-    other = PromptSwitch(fresh, ClipModel.from_architecture(ARCHITECTURE))
+    other = PromptSwitch(fresh, Towers.from_architecture(ARCHITECTURE))
     assert torch.equal(other.captioner.head.weight, other.clip.text.token_embedding.weight)
     assert not other.captioner.head.bias.any()
 
@@ -743,7 +742,7 @@ POSITIONS = {"text": torch.arange(16)[None], "vision": torch.arange(5)[None]}
 def checkpoint() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A whole model as its authors save it, and what has to arrive of it."""
     config = PromptSwitchConfig(kind="prompt_switch", clip=CLIP, prompts=3, frames=3, captions=SMALL)
-    model = PromptSwitch(config, ClipModel.from_architecture(TOWERS))
+    model = PromptSwitch(config, Towers.from_architecture(TOWERS))
     weights = {name: tensor.float() for name, tensor in authors_weights(model).items()}
     released = {name: t for name, t in arrived(model, weights).items() if not name.startswith("captioner.")}
     return weights | {f"clip.{part}_model.embeddings.position_ids": ids for part, ids in POSITIONS.items()}, released

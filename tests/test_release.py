@@ -16,7 +16,7 @@ from distill.data.tokens import Tokenizer, prune
 from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError, VideoError
 from distill.manifest import NAME, Manifest, seal, sealed_file
-from distill.model.clip import ClipModel
+from distill.model.towers import Towers
 from distill.release.card import model_card
 from distill.release.release import FramesConfig, load, write_release
 
@@ -47,8 +47,8 @@ def make(kind="teachclip", seed=0):
     raw = {"kind": kind, "clip": {"model": "/home/someone/towers/tiny", "freeze_vision": 1}, **MODELS[kind]}
     config = parse_model_config(raw, "test")
     torch.manual_seed(seed)
-    clip = ClipModel.from_architecture(ARCHITECTURE, config.clip.freeze_vision, config.clip.freeze_text)
-    return config, build(config, clip).eval()
+    towers = Towers.from_architecture(ARCHITECTURE, config.clip.freeze_vision, config.clip.freeze_text)
+    return config, build(config, towers).eval()
 
 
 def release(folder, config, model, **changes):

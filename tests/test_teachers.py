@@ -7,13 +7,12 @@ import torch
 from distill.errors import RecipeError
 from distill.model import pooling
 from distill.model.attention import shift_tokens
-from distill.model.clip import ClipModel
 from distill.model.contract import Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import SAMPLES, TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import unit
 from distill.model.temporal import TemporalConfig
-from distill.model.towers import ClipConfig
+from distill.model.towers import ClipConfig, Towers
 from teachers.ts2net import Ts2Net, Ts2NetConfig, Ts2NetInteraction
 from teachers.xpool import XPool, XPoolConfig, XPoolInteraction
 
@@ -30,13 +29,13 @@ KINDS = ["ts2net", "xpool"]
 def build(kind: str, *, freeze: int | None = None, **options) -> Teacher:
     """A teacher with random weights that are not those it starts from."""
     torch.manual_seed(0)
-    clip = ClipModel.from_architecture(ARCHITECTURE, freeze_vision=freeze)
+    towers = Towers.from_architecture(ARCHITECTURE, freeze_vision=freeze)
     if kind == "xpool":
-        model: Teacher = XPool(XPoolConfig(kind="xpool", clip=CLIP, **options), clip)
+        model: Teacher = XPool(XPoolConfig(kind="xpool", clip=CLIP, **options), towers)
     else:
         temporal = TemporalConfig(layers=1, init="normal")
         options = {"frames": 4, **options}
-        model = Ts2Net(Ts2NetConfig(kind="ts2net", clip=CLIP, temporal=temporal, **options), clip)
+        model = Ts2Net(Ts2NetConfig(kind="ts2net", clip=CLIP, temporal=temporal, **options), towers)
     with torch.no_grad():
         for parameter in model.interaction.parameters():
             if parameter.numel() > 1:

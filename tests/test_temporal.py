@@ -7,6 +7,7 @@ from distill.errors import RecipeError
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.clip import ClipModel
 from distill.model.temporal import TemporalConfig, TemporalTransformer
+from distill.model.towers import Towers
 
 
 def test_padding_never_reaches_a_real_frame():
@@ -47,7 +48,7 @@ ARCHITECTURE = {
 
 
 def test_blocks_start_as_clips_text_blocks():
-    text = ClipModel.from_architecture(ARCHITECTURE).text
+    text = ClipModel(Towers.from_architecture(ARCHITECTURE)).text
     temporal = TemporalTransformer(64, TemporalConfig(layers=2, heads=2, positions=12))
     temporal.init_from_text(text)
     assert torch.equal(temporal.pos_embed.weight, text.positional_embedding[:12])
@@ -69,7 +70,7 @@ def test_a_text_tower_that_does_not_fit_is_refused(config):
     with pytest.raises(
         RecipeError, match=r"width 64, heads \d, layers \d, positions \d+ from a text tower of width 64"
     ):
-        temporal.init_from_text(ClipModel.from_architecture(ARCHITECTURE).text)
+        temporal.init_from_text(ClipModel(Towers.from_architecture(ARCHITECTURE)).text)
 
 
 def test_impossible_sizes_are_refused():

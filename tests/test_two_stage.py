@@ -11,9 +11,9 @@ from test_release import ARCHITECTURE, TEMPORAL
 
 from distill.catalogue import build, parse_model_config
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t
-from distill.model.clip import ClipModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
+from distill.model.towers import Towers
 from distill.ranking import executor, two_stage
 from distill.ranking.topk import top_k
 from distill.retrieval.stored import Tokens, TokenWriter, row_bytes, stored
@@ -36,7 +36,7 @@ def student(name, seed=0):
     """A random student of two stages, in double precision."""
     raw = {"kind": name.split()[0], "clip": {"model": "tiny"}, **STUDENTS[name]}
     torch.manual_seed(seed)
-    return build(parse_model_config(raw, "test"), ClipModel.from_architecture(ARCHITECTURE)).eval().double()
+    return build(parse_model_config(raw, "test"), Towers.from_architecture(ARCHITECTURE)).eval().double()
 
 
 def features(videos=VIDEOS, texts=TEXTS, seed=0):

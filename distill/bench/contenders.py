@@ -17,9 +17,9 @@ from distill.bench.synthetic import Sizes, Synthetic, World
 from distill.catalogue import INTERACTIONS, parse_model_config
 from distill.data.frames import FrameSet
 from distill.evaluation.evaluate import encode_texts, encode_videos, texts_of, video_numbers
-from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.towers import Towers
 from distill.ranking.topk import top_k
 from distill.release.release import Release
 from distill.retrieval.approximate import Approximate, build
@@ -81,7 +81,7 @@ def built(raw: dict[str, Any], sizes: Sizes, seed: int) -> tuple[Any, RetrievalM
     config = parse_model_config({"clip": {"model": "none"}} | raw, "bench")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return config, catalogue.build(config, ClipModel.from_architecture(architecture)).eval()
+        return config, catalogue.build(config, Towers.from_architecture(architecture)).eval()
 
 
 @torch.inference_mode()

@@ -26,8 +26,8 @@ from distill.data.tokens import Tokenizer, read_vocabulary
 from distill.evaluation.report import aligned
 from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.teacher import TeacherRelease
-from distill.model.clip import ClipModel
 from distill.model.contract import Interaction, RetrievalConfig, RetrievalModel, Teacher
+from distill.model.towers import Towers
 from distill.training.engine import Engine
 from distill.training.objective import LossConfig, Objective
 from distill.training.optim import OptimConfig
@@ -97,7 +97,7 @@ class StepsReport:
 def build(config: RetrievalConfig, seed: int) -> RetrievalModel:
     """Return the model of a config with random weights, on this process's device."""
     torch.manual_seed(seed)
-    return catalogue.build(config, ClipModel.from_config(config.clip)).to(comm.device())
+    return catalogue.build(config, Towers.from_config(config.clip)).to(comm.device())
 
 
 def build_teachers(configs: Sequence[RetrievalConfig]) -> list[Teacher]:

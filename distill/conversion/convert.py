@@ -22,8 +22,7 @@ from distill.conversion.options import WORDS, Options
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.manifest import NAME, file_sha256
-from distill.model.clip import ClipModel
-from distill.model.towers import WEIGHTS_FILE
+from distill.model.towers import WEIGHTS_FILE, Towers
 from distill.publishing import published_folder
 from distill.records import write_json
 from distill.release.export import write_towers
@@ -149,7 +148,7 @@ def _write_model(
     clip = {"model": checkpoint.path.stem, "weights": "folder"}
     config = parse_model_config({**head.config, "clip": clip}, str(checkpoint.path))
     with torch.random.fork_rng(devices=[]):  # building draws random weights, all of which are replaced
-        model = build(config, ClipModel.from_architecture(architecture))
+        model = build(config, Towers.from_architecture(architecture))
     write_release(
         out,
         model=model,

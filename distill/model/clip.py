@@ -7,14 +7,13 @@ normalised. Decisions:
   entrance (`stem`) go through the call. (Under ZeRO-3 a parameter exists only there.)
 * Frozen layers before the first trained block are the *stem*. It never changes, so callers may compute its tokens
   once, store them, and pass those in place of pixels.
-* The projected class token is all that most models use, so the last trained block computes only that one query;
-  `VisionTower.give_tokens` makes the tower return every token, `VisionTower.take_prompts` lets prompts through it.
+* The projected class token is all that most models use, so the last trained block computes only that one query,
+  unless the model asks for every token or sends prompts through the tower (`Wiring`).
 * Padded frames are images of zeros *after* normalisation (mid-grey), as CLIP4Clip's loaders produce them.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -25,7 +24,8 @@ from torch import Tensor, nn
 
 from distill.errors import RecipeError
 from distill.model.attention import ClassTokenAttention, TokenAttention, shift_tokens
-from distill.model.towers import ClipConfig, build_towers, load_towers, plain_architecture
+from distill.model.prompts import PromptAggregation, switch_prompts
+from distill.model.towers import Towers
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -41,10 +41,25 @@ def normalise(frames: UInt8[Tensor, "*image 3 row column"]) -> Float[Tensor, "*i
     return (frames.to(torch.float32, memory_format=torch.contiguous_format) / 255 - mean) / std
 
 
-class VisionTower(nn.Module):
-    """A plain ViT: images to the projected class token, or to all projected tokens after `give_tokens`."""
+@dataclass(frozen=True, kw_only=True)
+class Wiring:
+    """How a model wants its towers built; the defaults are CLIP's own way, one feature of each frame by itself."""
 
-    def __init__(self, vit: VisionTransformer, freeze: int | None):
+    all_tokens: bool = False  # the vision tower returns every token's feature, not the class token's alone
+    shift_layers: int = 0  # last vision blocks before whose attention tokens change frames (TS2-Net); with all_tokens
+    prompts: int = 0  # prompt tokens of each frame, which change places before every vision block (Prompt Switch)
+    frames: int = 0  # of a video or clip in which tokens or prompts meet; images must be those of whole ones
+    # The text tower masks padding in self-attention (GLSCL). It is causal, so only features of padding change.
+    mask_padding: bool = False
+
+
+CLIPS_OWN = Wiring()
+
+
+class VisionTower(nn.Module):
+    """A plain ViT: images to the projected class token, or to all projected tokens."""
+
+    def __init__(self, vit: VisionTransformer, freeze: int | None, wiring: Wiring):
         super().__init__()
         self.conv1 = vit.conv1
         self.class_embedding = vit.class_embedding
@@ -57,41 +72,32 @@ class VisionTower(nn.Module):
         assert isinstance(first, ResidualAttentionBlock)
         self.width, self.heads = vit.positional_embedding.shape[1], first.attn.num_heads
         self.stem_layers = freeze  # blocks that belong to the stem; None: there is no stem
-        self.all_tokens = False
-        self.aggregation: nn.Module | None = None  # of prompts into class tokens
-        if freeze != len(self.transformer.resblocks):
-            last = self.transformer.resblocks[-1]
-            assert isinstance(last, ResidualAttentionBlock)
-            last.register_module("attn", ClassTokenAttention(last.attn))
+        self.all_tokens = wiring.all_tokens
+        self.aggregation: PromptAggregation | None = None  # of prompts into class tokens
+        self._replace_attention(wiring)
         if freeze is not None:
             _freeze(self, freeze, head=("ln_post.", "proj"), where="clip.freeze_vision")
+        if wiring.prompts:
+            self.aggregation = PromptAggregation(self.width, self.heads, wiring.frames)
+            # Frozen blocks stay frozen, but they have to run: the stem ends where the prompts enter.
+            self.stem_layers = None if freeze is None else 0
 
-    def give_tokens(self, num_frames: int, shift_layers: int) -> None:
-        """Make the tower return features of every token, and shift some tokens between the `num_frames` frames of a
-        video before the attention of the last `shift_layers` blocks (TS2-Net). Images must be those of whole videos."""
+    def _replace_attention(self, wiring: Wiring) -> None:
+        """Give every block the attention that its tokens need; parameters and their names stay."""
         blocks = list(self.transformer.resblocks)
-        if shift_layers > len(blocks):
-            raise RecipeError(f"model.shift_layers: {shift_layers} is more than the tower's {len(blocks)} layers")
-        for layer, block in enumerate(blocks):
-            shifted = layer >= len(blocks) - shift_layers
-            if shifted or layer == len(blocks) - 1:
-                assert isinstance(block, ResidualAttentionBlock)
-                shift = partial(shift_tokens, num_frames=num_frames) if shifted else None
-                block.register_module("attn", TokenAttention(block.attn, shift))
-        self.all_tokens = True
-
-    def take_prompts(self, switch: Callable[[Tensor], Tensor], aggregation: nn.Module) -> None:
-        """Make `forward` take prompt tokens, which pass through all blocks behind the patches and are moved by `switch`
-        before every block's attention; `aggregation` reads them for the class tokens (Prompt Switch).
-
-        Frozen blocks stay frozen, but they have to run: the stem ends where the prompts enter.
-        """
-        for block in self.transformer.resblocks:
+        if wiring.shift_layers > len(blocks):
+            raise RecipeError(
+                f"model.shift_layers: {wiring.shift_layers} is more than the tower's {len(blocks)} layers"
+            )
+        shift = partial(shift_tokens, num_frames=wiring.frames)
+        switch = partial(switch_prompts, prompts=wiring.prompts) if wiring.prompts else None
+        for layer, block in enumerate(blocks, 1):
             assert isinstance(block, ResidualAttentionBlock)
-            block.register_module("attn", TokenAttention(block.attn, switch))
-        self.aggregation = aggregation
-        if self.stem_layers is not None:
-            self.stem_layers = 0
+            last, moved = layer == len(blocks), shift if layer > len(blocks) - wiring.shift_layers else switch
+            if moved is not None or (last and wiring.all_tokens):
+                block.register_module("attn", TokenAttention(block.attn, moved))
+            elif last and self.stem_layers != len(blocks):
+                block.register_module("attn", ClassTokenAttention(block.attn))
 
     def forward(
         self,
@@ -102,8 +108,8 @@ class VisionTower(nn.Module):
     ) -> Float[Tensor, "image dim"] | Float[Tensor, "image token channel"]:
         """Return features of pixels (uint8, or float and normalised) or of stem tokens; or the stem tokens themselves.
 
-        `prompts`, after `take_prompts`: the prompt tokens of every image, and which images count when they are
-        aggregated (None: all).
+        `prompts`, of a tower wired for them: the prompt tokens of every image, which pass through all blocks behind the
+        patches; `counted`: the images whose prompts the class tokens read (None: all).
         """
         frozen, dtype = self.stem_layers, self.conv1.weight.dtype
         blocks = self.transformer.resblocks
@@ -118,7 +124,7 @@ class VisionTower(nn.Module):
         tokens = tokens.to(dtype)
         if stem_only:
             return tokens
-        assert (prompts is None) == (self.aggregation is None), "prompts go with take_prompts"
+        assert (prompts is None) == (self.aggregation is None), "prompts go with their wiring"
         if prompts is not None:
             tokens = torch.cat([tokens, prompts.to(tokens.dtype)], dim=1)
         classes_only = self.aggregation is None and not self.all_tokens
@@ -157,7 +163,7 @@ class TextTower(nn.Module):
     transformer: Transformer
     causal_mask: Tensor
 
-    def __init__(self, clip: open_clip.CLIP, freeze: int | None):
+    def __init__(self, clip: open_clip.CLIP, freeze: int | None, mask_padding: bool = False):
         super().__init__()
         self.token_embedding = clip.get_submodule("token_embedding")
         self.positional_embedding = clip.get_parameter("positional_embedding")
@@ -169,14 +175,9 @@ class TextTower(nn.Module):
         first = self.transformer.resblocks[0]
         assert isinstance(first, ResidualAttentionBlock)
         self.layers, self.heads = len(self.transformer.resblocks), first.attn.num_heads
-        self.padding_hidden = False
+        self.mask_padding = mask_padding
         if freeze is not None:
             _freeze(self, freeze, head=("ln_final.", "text_projection"), where="clip.freeze_text")
-
-    def hide_padding(self) -> None:
-        """Mask padding in self-attention, for padded positions too (GLSCL). Attention is causal, so this changes the
-        features at padded positions only."""
-        self.padding_hidden = True
 
     def forward(
         self, ids: Int[Tensor, "text word"], embed_only: bool = False
@@ -193,7 +194,7 @@ class TextTower(nn.Module):
         if embed_only:
             return words
         mask = self.causal_mask[:num_words, :num_words]
-        if self.padding_hidden:
+        if self.mask_padding:
             mask = mask.masked_fill(~real_words(ids).unsqueeze(1), -torch.inf).repeat_interleave(self.heads, dim=0)
         for block in self.transformer.resblocks:
             words = block(words, attn_mask=mask)
@@ -226,33 +227,21 @@ class LogitScale(nn.Module):
 
 
 class ClipModel(nn.Module):
-    """Both towers and the logit scale. `architecture` is all that `from_architecture` needs to build them again."""
+    """Both towers, wired as a model wants them, and the logit scale.
 
-    def __init__(
-        self, clip: open_clip.CLIP, architecture: dict[str, Any], freeze_vision: int | None, freeze_text: int | None
-    ):
+    `architecture` is all that `Towers.from_architecture` needs to build them again.
+    """
+
+    def __init__(self, towers: Towers, wiring: Wiring = CLIPS_OWN):
         super().__init__()
+        clip = towers.clip
         assert isinstance(clip.visual, VisionTransformer)
-        self.visual = VisionTower(clip.visual, freeze_vision)
-        self.text = TextTower(clip, freeze_text)
+        self.visual = VisionTower(clip.visual, towers.freeze_vision, wiring)
+        self.text = TextTower(clip, towers.freeze_text, wiring.mask_padding)
         self.logit_scale = LogitScale(clip.logit_scale.item())
-        self.architecture = architecture
-        self.dim: int = architecture["embed_dim"]
+        self.architecture = towers.architecture
+        self.dim: int = towers.architecture["embed_dim"]
         assert all(p.is_contiguous() and p.ndim for p in self.parameters()), "DeepSpeed refuses such parameters"
-
-    @classmethod
-    def from_config(cls, config: ClipConfig) -> "ClipModel":
-        """Load the towers that a recipe names, with their weights."""
-        clip, architecture = load_towers(config)
-        return cls(clip, architecture, config.freeze_vision, config.freeze_text)
-
-    @classmethod
-    def from_architecture(
-        cls, model_cfg: dict[str, Any], freeze_vision: int | None = None, freeze_text: int | None = None
-    ) -> "ClipModel":
-        """Build towers of the same shape with random weights, to be filled from a state dict."""
-        architecture = plain_architecture(model_cfg, where="architecture")
-        return cls(build_towers(architecture), architecture, freeze_vision, freeze_text)
 
     def encode_frames(
         self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]

@@ -6,7 +6,7 @@ open_clip writes them.
 
 import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +121,35 @@ def _check_tag(config: ClipConfig, quick_gelu: bool) -> None:
         raise RecipeError(f"clip.model: {config.weights!r} was trained with another activation; use {other}")
 
 
-def load_towers(config: ClipConfig) -> tuple[open_clip.CLIP, dict[str, Any]]:
-    """Load the CLIP that a config names, with its weights; return it and its architecture."""
-    architecture = read_architecture(config)
-    if config.weights == "folder":
-        return _load(config.folder, architecture), architecture
-    clip = build_towers(architecture) if config.weights == "random" else _fetch(config, architecture)
-    return clip, architecture
+@dataclass(frozen=True)
+class Towers:
+    """open_clip's model of an architecture, and how much of it is trained; a model's `ClipModel` is made of it."""
+
+    clip: open_clip.CLIP
+    architecture: dict[str, Any]
+    freeze_vision: int | None = None
+    freeze_text: int | None = None
+
+    @classmethod
+    def from_config(cls, config: ClipConfig) -> "Towers":
+        """Load the towers that a recipe names, with their weights."""
+        architecture = read_architecture(config)
+        if config.weights == "folder":
+            clip = _load(config.folder, architecture)
+        else:
+            clip = _random(architecture) if config.weights == "random" else _fetch(config, architecture)
+        return cls(clip, architecture, config.freeze_vision, config.freeze_text)
+
+    @classmethod
+    def from_architecture(
+        cls, model_cfg: dict[str, Any], freeze_vision: int | None = None, freeze_text: int | None = None
+    ) -> "Towers":
+        """Build towers of an architecture with random weights, to be filled from a state dict."""
+        architecture = plain_architecture(model_cfg, where="architecture")
+        return cls(_random(architecture), architecture, freeze_vision, freeze_text)
 
 
-def build_towers(architecture: dict[str, Any]) -> open_clip.CLIP:
-    """Build open_clip's model with random weights."""
+def _random(architecture: dict[str, Any]) -> open_clip.CLIP:
     return open_clip.CLIP(**architecture, nonscalar_logit_scale=True)
 
 
@@ -151,7 +169,7 @@ def _load(folder: Path, architecture: dict[str, Any]) -> open_clip.CLIP:
         raise RecipeError(f"{path}: {broken[0]} is not finite; restore it")
     state = {key: value.reshape(-1) if value.ndim == 0 else value for key, value in state.items()}
     try:
-        clip = build_towers(architecture)
+        clip = _random(architecture)
     except UNBUILDABLE as error:
         raise RecipeError(f"{folder / CONFIG_FILE}: not towers that can be built ({error}); restore it") from None
     try:
@@ -175,6 +193,6 @@ def _fetch(config: ClipConfig, architecture: dict[str, Any]) -> open_clip.CLIP:
         fetched = open_clip.create_model(config.model, pretrained=config.weights, nonscalar_logit_scale=True)
     except (RuntimeError, OSError) as error:
         raise RecipeError(f"clip.weights: {config.weights!r} of {config.model} cannot be fetched: {error}") from None
-    clip = build_towers(architecture)
+    clip = _random(architecture)
     clip.load_state_dict(fetched.state_dict())
     return clip

@@ -33,10 +33,9 @@ from distill.data.sampling import sample_video
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError, first_few
 from distill.manifest import Manifest, open_sealed, seal, sealed_file
-from distill.model.clip import ClipModel
 from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.model.towers import UNBUILDABLE, too_large
+from distill.model.towers import UNBUILDABLE, Towers, too_large
 from distill.publishing import publish, published_folder
 from distill.records import json_sha256, read_json, write_json
 from distill.release.card import model_card
@@ -180,7 +179,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
     freeze = model_config.clip.freeze_vision, model_config.clip.freeze_text
     with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's random stream stays put
         try:
-            model = build(model_config, ClipModel.from_architecture(config.architecture, *freeze))
+            model = build(model_config, Towers.from_architecture(config.architecture, *freeze))
         except (*UNBUILDABLE, RecipeError) as error:
             raise ArtefactError(f"{folder / CONFIG}: not a model that can be built ({error}); release again") from None
     _load_weights(model, weights, folder / WEIGHTS)

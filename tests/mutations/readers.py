@@ -22,7 +22,7 @@ from distill.evaluation.report import report
 from distill.evaluation.result import read_result
 from distill.labelling.sealing import merge_labels
 from distill.model.clip import ClipModel
-from distill.model.towers import ClipConfig
+from distill.model.towers import ClipConfig, Towers
 from distill.packing.clips import read_annotations
 from distill.packing.packing import PackConfig, pack
 from distill.recipe import Recipe
@@ -115,7 +115,7 @@ def annotations(layout: str, name: str) -> Callable[[Path, Whole], Any]:
 
 
 def towers(path: Path, whole: Whole) -> Any:
-    return finite(dict(ClipModel.from_config(ClipConfig(model=str(path))).state_dict()))
+    return finite(dict(ClipModel(Towers.from_config(ClipConfig(model=str(path)))).state_dict()))
 
 
 def unsealed(path: Path, whole: Whole) -> Any:

@@ -13,7 +13,7 @@ from distill.model import reading
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.training.objective import ContrastiveConfig, LossConfig, total_loss
 from parity.fixture import Fixture
-from parity.modules import CLIP, Outputs, Runs, encode, load, temporal_config, towers_giving
+from parity.modules import CLIP, Outputs, Runs, build_on, encode, load, temporal_config
 from students import eercf
 from students.eercf import Eercf, EercfConfig, LossWeights, RerankWeights
 
@@ -97,7 +97,7 @@ def given(fixture: Fixture, dtype: torch.dtype) -> tuple[Eercf, TextFeatures, Vi
         frames=frames.shape[1],
         mask_padding=fixture.switch("softmax_mask", {"off": False, "on": True}, "off"),
     )
-    model = Eercf(config, towers_giving(torch.cat([frames[:, :, None], patches], dim=2)))
+    model = build_on(Eercf, config, torch.cat([frames[:, :, None], patches], dim=2))
     load(model, fixture, "eercf")
     text, video = encode(model, fixture, dtype)
     return model, text, video

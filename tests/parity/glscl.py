@@ -14,7 +14,7 @@ from distill.model.similarity import mean_pool
 from distill.model.temporal import TemporalConfig
 from distill.training.objective import ContrastiveConfig, LossConfig, total_loss
 from parity.fixture import Fixture
-from parity.modules import CLIP, Outputs, Runs, load, log_scale, towers_giving
+from parity.modules import CLIP, Outputs, Runs, build_on, load, log_scale
 from students.glscl import Glscl, GlsclConfig, local_score
 
 YES = {"1|[Tt]rue": True, "0|[Ff]alse": False}
@@ -93,7 +93,7 @@ def given(fixture: Fixture, dtype: torch.dtype) -> tuple[Glscl, TextFeatures, Vi
         consistency=over,
     )
     frames, real = fixture.input("frames", dtype), fixture.real()
-    model = Glscl(config, towers_giving(frames))
+    model = build_on(Glscl, config, frames)
     load(model.queries, fixture, "glscl", "queries.")
     text = TextFeatures(sentence=fixture.input("text_cls", dtype), words=fixture.input("words", dtype))
     return model.to(dtype).eval(), text, VideoFeatures(vector=mean_pool(frames, real), frames=frames, real=real)

@@ -6,6 +6,7 @@ begins behind them.
 
 from collections.abc import Iterator
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 from distill.conversion.authors import Checkpoint
 from distill.model.afa import AfaConfig
 from distill.model.attention import SHIFT_DIVISOR, TokenAttention, shift_tokens
-from distill.model.clip import ClipModel, LogitScale
-from distill.model.contract import RetrievalModel, Teacher
+from distill.model.clip import LogitScale
+from distill.model.contract import RetrievalConfig, RetrievalModel, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import LAYER_NORM_EPS, PADDED_KEY, TemporalConfig, TemporalTransformer
-from distill.model.towers import ClipConfig
+from distill.model.towers import ClipConfig, Towers
 from parity.fixture import Fixture
 from students.clip4clip import Clip4Clip, Clip4ClipConfig
 from students.teachclip import TeachClip, TeachClipConfig
@@ -30,6 +31,7 @@ from teachers.xpool import XPoolInteraction
 Outputs = dict[str, Tensor]
 Runs = Iterator[tuple[str, Outputs]]  # what was varied, if anything, and what came out
 CLIP = ClipConfig(model="unused")
+Model = TypeVar("Model", bound=RetrievalModel)
 
 
 class Given(nn.Module):
@@ -59,7 +61,7 @@ def clip4clip(fixture: Fixture, dtype: torch.dtype) -> Runs:
     config = Clip4ClipConfig(kind="clip4clip", clip=CLIP, head="meanP")
     if has_temporal:
         config = Clip4ClipConfig(kind="clip4clip", clip=CLIP, head="seqTransf", temporal=temporal_config(fixture))
-    model = Clip4Clip(config, towers_giving(frames))
+    model = build_on(Clip4Clip, config, frames)
     load(model, fixture, "clip4clip")
     text, video = encode(model, fixture, dtype)
     yield "", {"logits": model.logits(text, video), "video_embedding": unit(video.vector)}
@@ -71,7 +73,7 @@ def teachclip(fixture: Fixture, dtype: torch.dtype) -> Runs:
     afa = AfaConfig(pool_temperature=float(fixture.hyper["pool_temperature"]), mask_padding=masked)
     config = TeachClipConfig(kind="teachclip", clip=CLIP, temporal=temporal_config(fixture), afa=afa)
     frames = fixture.input("frames", dtype)
-    model = TeachClip(config, towers_giving(frames))
+    model = build_on(TeachClip, config, frames)
     load(model, fixture, "teachclip")
     text, video = encode(model, fixture, dtype)
     assert video.relevance is not None
@@ -101,7 +103,7 @@ def xclip(fixture: Fixture, dtype: torch.dtype) -> Runs:
         frames=frames.shape[1],
         temperature=float(fixture.hyper["tau"]),
     )
-    model = XClip(config, towers_giving(frames))
+    model = build_on(XClip, config, frames)
     load(model, fixture, "xclip")
     text, video = encode(model, fixture, dtype)
     found = {"logits": model.logits(text, video), "video_embedding": video.vector}
@@ -138,7 +140,7 @@ def ts2net(fixture: Fixture, dtype: torch.dtype) -> Runs:
             noise="zero",
             mask=mask,
         )
-        model = Ts2Net(config, towers_giving(tokens.unflatten(1, (-1, per_frame))))
+        model = build_on(Ts2Net, config, tokens.unflatten(1, (-1, per_frame)))
         model.selector = Given(tokens.reshape(-1, per_frame, tokens.shape[-1]))
         load(model, fixture, "ts2net")
         text, video = encode(model, fixture, dtype)
@@ -229,15 +231,14 @@ def xpool(fixture: Fixture, dtype: torch.dtype) -> Runs:
     )
 
 
-def towers_giving(frames: Tensor) -> ClipModel:
-    """The smallest towers, whose frame features are these."""
+def build_on(kind: type[Model], config: RetrievalConfig, frames: Tensor) -> Model:
+    """A model on the smallest towers, whose frame features are these."""
     vision = {"image_size": 8, "patch_size": 1, "width": 8, "layers": 1, "head_width": 8}
     text = {"context_length": 4, "vocab_size": 4, "width": 8, "layers": 1, "heads": 1}
-    clip = ClipModel.from_architecture(
-        {"embed_dim": frames.shape[-1], "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
-    )
-    clip.encode_frames = lambda *_: frames
-    return clip
+    architecture = {"embed_dim": frames.shape[-1], "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    model = kind(config, Towers.from_architecture(architecture))
+    model.clip.encode_frames = lambda *_: frames
+    return model
 
 
 def encode(model: RetrievalModel, fixture: Fixture, dtype: torch.dtype) -> tuple[TextFeatures, VideoFeatures]:

@@ -16,7 +16,7 @@ from distill.model.captioner import CaptionConfig
 from distill.model.clip import ClipModel, real_words
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
-from distill.model.towers import ClipConfig
+from distill.model.towers import ClipConfig, Towers
 from distill.training.objective import ContrastiveConfig, LossConfig, total_loss
 from parity.fixture import Fixture
 from parity.modules import Outputs, Runs
@@ -159,7 +159,7 @@ def built(fixture: Fixture, frames: int, dtype: torch.dtype) -> PromptSwitch:
         frames=frames,
         captions=captions,
     )
-    model = PromptSwitch(config, ClipModel.from_architecture(architecture(fixture)))
+    model = PromptSwitch(config, Towers.from_architecture(architecture(fixture)))
     load(model, fixture.path, fixture.part("weight"))
     return model.to(dtype).eval()
 

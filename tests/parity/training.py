@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.conversion.authors import Checkpoint
-from distill.model.clip import ClipModel, LogitScale
+from distill.model.clip import LogitScale
+from distill.model.towers import Towers
 from distill.release.release import Release
 from distill.training.objective import LossConfig, TeacherScores
 from distill.training.optim import OptimConfig, build_optimizer, schedule
@@ -130,8 +131,8 @@ def student(fixture: Fixture) -> TeachClip:
     freezes = {r"-1": None} | {str(number): number for number in range(100)}
     freeze = fixture.switch("freeze_layer_num", freezes, "0")
     release = unfrozen(fixture)
-    clip = ClipModel.from_architecture(release.config.architecture, freeze, freeze)
-    model = TeachClip(TeachClipConfig.model_validate(release.config.model), clip)
+    towers = Towers.from_architecture(release.config.architecture, freeze, freeze)
+    model = TeachClip(TeachClipConfig.model_validate(release.config.model), towers)
     model.load_state_dict(release.model.state_dict())
     return model
 
