@@ -111,7 +111,7 @@ def _open_labels(recipe: Recipe, label: LabelConfig, frames: FrameSet) -> LabelS
         label_set.require(coarse, "losses.coarse")
     if recipe.losses.fine.weight:
         label_set.require("relevance", "losses.fine")
-    return LabelSource(label_set, catalogue.scoring_head(label_set.stored), label.weight)
+    return LabelSource(label_set, catalogue.scoring_head(label_set), label.weight)
 
 
 def _check_towers(recipe: Recipe, model: RetrievalModel, frames: FrameSet) -> None:

@@ -250,8 +250,8 @@ class TestPlan:
         assert sum(found.bytes.values()) == sum(written.values())
         stored = StoredLabels(tmp_path / "labels")
         for tier in tiers:
-            names = [(key, name) for key in stored.keys for name in stored.names(key) if tier_of(name) == tier]
-            assert found.bytes[tier] == sum(stored.nbytes(*name) for name in names)
+            entries = [item for key in stored.keys for item in stored.header(key).items()]
+            assert found.bytes[tier] == sum(entry.end - entry.begin for name, entry in entries if tier_of(name) == tier)
 
     def test_the_command_prints_it(self, world: World, teacher: Path, shards: Path, tmp_path: Path, capsys):
         command = [str(teacher), str(shards), "--out", str(tmp_path / "labels"), "--plan", "--part", "2/4"]

@@ -53,7 +53,7 @@ def logits_of(path: Path, frames: FrameSet, pairs: list[tuple[int, int]], tier: 
     """Text x video logits of a batch as training rebuilds them."""
     labels = LabelSet(path, frames, coarse=tier)
     batch = PairDataset(frames, [labels], Tokenizer(24), pixels=False).__getitems__(pairs)
-    head = catalogue.scoring_head(labels.stored)
+    head = catalogue.scoring_head(labels)
     return teacher_logits(head, batch.labels[0])
 
 

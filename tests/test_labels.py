@@ -89,7 +89,7 @@ def test_loss_and_gradient_from_labels_equal_the_live_teachers(
     label_set = LabelSet(labels[storage], frames)
     stored = PairDataset(frames, [label_set], release.tokenizer, pixels=True).__getitems__(PAIRS)
     live = Batch(stored.videos, stored.ids, stored.frames, stored.real, [live_rows(release, frames, stored)])
-    interaction = catalogue.scoring_head(label_set.stored)
+    interaction = catalogue.scoring_head(label_set)
     model = student(release)
     from_labels, gradient = loss_and_gradient(Objective(model, [(interaction, 1.0)], LossConfig(), bf16=False), stored)
     from_teacher, wanted = loss_and_gradient(
@@ -111,7 +111,7 @@ def test_labels_of_every_teacher_equal_the_live_one(
     label_set = LabelSet(write_labels(world, kind, tmp_path / kind, storage), frames)
     tokenizer = distill.release.load(teacher).tokenizer
     batch = PairDataset(frames, [label_set], tokenizer, pixels=True).__getitems__(PAIRS)
-    interaction = catalogue.scoring_head(label_set.stored)
+    interaction = catalogue.scoring_head(label_set)
     assert batch.frames is not None
     with torch.no_grad():
         text, video = live.encode_text(batch.ids), live.encode_video(batch.frames, batch.real)

@@ -357,4 +357,4 @@ def test_labels_are_made_and_read_behind_urls(world: World, tmp_path: Path):
         pairs = [(0, 0), (5, 1), (20, 0), (31, 0)]
         expected = near.batch(pairs)
         assert all(torch.equal(value, expected[name]) for name, value in far.batch(pairs).items())
-        assert near.stored.interaction_weights().keys() == far.stored.interaction_weights().keys()
+        assert near.interaction_weights().keys() == far.interaction_weights().keys()

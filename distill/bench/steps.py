@@ -130,7 +130,7 @@ def write_labels(
 
 def objective(model: RetrievalModel, labels: Sequence[LabelSet], setting: Setting) -> Objective:
     """Return the objective that a training run builds from label sets."""
-    heads = [(catalogue.scoring_head(one.stored).to(comm.device()), 1.0) for one in labels]
+    heads = [(catalogue.scoring_head(one).to(comm.device()), 1.0) for one in labels]
     return Objective(model, heads, setting.losses, bf16=setting.bf16)
 
 

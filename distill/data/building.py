@@ -48,16 +48,15 @@ class ShardContent:
 def claim(folder: Place, config: dict[str, Any], *, command: str) -> None:
     """Takes `folder` for a job of this `config`; refuses one begun with another config."""
     found = claimed(folder)
-    if found is not None:
-        if keys := changed(found, config):
-            raise ArtefactError(
-                f"{folder}: begun with other settings ({', '.join(keys)} differ); delete the folder or choose "
-                f"another one for {command}"
-            )
-        return
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / WORK).is_dir():
-        raise ArtefactError(f"{folder}: exists and was not begun by {command}; choose an empty or new folder")
-    write_record(folder / CLAIM, config)
+    if found is None:
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / WORK).is_dir():
+            raise ArtefactError(f"{folder}: exists and was not begun by {command}; choose an empty or new folder")
+        write_record(folder / CLAIM, config)
+    elif keys := changed(found, config):
+        raise ArtefactError(
+            f"{folder}: begun with other settings ({', '.join(keys)} differ); delete the folder or choose another one "
+            f"for {command}"
+        )
 
 
 def claimed(folder: Place) -> dict[str, Any] | None:
@@ -92,10 +91,8 @@ def build(folder: Place, name: str, make: Callable[[], ShardContent]) -> ShardRe
 def finished(folder: Place, name: str) -> ShardRecord | None:
     """The record of a shard that is whole on disk (behind a URL: there, and of the recorded size), else None."""
     record = _recorded(folder, name)
-    if record is None:
-        return None
-    files = ((f"{name}.tar", record.tar), (index_of(f"{name}.tar"), record.index))
-    return record if all(_whole(folder / file, sealed) for file, sealed in files) else None
+    files = sealed_files([record] if record else [])
+    return record if all(_whole(folder / file, sealed) for file, sealed in files.items()) else None
 
 
 def _whole(path: Place, sealed: SealedFile) -> bool:

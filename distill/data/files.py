@@ -60,11 +60,7 @@ def find(source: Path, folder: Path | None = None) -> tuple[Path, list[VideoFile
 def _below(folder: Path) -> Iterator[Path]:
     for inside, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (
-            Path(inside, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-        )
+        yield from (Path(inside, name) for name in names if not name.startswith(".") and stem(name) != name)
 
 
 def _listed(path: Path) -> list[Path]:

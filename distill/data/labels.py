@@ -17,7 +17,6 @@ distill/labelling/sealing.py writes them.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -30,9 +29,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from distill.cache import Cache
-from distill.data.building import (
-    Sample,
-)
+from distill.data.building import Sample
 from distill.data.frames import PackedVideo, SampledFrames
 from distill.data.shards import open_sealed_shards
 from distill.data.tensorfile import Entry, read_header
@@ -50,13 +47,9 @@ Storage = Literal["float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED = (*DTYPES.values(), torch.int32)  # types that a label set may hold
 PER_VIDEO = ("vector", "frames", "real")  # every other stored tensor has one row per caption
-LIST, SCORES, BEST, TAIL = SHORTLIST = (
-    "shortlist",
-    "shortlist_scores",
-    "shortlist_best",
-    "shortlist_tail",
-)  # tier `topk`
-AS_THEY_ARE = ("relevance", "shortlist", "shortlist_best", "shortlist_tail")  # not stored in the set's dtype
+# of tier `topk`
+LIST, SCORES, BEST, TAIL = SHORTLIST = ("shortlist", "shortlist_scores", "shortlist_best", "shortlist_tail")
+AS_THEY_ARE = ("relevance", LIST, BEST, TAIL)  # not stored in the set's dtype
 AGAIN = "make the set again"
 
 
@@ -123,51 +116,37 @@ class StoredLabels:
         self.path = locate(path)
         self.manifest, self.shards = open_sealed_shards(self.path, "labels", VERSION, verify=verify, cache=cache)
         self.config = self.manifest.view(LabelsConfig, self.path)
-        self.tiers = self.config.tiers
+        self.tiers, self.keys = self.config.tiers, self.shards.keys
         self._headers: dict[str, dict[str, Entry]] = {}
-
-    @property
-    def keys(self) -> list[str]:
-        """The keys of the samples, in the order of the shards."""
-        return self.shards.keys
-
-    def holds(self, key: str) -> bool:
-        """Whether there are labels of a sample."""
-        return "labels.safetensors" in self.shards.extensions(key)
 
     def about(self, key: str) -> LabelledVideo:
         """Return what is known of the video of a sample."""
         return parsed(LabelledVideo, self.shards.read(key, "labels.json"), f"{self.path}: sample {key}", AGAIN)
 
-    def names(self, key: str) -> list[str]:
-        """The tensors of one sample."""
-        return list(self._header(key))
-
-    def nbytes(self, key: str, name: str) -> int:
-        """The size of a stored tensor."""
-        entry = self._header(key)[name]
-        return entry.end - entry.begin
-
     def tensor(self, key: str, name: str, row: int | None = None) -> Tensor:
         """A stored tensor, or one row of it, read without the rest of the file."""
-        header = self._header(key)
+        header = self.header(key)
         if name not in header:
-            raise ArtefactError(f"{self.path}: sample {key} has no {name!r}; make the set again")
+            raise ArtefactError(f"{self.path}: sample {key} has no {name!r}; {AGAIN}")
         dtype, shape, begin, end = header[name]
         if row is not None:
             if not shape or not row < shape[0]:
-                raise ArtefactError(f"{self.path}: {name!r} of sample {key} has no row {row}; make the set again")
-            shape = shape[1:]
-            size = math.prod(shape) * dtype.itemsize
-            begin, end = begin + row * size, begin + (row + 1) * size
+                raise ArtefactError(f"{self.path}: {name!r} of sample {key} has no row {row}; {AGAIN}")
+            size = (end - begin) // shape[0]
+            shape, begin, end = shape[1:], begin + row * size, begin + (row + 1) * size
         offset, _ = self.shards.place(key, "labels.safetensors")
         data = bytearray(self.shards.read_at(key, offset + begin, end - begin))
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
     def rows(self, places: Sequence[tuple[str, int]], tier: Tier) -> dict[str, Tensor]:
         """One tier of (key, caption row) pairs by name, real numbers as fp32; the first axis is the pair."""
-        names = [name for name in self.names(places[0][0]) if tier_of(name) == tier]
-        return {name: self.stacked(name, [(key, self._row(key, name, row)) for key, row in places]) for name in names}
+        found = {}
+        for name in self.header(places[0][0]):
+            if tier_of(name) == tier:
+                rows = [(key, self.tensor(key, name, None if name in PER_VIDEO else row)) for key, row in places]
+                stacked = self.stacked(name, rows)
+                found[name] = stacked.float() if stacked.is_floating_point() else stacked
+        return found
 
     def stacked(self, name: str, rows: Sequence[tuple[str, Tensor]]) -> Tensor:
         """The rows of samples (by key) as one tensor; they must be of one shape."""
@@ -180,10 +159,6 @@ class StoredLabels:
             )
         return torch.stack([row for _, row in rows])
 
-    def _row(self, key: str, name: str, row: int) -> Tensor:
-        value = self.tensor(key, name, None if name in PER_VIDEO else row)
-        return value.float() if value.is_floating_point() else value
-
     def interaction_weights(self) -> dict[str, Tensor]:
         """State of the teacher's scoring head."""
         if INTERACTION not in self.manifest.files:
@@ -193,7 +168,7 @@ class StoredLabels:
         except SafetensorError as error:
             raise ArtefactError(f"{self.path / INTERACTION}: not safetensors ({error}); make the set again") from None
 
-    def _header(self, key: str) -> dict[str, Entry]:
+    def header(self, key: str) -> dict[str, Entry]:
         """Return where the tensors of a sample stand, from the safetensors header of its member."""
         if key not in self._headers:
             offset, size = self.shards.place(key, "labels.safetensors")

@@ -33,7 +33,7 @@ class _Place:
     labelled: tuple[float, ...] | None = None  # timestamps of its labels, where the frames have others
 
 
-class LabelSet:
+class LabelSet(StoredLabels):
     """A sealed label set as the labels of `frames`; one that was made on other frames is refused.
 
     With `on_mismatch="interpolate"` it is taken if it knows every video and caption of `frames`: relevance is then
@@ -49,14 +49,13 @@ class LabelSet:
         coarse: Coarse | None = "features",
         on_mismatch: Mismatch = "error",
     ):
-        self.stored = StoredLabels(path, verify=verify, cache=frames.cache)
-        self.path, self.manifest, self.tiers = self.stored.path, self.stored.manifest, self.stored.tiers
+        super().__init__(path, verify=verify, cache=frames.cache)
         self._frames, self._coarse = frames, coarse
         expected, found = frames.manifest.id, self.manifest.parents.get("frames", "nothing")
         if found == expected:
             self._places = [_Place(video.key, range(len(video.captions))) for video in frames.videos]
         elif on_mismatch == "interpolate":
-            self._places = _aligned(self.stored, frames)
+            self._places = _aligned(self, frames)
         else:
             raise ArtefactError(
                 f"{self.path}: labels were made from frames {found[:12]}, but {frames.path} is {expected[:12]}; rerun "
@@ -64,7 +63,7 @@ class LabelSet:
                 f"videos and captions are the same, set on_mismatch: interpolate beside its path in labels"
             )
         for video, there in zip(frames.videos, self._places, strict=True):
-            if not self.stored.holds(there.key):
+            if "labels.safetensors" not in self.shards.extensions(there.key):
                 raise ArtefactError(f"{self.path}: no labels for video {video.id} ({video.key}); make the set again")
 
     def require(self, tier: Tier, why: str) -> None:
@@ -77,12 +76,12 @@ class LabelSet:
 
     def source(self) -> ShardSource:
         """Where the labels of every video come from."""
-        return ShardSource(self.stored.shards, [place.key for place in self._places])
+        return ShardSource(self.shards, [place.key for place in self._places])
 
     def relevance(self, video: int, caption: int) -> Float[Tensor, " frame"]:
         """The teacher's raw score of every frame for one caption."""
         there = self._places[video]
-        row = self.stored.tensor(there.key, "relevance", there.rows[caption])
+        row = self.tensor(there.key, "relevance", there.rows[caption])
         if row.dim() != 1 or not row.is_floating_point() or len(row) < len(there.labelled or ()):
             raise ArtefactError(
                 f"{self.path}: 'relevance' of sample {there.key} is {row.dtype} {list(row.shape)} in each row, not "
@@ -95,9 +94,9 @@ class LabelSet:
     def batch(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """Rows of (video, caption) pairs by name, real numbers as fp32; the first axis is the pair."""
         rows = [(self._places[video].key, self._places[video].rows[caption]) for video, caption in pairs]
-        coarse = self.stored.rows(rows, self._coarse) if self._coarse else {}
+        coarse = self.rows(rows, self._coarse) if self._coarse else {}
         relevance = [(self._places[video].key, self.relevance(video, caption)) for video, caption in pairs]
-        return {"relevance": self.stored.stacked("relevance", relevance), **coarse}
+        return {"relevance": self.stacked("relevance", relevance), **coarse}
 
 
 def interpolated(

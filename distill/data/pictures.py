@@ -9,26 +9,17 @@ from PIL import Image
 JPEG_QUALITY = 95
 
 
-def fit(picture: np.ndarray, size: int) -> Image.Image:
-    """Resize the shorter side to `size` (bicubic) and crop the centre: CLIP's preprocessing before normalisation.
+def encode_jpeg(picture: UInt8[np.ndarray, "height width 3"], size: int) -> bytes:
+    """Fit an RGB frame to `size` and return it as JPEG of quality 95 without chroma subsampling.
 
-    `picture` is uint8 RGB [height, width, 3].
+    Its shorter side is resized to `size` (bicubic) and the centre cut out: CLIP's preprocessing before normalisation.
     """
-    image = Image.fromarray(picture)
-    width, height = image.size
-    if (width, height) != (size, size):
-        scale = size / min(width, height)
-        resized = (max(size, round(width * scale)), max(size, round(height * scale)))
-        image = image.resize(resized, Image.Resampling.BICUBIC)
-        left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return image
-
-
-def encode_jpeg(picture: np.ndarray, size: int) -> bytes:
-    """Fit a frame and return it as JPEG of quality 95 without chroma subsampling."""
-    buffer = io.BytesIO()
-    fit(picture, size).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    fitted = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    fitted.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 
 

@@ -64,7 +64,9 @@ class Plan:
         self._ends, total = np.cumsum(self._captions), int(self._captions.sum())
         self._counts = self._captions if same_video_apart else np.broadcast_to(np.int64(1), total)  # of every item
         self._check_size()
-        self._edges = self._shard_edges(shards if window else [len(captions)])
+        edges = np.cumsum([0, *(shards if window else [len(captions)])])  # each shard's first video
+        assert edges[-1] == len(captions), "a window needs to know the shard of every video"
+        self._edges = edges if same_video_apart else np.append(0, self._ends)[edges]  # and its first item
         number = len(self._edges) - 1
         if window:
             self._check_window(window)
@@ -91,12 +93,6 @@ class Plan:
             return np.stack([item, place % self._captions[item]], axis=1)
         video = np.searchsorted(self._ends, item, side="right")
         return np.stack([video, item - self._ends[video] + self._captions[video]], axis=1)
-
-    def _shard_edges(self, shards: Sequence[int]) -> Int64[np.ndarray, " edge"]:
-        """The number of every shard's first item, and of all items."""
-        edges = np.cumsum([0, *shards])
-        assert edges[-1] == len(self._captions), "a window needs to know the shard of every video"
-        return edges if self._apart else np.append(0, self._ends)[edges]
 
     def _rng(self, *use: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *use])

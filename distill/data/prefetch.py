@@ -27,8 +27,7 @@ class ShardSource:
 
 def check_cache_size(sources: Sequence[ShardSource], window: int, cache_gb: float) -> None:
     """Raise `RecipeError` if the cache cannot hold the shards of neighbouring batches: steps would fetch them anew."""
-    sizes = [sorted(source.shards.tar_bytes().values(), reverse=True) for source in sources]
-    needed = sum(sum(some[: 2 * window or None]) for some in sizes)
+    needed = sum(sum(sorted(source.shards.tar_bytes().values())[-2 * window :]) for source in sources)
     if needed > cache_gb * 1e9:
         drawn = f"two windows of data.shuffle_shards={window} shards" if window else "batches drawn from all shards"
         raise RecipeError(

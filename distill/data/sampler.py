@@ -30,28 +30,23 @@ class Clip4ClipSampler(Config):
     slice: Literal["head", "tail", "uniform"] = "uniform"
     min_frames: PositiveInt = 1  # a shorter video is refused
 
-    def indices(
-        self, info_num_frames: int, info_fps: float, start: float | None = None, end: float | None = None
-    ) -> list[int]:
+    def indices(self, total: int, rate: float, start: float | None = None, end: float | None = None) -> list[int]:
         """Return frame numbers of a video, or of the clip from second `start` to `end`."""
-        rate = int(info_fps)
-        if rate == 0:
-            raise VideoError(f"frame rate below 1: {info_fps:g} per second")
-        offsets = range(0, rate, max(rate // self.fps, 1))[: self.fps]
+        whole = int(rate)
+        if whole == 0:
+            raise VideoError(f"frame rate below 1: {rate:g} per second")
+        offsets = range(0, whole, max(whole // self.fps, 1))[: self.fps]
         if len(offsets) < self.fps:
-            raise VideoError(f"frame rate below the sampler's: {info_fps:g} per second, {self.fps} asked")
-        seconds = math.ceil(info_num_frames / rate)
+            raise VideoError(f"frame rate below the sampler's: {rate:g} per second, {self.fps} asked")
+        seconds = math.ceil(total / whole)
         first = 0 if start is None else math.floor(start)
         last = seconds if end is None else min(math.ceil(end), seconds)
-        every = (second * rate + offset for second in range(first, last + 1) for offset in offsets)
-        found = [index for index in every if index < info_num_frames]
+        every = (second * whole + offset for second in range(first, last + 1) for offset in offsets)
+        found = [index for index in every if index < total]
         if len(found) < self.min_frames:
             cut = "" if start is None and end is None else f" between {start} s and {end} s"
-            least = f"at least {self.min_frames} expected"
-            raise VideoError(f"too few frames: {len(found)} sampled of {info_num_frames}{cut}, {least}")
-        return self._cut(found)
-
-    def _cut(self, found: list[int]) -> list[int]:
+            few = f"too few frames: {len(found)} sampled of {total}{cut}"
+            raise VideoError(f"{few}, at least {self.min_frames} expected")
         if len(found) <= self.num_frames:
             return found
         if self.slice == "head":
@@ -73,19 +68,17 @@ class GlsclSampler(Config):
     fps: PositiveInt = 1
     num_frames: PositiveInt = 12
 
-    def indices(
-        self, info_num_frames: int, info_fps: float, start: float | None = None, end: float | None = None
-    ) -> list[int]:
+    def indices(self, total: int, rate: float, start: float | None = None, end: float | None = None) -> list[int]:
         """Return frame numbers of a video, or of the clip from second `start` to `end`."""
-        step = round(info_fps / self.fps)
+        step = round(rate / self.fps)
         if step == 0:
-            raise VideoError(f"frame rate below the sampler's: {info_fps:g} per second, {self.fps} asked")
-        first = 0 if start is None else int(start * info_fps)
-        last = info_num_frames - 1 if end is None else int(min(end * info_fps, info_num_frames - 1))
+            raise VideoError(f"frame rate below the sampler's: {rate:g} per second, {self.fps} asked")
+        first = 0 if start is None else int(start * rate)
+        last = total - 1 if end is None else int(min(end * rate, total - 1))
         found = range(first, last + 1, step)
         if not found:
             cut = "" if start is None and end is None else f" between {start} s and {end} s"
-            raise VideoError(f"no frames: 0 sampled of {info_num_frames}{cut}")
+            raise VideoError(f"no frames: 0 sampled of {total}{cut}")
         if len(found) <= self.num_frames:
             return list(found)
         return [found[place] for place in np.linspace(0, len(found) - 1, num=self.num_frames, dtype=int)]
@@ -111,18 +104,16 @@ class PromptSwitchSampler(Config):
             raise ValueError(f"num_frames: {self.num_frames} is no multiple of prompts, {self.prompts}")
         return self
 
-    def indices(
-        self, info_num_frames: int, info_fps: float, start: float | None = None, end: float | None = None
-    ) -> list[int]:
+    def indices(self, total: int, rate: float, start: float | None = None, end: float | None = None) -> list[int]:
         """Return frame numbers of a video, or of the clip from second `start` to `end`, which is treated as a video.
 
         The authors have no rule for clips.
         """
-        first = 0 if start is None else int(start * info_fps)
-        behind = info_num_frames if end is None else min(math.ceil(end * info_fps), info_num_frames)
+        first = 0 if start is None else int(start * rate)
+        behind = total if end is None else min(math.ceil(end * rate), total)
         if behind <= first:
             cut = "" if start is None and end is None else f" between {start} s and {end} s"
-            raise VideoError(f"no frames: 0 sampled of {info_num_frames}{cut}")
+            raise VideoError(f"no frames: 0 sampled of {total}{cut}")
         parts = np.linspace(first, behind, min(self.prompts, behind - first) + 1).astype(int).tolist()
         passes = self.num_frames // self.prompts
         return [

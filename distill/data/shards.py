@@ -28,7 +28,6 @@ from distill.publishing import publish
 from distill.records import canonical_json
 from distill.remote import Place, RemotePath
 
-Index = dict[str, dict[str, list[Any]]]  # key -> extension -> offset, bytes, and the content of `json`
 ABOUT = "json"  # the member that the index repeats
 MOST_OPEN = 64  # shards a process holds open
 FETCHERS = 16  # index files fetched at once
@@ -50,8 +49,7 @@ def open_sealed_shards(
     manifest's, it is made again from the tar.
     """
     manifest = read_manifest(folder, kind, version)
-    tars = [name for name in manifest.files if name.endswith(".tar")]
-    indexes = {index_of(tar) for tar in tars}
+    indexes = {index_of(name) for name in manifest.files if name.endswith(".tar")}
     missing = sorted(indexes - manifest.files.keys())
     if missing:
         raise ArtefactError(f"{folder}: the manifest lists no {missing[0]}; run {MAKER[kind]} again")
@@ -102,8 +100,7 @@ class Shards:
 
     def read(self, key: str, extension: str) -> bytes:
         """The content of one member."""
-        offset, size = self.place(key, extension)
-        return self.read_at(key, offset, size)
+        return self.read_at(key, *self.place(key, extension))
 
     def place(self, key: str, extension: str) -> tuple[int, int]:
         """Where a member stands in its shard: (byte offset, bytes)."""
@@ -152,9 +149,8 @@ class Shards:
         return {tar: file.bytes for tar, file in self._tars.items()}
 
     def fetch(self, tar: str) -> None:
-        """Brings a shard into the cache, if it comes from afar."""
-        if isinstance(self.folder, RemotePath):
-            os.close(self._opened(tar))
+        """Brings a shard that comes from afar into the cache."""
+        os.close(self._opened(tar))
 
     def _sample(self, key: str) -> _Sample:
         if key not in self._samples:
@@ -239,7 +235,7 @@ def index_of(tar: str) -> str:
 
 def make_index(file: BinaryIO, where: Place) -> bytes:
     """The index of an open tar as it is stored."""
-    index: Index = {}
+    index: dict[str, dict[str, list[Any]]] = {}
     for member in members(file, where):
         key, _, extension = member.name.partition(".")
         if not key or not extension or "/" in member.name:

@@ -1,9 +1,7 @@
 """Read and write video files with PyAV, which only this module imports.
 
-`probe` returns the number of frames, their rate and the length; `decode` yields exactly the frames asked for (uint8 RGB
-[height, width, 3]) with their times in seconds; `write_video` writes small H.264 files whose bytes depend on the frames
-alone. Every fault of a file is a `VideoError` with a short reason and no path: packing continues with the next video
-and reports the reason beside the video's id. Decoders use one thread, because callers run one process per core.
+Every fault of a file is a `VideoError` with a short reason and no path: packing continues with the next video and
+reports the reason beside the video's id. Decoders use one thread, because callers run one process per core.
 """
 
 import io
@@ -40,10 +38,9 @@ def probe(source: Source) -> VideoInfo:
         rate = stream.guessed_rate or stream.average_rate
         if not rate:
             raise VideoError("no frame rate")
-        num_frames = stream.frames
-        if num_frames <= 0:  # a packet of size 0 only flushes the decoder
-            num_frames = sum(1 for packet in container.demux(stream) if packet.size)
-        if num_frames <= 0:
+        # A packet of size 0 only flushes the decoder.
+        num_frames = max(stream.frames, 0) or sum(1 for packet in container.demux(stream) if packet.size)
+        if not num_frames:
             raise VideoError("truncated: holds no frames")
         duration = _seconds(stream.duration, stream.time_base)
         return VideoInfo(num_frames, float(rate), num_frames / float(rate) if duration is None else duration)
@@ -62,8 +59,8 @@ def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
 def decode(source: Source, indices: Collection[int]) -> Iterator[tuple[int, np.ndarray, float]]:
     """Yield (index, frame, seconds) of the frames at `indices` (0-based, in presentation order), each once, by time.
 
-    One frame is in memory at a time. Frames are decoded one after another up to the last index, because seeking, which
-    is faster, does not reach the exact frame in every container. Raises `VideoError` if the file ends too early.
+    A frame is uint8 RGB [height, width, 3]; one is in memory at a time. All up to the last index are decoded: seeking,
+    which is faster, does not reach the exact frame in every container. Raises `VideoError` if the file ends too early.
     """
     if not indices:
         return
@@ -84,7 +81,7 @@ def decode(source: Source, indices: Collection[int]) -> Iterator[tuple[int, np.n
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: int | float) -> None:
-    """Write uint8 RGB frames [time, height, width, 3] as H.264; height and width must be even."""
+    """Write uint8 RGB frames [time, height, width, 3] as H.264, always the same bytes; sides must be even."""
     assert frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[-1] == 3, (frames.dtype, frames.shape)
     with (
         published(Path(path)) as file,

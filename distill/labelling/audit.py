@@ -115,8 +115,8 @@ def statistics(stored: StoredLabels) -> Statistics:
         entropies += entropy.tolist()
         if count > 1:
             relative += (entropy / math.log(count)).tolist()
-        for name in stored.names(key):
-            sizes[tier_of(name)] += stored.nbytes(key, name)
+        for name, entry in stored.header(key).items():
+            sizes[tier_of(name)] += entry.end - entry.begin
     histogram, _ = np.histogram(np.clip(relative, 0, 1), bins=BINS, range=(0, 1))
     return Statistics(
         videos=len(frames),

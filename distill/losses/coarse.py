@@ -1,6 +1,5 @@
 """Coarse-grained teaching: the student's ranking of a batch must follow the teacher's (TeachCLIP, CgT)."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch.nn.functional as F
@@ -25,21 +24,11 @@ def coarse(
     (smooth L1, once).
     """
     assert min(student.dtype.itemsize, teacher.dtype.itemsize) >= 4, "losses are computed in float32 or better"
-    return DISTANCES[distance](student / temperature, teacher / temperature)
-
-
-def _pearson(student: Tensor, teacher: Tensor) -> Tensor:
-    by_text = pearson_distance(student.softmax(-1), teacher.softmax(-1))
-    return by_text + pearson_distance(student.T.softmax(-1), teacher.T.softmax(-1))
-
-
-def _cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    student, teacher = student / temperature, teacher / temperature
+    if distance == "l1":
+        return F.smooth_l1_loss(student, teacher)
+    if distance == "pearson":
+        by_text = pearson_distance(student.softmax(-1), teacher.softmax(-1))
+        return by_text + pearson_distance(student.T.softmax(-1), teacher.T.softmax(-1))
     by_text = -(teacher.softmax(-1) * student.log_softmax(-1)).mean()
     return by_text - (teacher.softmax(0) * student.log_softmax(0)).mean()
-
-
-DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "pearson": _pearson,
-    "cross_entropy": _cross_entropy,
-    "l1": F.smooth_l1_loss,
-}

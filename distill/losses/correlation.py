@@ -16,9 +16,5 @@ def channel_constraint(text: Float[Tensor, "pair dim"], video: Float[Tensor, "pa
     Standardised by the deviation over n - 1 and averaged over n, so that C_d is at most (n - 1) / n, as in the code.
     """
     assert min(text.dtype.itemsize, video.dtype.itemsize) >= 4, "losses are computed in float32 or better"
-    correlation = (_standardised(text) * _standardised(video)).mean(0)
-    return STRENGTH * (correlation - 1).square().sum()
-
-
-def _standardised(features: Tensor) -> Tensor:
-    return (features - features.mean(0)) / features.std(0)
+    text, video = ((features - features.mean(0)) / features.std(0) for features in (text, video))
+    return STRENGTH * ((text * video).mean(0) - 1).square().sum()

@@ -5,7 +5,7 @@
 * Clips keep the order in which their ids first appear, captions of a clip the order of the file.
 * Every row is a caption of its own. A caption that repeats another of the same video word for word is kept, because
   published protocols use each as a query (MSVD: 10,845 of 80,827 captions). Their number is logged.
-* Videos may have different numbers of captions, and the rows of a video need not be adjacent.
+* Videos may have different numbers of captions, and their rows need not be adjacent.
 * A caption's id is the one in the file; without one it is the row number in a csv, `<video>#<number within the video>`
   elsewhere. An id that occurs twice is an error.
 * One id means one file: rows of one video that name different files are an error. If a row gives a name without

@@ -6,8 +6,6 @@
   that turns it into JSON.
 * If a layout reads a list of ids, the list decides the videos and their order. A repeated id counts once (logged); an
   id without captions is an error. Captions of videos that are not listed are ignored.
-* Captions of a video keep the order of the file; they need not be adjacent, and videos may have different numbers.
-* Only a video extension is removed from a name; any other dot belongs to the id.
 * A paragraph is the video's sentences in the order of the file, stripped and joined by one space.
 
 distill/packing/clips.py groups the rows into clips, treats repeated captions and finds the files.
@@ -25,20 +23,10 @@ from typing import Any
 from distill.data.video import stem
 from distill.errors import ArtefactError, first_few
 from distill.packing.downloads import read_webdataset
-from distill.packing.textfiles import (
-    CaptionRow,
-    filled,
-    read_json,
-    read_list,
-    read_rows,
-    read_text,
-    refuse_pickle,
-    seconds,
-)
+from distill.packing.textfiles import CaptionRow, read_json, read_list, read_rows, read_text, refuse_pickle
 
 log = logging.getLogger(__name__)
 
-MSRVTT_CAPTIONS = ("MSRVTT_data.json", "VATEX_data.json")
 LSMDC_COLUMNS = ("clip_id", "start_aligned", "end_aligned", "start_extracted", "end_extracted", "sentence")
 DIDEMO_NAME = re.compile(r"(?:didemo_)?(train|val|test)_data\.json")
 DIDEMO_END = 31.0  # seconds; longer videos were cut to 30 s for annotation, and the field samples 0 to 31
@@ -48,8 +36,8 @@ def read_csv(path: Path) -> Iterator[CaptionRow]:
     """Read a plain csv, `video,caption[,start,end]`; each part of a file is a clip of its own, `name#start-end`."""
     _, rows = read_rows(path, required=("video", "caption"))
     for number, (where, row) in enumerate(rows):
-        name = filled(where, row, "video")
-        start, end = (seconds(where, row, column) for column in ("start", "end"))
+        name = _filled(where, row, "video")
+        start, end = (_seconds(where, row, column) for column in ("start", "end"))
         span = None if start is None or end is None else (start, end)
         if (start is None) != (end is None) or (span is not None and span[1] <= span[0]):
             found = f"start {row.get('start', '')!r}, end {row.get('end', '')!r}"
@@ -70,10 +58,10 @@ def read_msrvtt(path: Path) -> Iterator[CaptionRow]:
     if "sentence" in columns:
         for number, (where, row) in enumerate(rows):
             key = row.get("key", "").strip() or str(number)
-            yield CaptionRow(where, filled(where, row, "video_id"), row["sentence"], key)
+            yield CaptionRow(where, _filled(where, row, "video_id"), row["sentence"], key)
         return
-    listed = [filled(where, row, "video_id") for where, row in rows]
-    captions = _beside(path, MSRVTT_CAPTIONS)
+    listed = [_filled(where, row, "video_id") for where, row in rows]
+    captions = _beside(path, ("MSRVTT_data.json", "VATEX_data.json"))
     tree = read_json(captions, dict, "a list under 'sentences'")
     if not isinstance(tree.get("sentences"), list):
         raise ArtefactError(f"{captions}: expected a list under 'sentences', found {', '.join(tree) or 'nothing'}")
@@ -178,6 +166,28 @@ def read_didemo(path: Path) -> Iterator[CaptionRow]:
         where, sentences, names = found[video]
         files = tuple(dict.fromkeys([*names, video]))
         yield CaptionRow(where, video, _paragraph(sentences), files=files, span=(0.0, DIDEMO_END))
+
+
+def _filled(where: str, row: dict[str, str], column: str) -> str:
+    """Return a cell, which must not be empty."""
+    value = row[column].strip()
+    if not value:
+        raise ArtefactError(f"{where}: {column}: empty; expected the name of a video")
+    return value
+
+
+def _seconds(where: str, row: dict[str, str], column: str) -> float | None:
+    """Return a cell as seconds, or None if it is empty or there is no such column."""
+    text = row.get(column, "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ArtefactError(f"{where}: {column}: expected seconds, found {text!r}")
+    return value
 
 
 def _didemo_id(name: str) -> str:

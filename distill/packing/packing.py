@@ -45,12 +45,10 @@ def pack(
     annotations, and if no video can be used.
     """
     clips = read_annotations(annotations, layout, videos)
-    source = {
-        "annotations_sha256": _hash_annotations(annotations),
-        "layout": layout,
-        "clips_sha256": _hash_clips(clips),
-    }
-    settings = {**config.model_dump(mode="json"), "jpeg_quality": JPEG_QUALITY, **source}
+    # The clips are hashed as they were read, because captions may come from a second file (MSR-VTT).
+    read = [[c.video, c.source, *(c.span or (None, None)), [[k.id, k.text] for k in c.captions]] for c in clips]
+    settings = config.model_dump(mode="json") | {"jpeg_quality": JPEG_QUALITY, "layout": layout}
+    settings |= {"annotations_sha256": _hash_annotations(annotations), "clips_sha256": json_sha256(read)}
     if (out / NAME).is_file():
         manifest, _ = open_sealed_shards(out, "frames", VERSION)
         if manifest.config != settings:
@@ -138,16 +136,7 @@ def frame_sample(clip: Clip, sampled: SampledVideo) -> Sample:
 
 
 def _hash_annotations(path: Path) -> str:
-    """Hash an annotation file; of downloaded shards, which may be terabytes, hash names and sizes only.
-
-    The captions in the shards are hashed with the clips.
-    """
+    """Hash an annotation file; of downloaded shards, maybe terabytes, names and sizes (clips hold their captions)."""
     if not path.is_dir():
         return file_sha256(path)
     return json_sha256([[tar.name, tar.stat().st_size] for tar in tars(path)])
-
-
-def _hash_clips(clips: list[Clip]) -> str:
-    """Hash the clips as they were read, because captions may come from a second file (MSR-VTT)."""
-    rows = [[c.video, c.source, *(c.span or (None, None)), [[k.id, k.text] for k in c.captions]] for c in clips]
-    return json_sha256(rows)

@@ -6,14 +6,12 @@ distill/packing/layouts.py interprets the values: as `CaptionRow`s.
 import csv
 import io
 import json
-import math
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn
 
 from distill.data.sampling import Span
 from distill.errors import ArtefactError, check_regular
-
-T = TypeVar("T")
+from distill.records import T
 
 
 class CaptionRow(NamedTuple):
@@ -83,28 +81,6 @@ def read_rows(path: Path, required: tuple[str, ...]) -> tuple[list[str], list[tu
         if None in row:  # more cells than columns: usually a caption with a bare comma
             raise ArtefactError(f"{where}: more cells than columns; quote captions that hold a comma")
     return columns, rows
-
-
-def filled(where: str, row: dict[str, str], column: str) -> str:
-    """Return a cell, which must not be empty."""
-    value = row[column].strip()
-    if not value:
-        raise ArtefactError(f"{where}: {column}: empty; expected the name of a video")
-    return value
-
-
-def seconds(where: str, row: dict[str, str], column: str) -> float | None:
-    """Return a cell as seconds, or None if it is empty or there is no such column."""
-    text = row.get(column, "").strip()
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise ArtefactError(f"{where}: {column}: expected seconds, found {text!r}")
-    return value
 
 
 def refuse_pickle(path: Path) -> NoReturn:

@@ -57,7 +57,7 @@ def labels(path: Path, whole: Whole) -> Any:
         found = LabelSet(path, whole.frames, coarse=coarse, on_mismatch="interpolate")
         found.require(coarse, "the campaign")
         pairs = [(n, caption) for n, video in enumerate(whole.frames.videos) for caption in range(len(video.captions))]
-        read += [found.batch(pairs), found.stored.interaction_weights()]
+        read += [found.batch(pairs), found.interaction_weights()]
     return read
 
 
