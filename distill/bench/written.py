@@ -23,11 +23,11 @@ from distill.log import progress
 from distill.manifest import Manifest
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.ranking.topk import best
 from distill.retrieval import generation
 from distill.retrieval.generation import SEGMENTS, VERSION
 from distill.retrieval.segment import TOKENS, sealed_segment, write_segment
 from distill.retrieval.stored import Tokens, TokenWriter, row_bytes, stored
-from distill.retrieval.vectors import best
 
 OF, WORLD = Sizes(), World()  # all galleries are of features of these sizes
 QUERIES = 128  # the captions of as many videos
@@ -111,7 +111,7 @@ def write(one: Path, two: Path, videos: int) -> Written:
             writer.append(row)
             writing += time.perf_counter() - began
             scores = model.similarity(release.text, Tokens(row)[:]).topk(min(BEST, len(parts[-1])))
-            answers.append((scores.values, scores.indices + start))
+            answers.append((start, (scores.values, scores.indices)))
     torch.set_num_threads(threads)
     vectors = torch.cat(parts)
     del parts

@@ -127,11 +127,10 @@ def of_texts(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs
 
 def of_videos(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs:
     """Return the score of pairs where videos ask (video-to-text)."""
-    size = in_one_call(text)
 
     def pairs(videos: Tensor, texts: Tensor) -> Tensor:
         asking = video[videos]
-        return torch.cat([similarity(text[part], asking) for part in texts.split(size)]).T
+        return torch.cat([similarity(text[part], asking) for part in texts.split(in_one_call(text))]).T
 
     return pairs
 

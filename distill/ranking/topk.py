@@ -5,27 +5,39 @@ best first. Among equal scores the lower number wins, in whatever chunks. The la
 shape of its chunk: a processor adds up products of other shapes in other orders.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 CHUNK = 131072  # videos scored at once: 512 KiB of float32 scores per query
 
+Answer = tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]  # scores and numbers, best first
+Part = tuple[int, tuple[Float[Tensor, "query _"], Int64[Tensor, "query _"]]]  # and the number that counts as 0
+
 
 def top_k(
     queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "video dim"], k: int, chunk: int = CHUNK
-) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+) -> Answer:
     """Return the `k` highest inner products of every query, and their videos; fewer where there are fewer videos."""
-    scores, videos = _best(queries @ vectors[:chunk].T, k)
-    for start in range(chunk, len(vectors), chunk):
-        new_scores, new_videos = _best(queries @ vectors[start : start + chunk].T, k)
-        scores, videos = torch.cat([scores, new_scores], 1), torch.cat([videos, new_videos + start], 1)
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]  # earlier chunks first among equals
-        scores, videos = scores.gather(1, order), videos.gather(1, order)
-    return scores, videos
+    starts = range(0, max(1, len(vectors)), chunk)
+    return best([(start, _best(queries @ vectors[start : start + chunk].T, k)) for start in starts], k)
 
 
-def _best(scores: Float[Tensor, "query column"], k: int) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+def best(parts: Sequence[Part], k: int) -> Answer:
+    """Return the `k` best of several answers; among equals the earlier part, so the lower number."""
+    scores = torch.cat([scores for _, (scores, _) in parts], 1)
+    return ordered(scores, torch.cat([numbers + first for first, (_, numbers) in parts], 1), k)
+
+
+def ordered(scores: Float[Tensor, "query column"], numbers: Int64[Tensor, "query column"], k: int) -> Answer:
+    """Return the `k` highest scores, best first, and their numbers; among equals those that stand first."""
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return scores.gather(1, order), numbers.gather(1, order)
+
+
+def _best(scores: Float[Tensor, "query column"], k: int) -> Answer:
     """Return `torch.topk` with lower columns first among equals, which torch leaves open."""
     num_columns = scores.shape[1]
     k = min(k, num_columns)
@@ -41,5 +53,4 @@ def _best(scores: Float[Tensor, "query column"], k: int) -> tuple[Float[Tensor, 
         columns = torch.cat([columns.masked_fill(values <= last, num_columns), tied], 1)
     columns = columns.sort(dim=1).values  # none twice but `num_columns`, which stands for no column
     values = scores.gather(1, columns.clamp(max=num_columns - 1)).masked_fill(columns == num_columns, -torch.inf)
-    order = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return values.gather(1, order), columns.gather(1, order)
+    return ordered(values, columns, k)

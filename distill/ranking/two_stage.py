@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from distill.ranking.executor import Pairs
-from distill.ranking.topk import top_k
+from distill.ranking.topk import Answer, ordered, top_k
 
 TOGETHER = 16  # queries that may be scored in one call
 SHARED = 2  # ... if that scores at most so many times the pairs that are asked for
@@ -29,14 +29,12 @@ Parts = Sequence[tuple[Pairs, int]]  # of a score, and for how many of the best 
 
 def search(
     parts: Parts, queries: Float[Tensor, "query dim"], vectors: Float[Tensor, "candidate dim"], k: int, candidates: int
-) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+) -> Answer:
     """Rank `candidates` (at least `k`) of every query by their full score; return the `k` best, best first."""
     return best_of(parts, top_k(queries, vectors, max(k, candidates))[1], k)
 
 
-def best_of(
-    parts: Parts, candidates: Int64[Tensor, "query candidate"], k: int
-) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+def best_of(parts: Parts, candidates: Int64[Tensor, "query candidate"], k: int) -> Answer:
     """Return the `k` best of the candidates, best first, by full score; among equals the lower number.
 
     The order of the first stage decides nothing. All candidates get the first part of the score, and each further part
@@ -46,16 +44,10 @@ def best_of(
     candidates = candidates.sort(dim=1).values
     scores = rerank(first, candidates)
     for pairs, of_best in others:
-        leading = _leading(scores, of_best * max(k, ASKED)).sort(dim=1).values  # candidates ascend, as before
-        candidates = candidates.gather(1, leading)
-        scores = scores.gather(1, leading) + rerank(pairs, candidates)
-    best = _leading(scores, k)
-    return scores.gather(1, best), candidates.gather(1, best)
-
-
-def _leading(scores: Float[Tensor, "query candidate"], k: int) -> Int64[Tensor, "query k"]:
-    """Return the places of the `k` best, best first; among equals those that stand first."""
-    return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        scores, candidates = ordered(scores, candidates, of_best * max(k, ASKED))
+        candidates, places = candidates.sort(dim=1)  # they ascend, as before
+        scores = scores.gather(1, places) + rerank(pairs, candidates)
+    return ordered(scores, candidates, k)
 
 
 def ranking(

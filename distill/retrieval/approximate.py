@@ -26,9 +26,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.errors import ArtefactError, ExpectedError, check_regular
-from distill.publishing import publish
+from distill.publishing import published
+from distill.ranking.topk import Answer, ordered
 from distill.retrieval.stored import mapped
-from distill.retrieval.vectors import among
+from distill.retrieval.vectors import undeleted
 
 BITS = 4
 PARTS = 1024  # at most: a scan adds up their estimates in 16 bits, and from 1,536 parts on some sums were wrong
@@ -41,9 +42,7 @@ BEST = 10
 WANTED = 0.99  # of the exact best ten: more are scored anew until it is reached
 DEPTHS = (2, 4, 8, 16, 32, 64)  # times k are scored anew
 READ = 2**25  # numbers of stored vectors held at once: 128 MiB
-MORE = 4  # times as many are looked at where too many of them are deleted
 
-Answer = tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]
 Read = Callable[[Int64[Tensor, " row"]], Float[Tensor, "row dim"]]  # gives stored vectors
 
 
@@ -137,18 +136,12 @@ class Approximate:
         import faiss
 
         faiss.omp_set_num_threads(torch.get_num_threads())
-        asked = min(k, len(self.rows))
-        while True:
+
+        def find(asked: int) -> Answer:
             values, places = self._scan.search(queries.numpy(), asked)
-            rows = self.rows[torch.from_numpy(places).clamp_(min=0)]
-            if not len(deleted):
-                return torch.from_numpy(values), rows
-            gone = among(rows, deleted)
-            if asked == len(self.rows) or int((~gone).sum(1).min()) >= k:
-                break
-            asked = min(MORE * asked, len(self.rows))
-        order = gone.sort(dim=1, stable=True).indices[:, :k]  # the live first, as they were
-        return torch.from_numpy(values).masked_fill(gone, -torch.inf).gather(1, order), rows.gather(1, order)
+            return torch.from_numpy(values), self.rows[torch.from_numpy(places).clamp_(min=0)]
+
+        return undeleted(find, k, len(self.rows), deleted)
 
     @cached_property
     def _scan(self) -> Any:
@@ -178,8 +171,7 @@ def _scored_anew(
     """Return the `k` best rows that are not `gone`, scored from stored vectors; among equals the first ones."""
     vectors = read(rows.flatten()).reshape(*rows.shape, -1)
     scores = torch.einsum("qd,qkd->qk", queries, vectors).masked_fill(gone, -torch.inf)
-    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return scores.gather(1, best), rows.gather(1, best)
+    return ordered(scores, rows, k)
 
 
 def _quantizer(dim: int, parts: int) -> Any:

@@ -22,7 +22,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.errors import ArtefactError, check_regular
-from distill.publishing import publish
+from distill.publishing import published
+from distill.ranking.topk import Answer
 from distill.retrieval.stored import mapped
 
 BETA = 20.0  # inverse temperature, for similarities that behave like cosines (the paper's section 4)
@@ -35,7 +36,7 @@ def write(
     path: Path,
     blocks: Iterator[Float[Tensor, "_ dim"]],
     bank: Float[Tensor, "query dim"],
-    nearest: Callable[[Float[Tensor, "query dim"], int], tuple[Tensor, Int64[Tensor, "query k"]]],
+    nearest: Callable[[Float[Tensor, "query dim"], int], Answer],
 ) -> dict[str, Any]:
     """Compare a bank of query vectors with all rows, given in `blocks`, and write the file; return its facts.
 
@@ -70,9 +71,7 @@ class Calibration:
             raise self._damaged(f"holds {', '.join(f'{name} {list(value.shape)}' for name, value in found.items())}")
         self.log_sum, self.first = found["log_sum"], found["first"]
 
-    def best(
-        self, scores: Float[Tensor, "query row"], rows: Int64[Tensor, "query row"], k: int
-    ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    def best(self, scores: Float[Tensor, "query row"], rows: Int64[Tensor, "query row"], k: int) -> Answer:
         """Reorder `rows`, the best by similarity in that order; return the similarities and rows of the `k` best."""
         known = rows < self.covers
         at = rows.clamp(max=self.covers - 1)

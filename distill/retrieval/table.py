@@ -16,13 +16,14 @@ from distill.data.frames import StoredCaption
 from distill.errors import ArtefactError
 from distill.manifest import Manifest
 from distill.model.features import VideoFeatures
+from distill.ranking.topk import Answer, best
 from distill.retrieval import generation
 from distill.retrieval.approximate import Approximate
 from distill.retrieval.calibration import Calibration
 from distill.retrieval.generation import APPROXIMATE, CALIBRATION, SEGMENTS
 from distill.retrieval.segment import Segment, StoredVideo
 from distill.retrieval.stored import Tokens, damaged
-from distill.retrieval.vectors import among, best, nearest
+from distill.retrieval.vectors import among, nearest
 
 
 class Table:
@@ -110,7 +111,7 @@ class Table:
 
     def nearest(
         self, queries: Float[Tensor, "query dim"], k: int, *, exact: bool = False, candidates: bool = False
-    ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    ) -> Answer:
         """The `k` rows of highest inner product, best first; fewer if there are. Among equals the lower row.
 
         Through the approximate index where there is one, unless `exact`, or unless it finds fewer than `k`. If they
@@ -123,13 +124,10 @@ class Table:
             if scores.shape[1] == k and scores.isfinite().all():
                 later = [part.vectors for base, part in self.based() if base >= covered]
                 gone = self.deleted[self.deleted >= covered] - covered
-                more_scores, more = nearest(queries, later, k, gone)
-                return best([(scores, rows), (more_scores, more + covered)], k)
+                return best([(0, (scores, rows)), (covered, nearest(queries, later, k, gone))], k)
         return nearest(queries, [part.vectors for part in self.parts], k, self.deleted)
 
-    def nearest_captions(
-        self, queries: Float[Tensor, "query dim"], k: int
-    ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    def nearest_captions(self, queries: Float[Tensor, "query dim"], k: int) -> Answer:
         """The `k` captions of highest inner product, numbered over all segments, of videos that are not deleted."""
         stored = [part.captions.vectors for part in self.parts if part.captions is not None]
         return nearest(queries, stored, k, self._unsaid)

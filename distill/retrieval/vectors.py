@@ -9,18 +9,19 @@ Fewer bytes are less to read from disk and to keep in memory. They are turned to
 which takes no longer than scoring float32 vectors, of which more must be read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from distill.ranking.topk import top_k
+from distill.ranking.topk import Answer, best, top_k
 
 KINDS = ("float32", "float16", "int8")
 BLOCK = 2048  # rows that are float32 at a time: 4 MiB at 512 dimensions, which a processor's cache holds
 QUERIES = 64  # searched at once: 32 MiB of scores for each of `top_k`'s chunks
-SPARE = 16  # rows asked for beyond k where some are deleted; more if that was too few
+SPARE, MORE = 16, 4  # rows asked for beyond k where some are deleted; times as many if that was too few
 LEVELS = 127
 
 
@@ -48,9 +49,7 @@ class Vectors:
         }
         return found["vectors"] * found["scales"][:, None] if "scales" in found else found["vectors"].float()
 
-    def top(
-        self, queries: Float[Tensor, "query dim"], k: int
-    ) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+    def top(self, queries: Float[Tensor, "query dim"], k: int) -> Answer:
         """Return the `k` highest inner products of every query and their rows, best first, as `topk.top_k`."""
         if self.stored.dtype == torch.float32:
             return top_k(queries, self.stored, k)
@@ -60,25 +59,13 @@ class Vectors:
             block = floats[: len(stored)].copy_(stored)  # one buffer for all blocks: allocating new ones took longer
             if "scales" in self.columns:
                 block *= self.columns["scales"][start : start + BLOCK, None]
-            scores, rows = top_k(queries, block, k)
-            parts.append((scores, rows + start))
+            parts.append((start, top_k(queries, block, k)))
         return best(parts, k)
-
-
-def best(
-    parts: Sequence[tuple[Float[Tensor, "query _"], Int64[Tensor, "query _"]]], k: int
-) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-    """Return the `k` best of several answers, each best first; among equals the earlier part, so the lower row."""
-    if len(parts) == 1:
-        return parts[0][0][:, :k], parts[0][1][:, :k]
-    scores, rows = torch.cat([part[0] for part in parts], 1), torch.cat([part[1] for part in parts], 1)
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return scores.gather(1, order), rows.gather(1, order)
 
 
 def nearest(
     queries: Float[Tensor, "query dim"], segments: Sequence[Vectors], k: int, deleted: Int64[Tensor, " row"]
-) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
+) -> Answer:
     """Return the `k` best rows over all segments, numbered through, without the `deleted` (which ascend)."""
     answers = []
     for asking in queries.split(QUERIES):
@@ -86,8 +73,9 @@ def nearest(
         for vectors in segments:
             first, last = torch.searchsorted(deleted, torch.tensor([base, base + len(vectors)])).tolist()
             if last - first < len(vectors):
-                scores, rows = _live(asking, vectors, k, deleted[first:last] - base)
-                parts.append((scores, rows + base))
+                gone = deleted[first:last] - base
+                live = min(k, len(vectors) - len(gone))
+                parts.append((base, undeleted(partial(vectors.top, asking), live, len(vectors), gone)))
             base += len(vectors)
         answers.append(
             best(parts, k) if parts else (asking.new_empty(len(asking), 0), deleted.new_empty(len(asking), 0))
@@ -95,19 +83,20 @@ def nearest(
     return torch.cat([scores for scores, _ in answers]), torch.cat([rows for _, rows in answers])
 
 
-def _live(
-    queries: Float[Tensor, "query dim"], vectors: Vectors, k: int, deleted: Int64[Tensor, " row"]
-) -> tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]:
-    """`Vectors.top` without the deleted rows: asks for more than `k` until so many are left."""
-    k, spare = min(k, len(vectors) - len(deleted)), min(SPARE, len(deleted))
-    scores, rows = vectors.top(queries, k + spare)
-    gone = among(rows, deleted)
-    while int((~gone).sum(1).min()) < k:
-        spare = min(4 * spare, len(deleted))
-        scores, rows = vectors.top(queries, k + spare)
+def undeleted(find: Callable[[int], Answer], k: int, most: int, deleted: Int64[Tensor, " row"]) -> Answer:
+    """Return the `k` best rows of `find` that are not deleted; where there are fewer among `most`, -inf fills up.
+
+    Asks for more than `k`, and for more again, until so many are left.
+    """
+    asked = min(k + min(SPARE, len(deleted)), most)
+    while True:
+        scores, rows = find(asked)
         gone = among(rows, deleted)
+        if asked == most or int((~gone).sum(1).min()) >= k:
+            break
+        asked = min(MORE * asked, most)
     order = gone.sort(dim=1, stable=True).indices[:, :k]  # the live first, as they were
-    return scores.gather(1, order), rows.gather(1, order)
+    return scores.masked_fill(gone, -torch.inf).gather(1, order), rows.gather(1, order)
 
 
 def among(rows: Int64[Tensor, "*shape"], some: Int64[Tensor, " row"]) -> Bool[Tensor, "*shape"]:
