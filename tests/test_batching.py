@@ -3,11 +3,13 @@
 import asyncio
 import threading
 import time
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill.serving import limits
 from distill.serving.batching import Batcher, Busy
 
 
@@ -31,7 +33,7 @@ def run(search, asking, *, batch=8, capacity=100, gather=0.0, patience=10.0):
     """The results, or errors, of the coroutines that `asking` makes of a batcher."""
 
     async def main():
-        batcher = Batcher(search, batch=batch, capacity=capacity, gather=gather, patience=patience)
+        batcher = Batcher(search)
         worker = asyncio.create_task(batcher.run())
         try:
             return await asyncio.gather(*asking(batcher), return_exceptions=True)
@@ -39,7 +41,8 @@ def run(search, asking, *, batch=8, capacity=100, gather=0.0, patience=10.0):
             search.open.set()
             worker.cancel()
 
-    return asyncio.run(main())
+    with patch.multiple(limits, BATCH=batch, CAPACITY=capacity, GATHER=gather, PATIENCE=patience):
+        return asyncio.run(main())
 
 
 @settings(max_examples=40, deadline=None)

@@ -56,11 +56,7 @@ _PLAIN = {
 
 
 class Newest:
-    """The gallery as it is on disk: after videos were added or deleted, the next call returns the new generation.
-
-    Safe to call from several threads. A generation that cannot be read leaves the former one in use and a line in the
-    log.
-    """
+    """The newest generation of the gallery, or the former one where that cannot be read. Any thread may call it."""
 
     def __init__(self, gallery: Gallery):
         self._gallery, self._lock, self._complaint = gallery, threading.Lock(), ""
@@ -98,16 +94,7 @@ def application(gallery: Gallery, *, examples: Sequence[str] = (), hosts: frozen
     _add_page(app, page, newest, examples)
     _add_search(app, batcher)
     _add_videos(app, newest)
-    return Guard(
-        app,
-        headers=_security(page),
-        hosts=hosts,
-        max_headers=limits.MAX_HEADERS,
-        max_body=limits.MAX_BODY,
-        max_requests=limits.MAX_REQUESTS,
-        slowest=limits.SLOWEST,
-        retry=limits.RETRY,
-    )
+    return Guard(app, headers=_security(page), hosts=hosts)
 
 
 def _batcher(newest: Newest) -> Batcher[Answer]:
@@ -119,7 +106,7 @@ def _batcher(newest: Newest) -> Batcher[Answer]:
         answers = zip(queries, current.search(queries, k, candidates), strict=True)
         return [Answer(query=query, hits=[Found.of(hit) for hit in hits]) for query, hits in answers]
 
-    return Batcher(answer, batch=limits.BATCH, capacity=limits.CAPACITY, gather=limits.GATHER, patience=limits.PATIENCE)
+    return Batcher(answer)
 
 
 def _add_page(app: FastAPI, page: str, newest: Newest, examples: Sequence[str]) -> None:

@@ -1,7 +1,6 @@
 """The batching of searches: requests that arrive together are answered together, from a bounded queue by one thread.
 
-Waiting queries are handed to the worker as one batch, and an idle worker waits some milliseconds for more. Queries that
-ask for different numbers of videos go into different batches, so that no answer depends on other requests.
+Queries that ask for different numbers of videos go into different batches: no answer depends on other requests.
 """
 
 import asyncio
@@ -11,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from distill.serving import limits
 
 T = TypeVar("T")
 Search = Callable[[Sequence[str], int, int | None], list[T]]  # queries, k, candidates -> an answer for each query
@@ -30,16 +31,10 @@ class Waiting(Generic[T]):
 
 
 class Batcher(Generic[T]):
-    """A queue of queries that one worker thread hands to `search`, up to `batch` at a time.
+    """A queue of queries that one worker thread hands to `search`, within the limits of distill/serving/limits.py."""
 
-    At most `capacity` queries wait. `gather` and `patience` are seconds: how long an idle worker waits for more
-    queries, and how long a request waits for its answer.
-    """
-
-    def __init__(self, search: Search[T], *, batch: int, capacity: int, gather: float, patience: float):
+    def __init__(self, search: Search[T]):
         self._search = search
-        self._batch, self._capacity = batch, capacity
-        self._gather, self._patience = gather, patience
         self._queue: deque[Waiting[T]] = deque()
         self._arrived = asyncio.Event()
 
@@ -50,13 +45,13 @@ class Batcher(Generic[T]):
 
     async def search(self, queries: Sequence[str], k: int, candidates: int | None) -> list[T]:
         """Return an answer for each query; raise `Busy` if the queue is full or the answer late."""
-        if self.waiting + len(queries) > self._capacity:
+        if self.waiting + len(queries) > limits.CAPACITY:
             raise Busy("too many searches are waiting")
         answers: asyncio.Future[list[T]] = asyncio.get_running_loop().create_future()
         self._queue.append(Waiting(tuple(queries), (k, candidates), answers))
         self._arrived.set()
         try:
-            return await asyncio.wait_for(answers, self._patience)  # cancels `answers` if they are late
+            return await asyncio.wait_for(answers, limits.PATIENCE)  # cancels `answers` if they are late
         except TimeoutError:
             raise Busy("the search waited too long") from None
 
@@ -65,8 +60,8 @@ class Batcher(Generic[T]):
         with ThreadPoolExecutor(1, thread_name_prefix="search") as worker:
             while True:
                 await self._arrived.wait()
-                if self.waiting < self._batch:  # wait for more only if the batch is not full already
-                    await asyncio.sleep(self._gather)
+                if self.waiting < limits.BATCH:  # wait for more only if the batch is not full already
+                    await asyncio.sleep(limits.GATHER)
                 if together := self._take():
                     await self._answer(together, worker)
 
@@ -80,13 +75,10 @@ class Batcher(Generic[T]):
             await worker
 
     def _take(self) -> list[Waiting[T]]:
-        """Take the oldest request and others of the same depth from the queue, until the batch is full.
-
-        Requests that were given up are dropped.
-        """
+        """Take the oldest request and others of the same depth from the queue, until the batch is full."""
         together: list[Waiting[T]] = []
         left: deque[Waiting[T]] = deque()
-        room = self._batch
+        room = limits.BATCH
         for request in self._queue:
             if request.answers.done():  # its client gave up
                 continue
@@ -103,9 +95,8 @@ class Batcher(Generic[T]):
     async def _answer(self, together: Sequence[Waiting[T]], worker: ThreadPoolExecutor) -> None:
         queries = [query for request in together for query in request.queries]
         try:
-            results = await asyncio.get_running_loop().run_in_executor(
-                worker, self._search, queries, *together[0].depth
-            )
+            loop = asyncio.get_running_loop()
+            results = await loop.run_in_executor(worker, self._search, queries, *together[0].depth)
         except Exception as error:  # of this batch alone: the next ones must be served
             for request in together:
                 if not request.answers.done():

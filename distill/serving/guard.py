@@ -10,6 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from distill.serving import limits
+
 log = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]
@@ -27,30 +29,15 @@ class Refused(Exception):
 
 
 class Guard:
-    """An application behind limits.
+    """An application behind the limits of distill/serving/limits.py, whose answers all get `headers`.
 
     Requests must be addressed to one of `hosts` (None: any), which keeps out a page of another site that has its name
-    point to this machine (DNS rebinding). `max_headers` and `max_body` are bytes. A body must arrive within `slowest`
-    seconds; a client of an overloaded server is told to come back after `retry` seconds.
+    point to this machine (DNS rebinding).
     """
 
-    def __init__(
-        self,
-        app: App,
-        *,
-        headers: dict[str, str],
-        hosts: frozenset[str] | None,
-        max_headers: int,
-        max_body: int,
-        max_requests: int,
-        slowest: float,
-        retry: int,
-    ):
-        self._app, self._hosts = app, hosts
+    def __init__(self, app: App, *, headers: dict[str, str], hosts: frozenset[str] | None):
+        self._app, self._hosts, self._requests = app, hosts, 0
         self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        self._max_headers, self._max_body, self._max_requests = max_headers, max_body, max_requests
-        self._slowest, self._retry = slowest, retry
-        self._requests = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,8 +79,8 @@ class Guard:
 
     def _check(self, scope: MutableMapping[str, Any]) -> None:
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
-        if size > self._max_headers:
-            raise Refused(431, f"address and headers are too large; at most {self._max_headers} bytes are read")
+        if size > limits.MAX_HEADERS:
+            raise Refused(431, f"address and headers are too large; at most {limits.MAX_HEADERS} bytes are read")
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host  # "[::1]:8000", "localhost"
@@ -101,35 +88,39 @@ class Guard:
             raise Refused(
                 421, "this server answers to localhost only; to reach it from elsewhere, start it with --host"
             )
-        if self._requests > self._max_requests:
+        if self._requests > limits.MAX_REQUESTS:
             raise Refused(503, "too many requests are under way; try again in a moment")
         length = headers.get(b"content-length", b"0")
-        if len(length) > 15 or int(length) > self._max_body:  # h11 accepts digits only
-            raise Refused(413, f"the request's body is too large; at most {self._max_body} bytes are read")
+        if len(length) > 15 or int(length) > limits.MAX_BODY:  # h11 accepts digits only
+            raise _too_large()
 
     async def _body(self, receive: Receive) -> bytes | None:
         """Return the whole body; None if the client has gone."""
         body = bytearray()
         try:
-            async with asyncio.timeout(self._slowest):
+            async with asyncio.timeout(limits.SLOWEST):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
                     body += message.get("body", b"")
-                    if len(body) > self._max_body:  # a chunked body states no length beforehand
-                        raise Refused(413, f"the request's body is too large; at most {self._max_body} bytes are read")
+                    if len(body) > limits.MAX_BODY:  # a chunked body states no length beforehand
+                        raise _too_large()
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
-            raise Refused(408, f"the request's body did not come within {self._slowest:g} seconds") from None
+            raise Refused(408, f"the request's body did not come within {limits.SLOWEST:g} seconds") from None
 
     async def _refuse(self, send: Send, refused: Refused) -> None:
         body = json.dumps({"error": str(refused)}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if refused.status == 503:
-            headers.append((b"retry-after", str(self._retry).encode()))
+            headers.append((b"retry-after", str(limits.RETRY).encode()))
         if refused.status == 408:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": refused.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def _too_large() -> Refused:
+    return Refused(413, f"the request's body is too large; at most {limits.MAX_BODY} bytes are read")

@@ -66,17 +66,7 @@ class Found(BaseModel):
     @classmethod
     def of(cls, hit: Hit) -> "Found":
         """Return a hit as it is sent."""
-        return cls(
-            video=hit.video,
-            file=Path(hit.source).name,
-            url=f"videos/{quote(hit.video, safe='')}",
-            score=hit.score,
-            seconds=hit.seconds,
-            span=hit.span,
-            duration=hit.duration,
-            timestamps=list(hit.timestamps),
-            weights=list(hit.weights),
-        )
+        return cls(**vars(hit), file=Path(hit.source).name, url=f"videos/{quote(hit.video, safe='')}")
 
 
 class Answer(BaseModel):

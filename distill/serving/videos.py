@@ -18,9 +18,8 @@ TYPES = {
     ".mkv": "video/x-matroska",
     ".avi": "video/x-msvideo",
 }
-RANGE = re.compile(
-    r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))"
-)  # one range; a request for several gets the whole file
+# One range; a request for several gets the whole file.
+RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 
 def video_response(request: Request, path: Path, pieces: bool) -> Response:
