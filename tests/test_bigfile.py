@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distill.errors import ArtefactError, ExpectedError
-from distill.retrieval.bigfile import read_bigfile, write_bigfile
+from distill.retrieval.export import read_bigfile, write_bigfile
 
 VECTORS = np.array([[0, 1, -2, 0.5], [3, 4, 5, 6], [1e-8, -0.0, 7, 8]], np.float32)
 IDS = ["video7", "Höhle#1-2", "-v_0,;"]

@@ -16,8 +16,7 @@ from distill.ranking.topk import top_k
 from distill.release.release import load
 from distill.retrieval import Gallery, approximate, upkeep
 from distill.retrieval.approximate import Approximate, build
-from distill.retrieval.bigfile import read_bigfile
-from distill.retrieval.export import export
+from distill.retrieval.export import export, read_bigfile
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.segment import id_hash, sealed_segment
 from distill.retrieval.sources import Cut

@@ -1,8 +1,7 @@
 """Scores of pairs of texts and videos from stored features: the one executor of score parts (distill/model/reading.py).
 
 A text that comes alone, as in a search, reads float16 features where they are stored, in C (distill/model/inplace.py);
-several texts are scored by matrix products of copied rows, and so is one where there is no library or the features are
-on a GPU.
+several texts are scored by matrix products of copied rows, and so is one without that library or on a GPU.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,13 +37,8 @@ class Stored(Protocol):
 class InMemory(Stored, Protocol):
     """Stored features, float16, that may be read where they lie."""
 
-    def in_memory(self) -> bool:
-        """Return whether the processor can read them where they lie."""
-        ...
-
     def scored(self, rows: Tensor, score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
         """Score rows; `score` gets the stored tensors, and row numbers in them."""
-        ...
 
 
 def of_parts(
@@ -61,9 +55,8 @@ def of_parts(
 
 
 def _of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
-    """Return one part: in place for a text that comes alone, and for several by matrix products of copies."""
     together = of_texts(part.score, text, video)
-    if not reads_in_place(part, video):
+    if not reads_in_place(part, text, video):
         return together
     assert isinstance(video, InMemory)
 
@@ -76,9 +69,9 @@ def _of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
     return pairs
 
 
-def reads_in_place(part: ScorePart, video: Stored) -> bool:
-    """Return whether a text that comes alone reads these features where they are stored."""
-    there = isinstance(video, InMemory) and video.in_memory() and inplace.built()
+def reads_in_place(part: ScorePart, text: TextFeatures, video: Stored) -> bool:
+    """Return whether a text that comes alone reads these features where they are stored, being on the CPU as they."""
+    there = isinstance(video, InMemory) and text.sentence.is_cpu and inplace.built()
     return there and all(reading.k is None for reading in part.readings)
 
 
@@ -101,14 +94,9 @@ def _read(reading: Reading, query: Float32[Tensor, " dim"], stored: Mapping[str,
     if reading.values is None:
         products, cosine = inplace.products(query, keys, rows, unit=reading.unit), None
     else:
+        values = parts_of(stored, reading.values, query)
         products, along = inplace.pooled(
-            query,
-            keys,
-            parts_of(stored, reading.values, query),
-            rows,
-            temperature=reading.temperature,
-            counted=mask,
-            unit=reading.unit,
+            query, keys, values, rows, temperature=reading.temperature, counted=mask, unit=reading.unit
         )
         cosine = (along if reading.unit else along / lengths(query)).unsqueeze(0)
     counted = None if mask is None else counted_parts(mask.index_select(0, rows), keys.shape[1])

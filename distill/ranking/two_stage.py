@@ -5,9 +5,8 @@
 
 The score of stage two may be a sum of parts (`score_parts`). A search adds those that change little, and read much, for
 the best of the candidates alone (`of_best`); evaluation scores all candidates in full (`ranking`), as published.
-Candidates of a text are videos, those of a video are texts. Queries and candidates are handled in batches, so memory
-does not grow with the gallery. Scores are [query, candidate] whichever side asks, and among equal scores the lower
-candidate number wins.
+Scores are [query, candidate] whichever side asks, and among equal scores the lower candidate number wins. Queries and
+candidates are handled in batches, so memory does not grow with the gallery.
 """
 
 from collections.abc import Sequence
@@ -80,9 +79,6 @@ def rerank(pairs: Pairs, candidates: Int64[Tensor, "query k"]) -> Float[Tensor, 
     for start in range(0, len(candidates), TOGETHER):
         some = candidates[start : start + TOGETHER]
         queries = torch.arange(start, start + len(some), device=candidates.device)
-        if len(queries) == 1:
-            parts.append(pairs(queries, some[0]))
-            continue
         union, places = some.unique(return_inverse=True)
         if len(union) <= SHARED * candidates.shape[1]:
             parts.append(pairs(queries, union).gather(1, places))

@@ -7,9 +7,7 @@ quantiser). Up to 1,024 dimensions a part is a single number. A query is estimat
 processor adds up in its registers (FAISS's fast scan): an eighth of float32's bytes and about a twentieth of its time.
 The best by estimate, `depth` times as many as are asked for, are scored anew from the stored vectors, so scores are
 exact and only the choice is approximate. How much of the exact best ten is found, asked with noisy copies of stored
-vectors, is measured when the index is built, and stored. Rows that came later are searched exactly.
-
-Codes are packed for the processor when the first query comes; that copy is held in memory.
+vectors, is measured when the index is built. Codes are packed when the first query comes, in a copy in memory.
 """
 
 import importlib.util
@@ -21,14 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
-from safetensors.torch import save
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from distill.errors import ArtefactError, ExpectedError, check_regular
-from distill.publishing import published
+from distill.errors import ExpectedError
+from distill.publishing import publish
 from distill.ranking.topk import Answer, ordered
-from distill.retrieval.stored import mapped
+from distill.retrieval.stored import damaged, mapped_whole, write_columns
 from distill.retrieval.vectors import undeleted
 
 BITS = 4
@@ -41,6 +38,7 @@ NOISE = 1.0  # length of the noise that is added to a unit vector to ask for it
 BEST = 10
 WANTED = 0.99  # of the exact best ten: more are scored anew until it is reached
 DEPTHS = (2, 4, 8, 16, 32, 64)  # times k are scored anew
+MEND = "build it again with tools/gallery.py approximate"
 READ = 2**25  # numbers of stored vectors held at once: 128 MiB
 
 Read = Callable[[Int64[Tensor, " row"]], Float[Tensor, "row dim"]]  # gives stored vectors
@@ -74,7 +72,7 @@ def build(
 
     centres = torch.from_numpy(faiss.vector_to_array(quantizer.pq.centroids)).reshape(parts, 2**BITS, dim // parts)
     codes = torch.cat([torch.from_numpy(quantizer.sa_encode(read(part).numpy())) for part in rows.split(ADD)])
-    publish(path, save({"centres": centres.contiguous(), "codes": codes, "rows": rows.contiguous()}))
+    write_columns(path, {"centres": centres, "codes": codes, "rows": rows})
     asked = sample[torch.randperm(len(sample), generator=generator)[:ASKED]]
     noise = torch.randn(asked.shape, generator=generator) * NOISE / math.sqrt(dim)
     asked = torch.nn.functional.normalize(asked + noise, dim=1)
@@ -96,19 +94,14 @@ class Approximate:
         self.path, self.dim = path, dim
         self.covers: int = facts["covers"]  # rows below this number were there when it was built
         self.depth: int = facts["depth"]
-        check_regular(path)
-        try:
-            found = mapped(path)
-        except ArtefactError:
-            raise self._damaged("not whole") from None
         expected = {"centres": (3, torch.float32), "codes": (2, torch.uint8), "rows": (1, torch.int64)}
-        if {name: (value.dim(), value.dtype) for name, value in found.items()} != expected:
-            raise self._damaged(f"holds {', '.join(f'{name} {list(value.shape)}' for name, value in found.items())}")
+        found = mapped_whole(path, MEND, **expected)
         self.centres, self.codes, self.rows = (found[name] for name in expected)
         parts, levels, numbers = self.centres.shape
         whole = (len(self.rows), (BITS * parts + 7) // 8)
         if parts * numbers != dim or levels != 2**BITS or self.codes.shape != whole or not len(self.rows):
-            raise self._damaged(f"{list(self.codes.shape)} codes of {parts} parts of {numbers}, expected {dim} numbers")
+            odd = f"{list(self.codes.shape)} codes of {parts} parts of {numbers}, expected {dim} numbers"
+            raise damaged(path, odd, MEND)
 
     def top(self, queries: Float[Tensor, "query dim"], k: int, read: Read, deleted: Int64[Tensor, " row"]) -> Answer:
         """Return the best rows found that are not `deleted`, with exact scores; where fewer than `k`, -inf fills up."""
@@ -116,9 +109,11 @@ class Approximate:
         rows, order = rows.sort(dim=1)
         gone = estimates.gather(1, order).isneginf()
         at_once = max(1, READ // (rows.shape[1] * self.dim))
-        parts = zip(queries.split(at_once), rows.split(at_once), gone.split(at_once), strict=True)
-        answers = [_scored_anew(*part, k, read) for part in parts]
-        return torch.cat([scores for scores, _ in answers]), torch.cat([best for _, best in answers])
+        scores = [
+            torch.einsum("qd,qkd->qk", asking, read(found.flatten()).reshape(*found.shape, -1))
+            for asking, found in zip(queries.split(at_once), rows.split(at_once), strict=True)
+        ]
+        return ordered(torch.cat(scores).masked_fill(gone, -torch.inf), rows, k)  # among equals the lower row
 
     def candidates(
         self, queries: Float[Tensor, "query dim"], k: int, read: Read, deleted: Int64[Tensor, " row"]
@@ -150,28 +145,12 @@ class Approximate:
 
         ordered = bool((self.rows.diff() > 0).all()) and 0 <= int(self.rows[0]) <= int(self.rows[-1]) < self.covers
         if not ordered or not self.centres.isfinite().all():
-            raise self._damaged(f"centres are not finite, or rows do not ascend below {self.covers}")
+            raise damaged(self.path, f"centres are not finite, or rows do not ascend below {self.covers}", MEND)
         quantizer = _quantizer(self.dim, len(self.centres))
         faiss.copy_array_to_vector(self.centres.flatten().numpy(), quantizer.pq.centroids)
         quantizer.is_trained = True
         quantizer.add_sa_codes(self.codes.numpy())
         return faiss.IndexPQFastScan(quantizer)
-
-    def _damaged(self, found: str) -> ArtefactError:
-        return ArtefactError(f"{self.path}: damaged ({found}); build it again with tools/gallery.py approximate")
-
-
-def _scored_anew(
-    queries: Float[Tensor, "query dim"],
-    rows: Int64[Tensor, "query candidate"],
-    gone: Bool[Tensor, "query candidate"],
-    k: int,
-    read: Read,
-) -> Answer:
-    """Return the `k` best rows that are not `gone`, scored from stored vectors; among equals the first ones."""
-    vectors = read(rows.flatten()).reshape(*rows.shape, -1)
-    scores = torch.einsum("qd,qkd->qk", queries, vectors).masked_fill(gone, -torch.inf)
-    return ordered(scores, rows, k)
 
 
 def _quantizer(dim: int, parts: int) -> Any:

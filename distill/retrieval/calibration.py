@@ -11,21 +11,19 @@ The file holds the logarithm of that sum for every row, and whether the row is t
 changes: scores stay similarities. Rows added later count with the median sum until the gallery is calibrated again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
-from safetensors.torch import save
 from torch import Tensor
 
-from distill.errors import ArtefactError, check_regular
-from distill.publishing import published
 from distill.ranking.topk import Answer
-from distill.retrieval.stored import mapped
+from distill.retrieval.stored import damaged, mapped_whole, write_columns
 
+MEND = "make it again with tools/gallery.py calibrate"
 BETA = 20.0  # inverse temperature, for similarities that behave like cosines (the paper's section 4)
 AMONG = 200  # best videos by similarity that are put in order, at least; four times as many as are asked for, if more
 SPARE = 4
@@ -36,16 +34,16 @@ def write(
     path: Path,
     blocks: Iterator[Float[Tensor, "_ dim"]],
     bank: Float[Tensor, "query dim"],
-    nearest: Callable[[Float[Tensor, "query dim"], int], Answer],
+    best: Int64[Tensor, "query 1"],
 ) -> dict[str, Any]:
     """Compare a bank of query vectors with all rows, given in `blocks`, and write the file; return its facts.
 
-    `nearest` searches the rows that are not deleted.
+    `best` is the best row for each query of the bank.
     """
     log_sum = torch.cat([torch.logsumexp(BETA * (block @ bank.T).double(), 1).float() for block in blocks])
     first = torch.zeros(len(log_sum), dtype=torch.bool)
-    first[nearest(bank, 1)[1].flatten()] = True
-    publish(path, save({"log_sum": log_sum, "first": first}))
+    first[best.flatten()] = True
+    write_columns(path, {"log_sum": log_sum, "first": first})
     return {"queries": len(bank)}
 
 
@@ -61,15 +59,11 @@ class Calibration:
 
     def __init__(self, path: Path, facts: dict[str, Any]):
         self.path, self.covers = path, facts["covers"]
-        check_regular(path)
-        try:
-            found = mapped(path)
-        except ArtefactError:
-            raise self._damaged("not whole") from None
-        expected = {"log_sum": ((self.covers,), torch.float32), "first": ((self.covers,), torch.bool)}
-        if {name: (tuple(value.shape), value.dtype) for name, value in found.items()} != expected:
-            raise self._damaged(f"holds {', '.join(f'{name} {list(value.shape)}' for name, value in found.items())}")
+        found = mapped_whole(path, MEND, log_sum=(1, torch.float32), first=(1, torch.bool))
         self.log_sum, self.first = found["log_sum"], found["first"]
+        if len(self.log_sum) != self.covers or len(self.first) != self.covers:
+            odd = f"holds log_sum [{len(self.log_sum)}], first [{len(self.first)}], expected {self.covers}"
+            raise damaged(path, odd, MEND)
 
     def best(self, scores: Float[Tensor, "query row"], rows: Int64[Tensor, "query row"], k: int) -> Answer:
         """Reorder `rows`, the best by similarity in that order; return the similarities and rows of the `k` best."""
@@ -77,7 +71,7 @@ class Calibration:
         at = rows.clamp(max=self.covers - 1)
         log_sum = torch.where(known, self.log_sum[at].double(), self._common)
         if not (scores + log_sum).isfinite().all():
-            raise self._damaged("a sum is not finite")
+            raise damaged(self.path, "a sum is not finite", MEND)
         ranked = inverted_softmax(scores, log_sum, (self.first[at] & known)[:, :1])
         order = ranked.sort(dim=1, descending=True, stable=True).indices[:, :k]
         return scores.gather(1, order), rows.gather(1, order)
@@ -86,6 +80,3 @@ class Calibration:
     def _common(self) -> Float[Tensor, ""]:
         """The sum that counts for a row without one."""
         return self.log_sum.median().double()
-
-    def _damaged(self, found: str) -> ArtefactError:
-        return ArtefactError(f"{self.path}: damaged ({found}); make it again with tools/gallery.py calibrate")

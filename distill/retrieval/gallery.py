@@ -1,16 +1,12 @@
 """A gallery: vectors and tokens of a set of videos, sealed with the release that made them, ready to be searched.
 
-It is a folder (distill/retrieval/generation.py) of segments (distill/retrieval/segment.py), which
-distill/retrieval/indexing.py makes and adds to. It is opened with its release, which encodes the queries. Rows are
-numbered over all segments in order; a deleted row keeps its number until the gallery is compacted.
-
-One-stage models rank by the inner products of their vectors. Two-stage models (`rerank_fields`) retrieve candidates by
-inner product, then rerank them with the full score, from their tokens.
+It is a folder (distill/retrieval/generation.py) of segments (distill/retrieval/segment.py), whose rows are one table
+(distill/retrieval/table.py). One-stage models rank by the inner products of their vectors. Two-stage models
+(`rerank_fields`) retrieve candidates by inner product, then rerank them with the full score, from their tokens.
 """
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +21,7 @@ from distill.ranking.executor import of_parts, of_texts
 from distill.ranking.two_stage import best_of
 from distill.retrieval import generation
 from distill.retrieval.calibration import AMONG, SPARE
-from distill.retrieval.encoder import Encoder
-from distill.retrieval.moment import best_moment
+from distill.retrieval.encoder import Encoder, best_moment
 from distill.retrieval.segment import Segment, StoredVideo
 from distill.retrieval.stored import damaged
 from distill.retrieval.table import Table
@@ -69,37 +64,30 @@ class Gallery:
             print(hit.score, hit.source, hit.seconds)
     """
 
-    def __init__(self, path: Path, manifest: Manifest, release: Encoder, known: dict[str, Segment] | None = None):
+    def __init__(self, path: Path, manifest: Manifest, release: Encoder, known: Mapping[str, Segment] | None = None):
+        check_release(path, manifest, release)
         self.path, self.manifest, self.release = path, manifest, release
         device = next(release.model.parameters(), torch.empty(0)).device
         self.table = Table(path, manifest, device, known)
 
     @classmethod
-    def open(cls, path: str | Path, release: Encoder) -> "Gallery":
+    def open(cls, path: str | Path, release: Encoder, known: Mapping[str, Segment] | None = None) -> "Gallery":
         """Opens the current generation. Files are mapped, not read: a million videos open in milliseconds.
 
-        Raises `ArtefactError` for a folder that is no gallery, is damaged, or was made by another release.
+        Segments that are `known` by name are not opened again. Raises `ArtefactError` for a folder that is no gallery,
+        is damaged, or was made by another release.
         """
-        return cls._open(Path(path), release, {})
-
-    @classmethod
-    def _open(cls, path: Path, release: Encoder, known: dict[str, Segment]) -> "Gallery":
-        for attempt in itertools.count(1):
-            manifest = generation.read(path)
-            check_release(path, manifest, release)
-            try:
-                return cls(path, manifest, release, known)
-            except OSError as error:
-                if attempt < generation.TRIES and not generation.current(path, manifest):
-                    continue  # another process has replaced this generation just now
-                raise ArtefactError(f"{path}: cannot be opened: {error}; restore it or index again") from None
-        raise AssertionError("unreachable")
+        path = Path(path)
+        try:
+            return generation.opened(path, lambda manifest: cls(path, manifest, release, known))
+        except OSError as error:
+            raise ArtefactError(f"{path}: cannot be opened: {error}; restore it or index again") from None
 
     def refreshed(self) -> "Gallery":
         """Return the newest generation: this object if nothing changed; unchanged segments are not opened again."""
         if generation.current(self.path, self.manifest):
             return self
-        return self._open(self.path, self.release, self.table.segments)
+        return self.open(self.path, self.release, self.table.segments)
 
     def __len__(self) -> int:
         return self.manifest.counts["videos"]
@@ -113,7 +101,8 @@ class Gallery:
 
     def about(self, row: int) -> StoredVideo:
         """Return a row's `id`, `source`, `timestamps`, `duration` (seconds); for a span also `file` and `span`."""
-        return self.table.about(row)
+        part, own = self.table.place(row)
+        return part.about[own]
 
     def file(self, video: str) -> Path | None:
         """Return the file of a video, by its id or its file's; None where the gallery knows neither video nor folder.
@@ -141,11 +130,10 @@ class Gallery:
 
         Where tokens are stored, `candidates` videos (default `CANDIDATES`, at least `k`) are reranked by full score.
         A gallery with a calibration answers in its order, unless `calibrated` is False; scores stay similarities.
-        `exact` compares with every vector even where there is an approximate index, and scores all candidates in
-        full.
+        `exact` compares with every vector even where there is an approximate index, and scores candidates in full.
         Raises `ExpectedError` for an empty query, `k` or `candidates` below 1, and `candidates` where nothing reranks.
         """
-        _check_asked(k, candidates, self.path, self.reranks)
+        self._check_asked(k, candidates)
         if not all(query.strip() for query in queries):
             raise ExpectedError("empty query; say in a few words what the video shows")
         if not queries or not len(self):
@@ -173,8 +161,8 @@ class Gallery:
         id is left out of its own answer, and so are other spans of its file.
         Raises `ExpectedError` for an unknown id, `VideoError` for a file that cannot be read.
         """
-        _check_asked(k, None, self.path, self.reranks)
-        vector, own = self._vector_of(video)
+        self._check_asked(k, None)
+        _, vector, own = self._asking(video)
         scores, rows = self.table.nearest(vector, k + len(own))
         others = [place for place, row in enumerate(rows[0].tolist()) if row not in own][:k]
         return self._hits(scores[:, others], rows[:, others])[0]
@@ -189,23 +177,20 @@ class Gallery:
         that, because only their vectors are stored; on a CPU this is the slow part.
         Raises `ExpectedError` where no captions are stored.
         """
-        _check_asked(k, candidates, self.path, self.reranks)
+        self._check_asked(k, candidates)
         if not any(part.captions for part in self.table.parts):
             raise ExpectedError(f"{self.path}: has no captions; index a frame set with --captions to search them")
-        features = self._features_of(video)
-        vector = self._vector_of(video)[0] if features is None else self._index_vector(features)
+        features, vector, own = self._asking(video)
         scores, found = self.table.nearest_captions(vector, max(k, candidates or CANDIDATES) if self.reranks else k)
         if self.reranks:
-            model, size = self.release.model, CANDIDATES
+            model = self.release.model
             stored = self.table.tokens(model.rerank_fields)
-            asking = stored[torch.tensor([self.row(str(video))])] if features is None else features
+            asking = stored[torch.tensor(own[:1])] if features is None else features
 
             def pairs(videos: Tensor, captions: Tensor) -> Tensor:
-                texts = [
-                    [self.table.caption(number)[0]["text"] for number in some.tolist()] for some in captions.split(size)
-                ]
-                parts = [model.similarity(self.release.encode_text(some), asking[videos]) for some in texts]
-                return torch.cat(parts).T
+                said = [self.table.caption(number)[0]["text"] for number in captions.tolist()]
+                some = (said[start : start + CANDIDATES] for start in range(0, len(said), CANDIDATES))
+                return torch.cat([model.similarity(self.release.encode_text(text), asking[videos]) for text in some]).T
 
             scores, found = best_of([(pairs, 1)], found, k)
         self._check_scores(scores)
@@ -249,25 +234,28 @@ class Gallery:
         if not scores.isfinite().all():
             raise damaged(self.path, "a score is not finite: tools/gallery.py verify finds the file")
 
-    def _features_of(self, video: str | Path | VideoFeatures) -> VideoFeatures | None:
-        """Return the features of a file or of given features; None for an id, whose vector is stored."""
-        if isinstance(video, Path):
-            return self.release.encode_video(video)
-        return None if isinstance(video, str) else video
-
-    def _vector_of(self, video: str | Path | VideoFeatures) -> tuple[Float[Tensor, "1 dim"], set[int]]:
-        """Return the vector, and the rows of the gallery that belong to the same file."""
-        features = self._features_of(video)
-        if features is not None:
-            return self._index_vector(features), set()
-        row = self.row(str(video))
+    def _asking(
+        self, video: str | Path | VideoFeatures
+    ) -> tuple[VideoFeatures | None, Float[Tensor, "1 dim"], list[int]]:
+        """Return a video's features (None for an id), its vector, and the rows of the same file, its own row first."""
+        if not isinstance(video, str):
+            features = self.release.encode_video(video) if isinstance(video, Path) else video
+            return features, self.release.model.index_vectors(features).cpu(), []
+        row = self.row(video)
         if row is None:
             raise ExpectedError(f"{self.path}: has no video {video!r}; give an id that it has, or the path of a file")
         about = self.about(row)
-        return self.table.vectors(torch.tensor([row])), {row, *self.table.find(about.get("file", about["id"]))}
+        others = set(self.table.find(about.get("file", about["id"]))) - {row}
+        return None, self.table.vectors(torch.tensor([row])), [row, *others]
 
-    def _index_vector(self, features: VideoFeatures) -> Float[Tensor, "1 dim"]:
-        return self.release.model.index_vectors(features).cpu()
+    def _check_asked(self, k: int, candidates: int | None) -> None:
+        path = self.path
+        if k < 1:
+            raise ExpectedError(f"k: {k}, expected the number of videos to show, at least 1")
+        if candidates is not None and not self.reranks:
+            raise ExpectedError(f"candidates: {path} holds one vector per video and nothing to rerank; leave it out")
+        if candidates is not None and candidates < 1:
+            raise ExpectedError(f"candidates: {candidates}, expected the number of videos to rerank, at least 1")
 
 
 def check_release(path: Path, manifest: Manifest, release: Encoder) -> None:
@@ -281,20 +269,8 @@ def check_release(path: Path, manifest: Manifest, release: Encoder) -> None:
 
 
 def release_path(gallery: str | Path, moved: Path | None = None) -> Path:
-    """Return where a gallery's release is: its place when the gallery was made, or where it was `moved`.
-
-    Raises `ArtefactError` where there is none.
-    """
+    """Return where a gallery's release was when it was made, or was `moved`; `ArtefactError` where there is none."""
     path = moved or Path(generation.read(Path(gallery)).config["release"])
     if not path.is_dir():
         raise ArtefactError(f"{gallery}: its release is not at {path}; give its place by --release")
     return path
-
-
-def _check_asked(k: int, candidates: int | None, path: Path, reranks: bool) -> None:
-    if k < 1:
-        raise ExpectedError(f"k: {k}, expected the number of videos to show, at least 1")
-    if candidates is not None and not reranks:
-        raise ExpectedError(f"candidates: {path} holds one vector per video and nothing to rerank; leave it out")
-    if candidates is not None and candidates < 1:
-        raise ExpectedError(f"candidates: {candidates}, expected the number of videos to rerank, at least 1")

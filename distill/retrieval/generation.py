@@ -15,8 +15,9 @@ has the old one open keeps it.
 
 import fcntl
 import itertools
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,20 @@ from typing import Any
 import torch
 from jaxtyping import Int64
 from pydantic import Field, PositiveInt
-from safetensors.torch import save
 from torch import Tensor
 
 from distill import publishing
 from distill.errors import ArtefactError, check_regular
-from distill.manifest import NAME, Manifest, check_files, read_manifest, seal
-from distill.records import View
-from distill.retrieval.segment import VIDEOS
-from distill.retrieval.stored import damaged, mapped
+from distill.manifest import NAME, Manifest, SealedFile, check_files, read_manifest, seal
+from distill.records import T, View
+from distill.retrieval.segment import VIDEOS, Segment, merge, sealed_segment
+from distill.retrieval.stored import MEND, damaged, mapped_whole
 
 VERSION = 2
 SEGMENTS, DELETED, WORK, LOCK = "segments", "deleted", ".work", ".lock"
 APPROXIMATE, CALIBRATION = "approximate", "calibration"
 DERIVED = (APPROXIMATE, CALIBRATION)  # made of rows as they are numbered
+PLACES = re.compile(rf"{SEGMENTS}/[0-9]+/[^/]+|({'|'.join((DELETED, *DERIVED))})/[^/]+")  # of files
 TRIES = 5  # to read a gallery that others keep changing
 
 
@@ -71,16 +72,20 @@ class GalleryConfig(View):
 
 def read(path: Path) -> Manifest:
     """The manifest of the current generation; files are compared by size, not by hash."""
+    return opened(path, lambda manifest: manifest)
+
+
+def opened(path: Path, use: Callable[[Manifest], T]) -> T:
+    """Uses the manifest of the current generation; again, if another process has replaced it and deleted its files."""
     for attempt in itertools.count(1):
         manifest = read_manifest(path, "gallery", VERSION)
         _check(path, manifest)
         try:
             check_files(path, manifest, verify=False)
+            return use(manifest)
         except (ArtefactError, OSError):
-            if attempt < TRIES and not current(path, manifest):
-                continue  # another process has replaced this generation just now, and deleted its files
-            raise
-        return manifest
+            if attempt == TRIES or current(path, manifest):
+                raise
     raise AssertionError("unreachable")
 
 
@@ -92,7 +97,7 @@ def _check(path: Path, manifest: Manifest) -> None:
     sound = {
         "config": None not in manifest.config.values(),
         "parents.release": "release" in manifest.parents,
-        "files": all(_placed(name) for name in manifest.files),
+        "files": all(PLACES.fullmatch(name) for name in manifest.files),
         **{
             made.file: made.file in manifest.files and made.covers <= counts["rows"]
             for made in (config.approximate, config.calibration)
@@ -112,16 +117,6 @@ def known(manifest: Manifest) -> GalleryConfig:
     return GalleryConfig.model_validate(manifest.config)
 
 
-def _placed(name: str) -> bool:
-    """Whether a file lies where those of a gallery do."""
-    match Path(name).parts:
-        case [folder, number, _]:
-            return folder == SEGMENTS and number.isascii() and number.isdigit()
-        case [folder, _]:
-            return folder in (DELETED, *DERIVED)
-    return False
-
-
 def current(path: Path, manifest: Manifest) -> bool:
     """Whether this is the current generation."""
     return read_manifest(path, "gallery", VERSION).id == manifest.id
@@ -135,26 +130,29 @@ def segments(manifest: Manifest) -> dict[str, int]:
 
 def deleted_rows(path: Path, manifest: Manifest) -> Int64[Tensor, " row"]:
     """Rows that are deleted, ascending."""
-    names = [name for name in manifest.files if Path(name).parts[0] == DELETED]
-    if not names:
-        return torch.empty(0, dtype=torch.int64)
-    rows = mapped(path / names[0]).get("rows", torch.empty(0))
-    if rows.dtype != torch.int64 or rows.dim() != 1 or (rows.diff() <= 0).any():
-        raise damaged(path / names[0], f"'rows' are {rows.dtype} {list(rows.shape)}, or do not ascend")
-    return rows
+    for name in manifest.files:
+        if Path(name).parts[0] == DELETED:
+            rows = mapped_whole(path / name, MEND, rows=(1, torch.int64))["rows"]
+            if (rows.diff() <= 0).any():
+                raise damaged(path / name, "'rows' do not ascend")
+            return rows
+    return torch.empty(0, dtype=torch.int64)
 
 
-def write_deleted(path: Path, generation: int, rows: Int64[Tensor, " row"]) -> str:
-    """Writes the file of deleted rows of a generation; returns its name in the manifest."""
-    name = f"{DELETED}/{generation:05d}.safetensors"
-    publishing.publish(path / name, save({"rows": rows}))
-    return name
+def write_merged(
+    path: Path, number: int, parts: Sequence[tuple[Segment, Int64[Tensor, " _"]]]
+) -> tuple[Segment, dict[str, SealedFile]]:
+    """Writes the segment of a generation as `segment.merge` does; returns it, and its files for the manifest."""
+    folder = path / SEGMENTS / f"{number:05d}"
+    merge(folder, parts)
+    return Segment(folder), {f"{SEGMENTS}/{folder.name}/{name}": file for name, file in sealed_segment(folder).items()}
 
 
 @contextmanager
 def changing(path: Path) -> Iterator[Manifest | None]:
     """The only process that may change a gallery, until it is left; gives the current generation, if there is one."""
-    if path.is_dir() and not (path / NAME).exists() and any(not _ours(child) for child in path.iterdir()):
+    names = {child.name for child in path.iterdir() if child.suffix != ".part"} if path.is_dir() else set()
+    if NAME not in names and names - {SEGMENTS, DELETED, *DERIVED, WORK, LOCK}:
         raise ArtefactError(f"{path}: exists and was not begun by tools/index.py; choose an empty or new folder")
     path.mkdir(parents=True, exist_ok=True)
     check_regular(path / LOCK)
@@ -189,7 +187,3 @@ def sweep(path: Path, manifest: Manifest | None) -> None:
                 shutil.rmtree(child)
             elif child.is_file() and child not in listed:
                 child.unlink()
-
-
-def _ours(path: Path) -> bool:
-    return path.name in (SEGMENTS, DELETED, *DERIVED, WORK, LOCK) or path.suffix == ".part"

@@ -1,7 +1,6 @@
 """Indexing: encodes the videos of a source into a gallery, or adds those that it lacks.
 
-Rows are made in parts (distill/retrieval/parts.py), so that a killed index started again continues and ends with the
-same bytes. When all parts are there they become one segment, and the manifest is replaced
+When all parts (distill/retrieval/parts.py) are made, they become one segment of the next generation
 (distill/retrieval/generation.py).
 
 A video has the same pixels in a frame set and from its file, whose frames pass through the JPEG that packing writes.
@@ -10,6 +9,7 @@ Encoded in the same batches, both give the same row bit for bit; in batches of o
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from distill.remote import Place
 from distill.retrieval import generation
 from distill.retrieval.encoder import Encoder, weighing
 from distill.retrieval.gallery import check_release
-from distill.retrieval.generation import SEGMENTS, VERSION, WORK
+from distill.retrieval.generation import VERSION, WORK
 from distill.retrieval.parts import PartMaker, finished
-from distill.retrieval.segment import Segment, id_hash, merge, sealed_segment
+from distill.retrieval.segment import Segment, id_hash
 from distill.retrieval.sources import Cut, Item, Note, VideoSource, open_source
 from distill.retrieval.stored import row_bytes
 from distill.retrieval.table import Table
@@ -67,34 +67,32 @@ def build_gallery(
             return _Index(release, source, out, before, vectors, captions, cut, batch).run(append)
 
 
+@dataclass
 class _Index:
     """One run, while it holds the gallery's lock."""
 
-    def __init__(
-        self,
-        release: Encoder,
-        source: VideoSource,
-        out: Path,
-        before: Manifest | None,
-        vectors: str | None,
-        captions: bool,
-        cut: Cut | None,
-        batch: int,
-    ):
-        self.release, self.source, self.out, self.before = release, source, out, before
-        self.captions, self.cut, self.model = captions, cut, release.model
-        had = None if before is None else before.config["vectors"]
-        self.kind = vectors or had or KINDS[0]
-        if self.kind != (had or self.kind):
-            raise ArtefactError(f"{out}: holds {had} vectors, not {self.kind}; leave --vectors out, or index anew")
-        folder = None if source.folder is None else str(source.folder)
-        self.folders: list[str] = [] if before is None else list(before.config["folders"])
+    release: Encoder
+    source: VideoSource
+    out: Path
+    before: Manifest | None
+    vectors: str | None
+    captions: bool
+    cut: Cut | None
+    batch: int
+
+    def __post_init__(self):
+        had = None if self.before is None else self.before.config["vectors"]
+        self.kind = kind = self.vectors or had or KINDS[0]
+        if kind != (had or kind):
+            raise ArtefactError(f"{self.out}: holds {had} vectors, not {kind}; leave --vectors out, or index anew")
+        folder = None if self.source.folder is None else str(self.source.folder)
+        self.folders: list[str] = [] if self.before is None else list(self.before.config["folders"])
         if folder is not None and folder not in self.folders:
             self.folders.append(folder)
-        if before is not None:
-            check_release(out, before, release)
+        if self.before is not None:
+            check_release(self.out, self.before, self.release)
         folder_of = {} if folder is None else {"folder": self.folders.index(folder)}
-        self.maker = PartMaker(release, source, self.kind, captions, batch, folder_of)
+        self.maker = PartMaker(self.release, self.source, kind, self.captions, self.batch, folder_of)
 
     def run(self, append: bool) -> Manifest:
         """Makes the parts that are missing, joins them, and publishes the manifest."""
@@ -141,20 +139,19 @@ class _Index:
 
     def _join(self, parts: Sequence[Path], made: dict[str, Any]) -> Manifest:
         """One segment of all parts, and the generation that has it."""
-        records = [record for part in parts if (record := finished(part, verify=False)) is not None]
-        assert len(records) == len(parts), "all parts were just made"
-        notes = self.source.broken + [note for record in records for note in record.broken]
-        segments = [record.segment for record in records if record.segment is not None]
+        found = [part for folder in parts if (part := finished(folder, verify=False)) is not None]
+        assert len(found) == len(parts), "all parts were just made"
+        notes = self.source.broken + [note for _, broken in found for note in broken]
+        segments = [segment for segment, _ in found if segment is not None]
         number = 1 if self.before is None else self.before.counts["generation"] + 1
         if not segments:
             reasons = sorted({note["reason"] for note in notes})
             raise ArtefactError(
                 f"{self.source.name}: none of {len(notes)} videos could be used ({first_few(reasons, 3, '; ')})"
             )
-        folder = self.out / SEGMENTS / f"{number:05d}"
-        merge(folder, [(segment, torch.arange(len(segment))) for segment in segments])
-        files = {f"{SEGMENTS}/{folder.name}/{name}": file for name, file in sealed_segment(folder).items()}
-        return self._finished(generation.publish(self.out, self._manifest(number, files, notes, made, Segment(folder))))
+        rows = [(segment, torch.arange(len(segment))) for segment in segments]
+        segment, files = generation.write_merged(self.out, number, rows)
+        return self._finished(generation.publish(self.out, self._manifest(number, files, notes, made, segment)))
 
     def _finished(self, manifest: Manifest) -> Manifest:
         """Without what was kept for a killed run to continue with."""
@@ -164,7 +161,7 @@ class _Index:
     def _manifest(
         self, number: int, files: dict[str, SealedFile], notes: list[Note], made: dict[str, Any], segment: Segment
     ) -> Manifest:
-        before = self.before
+        before, fields = self.before, self.release.model.rerank_fields
         old: dict[str, int] = {} if before is None else before.counts
         counts = {name: old.get(name, 0) + len(segment) for name in ("videos", "rows")}
         counts |= {"generation": number, "dim": segment.vectors.stored.shape[1]}
@@ -179,7 +176,7 @@ class _Index:
             "folders": self.folders,
             "made_of": [*(generation.known(before).made_of if before else []), made],
             **weighing(self.release),
-        } | ({"tokens": ["vector", *self.model.rerank_fields]} if self.model.rerank_fields else {})
+        } | ({"tokens": ["vector", *fields]} if fields else {})
         if before is not None:
             config |= {kind: before.config[kind] for kind in generation.DERIVED if kind in before.config}
         return Manifest(

@@ -21,7 +21,7 @@ from distill.retrieval.encoder import Encoder, frame_weights
 from distill.retrieval.generation import VERSION, WORK
 from distill.retrieval.segment import Segment, sealed_segment, write_segment
 from distill.retrieval.sources import Item, Loaded, Note, VideoSource
-from distill.retrieval.stored import bytes_per_video, stored
+from distill.retrieval.stored import bytes_per_video, joined, stored
 from distill.retrieval.vectors import encode
 
 PART = 1024  # rows that are lost at most when an index is killed
@@ -32,8 +32,6 @@ DONE = "part.json"
 
 @dataclass
 class _Rows:
-    """The rows of a part before they are written."""
-
     about: list[dict[str, Any]] = field(default_factory=list)
     columns: list[dict[str, Tensor]] = field(default_factory=list)
     tokens: list[dict[str, Tensor]] = field(default_factory=list)
@@ -42,28 +40,18 @@ class _Rows:
 
 
 class _Record(View):
-    """The record of a part."""
-
     broken: list[Note]
     files: dict[str, SealedFile]
 
 
-@dataclass
-class Part:
-    """A finished part: its rows, if it has any, and the videos that could not be used."""
-
-    segment: Segment | None
-    broken: list[Note]
-
-
-def finished(folder: Path, *, verify: bool) -> Part | None:
-    """Return a part; None for one that is missing or damaged, which is then made again."""
+def finished(folder: Path, *, verify: bool) -> tuple[Segment | None, list[Note]] | None:
+    """Return a part's rows, if any, and the videos that could not be used; None for a damaged part or a missing one."""
     try:
         record = parsed(_Record, read_record(folder / DONE), folder / DONE, "index again")
         for name, file in record.files.items() if verify else ():
             check_regular(folder / name)
             check_hash(folder / name, file, "tools/index.py")
-        return Part(Segment(folder) if record.files else None, record.broken)
+        return Segment(folder) if record.files else None, record.broken
     except ArtefactError:
         return None
 
@@ -128,7 +116,7 @@ class PartMaker:
 
     def _write(self, folder: Path, rows: _Rows) -> None:
         if rows.about:
-            columns, tokens = _cat(rows.columns), _cat(rows.tokens) if rows.tokens else None
+            columns, tokens = joined(rows.columns), joined(rows.tokens) if rows.tokens else None
             write_segment(folder, rows.about, columns, tokens, self._said(rows.items) if self.captions else None)
         files = sealed_segment(folder) if rows.about else {}
         write_record(folder / DONE, _Record(broken=rows.broken, files=files).model_dump())
@@ -144,10 +132,6 @@ class PartMaker:
         _check_finite(self.release, "vector of a caption", [items[row].id for row, _, _ in said], vectors)
         rows = torch.tensor([row for row, _, _ in said])
         return [{"id": name, "text": text} for _, name, text in said], encode(vectors, self.kind) | {"rows": rows}
-
-
-def _cat(tables: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
 
 
 def _check_finite(release: Encoder, what: str, names: Sequence[str], rows: Tensor) -> None:

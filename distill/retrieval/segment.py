@@ -6,8 +6,7 @@
     rows.safetensors       lines [row + 1]: the byte where each line begins; hashes, rows: the ids, to be looked up
     captions.safetensors   vectors [caption, dim], rows, lines; captions.jsonl: id and text. Only if asked for
 
-What an index has done so far is kept in small segments; they are merged when all is done, and compacting merges large
-ones. Nothing but the rows that are asked for is read.
+Segments are merged into others when an index is done, and to compact a gallery. Only rows that are asked for are read.
 """
 
 import hashlib
@@ -19,20 +18,19 @@ from typing import Annotated, Any, Generic, NotRequired
 import torch
 from jaxtyping import Int64
 from pydantic import Field, with_config
-from safetensors.torch import save
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from distill.data.frames import StoredCaption
 from distill.manifest import SealedFile, sealed_file
-from distill.publishing import publish, published
+from distill.publishing import published
 from distill.records import STRICT, T, canonical_json, parsed
-from distill.retrieval.stored import MEND, Tokens, TokenWriter, damaged, mapped
+from distill.retrieval.stored import MEND, Tokens, TokenWriter, damaged, joined, mapped, read_rows, write_columns
 from distill.retrieval.vectors import Vectors
 
 VECTORS, TOKENS, VIDEOS, ROWS = "vectors.safetensors", "tokens.safetensors", "videos.jsonl", "rows.safetensors"
 CAPTIONS, CAPTION_LINES = "captions.safetensors", "captions.jsonl"
-INTS, FLOATS, INT8 = (torch.int64,), (torch.float32,), (torch.int8,)
+INTS, FLOATS = (torch.int64,), (torch.float32,)
 COPY = 2**26  # bytes copied at once
 
 
@@ -129,7 +127,7 @@ def _scored(path: Path, **wanted: tuple[int, Sequence[torch.dtype]]) -> dict[str
     found = _columns(path, vectors=(2, (torch.float32, torch.float16, torch.int8)), **wanted)
     if (found["vectors"].dtype == torch.int8) != ("scales" in found):
         raise damaged(path, "int8 vectors and 'scales' belong together")
-    return found if "scales" not in found else _columns(path, **wanted, vectors=(2, INT8), scales=(1, FLOATS))
+    return found if "scales" not in found else _columns(path, **wanted, scales=(1, FLOATS))
 
 
 def _same_length(path: Path, rows: int, columns: Mapping[str, Tensor]) -> None:
@@ -151,16 +149,16 @@ def write_segment(
     captions: tuple[Sequence[Mapping[str, Any]], Mapping[str, Tensor]] | None,
 ) -> None:
     """Writes a segment that fits into memory. `captions`: their lines, and the columns `vectors` (...) and `rows`."""
-    _save(folder / VECTORS, columns)
+    write_columns(folder / VECTORS, columns)
     if tokens is not None:
-        _save(folder / TOKENS, tokens)
+        write_columns(folder / TOKENS, tokens)
     names = [(id_hash(name), row) for row, a in enumerate(about) for name in {a["id"], a.get("file", a["id"])}]
     hashes, rows = torch.tensor(sorted(names), dtype=torch.int64).reshape(-1, 2).T.contiguous()
     starts = _write_lines(folder / VIDEOS, (canonical_json(a) + b"\n" for a in about))
-    _save(folder / ROWS, {"lines": starts, "hashes": hashes.clone(), "rows": rows.clone()})
+    write_columns(folder / ROWS, {"lines": starts, "hashes": hashes.clone(), "rows": rows.clone()})
     if captions is not None:
         starts = _write_lines(folder / CAPTION_LINES, (canonical_json(a) + b"\n" for a in captions[0]))
-        _save(folder / CAPTIONS, {**captions[1], "lines": starts})
+        write_columns(folder / CAPTIONS, {**captions[1], "lines": starts})
 
 
 def merge(folder: Path, parts: Sequence[tuple[Segment, Int64[Tensor, " _"]]]) -> None:
@@ -184,26 +182,19 @@ def merge(folder: Path, parts: Sequence[tuple[Segment, Int64[Tensor, " _"]]]) ->
             of = number[segment.captions.rows]
             captions.append((segment.captions, (of >= 0).nonzero()[:, 0], of[of >= 0]))
     order = torch.cat(hashes).sort(stable=True)
-    _save(folder / ROWS, {"lines": starts, "hashes": order.values, "rows": torch.cat(places)[order.indices]})
+    write_columns(folder / ROWS, {"lines": starts, "hashes": order.values, "rows": torch.cat(places)[order.indices]})
     captions = [part for part in captions if len(part[1])]
     if captions:
         lines = (some.lines.raw(caption) for some, keep, _ in captions for caption in keep.tolist())
         starts = _write_lines(folder / CAPTION_LINES, lines)
-        vectors = {
-            name: torch.cat([some.vectors.columns[name].index_select(0, keep) for some, keep, _ in captions])
-            for name in captions[0][0].vectors.columns
-        }
-        _save(folder / CAPTIONS, {**vectors, "rows": torch.cat([of for _, _, of in captions]), "lines": starts})
+        vectors = joined([read_rows(some.vectors.columns, keep) for some, keep, _ in captions])
+        write_columns(folder / CAPTIONS, {**vectors, "rows": torch.cat([of for _, _, of in captions]), "lines": starts})
 
 
 def sealed_segment(folder: Path) -> dict[str, SealedFile]:
     """The files of a segment by name, hashed; each with the number of its rows."""
     rows = len(mapped(folder / ROWS)["lines"]) - 1
     return {path.name: sealed_file(path, rows) for path in sorted(folder.iterdir())}
-
-
-def _save(path: Path, columns: Mapping[str, Tensor]) -> None:
-    publish(path, save(dict(columns)))
 
 
 def _write_lines(path: Path, lines: Iterator[bytes]) -> Int64[Tensor, " line"]:
@@ -223,4 +214,4 @@ def _copy(path: Path, total: int, parts: Sequence[tuple[Mapping[str, Tensor], In
         for columns, rows in parts:
             ordered = dict(sorted(columns.items(), key=lambda item: -item[1].element_size()))
             for some in rows.split(max(1, COPY // sum(column[0].nbytes for column in ordered.values()))):
-                writer.append({name: column.index_select(0, some) for name, column in ordered.items()})
+                writer.append(read_rows(ordered, some))

@@ -1,8 +1,4 @@
-"""Sources of videos to index: a frame set, or video files. Each yields the future rows of a gallery in order.
-
-An `Item` is a future row. `load` yields its description and its frames (uint8 [frame, 3, size, size], no padding), or a
-note with the reason if its video cannot be read.
-"""
+"""Sources of videos to index: a frame set, or video files. Each yields the future rows of a gallery in order."""
 
 import os
 from abc import ABC, abstractmethod
@@ -10,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -65,6 +61,7 @@ class Item:
     mark: tuple[Any, ...]  # identifies its input: source, bytes and span, or source and hash of the frames
     changed: int  # time of the file's last change, nanoseconds; 0 if the mark holds a hash
     place: int  # position in its source
+    span: Span = None  # of its file; None: all of it
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Loaded:
 
     item: Item
     about: dict[str, Any]
-    pixels: Frames
+    pixels: Frames  # without padding
 
 
 class VideoSource(ABC):
@@ -89,9 +86,9 @@ class VideoSource(ABC):
     def load(self, items: Sequence[Item]) -> Iterator[Loaded | Note]:
         """Yield the input of these rows in order, or a note for each that cannot be read."""
 
-    @abstractmethod
     def captions(self, item: Item) -> Sequence[tuple[str, str]]:
-        """Return (id, text) of each caption of a video."""
+        """Return (id, text) of each caption of a video; files have none."""
+        return []
 
 
 @contextmanager
@@ -101,7 +98,7 @@ def open_source(
     """Open a frame set, a folder of video files, or a text file that lists some, to be sampled as `frames_config` says.
 
     `folder` holds the video files; `model` is the release named in errors; `workers` processes decode (default: one per
-    core). Raises `ArtefactError` or `ExpectedError` for what cannot be indexed.
+    core). Raises `ExpectedError` for what cannot be indexed.
     """
     workers = workers or len(os.sched_getaffinity(0))
     if (path / NAME).is_file():
@@ -113,13 +110,10 @@ def open_source(
         return
     if not isinstance(path, Path):
         raise ExpectedError(f"{path}: not a frame set (no {NAME}); video files are read from disks, not from URLs")
-    root, found, left_out = files.find(path, folder)
-    sampler, size = TypeAdapter(Sampler).validate_python(frames_config["sampler"]), frames_config["size"]
-    if workers == 1 or len(found) <= FEW:
-        yield FileSource(path, root, found, left_out, sampler, size, cut, None, 1)
-        return
-    with worker_pool(workers) as pool:
-        yield FileSource(path, root, found, left_out, sampler, size, cut, pool, workers)
+    found = files.find(path, folder)
+    alone = workers == 1 or len(found[1]) <= FEW
+    with nullcontext() if alone else worker_pool(workers) as pool:
+        yield FileSource(path, found, frames_config, cut, pool, 1 if alone else workers)
 
 
 class FrameSetSource(VideoSource):
@@ -150,25 +144,23 @@ class FileSource(VideoSource):
     def __init__(
         self,
         path: Path,
-        folder: Path,
-        found: list[VideoFile],
-        left_out: list[Note],
-        sampler: Any,
-        size: int,
+        found: tuple[Path, list[VideoFile], list[Note]],  # what `files.find` returns
+        frames_config: dict[str, Any],
         cut: Cut | None,
         pool: Executor | None,
         workers: int,
     ):
-        self.name, self.folder, self.root, self.broken, self.parents = str(path), folder, folder, left_out, {}
-        self.files = {file.id: file for file in found}
-        self.sampler, self.size, self.pool, self.workers = sampler, size, pool, workers
+        self.name, self.parents, self.pool, self.workers = str(path), {}, pool, workers
+        self.root, videos, self.broken = found
+        self.folder = self.root
+        self.files = {file.id: file for file in videos}
+        self.sampler: Any = TypeAdapter(Sampler).validate_python(frames_config["sampler"])
+        self.size: int = frames_config["size"]
         self.items: list[Item] = []
-        self.spans: list[Span] = []
-        for file, parts in zip(found, self._cut(found, cut), strict=True):
+        for file, parts in zip(videos, self._cut(videos, cut), strict=True):
             for span in parts:
-                mark = (file.source, file.bytes, span)
-                self.items.append(Item(files.span_id(file.id, span), file.id, mark, file.changed, len(self.items)))
-                self.spans.append(span)
+                mark, place = (file.source, file.bytes, span), len(self.items)
+                self.items.append(Item(files.span_id(file.id, span), file.id, mark, file.changed, place, span))
 
     def _cut(self, found: list[VideoFile], cut: Cut | None) -> Iterator[list[Span]]:
         """Yield the spans of every file; a file whose length cannot be read has none and is noted as broken."""
@@ -187,15 +179,9 @@ class FileSource(VideoSource):
 
     def load(self, items: Sequence[Item]) -> Iterator[Loaded | Note]:
         groups = [list(group) for _, group in groupby(items, key=lambda item: item.file)]
-        jobs = [
-            (
-                self.root / self.files[g[0].file].source,
-                [self.spans[item.place] for item in g],
-                self.sampler,
-                self.size,
-            )
-            for g in groups
-        ]
+        spans = [[item.span for item in group] for group in groups]
+        paths = [self.root / self.files[group[0].file].source for group in groups]
+        jobs = [(path, some, self.sampler, self.size) for path, some in zip(paths, spans, strict=True)]
         with ThreadPoolExecutor(self.workers) as threads:
             sampled = ((found,) for found in in_order(self.pool, self.workers, partial(attempt, sample_video), jobs))
             for group, (found, shown) in zip(groups, in_order(threads, self.workers, _decoded, sampled), strict=True):
@@ -204,12 +190,8 @@ class FileSource(VideoSource):
                     yield _note(file, found)
                     continue
                 for item, part, pixels in zip(group, found, shown, strict=True):
-                    span = self.spans[item.place]
-                    cut = {} if span is None else {"file": file.id, "span": list(span)}
+                    cut = {} if item.span is None else {"file": file.id, "span": list(item.span)}
                     yield Loaded(item, _about(item, file.source, part.timestamps, part.duration) | cut, pixels)
-
-    def captions(self, item: Item) -> Sequence[tuple[str, str]]:
-        return []
 
 
 def _about(item: Item, source: str, timestamps: Sequence[float], duration: float) -> dict[str, Any]:

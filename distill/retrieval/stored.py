@@ -8,19 +8,21 @@ over 0.07 (standard deviation). A number that float16 cannot hold (beyond 65,504
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from distill.data.tensorfile import make_header, read_header
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, check_regular
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
+from distill.publishing import publish
 
 FLOAT_BYTES = 4  # of a number in the vectors, float32
 AXES = {  # of what may be stored; those of one name are of one size
@@ -51,10 +53,7 @@ def row_bytes(tokens: Mapping[str, Tensor]) -> int:
 
 @torch.inference_mode()
 def bytes_per_video(model: RetrievalModel, num_frames: int, size: int) -> tuple[int, int]:
-    """Return the bytes that a gallery stores per video: of its vector, and of its tokens (0 in one stage).
-
-    Found by encoding a blank video of `num_frames` frames of `size` pixels.
-    """
+    """Return the bytes of a video's vector, and of its tokens (0 in one stage), by encoding a blank one."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     blank = torch.zeros(1, num_frames, 3, size, size, dtype=torch.uint8, device=device)
@@ -64,27 +63,54 @@ def bytes_per_video(model: RetrievalModel, num_frames: int, size: int) -> tuple[
     return vector, row_bytes(stored(video, model.rerank_fields)) if model.rerank_fields else 0
 
 
-def mapped(path: Path) -> dict[str, Tensor]:
+def mapped(path: Path, mend: str = MEND) -> dict[str, Tensor]:
     """The tensors of a safetensors file: the file is mapped to be read alone, and only what is used gets read.
 
     safetensors itself maps it to be changed in private, for which Linux sets memory aside: a file larger than the
     memory could not be opened.
     """
+    check_regular(path)
     try:
         with safe_open(path, "np"):  # which checks that the tensors fill the file
             whole = np.memmap(path, np.uint8, "r")
-        header = read_header(lambda begin, size: whole[begin : begin + size].tobytes(), len(whole), path, MEND)
+        header = read_header(lambda begin, size: whole[begin : begin + size].tobytes(), len(whole), path, mend)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             content = torch.from_numpy(whole)
         return {name: content[e.begin : e.end].view(e.dtype).reshape(e.shape) for name, e in header.items()}
     except (SafetensorError, RuntimeError) as error:
-        raise damaged(path, str(error)) from None
+        raise damaged(path, f"not whole: {error}", mend) from None
 
 
-def damaged(path: Path, found: str) -> ArtefactError:
+def mapped_whole(path: Path, mend: str, **expected: tuple[int, torch.dtype]) -> dict[str, Tensor]:
+    """Return `mapped` tensors that must be these, with so many axes; `mend` ends the error where they are not."""
+    found = mapped(path, mend)
+    if {name: (value.dim(), value.dtype) for name, value in found.items()} != expected:
+        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in found.items())
+        raise damaged(path, f"holds {shapes}", mend)
+    return found
+
+
+def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
+    """Publishes tensors as a safetensors file."""
+    publish(path, save({name: value.contiguous() for name, value in columns.items()}))
+
+
+def damaged(path: Path, found: str, mend: str = MEND) -> ArtefactError:
     """Return the error for a file of a gallery that is not as it was written."""
-    return ArtefactError(f"{path}: damaged ({found}); {MEND}")
+    return ArtefactError(f"{path}: damaged ({found}); {mend}")
+
+
+def read_rows(columns: Mapping[str, Tensor], rows: slice | Tensor) -> dict[str, Tensor]:
+    """Read rows of columns; `index_select` reads no others, and in less time than indexing takes."""
+    if isinstance(rows, slice):
+        return {name: column[rows] for name, column in columns.items()}
+    return {name: column.index_select(0, rows) for name, column in columns.items()}
+
+
+def joined(tables: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join tables of the same columns, row after row."""
+    return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
 
 
 class TokenWriter:
@@ -133,19 +159,11 @@ class Tokens:
         """The same with no more than `vector` and some fields."""
         return Tokens({name: self.stored[name] for name in ("vector", *fields)}, self.device)
 
-    def in_memory(self) -> bool:
-        """Whether they may be read where they lie, since the model's device is the processor."""
-        return torch.device(self.device).type == "cpu"
-
     def scored(self, rows: Tensor, score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
         """Scores of rows, where they are stored: `score` gets the tensors of all rows."""
         return score(self.stored, rows)
 
     def __getitem__(self, rows: slice | Tensor) -> VideoFeatures:
-        if isinstance(rows, slice):
-            found = {name: value[rows] for name, value in self.stored.items()}
-        else:
-            found = {name: value.index_select(0, rows.cpu()) for name, value in self.stored.items()}
+        found = read_rows(self.stored, rows if isinstance(rows, slice) else rows.cpu())
         here = {name: value.to(self.device) for name, value in found.items()}
-        floats = {name: value if value.dtype == torch.bool else value.float() for name, value in here.items()}
-        return VideoFeatures(**floats)
+        return VideoFeatures(**{name: v if v.dtype == torch.bool else v.float() for name, v in here.items()})

@@ -83,11 +83,6 @@ class Table:
         found = torch.tensor([base + row for base, part in self.based() for row in part.find(name)], dtype=torch.int64)
         return found[~among(found, self.deleted)].tolist()
 
-    def about(self, row: int) -> StoredVideo:
-        """Return what is known of a row."""
-        part, own = self.place(row)
-        return part.about[own]
-
     def folder(self, about: StoredVideo) -> Path | None:
         """The folder of the file of a row, if it is known."""
         number = about.get("folder")
@@ -182,10 +177,6 @@ class TableTokens:
     def tensors(self) -> Mapping[str, Tensor]:
         """Those of the first segment, as they are stored."""
         return self._of(self.table.parts[0]).tensors()
-
-    def in_memory(self) -> bool:
-        """Whether they may be read where they lie."""
-        return self._of(self.table.parts[0]).in_memory()
 
     def scored(self, rows: Int64[Tensor, " row"], score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
         """Scores of rows, where they are stored: `score` gets the tensors of a segment, and its own row numbers."""

@@ -19,8 +19,8 @@ from distill.retrieval import calibration, generation
 from distill.retrieval.approximate import build, check_installed
 from distill.retrieval.encoder import Encoder
 from distill.retrieval.gallery import check_release
-from distill.retrieval.generation import APPROXIMATE, CALIBRATION, DELETED, DERIVED, SEGMENTS, WORK
-from distill.retrieval.segment import Segment, merge, sealed_segment
+from distill.retrieval.generation import APPROXIMATE, CALIBRATION, DELETED, DERIVED, WORK
+from distill.retrieval.stored import write_columns
 from distill.retrieval.table import Table
 
 LEAST = 400  # videos that an approximate index takes
@@ -40,35 +40,26 @@ def delete(path: Path, names: Sequence[str]) -> Manifest:
         unknown = [video for video, rows in found.items() if not rows]
         if unknown:
             raise ExpectedError(f"{path}: has no video {first_few([*map(repr, unknown)])}; nothing was deleted")
-        number = before.counts["generation"] + 1
         rows = torch.tensor(sorted({*table.deleted.tolist(), *itertools.chain(*found.values())}))
-        name = generation.write_deleted(path, number, rows)
-        files = {old: file for old, file in before.files.items() if Path(old).parts[0] != DELETED}
-        files[name] = sealed_file(path / name, len(rows))
-        counts = before.counts | {"generation": number, "videos": before.counts["rows"] - len(rows)}
-        return generation.publish(path, before.model_copy(update={"files": files, "counts": counts}))
+        after = before.model_copy(update={"counts": before.counts | {"videos": before.counts["rows"] - len(rows)}})
+        return _with_file(path, after, DELETED, len(rows), lambda file: write_columns(file, {"rows": rows}))
 
 
 def compact(path: Path) -> Manifest:
-    """One segment of all rows that are not deleted. An approximate index and a calibration are dropped, since rows get
-    other numbers.
-    """
+    """Makes one segment of all rows that are not deleted. What was made of rows as they were numbered is dropped."""
     with _existing(path) as before:
         shutil.rmtree(path / WORK, ignore_errors=True)  # of an index that was killed and never continued
         table = Table(path, before)
         if len(table.parts) < 2 and not len(table.deleted):
             return before
         number = before.counts["generation"] + 1
-        folder = path / SEGMENTS / f"{number:05d}"
         files: dict[str, SealedFile] = {}
         counts: dict[str, Any] = {k: v for k, v in before.counts.items() if k != "captions"}
         counts |= {"generation": number, "rows": before.counts["videos"]}
         if before.counts["videos"]:
             generation.sweep(path, before)
-            merge(folder, list(table.live()))
-            files = {f"{SEGMENTS}/{folder.name}/{name}": file for name, file in sealed_segment(folder).items()}
-            captions = Segment(folder).captions
-            counts |= {} if captions is None else {"captions": len(captions)}
+            segment, files = generation.write_merged(path, number, list(table.live()))
+            counts |= {} if segment.captions is None else {"captions": len(segment.captions)}
         config = {k: v for k, v in before.config.items() if k not in DERIVED}
         update = {"files": files, "counts": counts, "config": config}
         return generation.publish(path, before.model_copy(update=update))
@@ -83,7 +74,7 @@ def approximate(path: Path) -> Manifest:
         if len(rows) < LEAST:
             raise ExpectedError(f"{path}: {len(rows)} videos, expected at least {LEAST}; search so few exactly")
         exact = partial(table.nearest, exact=True)
-        return _derived(path, before, APPROXIMATE, lambda file: build(file, table.vectors, exact, rows))
+        return _with_file(path, before, APPROXIMATE, len(rows), lambda file: build(file, table.vectors, exact, rows))
 
 
 @torch.inference_mode()
@@ -107,23 +98,28 @@ def calibrate(path: Path, release: Encoder, queries: Sequence[str]) -> Manifest:
         starts = progress(range(0, len(queries), TOGETHER), f"encode {len(queries)} queries (batches)")
         asked = (release.encode_text(queries[start : start + TOGETHER]) for start in starts)
         bank = torch.cat([model.query_vectors(text).cpu() for text in asked])
+        best = table.nearest(bank, 1, exact=True)[1]
         size = max(1, calibration.CELLS // len(bank))
         places = [(part, start) for part in table.parts for start in range(0, len(part), size)]
         compared = progress(places, f"compare {len(table)} videos (blocks)")
         blocks = (part.vectors[start : start + size] for part, start in compared)
-        exact = partial(table.nearest, exact=True)
-        return _derived(path, before, CALIBRATION, lambda file: calibration.write(file, blocks, bank, exact))
+        rows = before.counts["videos"]
+        return _with_file(path, before, CALIBRATION, rows, lambda file: calibration.write(file, blocks, bank, best))
 
 
-def _derived(path: Path, before: Manifest, kind: str, make: Callable[[Path], dict[str, Any]]) -> Manifest:
-    """A generation with another file of some kind; `make` writes it and returns its facts."""
+def _with_file(
+    path: Path, before: Manifest, kind: str, rows: int, make: Callable[[Path], dict[str, Any] | None]
+) -> Manifest:
+    """The next generation, with another file of some kind; `make` writes it and returns facts for the config."""
     number = before.counts["generation"] + 1
     name = f"{kind}/{number:05d}.safetensors"
-    facts = make(path / name) | {"file": name, "covers": before.counts["rows"]}
+    facts, config = make(path / name), before.config
+    if facts is not None:
+        config = config | {kind: facts | {"file": name, "covers": before.counts["rows"]}}
     files = {old: file for old, file in before.files.items() if Path(old).parts[0] != kind}
-    files[name] = sealed_file(path / name, before.counts["videos"])
-    counts, config = before.counts | {"generation": number}, before.config | {kind: facts}
-    return generation.publish(path, before.model_copy(update={"files": files, "config": config, "counts": counts}))
+    files[name] = sealed_file(path / name, rows)
+    update = {"files": files, "config": config, "counts": before.counts | {"generation": number}}
+    return generation.publish(path, before.model_copy(update=update))
 
 
 def verify(path: Path) -> Manifest:

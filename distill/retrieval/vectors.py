@@ -5,8 +5,8 @@
     int8      a quarter: whole numbers from -127 to 127 and one float32 `scales` per vector. A number changes by at most
               half a scale (a 254th of the vector's largest), a score by at most that times the sum of |query|
 
-Fewer bytes are less to read from disk and to keep in memory. They are turned to float32 a block at a time to be scored,
-which takes no longer than scoring float32 vectors, of which more must be read.
+They are turned to float32 a block at a time to be scored, which takes no longer than scoring float32 vectors, of which
+more must be read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from distill.ranking.topk import Answer, best, top_k
+from distill.retrieval.stored import read_rows
 
 KINDS = ("float32", "float16", "int8")
 BLOCK = 2048  # rows that are float32 at a time: 4 MiB at 512 dimensions, which a processor's cache holds
@@ -44,9 +45,7 @@ class Vectors:
         return len(self.stored)
 
     def __getitem__(self, rows: slice | Tensor) -> Float[Tensor, "row dim"]:
-        found = {
-            name: c[rows] if isinstance(rows, slice) else c.index_select(0, rows) for name, c in self.columns.items()
-        }
+        found = read_rows(self.columns, rows)
         return found["vectors"] * found["scales"][:, None] if "scales" in found else found["vectors"].float()
 
     def top(self, queries: Float[Tensor, "query dim"], k: int) -> Answer:
