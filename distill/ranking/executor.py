@@ -61,10 +61,7 @@ def _of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
     assert isinstance(video, InMemory)
 
     def pairs(texts: Tensor, videos: Tensor) -> Tensor:
-        if len(texts) > 1:
-            return together(texts, videos)
-        number = int(texts)
-        return score_in_place(part, text[number : number + 1], video, videos)
+        return together(texts, videos) if len(texts) > 1 else score_in_place(part, text[texts], video, videos)
 
     return pairs
 

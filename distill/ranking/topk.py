@@ -1,8 +1,7 @@
 """Exact search: the k best columns of a matrix product that is never held whole.
 
-Queries [query, dim] and vectors [video, dim] go in; scores (inner products) and video numbers [query, k] come out,
-best first. Among equal scores the lower number wins, in whatever chunks. The last bits of a score may depend on the
-shape of its chunk: a processor adds up products of other shapes in other orders.
+Among equal scores the lower number wins, in whatever chunks. The last bits of a score may depend on the shape of its
+chunk: a processor adds up products of other shapes in other orders.
 """
 
 from collections.abc import Sequence

@@ -51,10 +51,7 @@ def check_installed() -> None:
 
 
 def build(
-    path: Path,
-    read: Read,
-    exact: Callable[[Float[Tensor, "query dim"], int], Answer],
-    rows: Int64[Tensor, " row"],
+    path: Path, read: Read, exact: Callable[[Float[Tensor, "query dim"], int], Answer], rows: Int64[Tensor, " row"]
 ) -> dict[str, Any]:
     """Build an index of `rows`, which ascend, and measure its recall; return its facts, for the manifest.
 

@@ -31,16 +31,10 @@ CELLS = 2**22  # similarities of rows and bank held at once, in double precision
 
 
 def write(
-    path: Path,
-    blocks: Iterator[Float[Tensor, "_ dim"]],
-    bank: Float[Tensor, "query dim"],
-    best: Int64[Tensor, "query 1"],
+    path: Path, rows: Iterator[Float[Tensor, "_ dim"]], bank: Float[Tensor, "query dim"], best: Int64[Tensor, "query 1"]
 ) -> dict[str, Any]:
-    """Compare a bank of query vectors with all rows, given in `blocks`, and write the file; return its facts.
-
-    `best` is the best row for each query of the bank.
-    """
-    log_sum = torch.cat([torch.logsumexp(BETA * (block @ bank.T).double(), 1).float() for block in blocks])
+    """Compare all rows, given in blocks, with a bank of queries whose `best` rows are known; write and return facts."""
+    log_sum = torch.cat([torch.logsumexp(BETA * (block @ bank.T).double(), 1).float() for block in rows])
     first = torch.zeros(len(log_sum), dtype=torch.bool)
     first[best.flatten()] = True
     write_columns(path, {"log_sum": log_sum, "first": first})

@@ -76,14 +76,13 @@ def rows(path: Path, manifest: Manifest) -> Iterator[list[tuple[About, Vectors]]
 
 def _about(segment: Segment, row: int, folders: list[str]) -> About:
     about = segment.about[row]
-    count = len(about["timestamps"])
     return {
         "id": about["id"],
         "source": about["source"],
         "file": str(Path(folders[about["folder"]]) / about["source"]) if "folder" in about else None,
         "duration": about["duration"],
         "timestamps": about["timestamps"],
-        "weights": segment.frame_weights[row, :count].tolist(),
+        "weights": segment.frame_weights[row, : len(about["timestamps"])].tolist(),
         "span": about.get("span"),
     }
 

@@ -1,7 +1,6 @@
 """Indexing: encodes the videos of a source into a gallery, or adds those that it lacks.
 
-When all parts (distill/retrieval/parts.py) are made, they become one segment of the next generation
-(distill/retrieval/generation.py).
+When all parts (distill/retrieval/parts.py) are made, they become one segment of the gallery's next generation.
 
 A video has the same pixels in a frame set and from its file, whose frames pass through the JPEG that packing writes.
 Encoded in the same batches, both give the same row bit for bit; in batches of other videos, to float32's rounding.
@@ -23,7 +22,6 @@ from distill.remote import Place
 from distill.retrieval import generation
 from distill.retrieval.encoder import Encoder, weighing
 from distill.retrieval.gallery import check_release
-from distill.retrieval.generation import VERSION, WORK
 from distill.retrieval.parts import PartMaker, finished
 from distill.retrieval.segment import Segment, id_hash
 from distill.retrieval.sources import Cut, Item, Note, VideoSource, open_source
@@ -155,7 +153,7 @@ class _Index:
 
     def _finished(self, manifest: Manifest) -> Manifest:
         """Without what was kept for a killed run to continue with."""
-        shutil.rmtree(self.out / WORK, ignore_errors=True)
+        shutil.rmtree(self.out / generation.WORK, ignore_errors=True)
         return manifest
 
     def _manifest(
@@ -181,7 +179,7 @@ class _Index:
             config |= {kind: before.config[kind] for kind in generation.DERIVED if kind in before.config}
         return Manifest(
             kind="gallery",
-            version=VERSION,
+            version=generation.VERSION,
             config=config,
             counts=counts | ({"captions": said} if said else {}),
             parents=_parents(before, self.release, self.source),

@@ -75,8 +75,7 @@ class Captions:
         columns = _scored(folder / CAPTIONS, rows=(1, INTS), lines=(1, INTS))
         self.vectors, self.rows = Vectors(columns), columns["rows"]
         self.lines = Lines(folder / CAPTION_LINES, columns["lines"], StoredCaption)
-        rows = len(columns["lines"]) - 1
-        _same_length(folder / CAPTIONS, rows, {**self.vectors.columns, "rows": self.rows})
+        _same_length(folder / CAPTIONS, len(columns["lines"]) - 1, columns)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -92,8 +91,8 @@ class Segment:
         self.vectors, self.frame_weights = Vectors(columns), columns["frame_weights"]
         self.hashes, self.places = rows["hashes"], rows["rows"]
         self.about = Lines(folder / VIDEOS, rows["lines"], StoredVideo)
-        _same_length(folder / VECTORS, len(rows["lines"]) - 1, {**self.vectors.columns, "frames": self.frame_weights})
-        _same_length(folder / ROWS, len(self.hashes), {"rows": self.places})
+        _same_length(folder / VECTORS, len(rows["lines"]) - 1, columns)
+        _same_length(folder / ROWS, len(self.hashes), rows)
         self.tokens = Tokens.open(folder / TOKENS, device) if (folder / TOKENS).is_file() else None
         if self.tokens is not None:
             _same_length(folder / TOKENS, len(self), self.tokens.tensors())
@@ -131,7 +130,7 @@ def _scored(path: Path, **wanted: tuple[int, Sequence[torch.dtype]]) -> dict[str
 
 
 def _same_length(path: Path, rows: int, columns: Mapping[str, Tensor]) -> None:
-    odd = [name for name, column in columns.items() if len(column) != rows]
+    odd = [name for name, column in columns.items() if len(column) != rows and name != "lines"]
     if odd:
         raise damaged(path, f"{odd[0]!r} has {len(columns[odd[0]])} rows, not {rows}")
 

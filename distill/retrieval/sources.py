@@ -32,6 +32,7 @@ from distill.workers import worker_pool
 Result = TypeVar("Result")
 Frames = UInt8[np.ndarray, "frame 3 height width"]
 Note = dict[str, str]  # why a video is left out: video (id), source, reason
+Found = tuple[Path, list[VideoFile], list[Note]]  # by `files.find`
 
 FEW = 16  # up to so many files are decoded in this process, because a pool of processes takes longer to start
 AHEAD = 4  # finished jobs that may wait, per worker
@@ -142,20 +143,14 @@ class FileSource(VideoSource):
     """Video files in `folder`, decoded by the processes of `pool`, or in this process if there is none."""
 
     def __init__(
-        self,
-        path: Path,
-        found: tuple[Path, list[VideoFile], list[Note]],  # what `files.find` returns
-        frames_config: dict[str, Any],
-        cut: Cut | None,
-        pool: Executor | None,
-        workers: int,
+        self, path: Path, found: Found, config: dict[str, Any], cut: Cut | None, pool: Executor | None, workers: int
     ):
         self.name, self.parents, self.pool, self.workers = str(path), {}, pool, workers
         self.root, videos, self.broken = found
         self.folder = self.root
         self.files = {file.id: file for file in videos}
-        self.sampler: Any = TypeAdapter(Sampler).validate_python(frames_config["sampler"])
-        self.size: int = frames_config["size"]
+        self.sampler: Any = TypeAdapter(Sampler).validate_python(config["sampler"])
+        self.size: int = config["size"]
         self.items: list[Item] = []
         for file, parts in zip(videos, self._cut(videos, cut), strict=True):
             for span in parts:

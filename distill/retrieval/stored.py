@@ -1,4 +1,4 @@
-"""Tokens: what the second stage of a search needs of every video, in one file that is mapped into memory, not read.
+"""Stored columns, mapped into memory and not read; and tokens: those that the second stage of a search needs.
 
     tokens.safetensors   `vector` and the model's `rerank_fields` of `VideoFeatures`, each [video, ...]
 

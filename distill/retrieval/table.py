@@ -20,7 +20,6 @@ from distill.ranking.topk import Answer, best
 from distill.retrieval import generation
 from distill.retrieval.approximate import Approximate
 from distill.retrieval.calibration import Calibration
-from distill.retrieval.generation import APPROXIMATE, CALIBRATION, SEGMENTS
 from distill.retrieval.segment import Segment, StoredVideo
 from distill.retrieval.stored import Tokens, damaged
 from distill.retrieval.vectors import among, nearest
@@ -39,15 +38,15 @@ class Table:
         self.path = path
         old = known or {}
         names = generation.segments(manifest)
-        self.segments = {name: old.get(name) or Segment(path / SEGMENTS / name, device) for name in names}
+        self.segments = {name: old.get(name) or Segment(path / generation.SEGMENTS / name, device) for name in names}
         self.deleted: Int64[Tensor, " row"] = generation.deleted_rows(path, manifest)
         self.parts = list(self.segments.values())
         self.bases = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # first rows, and the end
         self.config = generation.known(manifest)
         self._check(path, manifest, names)
-        facts = manifest.config.get(APPROXIMATE)
+        facts = manifest.config.get(generation.APPROXIMATE)
         self.approximate = None if facts is None else Approximate(path / facts["file"], facts, manifest.counts["dim"])
-        facts = manifest.config.get(CALIBRATION)
+        facts = manifest.config.get(generation.CALIBRATION)
         self.calibration = None if facts is None else Calibration(path / facts["file"], facts)
 
     def _check(self, path: Path, manifest: Manifest, names: Mapping[str, int]) -> None:

@@ -46,7 +46,7 @@ def delete(path: Path, names: Sequence[str]) -> Manifest:
 
 
 def compact(path: Path) -> Manifest:
-    """Makes one segment of all rows that are not deleted. What was made of rows as they were numbered is dropped."""
+    """Makes one segment of all rows that are not deleted, and drops an approximate index and a calibration."""
     with _existing(path) as before:
         shutil.rmtree(path / WORK, ignore_errors=True)  # of an index that was killed and never continued
         table = Table(path, before)

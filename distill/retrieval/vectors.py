@@ -5,8 +5,8 @@
     int8      a quarter: whole numbers from -127 to 127 and one float32 `scales` per vector. A number changes by at most
               half a scale (a 254th of the vector's largest), a score by at most that times the sum of |query|
 
-They are turned to float32 a block at a time to be scored, which takes no longer than scoring float32 vectors, of which
-more must be read.
+Fewer bytes are turned to float32 a block at a time to be scored, which takes no longer than scoring float32 vectors,
+of which more must be read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
