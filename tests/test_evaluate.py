@@ -131,7 +131,7 @@ def test_two_stages_are_measured_both_ways_in_a_block_of_their_own(student, worl
 
 
 def test_two_stages_are_refused_where_there_is_one(teacher, student, world, capsys):
-    with pytest.raises(ExpectedError, match="kind xclip has one score and no second stage; leave --candidates out"):
+    with pytest.raises(ExpectedError, match="xclip model has no second stage to rerank in; leave --candidates out"):
         run(teacher, world.frames["test"], "--protocol", "demo", "--candidates", "5")
     with pytest.raises(SystemExit):
         run(student, world.frames["test"], "--protocol", "demo", "--candidates", "0")

@@ -60,8 +60,7 @@ def evaluate_model(
         _check_bank(bank, frames)
     if candidates and not model.rerank_fields:
         raise ExpectedError(
-            f"{subject.release}: a model of the kind {subject.model} has one score and no second stage; leave "
-            "--candidates out (models of two stages: EERCF, GLSCL)"
+            f"{subject.release}: this {subject.model} model has no second stage to rerank in; leave --candidates out"
         )
     text, video = encode_texts(model, texts_of(frames), tokenizer), encode_videos(model, frames)
     similarity, logits = score(model, text, video), score(model, text, video, scaled=True) if dsl else None
