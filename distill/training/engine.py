@@ -172,9 +172,8 @@ class Engine:
         from deepspeed import utils
 
         extent, part = "full", value
-        if (
-            self._zero == 3
-        ):  # equal shares of the flat tensor, the last ones padded, which DeepSpeed leaves to its caller
+        if self._zero == 3:
+            # DeepSpeed wants this process's share of the flat tensor; its caller cuts it, and pads the last one.
             each = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
             flat = F.pad(value.flatten(), (0, each * comm.world_size() - value.numel()))
             extent, part = "local", flat[comm.rank() * each : (comm.rank() + 1) * each]
