@@ -25,7 +25,6 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
-from distill.packing.textfiles import read_list
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from distill import log
+    from distill.packing.textfiles import read_list
     from distill.retrieval import generation, upkeep
 
     log.setup()
@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
 def _release_and_bank(args: argparse.Namespace) -> tuple[Any, list[str]]:
     from distill.data.frames import FrameSet
     from distill.evaluation.evaluate import texts_of
+    from distill.packing.textfiles import read_list
     from distill.release.release import load
     from distill.retrieval.gallery import release_path
 

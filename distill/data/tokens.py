@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 from open_clip.tokenizer import SimpleTokenizer
-from pydantic import StrictInt
+from pydantic import RootModel, StrictInt
 
 from distill.records import read_json
 
@@ -51,10 +51,14 @@ def prune(texts: Sequence[str]) -> list[int]:
     return [-1, -1, *used, special - 2, special - 1]
 
 
+class _Vocabulary(RootModel[list[StrictInt]]):
+    """The token ids that a pruned token table has kept, by its rows."""
+
+
 def read_vocabulary(folder: Path) -> list[int] | None:
     """Return the pruned vocabulary of a tower folder, or None if it uses CLIP's full table."""
     path = folder / VOCABULARY
-    return read_json(path, list[StrictInt], "expected a list of token ids") if path.is_file() else None
+    return read_json(path, _Vocabulary, "expected a list of token ids").root if path.is_file() else None
 
 
 @functools.lru_cache(maxsize=1 << 18)
