@@ -187,6 +187,18 @@ def test_a_run_killed_twice_continues_on_one_process_then_on_two(alone: Path, tm
     same(run, alone / "student")
 
 
+def test_a_run_under_zero_3_that_was_killed_while_it_validated_validates_before_its_next_step(
+    together: Path, tmp_path: Path
+):
+    before = together / "ts2net-2-zero3"
+    after = shutil.copytree(before, tmp_path / before.name)
+    (after / "best.safetensors").unlink()
+    rows = (after / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (after / "metrics.jsonl").write_bytes(b"".join(rows[:-1]))
+    python("tests/trainings.py", f"{together / 'ts2net.yaml'},name={before.name},out={tmp_path},train.zero=3")
+    assert "val" in metrics(before)[-1] and metrics(after) == metrics(before)
+
+
 def test_an_unfinished_run_is_kept_apart_from_what_would_change_its_numbers(folder: Path):
     def tree(*changes: str) -> dict:
         return read_recipe(folder / "student.yaml", changes, Recipe).model_dump(mode="json")

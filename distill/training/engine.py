@@ -68,6 +68,13 @@ class Engine:
         }
         self._engine, self._optimizer, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self._begin_moments()
+        if zero == 3:
+            # Attention reads the parameters of its output layer itself. DeepSpeed finds that out in a training step;
+            # a run that was killed while it validated has to validate before one.
+            for module in model.modules():
+                if isinstance(module, nn.MultiheadAttention):
+                    for parameter in module.out_proj.parameters():
+                        deepspeed.zero.register_external_parameter(module, parameter)
 
     def step(self, batch: Batch, step: int, total: int) -> dict[str, float]:
         """One optimisation step; returns the loss parts, the gradient norm before clipping, and the learning rate.
