@@ -75,6 +75,9 @@ def rerank(pairs: Pairs, candidates: Int64[Tensor, "query k"]) -> Float[Tensor, 
     for start in range(0, len(candidates), TOGETHER):
         some = candidates[start : start + TOGETHER]
         queries = torch.arange(start, start + len(some), device=candidates.device)
+        if len(queries) == 1:  # a search: it has nobody to share with, and its time counts
+            parts.append(pairs(queries, some[0]))
+            continue
         union, places = some.unique(return_inverse=True)
         if len(union) <= SHARED * candidates.shape[1]:
             parts.append(pairs(queries, union).gather(1, places))
