@@ -149,7 +149,7 @@ class Glscl(RetrievalModel):
         )
         return (
             ScorePart((frames,), Seen.pooled),
-            replace(LOCAL, combine=lambda concepts: self.local_weight * concepts.whole(), of_best=OF_BEST),
+            ScorePart(LOCAL.readings, lambda concepts: self.local_weight * concepts.whole(), of_best=OF_BEST),
         )
 
     def global_score(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:

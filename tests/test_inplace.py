@@ -172,7 +172,7 @@ def test_every_part_of_a_score_is_the_same_in_place(name):
     exact = copy.deepcopy(model).double()
     for part, double in zip(model.score_parts(), exact.score_parts(), strict=True):
         some = tokens.only(part.fields)
-        assert executor.reads_in_place(part, text, some)
+        assert executor.reads_in_place(some, part, text)
         read = some[rows]
         expected = double.score(cast(text, torch.float64), cast(read, torch.float64))
         with torch.no_grad():

@@ -91,7 +91,7 @@ class TwoStage:
         contender, parts = self.contender, self.contender.model.score_parts()
         assert contender.tokens is not None
         first = contender.tokens.only(parts[0].fields if parts else contender.model.rerank_fields)
-        in_place = parts != () and executor.reads_in_place(parts[0], contender.text, first)
+        in_place = parts != () and executor.reads_in_place(first, parts[0], contender.text)
         calls = 1 if in_place else -(-self.candidates // executor.in_one_call(first))
         of_best = BEST * (parts[-1].of_best if parts else 1)
         count = contender.operations.two_stage(contender.videos, self.candidates, of_best, calls)

@@ -21,7 +21,8 @@ def top_k(
 ) -> Answer:
     """Return the `k` highest inner products of every query, and their videos; fewer where there are fewer videos."""
     starts = range(0, max(1, len(vectors)), chunk)
-    return best([(start, _best(queries @ vectors[start : start + chunk].T, k)) for start in starts], k)
+    answers = [(start, _best(queries @ vectors[start : start + chunk].T, k)) for start in starts]
+    return best(answers, k) if len(answers) > 1 else answers[0][1]
 
 
 def best(parts: Sequence[Part], k: int) -> Answer:
