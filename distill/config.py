@@ -205,8 +205,10 @@ def _models_under(model: type[BaseModel], key: Any) -> list[type[BaseModel]]:
 
 def _advice(found: Any) -> str:
     """Return how to write a number, like 1e-4, that YAML reads as text."""
+    if not isinstance(found, str):
+        return ""
     try:
-        float(found if isinstance(found, str) else "")
+        float(found)
     except ValueError:
         return ""
     mantissa, e, exponent = found.lower().partition("e")

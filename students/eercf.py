@@ -135,7 +135,7 @@ class Eercf(RetrievalModel):
 
     def __init__(self, config: EercfConfig, towers: Towers):
         super().__init__()
-        self.clip = clip = ClipModel(towers, Wiring(all_tokens=config.patches, frames=config.frames))
+        self.clip = clip = ClipModel(towers, Wiring(all_tokens=config.patches))
         self.frames, self.patches, self.gate = config.frames, config.patches, config.gate
         self.weights, self.rerank, self.mask_padding = config.weights, config.rerank, config.mask_padding
         self.temporal = TemporalTransformer.for_clip(clip, config.temporal)

@@ -8,7 +8,7 @@ from test_gallery import corpus  # noqa: F401 a fixture
 from test_release import make, release
 
 from distill.errors import ArtefactError, ExpectedError
-from distill.evaluation.measure import bank_of, query_bank_t2v
+from distill.evaluation.normalise import bank_of, query_bank_t2v
 from distill.model.features import TextFeatures
 from distill.release.release import load
 from distill.retrieval import Gallery, upkeep

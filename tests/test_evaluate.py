@@ -13,7 +13,7 @@ from distill.data.frames import FrameSet
 from distill.errors import ArtefactError, ExpectedError
 from distill.evaluation.evaluate import video_numbers
 from distill.evaluation.metrics import recall_interval
-from distill.evaluation.result import captions_of, fingerprint
+from distill.evaluation.standing import captions_of, fingerprint
 from distill.model.towers import Towers
 from distill.packing.packing import PackConfig, pack
 from distill.release.release import write_release

@@ -26,8 +26,9 @@ from distill.packing.packing import PackConfig, pack
 from distill.ranking.topk import top_k
 from distill.release.release import load
 from distill.retrieval import Gallery, Hit
-from distill.retrieval.encoder import Encoder, best_moment
+from distill.retrieval.encoder import Encoder
 from distill.retrieval.indexing import build_gallery
+from distill.retrieval.moment import best_moment
 from distill.retrieval.stored import bytes_per_video
 from tools import index, search
 

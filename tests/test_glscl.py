@@ -33,7 +33,7 @@ from distill.conversion.convert import convert
 from distill.conversion.options import Options
 from distill.data.frames import FrameSet
 from distill.errors import ArtefactError, ExpectedError, RecipeError
-from distill.evaluation import measure
+from distill.evaluation import normalise
 from distill.evaluation.metrics import ranks_t2v, summarise
 from distill.losses.consistency import consistency
 from distill.losses.diversity import diversity, margin_ranking
@@ -174,7 +174,7 @@ def test_row_28_ties_and_query_banks(monkeypatch):
     assert ranks.tolist() == [1, 0, 0, 0] and summarise(ranks)["R@1"] == 75
     monkeypatch.setattr(calibration, "BETA", 70.0)
     bank, similarity = det(6, 3, a=0.7) / 5, det(2, 3, a=1.3, b=0.4) / 5
-    found = measure.query_bank_t2v(similarity, measure.bank_of([bank], 3))
+    found = normalise.query_bank_t2v(similarity, normalise.bank_of([bank], 3))
     activated = set(bank.argmax(1).tolist())
     for row, scores in enumerate(similarity):
         inverted = (70 * scores).exp() / (70 * bank).exp().sum(0)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import ExpectedError
-from distill.evaluation.measure import bank_of, dual_softmax, query_bank_t2v
 from distill.evaluation.metrics import paired_bootstrap, ranks_t2v, ranks_v2t, recall_interval, summarise
+from distill.evaluation.normalise import bank_of, dual_softmax, query_bank_t2v
 from distill.retrieval.calibration import BETA
 
 

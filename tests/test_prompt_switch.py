@@ -40,9 +40,9 @@ from distill.model.similarity import cosine, mean_pool, unit
 from distill.model.towers import ClipConfig, Towers
 from distill.recipe import Recipe
 from distill.release.export import export_clip
-from distill.retrieval.encoder import best_moment
 from distill.retrieval.gallery import Gallery
 from distill.retrieval.indexing import build_gallery
+from distill.retrieval.moment import best_moment
 from distill.training.objective import ContrastiveConfig, LossConfig, TeacherScores, total_loss
 from distill.training.optim import OptimConfig, build_optimizer
 from students.prompt_switch import PromptSwitch, PromptSwitchConfig

@@ -10,7 +10,7 @@ from distill.data.frames import FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
 from distill.evaluation.protocol import PROTOCOLS, Protocol
-from distill.evaluation.result import captions_of, fingerprint, gallery_state
+from distill.evaluation.standing import captions_of, fingerprint, gallery_state
 from distill.packing.packing import PackConfig, pack
 
 ROWS = [(f"clip{number}", f"{colour} moves") for number, colour in enumerate(("red", "green", "blue"))]

@@ -253,7 +253,7 @@ def _kill(run: Path, step: int, *options: str | Path, processes: int = 1) -> int
 
 
 def test_a_step_has_the_batch_of_the_plan_and_a_seed_of_its_own(alone: Path):
-    """Return what metrics.jsonl records of a batch, computed anew from the frame set alone."""
+    """The record of a batch in metrics.jsonl is what the frame set alone gives, computed anew."""
     recipe = read_recipe(alone / "bertadam.yaml", [], Recipe)
     counts = [len(video.captions) for video in FrameSet(recipe.data.train).videos]
     apart = recipe.data.same_video == "apart"

@@ -156,8 +156,11 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
     from distill.recipe import Recipe
 
     cached = read_recipe(args.recipe, args.overrides, Recipe).train.stem_cache_gb
-    caches, given = [cached, 0.0] if cached else [0.0], (args.recipe, args.overrides)
-    return {"train": waiting.measure_waiting(*given, caches=caches, workers=args.workers, steps=args.steps)}
+    caches = [cached, 0.0] if cached else [0.0]
+    measured = waiting.measure_waiting(
+        args.recipe, args.overrides, caches=caches, workers=args.workers, steps=args.steps
+    )
+    return {"train": measured}
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def _evaluated(args: argparse.Namespace) -> str:
     from distill.data.frames import FrameSet
     from distill.evaluation.measure import evaluate_model
     from distill.evaluation.report import report
-    from distill.evaluation.result import Subject, captions_of, check_comparable, fingerprint, read_result
+    from distill.evaluation.result import Subject, check_comparable, read_result
+    from distill.evaluation.standing import captions_of, fingerprint
     from distill.records import write_json
     from distill.release.release import load
 
@@ -70,10 +71,8 @@ def _evaluated(args: argparse.Namespace) -> str:
     for path, result in zip(args.compare, earlier, strict=True):
         check_comparable(path, result, args.protocol, found)
     release = load(args.release, comm.device())
-    if args.out is not None and args.out.exists():  # written again only for what it already is about
-        there = read_result(args.out)
-        if (there.subject.release_id, there.protocol, there.fingerprint) != (release.manifest.id, args.protocol, found):
-            raise ArtefactError(f"{args.out}: already holds another result; choose another file for --out")
+    if args.out is not None and args.out.exists():
+        _check_same(args.out, release.manifest.id, args.protocol, found)
     frames.check_settings(release.frames_config, release.path)
     subject = Subject(
         release=str(release.path),
@@ -82,14 +81,31 @@ def _evaluated(args: argparse.Namespace) -> str:
         frames=str(frames.path),
         frames_id=frames.manifest.id,
     )
-    measured, bank = (subject, release.model, release.tokenizer, frames), args.qbnorm and FrameSet(args.qbnorm)
-    result = evaluate_model(*measured, args.protocol, found, dsl=args.dsl, bank=bank, candidates=args.candidates)
+    result = evaluate_model(
+        subject,
+        release.model,
+        release.tokenizer,
+        frames,
+        args.protocol,
+        dsl=args.dsl,
+        bank=None if args.qbnorm is None else FrameSet(args.qbnorm),
+        candidates=args.candidates,
+    )
     plain, *compared = (one.model_dump(mode="json") for one in (result, *earlier))
     if args.out is not None:
         write_json(args.out, plain)
     if args.json:
         return json.dumps(plain | {"compared": compared}, indent=1, sort_keys=True, ensure_ascii=False)
     return report(result, earlier)
+
+
+def _check_same(out: Path, release_id: str, protocol: str, found: str) -> None:
+    """Refuse to write over another result: a file is written again only for what it already is about."""
+    from distill.evaluation.result import read_result
+
+    there = read_result(out)
+    if (there.subject.release_id, there.protocol, there.fingerprint) != (release_id, protocol, found):
+        raise ArtefactError(f"{out}: already holds another result; choose another file for --out")
 
 
 def _count(text: str) -> int:

@@ -25,6 +25,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
+from distill.packing.textfiles import read_list
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,7 +46,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from distill import log
-    from distill.packing.textfiles import read_list
     from distill.retrieval import generation, upkeep
 
     log.setup()
@@ -54,15 +54,19 @@ def main(argv: list[str] | None = None) -> None:
     elif args.does == "calibrate":
         manifest = upkeep.calibrate(args.gallery, *_release_and_bank(args))
     else:
-        does = {"show": generation.read, "compact": upkeep.compact, "approximate": upkeep.approximate}
-        manifest = does.get(args.does, upkeep.verify)(args.gallery)
+        does = {
+            "show": generation.read,
+            "compact": upkeep.compact,
+            "approximate": upkeep.approximate,
+            "verify": upkeep.verify,
+        }
+        manifest = does[args.does](args.gallery)
     print(_shown(args.gallery, manifest))
 
 
 def _release_and_bank(args: argparse.Namespace) -> tuple[Any, list[str]]:
     from distill.data.frames import FrameSet
     from distill.evaluation.evaluate import texts_of
-    from distill.packing.textfiles import read_list
     from distill.release.release import load
     from distill.retrieval.gallery import release_path
 

@@ -23,6 +23,7 @@ if not __package__:
 
 from distill.deprecation import keep_old_option
 from distill.errors import ExpectedError, door
+from distill.packing.textfiles import read_list
 
 if TYPE_CHECKING:
     from distill.retrieval.gallery import CaptionHit, Gallery, Hit
@@ -76,8 +77,6 @@ def _one(gallery: "Gallery", args: argparse.Namespace) -> "list[Hit] | list[Capt
 
 
 def _queries(given: str) -> list[str]:
-    from distill.packing.textfiles import read_list
-
     queries = list(dict.fromkeys(_stdin() if given == "-" else read_list(Path(given))))
     if not queries:
         raise ExpectedError(f"{given}: no queries; write one in every line")

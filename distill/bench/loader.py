@@ -111,8 +111,16 @@ def measure_loader(frames: FrameSet, workers: Sequence[int], *, batch: int, roun
     values = take_turns(sides, rounds, "loader and decoding in turns (rounds)")
     size = statistics.mean(sum(map(len, jpeg)) for jpeg in jpegs)
     rows, parts = [_row(number, values, size) for number in workers], _parts(values)
-    measured = (str(frames.path), len(frames), size, frames.num_frames, batch)
-    return LoaderReport(*measured, rows, parts, goals=[_goal(row, parts) for row in rows])
+    return LoaderReport(
+        frames=str(frames.path),
+        videos=len(frames),
+        video_bytes=size,
+        num_frames=frames.num_frames,
+        batch=batch,
+        rows=rows,
+        parts=parts,
+        goals=[_goal(row, parts) for row in rows],
+    )
 
 
 def _part_sides(

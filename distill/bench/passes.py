@@ -70,7 +70,7 @@ class Counted:
 
 
 def _counting(teachers: Sequence[Teacher]) -> Counter[str]:
-    """Return a counter of the frames and captions that enter the towers of some teachers from now on."""
+    """Return a counter of the frames and captions that enter the towers of some teachers after this call."""
     rows: Counter[str] = Counter()
     for teacher in teachers:
         for what, tower in (("frames", teacher.clip.visual), ("captions", teacher.clip.text)):

@@ -75,7 +75,7 @@ def _anonymous() -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Goal:
     """A figure with its limit, and the reason why it may miss it."""
 
@@ -88,7 +88,8 @@ class Goal:
     reached: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reached = self.found >= self.limit if self.at_least else self.found <= self.limit
+        reached = self.found >= self.limit if self.at_least else self.found <= self.limit
+        object.__setattr__(self, "reached", reached)  # a field, so that it stands in the JSON of a report
 
     def sentence(self) -> str:
         """Return the goal and its outcome as a sentence."""

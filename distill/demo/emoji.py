@@ -77,6 +77,7 @@ class Emoji:
 
 
 EMOJI = tuple(Emoji(char, unicodedata.name(char).lower()) for group in CHOSEN.values() for char in group)
+assert len(set(EMOJI)) == len(EMOJI), "an emoji stands in two groups"
 
 
 @cache

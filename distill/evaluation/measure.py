@@ -1,23 +1,14 @@
 """The measurement of a model under a protocol: its plain scores, and on request DSL, QB-Norm and two-stage searches.
 
-The plain scores compare every query with everything. Dual softmax (DSL) and query-bank normalisation (QB-Norm) lower
-the scores of hubs, videos that match almost every query, by how well a video answers other queries. Their figures must
-not be compared with figures without them, so they stand in blocks of their own:
-
-* DSL uses the other queries of the test set, so an answer depends on what else is asked. A search engine that gets one
-  query at a time cannot do this.
-* QB-Norm uses a bank of queries that are known beforehand (the captions of the training set); no test query sees
-  another. A search engine can do this if it keeps the bank, as galleries do (distill/retrieval/calibration.py).
-
-Rows of every matrix are texts, columns are videos.
+The plain scores compare every query with everything. DSL and QB-Norm use other queries (`normalise`), so they and the
+two-stage searches stand in blocks of their own.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill import __version__
@@ -26,11 +17,12 @@ from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError
 from distill.evaluation.evaluate import encode_texts, encode_videos, score, texts_of, two_stage, video_numbers
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
-from distill.evaluation.result import RECALLS, BankMetrics, Metrics, Reranked, Result, Subject, gallery_state
+from distill.evaluation.normalise import bank_of, dual_softmax, query_bank_t2v
+from distill.evaluation.result import RECALLS, BankMetrics, Metrics, Reranked, Result, Subject
+from distill.evaluation.standing import captions_of, fingerprint, gallery_state
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
-from distill.retrieval import calibration
 
 SEED = 0  # of the bootstrap
 SHARED = 10  # best answers by which a two-stage search is compared with the exhaustive one
@@ -45,7 +37,6 @@ def evaluate_model(
     tokenizer: Tokenizer,
     frames: FrameSet,
     protocol: str,
-    fingerprint: str,
     *,
     dsl: bool,
     bank: FrameSet | None,
@@ -53,8 +44,8 @@ def evaluate_model(
 ) -> Result:
     """Evaluate a model in fp32; with `dsl` also by dual softmax, with `bank` by QB-Norm with that set's captions.
 
-    `fingerprint` is that of `frames`. For each number in `candidates`, a two-stage search scores that many in full.
-    Raises `ExpectedError` if the bank holds queries of the test, or if the model has no second stage.
+    For each number in `candidates`, a two-stage search scores that many in full. Raises `ExpectedError` if the bank
+    holds queries of the test, or if the model has no second stage.
     """
     if bank is not None:
         _check_bank(bank, frames)
@@ -68,7 +59,7 @@ def evaluate_model(
     return Result(
         toolkit=__version__,
         protocol=protocol,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint(captions_of(frames)),
         gallery=gallery_state(protocol, frames),
         subject=subject,
         scores=measured(similarity, similarity),
@@ -114,47 +105,6 @@ def _check_bank(bank: FrameSet, frames: FrameSet) -> None:
             f"{bank.path}: {shared} of its captions are queries of {frames.path}; a query bank must not hold what is "
             "tested: give another frame set, normally the training one"
         )
-
-
-def dual_softmax(logits: Float[Tensor, "text video"], queries: int) -> Float64[Tensor, "text video"]:
-    """Return S * softmax of S over the axis of the queries: 0 (texts) where these rank videos, 1 for the reverse.
-
-    As in TS2-Net's evaluation: temperature 1 on logits, with their scale. In double precision: float32 rounds
-    probabilities below exp(-103) to 0, and distant videos would tie.
-    """
-    return logits.double() * logits.double().softmax(queries)
-
-
-@dataclass(frozen=True)
-class Bank:
-    """The part of a query bank that QB-Norm needs, for one gallery."""
-
-    log_sum: Float64[Tensor, " video"]  # log of the sum over the bank's queries of exp(beta similarity)
-    first: Bool[Tensor, " video"]  # whether the video ranks first for at least one of the bank's queries
-
-
-def bank_of(parts: Iterable[Float[Tensor, "_ video"]], num_videos: int) -> Bank:
-    """Return a bank from the similarity of its queries with the gallery, given in parts of the queries."""
-    # Sums of exp(beta s) overflow even doubles, so their logarithms are added.
-    log_sum = torch.full((num_videos,), -torch.inf, dtype=torch.float64)
-    first = torch.zeros(num_videos, dtype=torch.bool)
-    for part in parts:
-        log_sum = torch.logaddexp(log_sum, torch.logsumexp(calibration.BETA * part.double(), 0))
-        first[part.argmax(1)] = True
-    return Bank(log_sum, first)
-
-
-def query_bank_t2v(similarity: Float[Tensor, "text video"], bank: Bank) -> Float64[Tensor, "text video"]:
-    """Return QB-Norm's dynamic inverted softmax (Bogolin et al., CVPR 2022, section 3), for text-to-video ranks only.
-
-    A text whose first video also ranks first for at least one query b of the bank is scored by the inverted softmax
-
-        exp(beta s[text, video]) / sum over b of exp(beta s[b, video]),
-
-    as its logarithm, which ranks the same and cannot overflow; any other text keeps its similarity. The two kinds of
-    row have different scales, so scores of one column must not be compared. Of tied first videos the lowest counts.
-    """
-    return calibration.inverted_softmax(similarity, bank.log_sum, bank.first[similarity.argmax(1)].unsqueeze(1))
 
 
 def _by_bank(

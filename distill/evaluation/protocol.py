@@ -6,7 +6,7 @@ A frame set stands for one split: its videos are the gallery, its captions are t
 * video-to-text (V2T): every video is a query, the captions of a video are one group that scores by its best member, and
   the query's own group is the only hit.
 
-The fingerprints (`fingerprint` of distill/evaluation/result.py) were computed from each data set's published files as
+The fingerprints (distill/evaluation/standing.py) were computed from each data set's published files as
 `distill/packing` reads them: captions stripped of white space at both ends, repeated captions kept.
 """
 

@@ -6,7 +6,8 @@ Results with different fingerprints never stand in one table (`result.check_comp
 from collections.abc import Sequence
 
 from distill.evaluation.protocol import PROTOCOLS
-from distill.evaluation.result import COLUMNS, SHOWN, BankMetrics, Metrics, Reranked, Result
+from distill.evaluation.result import COLUMNS, BankMetrics, Metrics, Reranked, Result
+from distill.evaluation.standing import SHOWN
 from distill.retrieval.calibration import BETA
 
 

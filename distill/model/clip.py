@@ -53,7 +53,7 @@ class Wiring:
     mask_padding: bool = False
 
 
-CLIPS_OWN = Wiring()
+PLAIN = Wiring()
 
 
 class VisionTower(nn.Module):
@@ -232,7 +232,7 @@ class ClipModel(nn.Module):
     `architecture` is all that `Towers.from_architecture` needs to build them again.
     """
 
-    def __init__(self, towers: Towers, wiring: Wiring = CLIPS_OWN):
+    def __init__(self, towers: Towers, wiring: Wiring = PLAIN):
         super().__init__()
         clip = towers.clip
         assert isinstance(clip.visual, VisionTransformer)

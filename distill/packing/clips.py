@@ -24,7 +24,8 @@ from distill.data.sampling import Span
 from distill.data.video import EXTENSIONS, stem
 from distill.errors import ArtefactError
 from distill.packing.layouts import LAYOUTS
-from distill.packing.textfiles import CaptionRow, refuse_pickle
+from distill.packing.rows import CaptionRow
+from distill.packing.textfiles import refuse_pickle
 
 log = logging.getLogger(__name__)
 

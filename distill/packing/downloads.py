@@ -18,7 +18,7 @@ from distill.data.tars import Member, members
 from distill.data.video import EXTENSIONS
 from distill.errors import ArtefactError, VideoError
 from distill.log import progress
-from distill.packing.textfiles import CaptionRow
+from distill.packing.rows import CaptionRow
 
 LARGEST = 16 << 20  # bytes of a caption or of a video's JSON
 

@@ -6,6 +6,8 @@
   that turns it into JSON.
 * If a layout reads a list of ids, the list decides the videos and their order. A repeated id counts once (logged); an
   id without captions is an error. Captions of videos that are not listed are ignored.
+* Captions of a video keep the order of the file.
+* Only a video extension is removed from a name; any other dot belongs to the id.
 * A paragraph is the video's sentences in the order of the file, stripped and joined by one space.
 
 distill/packing/clips.py groups the rows into clips, treats repeated captions and finds the files.
@@ -23,7 +25,8 @@ from typing import Any
 from distill.data.video import stem
 from distill.errors import ArtefactError, first_few
 from distill.packing.downloads import read_webdataset
-from distill.packing.textfiles import CaptionRow, read_json, read_list, read_rows, read_text, refuse_pickle
+from distill.packing.rows import CaptionRow
+from distill.packing.textfiles import read_json, read_list, read_rows, read_text, refuse_pickle
 
 log = logging.getLogger(__name__)
 

@@ -1,29 +1,18 @@
 """Read text files into plain values: UTF-8 text, JSON, csv rows, lists. Errors name the file and the line.
 
-distill/packing/layouts.py interprets the values: as `CaptionRow`s.
+distill/packing/layouts.py interprets the values.
 """
 
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from distill.data.sampling import Span
 from distill.errors import ArtefactError, check_regular
-from distill.records import T
 
-
-class CaptionRow(NamedTuple):
-    """One caption of an annotation file."""
-
-    where: str  # file and place in it, for errors
-    video: str  # id
-    text: str
-    key: str | None = None  # caption id; None: the video's id and the caption's number within the video
-    files: tuple[str, ...] = ()  # possible names of the video, likeliest first, extension optional; (): its id
-    span: Span = None
-    unusable: str | None = None  # why the video cannot be packed, if that is known already
+T = TypeVar("T")
 
 
 def read_text(path: Path) -> str:
@@ -64,23 +53,30 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return known
 
 
-def read_rows(path: Path, required: tuple[str, ...]) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+def read_rows(path: Path, required: tuple[str, ...]) -> tuple[list[str], Iterator[tuple[str, dict[str, str]]]]:
     """Return the column names, and (place, row) pairs in which missing cells are empty strings."""
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="", strict=True, skipinitialspace=True)
     try:
         columns = reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
-        rows = [(f"{path}: line {reader.line_num}", row) for row in reader]
     except csv.Error as error:
-        raise ArtefactError(f"{path}: line {reader.line_num}: not valid csv: {error}") from None
+        raise ArtefactError(f"{path}: not valid csv: {error}") from None
     if not columns:
         raise ArtefactError(f"{path}: empty file; expected a header line with {', '.join(required)}")
     missing = [column for column in required if column not in columns]
     if missing:
         raise ArtefactError(f"{path}: no column {', '.join(missing)}; found columns {', '.join(columns)}")
-    for where, row in rows:
-        if None in row:  # more cells than columns: usually a caption with a bare comma
-            raise ArtefactError(f"{where}: more cells than columns; quote captions that hold a comma")
-    return columns, rows
+
+    def rows() -> Iterator[tuple[str, dict[str, str]]]:
+        try:
+            for row in reader:
+                where = f"{path}: line {reader.line_num}"
+                if None in row:  # more cells than columns: usually a caption with a bare comma
+                    raise ArtefactError(f"{where}: more cells than columns; quote captions that hold a comma")
+                yield where, row
+        except csv.Error as error:
+            raise ArtefactError(f"{path}: line {reader.line_num}: not valid csv: {error}") from None
+
+    return columns, rows()
 
 
 def refuse_pickle(path: Path) -> NoReturn:

@@ -1,7 +1,7 @@
 """Scores of pairs of texts and videos from stored features: the one executor of score parts (distill/model/reading.py).
 
 A text that comes alone, as in a search, reads float16 features where they are stored, in C (distill/model/inplace.py);
-several texts are scored by matrix products of copied rows, and so is one without that library or on a GPU.
+several texts are scored by matrix products of copied rows, and so is one where that library is missing, or on a GPU.
 """
 
 from collections.abc import Callable, Mapping
@@ -69,7 +69,7 @@ def _of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
 
 
 def reads_in_place(video: Stored, part: ScorePart, text: TextFeatures) -> TypeGuard[InMemory]:
-    """Return whether a text that comes alone reads these features where they are stored, being on the CPU as they."""
+    """Return whether a text that comes alone reads these features where they are stored: on the CPU, in C."""
     # Asking isinstance(video, InMemory) looks up all that the protocol names, every time: a twentieth of a search.
     there = hasattr(video, "scored") and text.sentence.is_cpu and inplace.built()
     return there and all(reading.k is None for reading in part.readings)
@@ -115,10 +115,11 @@ def of_texts(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs
 
 def of_videos(similarity: Similarity, text: TextFeatures, video: Stored) -> Pairs:
     """Return the score of pairs where videos ask (video-to-text)."""
+    size = in_one_call(text)
 
     def pairs(videos: Tensor, texts: Tensor) -> Tensor:
         asking = video[videos]
-        return torch.cat([similarity(text[part], asking) for part in texts.split(in_one_call(text))]).T
+        return torch.cat([similarity(text[part], asking) for part in texts.split(size)]).T
 
     return pairs
 

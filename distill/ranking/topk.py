@@ -13,7 +13,9 @@ from torch import Tensor
 CHUNK = 131072  # videos scored at once: 512 KiB of float32 scores per query
 
 Answer = tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]  # scores and numbers, best first
-Part = tuple[int, tuple[Float[Tensor, "query _"], Int64[Tensor, "query _"]]]  # and the number that counts as 0
+Part = tuple[
+    int, tuple[Float[Tensor, "query _"], Int64[Tensor, "query _"]]
+]  # number of its first column, and its answer
 
 
 def top_k(
@@ -22,11 +24,14 @@ def top_k(
     """Return the `k` highest inner products of every query, and their videos; fewer where there are fewer videos."""
     starts = range(0, max(1, len(vectors)), chunk)
     answers = [(start, _best(queries @ vectors[start : start + chunk].T, k)) for start in starts]
-    return best(answers, k) if len(answers) > 1 else answers[0][1]
+    return best(answers, k)
 
 
 def best(parts: Sequence[Part], k: int) -> Answer:
-    """Return the `k` best of several answers; among equals the earlier part, so the lower number."""
+    """Return the `k` best of several answers, each best first; among equals the earlier part, so the lower number."""
+    if len(parts) == 1:
+        first, (scores, numbers) = parts[0]
+        return scores[:, :k], numbers[:, :k] + first
     scores = torch.cat([scores for _, (scores, _) in parts], 1)
     return ordered(scores, torch.cat([numbers + first for first, (_, numbers) in parts], 1), k)
 

@@ -34,7 +34,11 @@ def search(
 
 
 def best_of(parts: Parts, candidates: Int64[Tensor, "query candidate"], k: int) -> Answer:
-    """Return the `k` best of the candidates, best first, by full score alone; each further part for the best so far."""
+    """Return the `k` best of the candidates, best first, by full score; among equals the lower number.
+
+    The order of the first stage decides nothing. All candidates get the first part of the score, and each further part
+    is added for the best so far.
+    """
     (first, _), *others = parts
     candidates = candidates.sort(dim=1).values
     scores = rerank(first, candidates)

@@ -91,6 +91,7 @@ def write_release(
     and `vocabulary`, `frames_config` is the config of the frame set's manifest. `provenance` is plain JSON; its
     `parents` (name -> manifest id) are recorded in the manifest, and `model_card` says what else it shows.
     """
+    assert weights.keys() >= model.state_dict().keys(), "weights of the model are missing"
     kept = {name: weights[name] for name in model.state_dict()}
     config = ReleaseConfig(
         model=_without_paths(model_config),

@@ -7,7 +7,8 @@ quantiser). Up to 1,024 dimensions a part is a single number. A query is estimat
 processor adds up in its registers (FAISS's fast scan): an eighth of float32's bytes and about a twentieth of its time.
 The best by estimate, `depth` times as many as are asked for, are scored anew from the stored vectors, so scores are
 exact and only the choice is approximate. How much of the exact best ten is found, asked with noisy copies of stored
-vectors, is measured when the index is built. Codes are packed when the first query comes, in a copy in memory.
+vectors, is measured when the index is built, and stored. Rows that came later are searched exactly. Codes are packed
+for the processor when the first query comes; that copy is held in memory.
 """
 
 import importlib.util

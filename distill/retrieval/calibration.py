@@ -33,7 +33,7 @@ CELLS = 2**22  # similarities of rows and bank held at once, in double precision
 def write(
     path: Path, rows: Iterator[Float[Tensor, "_ dim"]], bank: Float[Tensor, "query dim"], best: Int64[Tensor, "query 1"]
 ) -> dict[str, Any]:
-    """Compare all rows, given in blocks, with a bank of queries whose `best` rows are known; write and return facts."""
+    """Compare all rows, given in blocks, with a bank of queries, whose `best` rows are known; return the facts."""
     log_sum = torch.cat([torch.logsumexp(BETA * (block @ bank.T).double(), 1).float() for block in rows])
     first = torch.zeros(len(log_sum), dtype=torch.bool)
     first[best.flatten()] = True

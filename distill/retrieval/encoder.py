@@ -1,4 +1,4 @@
-"""The release as a gallery sees it (`Encoder`), and the frame weights that say which seconds of a hit to show.
+"""The release as a gallery sees it (`Encoder`), and the frame weights that say which seconds to show.
 
 A model that pools frames by learned relevance gives each frame its weight in the vector (`pooling`). For any other
 model the weights are a softmax over the cosine of each frame with the whole video: frames as the tokens hold them
@@ -6,7 +6,6 @@ model the weights are a softmax over the cosine of each frame with the whole vid
 own, which doubles the work (`resemblance`). Padding weighs nothing.
 """
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,8 +20,6 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 
 RESEMBLANCE_TEMPERATURE = 0.1  # a frame whose cosine is 0.07 below the best counts half
-SHOWN = 0.5  # share of the peak weight above which a neighbouring frame belongs to the moment
-LONE_FRAME = 1.0  # seconds that a video's only frame stands for
 
 
 @runtime_checkable
@@ -76,29 +73,3 @@ def frame_weights(
     cosines = torch.full(real.shape, -torch.inf)
     cosines[real] = (unit(alone) * unit(video.vector)[real.nonzero()[:, 0]]).sum(-1)
     return (cosines / RESEMBLANCE_TEMPERATURE).softmax(-1)
-
-
-def best_moment(
-    weights: Sequence[float], timestamps: Sequence[float], duration: float, start: float = 0.0
-) -> tuple[float, float]:
-    """Return the seconds around the frame with the highest weight, as far as neighbours weigh at least half as much.
-
-    A frame stands for the time up to half way to its neighbours; nothing is shown before `start` or after `duration`.
-    Frames come in any order, and may come twice.
-    """
-    heaviest: dict[float, float] = {}
-    for second, weight in zip(timestamps, weights, strict=False):  # padded frames have weights, but no time
-        heaviest[second] = max(weight, heaviest.get(second, 0.0))
-    timestamps = sorted(heaviest)
-    weights = [heaviest[second] for second in timestamps]
-    peak = max(range(len(timestamps)), key=lambda frame: weights[frame])
-    first = last = peak
-    while first > 0 and weights[first - 1] >= SHOWN * weights[peak]:
-        first -= 1
-    while last + 1 < len(timestamps) and weights[last + 1] >= SHOWN * weights[peak]:
-        last += 1
-    gaps = [after - before for before, after in itertools.pairwise(timestamps)] or [LONE_FRAME]
-    begin = timestamps[first] - gaps[max(first - 1, 0)] / 2
-    end = timestamps[last] + gaps[min(last, len(gaps) - 1)] / 2
-    length = max(duration, timestamps[-1])  # some containers declare less than they hold
-    return round(max(begin, start), 3), round(min(end, length), 3)

@@ -1,8 +1,11 @@
 """A gallery: vectors and tokens of a set of videos, sealed with the release that made them, ready to be searched.
 
 It is a folder (distill/retrieval/generation.py) of segments (distill/retrieval/segment.py), whose rows are one table
-(distill/retrieval/table.py). One-stage models rank by the inner products of their vectors. Two-stage models
-(`rerank_fields`) retrieve candidates by inner product, then rerank them with the full score, from their tokens.
+(distill/retrieval/table.py). It is opened with its release, which encodes the queries. A deleted row keeps its number
+until the gallery is compacted.
+
+One-stage models rank by the inner products of their vectors. Two-stage models (`rerank_fields`) retrieve candidates by
+inner product, then rerank them with the full score, from their tokens.
 """
 
 import math
@@ -21,7 +24,8 @@ from distill.ranking.executor import of_parts, of_texts
 from distill.ranking.two_stage import best_of
 from distill.retrieval import generation
 from distill.retrieval.calibration import AMONG, SPARE
-from distill.retrieval.encoder import Encoder, best_moment
+from distill.retrieval.encoder import Encoder
+from distill.retrieval.moment import best_moment
 from distill.retrieval.segment import Segment, StoredVideo
 from distill.retrieval.stored import damaged
 from distill.retrieval.table import Table
@@ -71,13 +75,15 @@ class Gallery:
         self.table = Table(path, manifest, device, known)
 
     @classmethod
-    def open(cls, path: str | Path, release: Encoder, known: Mapping[str, Segment] | None = None) -> "Gallery":
+    def open(cls, path: str | Path, release: Encoder) -> "Gallery":
         """Opens the current generation. Files are mapped, not read: a million videos open in milliseconds.
 
-        Segments that are `known` by name are not opened again. Raises `ArtefactError` for a folder that is no gallery,
-        is damaged, or was made by another release.
+        Raises `ArtefactError` for a folder that is no gallery, is damaged, or was made by another release.
         """
-        path = Path(path)
+        return cls._open(Path(path), release, {})
+
+    @classmethod
+    def _open(cls, path: Path, release: Encoder, known: Mapping[str, Segment]) -> "Gallery":
         try:
             return generation.opened(path, lambda manifest: cls(path, manifest, release, known))
         except OSError as error:
@@ -87,7 +93,7 @@ class Gallery:
         """Return the newest generation: this object if nothing changed; unchanged segments are not opened again."""
         if generation.current(self.path, self.manifest):
             return self
-        return self.open(self.path, self.release, self.table.segments)
+        return self._open(self.path, self.release, self.table.segments)
 
     def __len__(self) -> int:
         return self.manifest.counts["videos"]
@@ -249,11 +255,12 @@ class Gallery:
         return None, self.table.vectors(torch.tensor([row])), [row, *others]
 
     def _check_asked(self, k: int, candidates: int | None) -> None:
-        path = self.path
         if k < 1:
             raise ExpectedError(f"k: {k}, expected the number of videos to show, at least 1")
         if candidates is not None and not self.reranks:
-            raise ExpectedError(f"candidates: {path} holds one vector per video and nothing to rerank; leave it out")
+            raise ExpectedError(
+                f"candidates: {self.path} holds one vector per video and nothing to rerank; leave it out"
+            )
         if candidates is not None and candidates < 1:
             raise ExpectedError(f"candidates: {candidates}, expected the number of videos to rerank, at least 1")
 

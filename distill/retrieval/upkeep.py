@@ -46,7 +46,10 @@ def delete(path: Path, names: Sequence[str]) -> Manifest:
 
 
 def compact(path: Path) -> Manifest:
-    """Makes one segment of all rows that are not deleted, and drops an approximate index and a calibration."""
+    """Makes one segment of all rows that are not deleted.
+
+    An approximate index and a calibration are dropped, since rows get other numbers.
+    """
     with _existing(path) as before:
         shutil.rmtree(path / WORK, ignore_errors=True)  # of an index that was killed and never continued
         table = Table(path, before)

@@ -87,6 +87,8 @@ def undeleted(find: Callable[[int], Answer], k: int, most: int, deleted: Int64[T
 
     Asks for more than `k`, and for more again, until so many are left.
     """
+    if not len(deleted):
+        return find(min(k, most))
     asked = min(k + min(SPARE, len(deleted)), most)
     while True:
         scores, rows = find(asked)

@@ -1,8 +1,6 @@
-"""The batches of training: those of the plan, of which every process loads its share, and the stem outputs in them.
+"""The batches of training: those of the plan, of which every process loads its share.
 
-A batch's fingerprint follows from the plan alone, so it needs no word from other processes. Stem outputs are those of
-the frozen lower vision layers of a tower with `freeze_vision`: what does not train gives the same tokens every time, so
-they are computed once per run instead of once per epoch.
+A batch's fingerprint follows from the plan alone, so it needs no word from other processes.
 """
 
 import hashlib
@@ -11,20 +9,15 @@ from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from jaxtyping import Int64
-from torch import Tensor
 
 from distill import comm
 from distill.data.frames import FrameSet
-from distill.data.loader import Batch, DataConfig, PairDataset, VideoDataset, load_batches
+from distill.data.loader import Batch, DataConfig, PairDataset, load_batches
 from distill.data.plan import Plan
 from distill.data.prefetch import Rows
-from distill.errors import ExpectedError, RecipeError
-from distill.log import progress
-from distill.model.contract import RetrievalModel
+from distill.errors import ExpectedError
 
-STEM_BATCH = 16  # videos; fixed, so that a resumed run computes the same bits
 log = logging.getLogger(__name__)
 
 
@@ -79,28 +72,3 @@ def load_shares(dataset: PairDataset, plan: Plan, config: DataConfig, first: int
                 f"again, it continues at the last checkpoint"
             )
         yield batch, fingerprints.popleft()
-
-
-def stem_table(model: RetrievalModel, frames: FrameSet, *, bf16: bool, workers: int, limit_gb: float) -> Tensor | None:
-    """Return the stem tokens [video, frame, patch + 1, width] of a whole frame set on the CPU, fp32. A collective.
-
-    None where the limit is 0 or no layer is frozen. Raises `RecipeError` where the tokens do not fit into the limit.
-    """
-    tower = model.clip.visual
-    if not limit_gb or tower.stem_layers is None:
-        return None
-    gigabytes = len(frames) * frames.num_frames * tower.positional_embedding.numel() * 4 / 1e9
-    if gigabytes > limit_gb:
-        raise RecipeError(
-            f"train.stem_cache_gb: {limit_gb} GB, but {frames.path} needs {gigabytes:.1f} GB of stem outputs; raise it "
-            f"or set it to 0 (the stem then runs every time)"
-        )
-    rows = comm.share(len(frames))
-    batches = [rows[start : start + STEM_BATCH] for start in range(0, len(rows), STEM_BATCH)]
-    parts = []
-    with torch.no_grad(), torch.autocast(comm.device().type, torch.bfloat16, enabled=bf16):
-        loaded = load_batches(VideoDataset(frames), batches, workers)
-        for pixels, real in progress(loaded, f"stem of {frames.path}", len(batches)):
-            tokens = model.clip.frames_to_stem(pixels.to(comm.device()), real.to(comm.device()))
-            parts.append(tokens.float())
-    return comm.gather_rows(torch.cat(parts), len(frames)).cpu()

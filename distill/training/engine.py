@@ -178,16 +178,17 @@ class Engine:
             return
         from deepspeed import utils
 
-        extent, part = "full", value
-        if self._zero == 3:
-            # DeepSpeed wants this process's share of the flat tensor; its caller cuts it, and pads the last one.
-            each = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-            flat = F.pad(value.flatten(), (0, each * comm.world_size() - value.numel()))
-            extent, part = "local", flat[comm.rank() * each : (comm.rank() + 1) * each]
-        if moment is not None:
-            getattr(utils, f"safe_set_{extent}_optimizer_state")(parameter, part, moment)
+        if self._zero == 3:  # DeepSpeed's setters of whole tensors know nothing of the padding of the last rank's part
+            own = _own_part(parameter, value)
+            if moment is not None:
+                utils.safe_set_local_optimizer_state(parameter, own, moment)
+                return
+            utils.safe_set_local_fp32_param(parameter, own)
+        elif moment is not None:
+            utils.safe_set_full_optimizer_state(parameter, value, moment)
             return
-        getattr(utils, f"safe_set_{extent}_fp32_param")(parameter, part)
+        else:
+            utils.safe_set_full_fp32_param(parameter, value)
         with _gathered(parameter, changed=True):  # what was set is the optimizer's copy; the module has its own
             parameter.data.copy_(value)
 
@@ -200,6 +201,13 @@ class Engine:
                 value = self._full(module.log, None)
                 if float(value) > LogitScale.MAX_LOG:
                     self._set(module.log, value.clamp(max=LogitScale.MAX_LOG), None)
+
+
+def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """Return this rank's share of a whole value under ZeRO 3: equal shares of the flat tensor, the last ones padded."""
+    each = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    flat = F.pad(value.flatten(), (0, each * comm.world_size() - value.numel()))
+    return flat[comm.rank() * each : (comm.rank() + 1) * each]
 
 
 def _gathered(parameter: nn.Parameter, *, changed: bool) -> AbstractContextManager[None]:

@@ -28,12 +28,13 @@ from distill.model.blocks import checkpoint_blocks, compile_blocks
 from distill.model.contract import Interaction, RetrievalModel
 from distill.publishing import publish
 from distill.training import checkpoint
-from distill.training.batches import load_shares, plan_batches, stem_table
+from distill.training.batches import load_shares, plan_batches
 from distill.training.checkpoint import Progress
 from distill.training.engine import Engine
 from distill.training.monitor import Monitor
 from distill.training.objective import LossConfig, Objective
 from distill.training.optim import OptimConfig
+from distill.training.stems import stem_table
 
 log = logging.getLogger(__name__)
 BEST = "best.safetensors"

@@ -20,7 +20,8 @@ from distill.data.frames import FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
 from distill.data.video import write_video
-from distill.evaluation.result import GalleryState, Metrics, Result, Subject
+from distill.evaluation.result import Metrics, Result, Subject
+from distill.evaluation.standing import GalleryState
 from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.teacher import TeacherRelease
 from distill.manifest import NAME

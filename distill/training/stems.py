@@ -1,0 +1,42 @@
+"""Outputs of the frozen lower vision layers, computed once per run instead of once per epoch.
+
+Only for towers with `freeze_vision`: what does not train gives the same tokens every time, so training on the stored
+tokens equals training on pixels.
+"""
+
+import torch
+from torch import Tensor
+
+from distill import comm
+from distill.data.frames import FrameSet
+from distill.data.loader import VideoDataset, load_batches
+from distill.errors import RecipeError
+from distill.log import progress
+from distill.model.contract import RetrievalModel
+
+BATCH = 16  # videos; fixed, so that a resumed run computes the same bits
+
+
+def stem_table(model: RetrievalModel, frames: FrameSet, *, bf16: bool, workers: int, limit_gb: float) -> Tensor | None:
+    """Return the stem tokens [video, frame, patch + 1, width] of a whole frame set on the CPU, fp32. A collective.
+
+    None where the limit is 0 or no layer is frozen. Raises `RecipeError` where the tokens do not fit into the limit.
+    """
+    tower = model.clip.visual
+    if not limit_gb or tower.stem_layers is None:
+        return None
+    gigabytes = len(frames) * frames.num_frames * tower.positional_embedding.numel() * 4 / 1e9
+    if gigabytes > limit_gb:
+        raise RecipeError(
+            f"train.stem_cache_gb: {limit_gb} GB, but {frames.path} needs {gigabytes:.1f} GB of stem outputs; raise it "
+            f"or set it to 0 (the stem then runs every time)"
+        )
+    rows = comm.share(len(frames))
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    parts = []
+    with torch.no_grad(), torch.autocast(comm.device().type, torch.bfloat16, enabled=bf16):
+        loaded = load_batches(VideoDataset(frames), batches, workers)
+        for pixels, real in progress(loaded, f"stem of {frames.path}", len(batches)):
+            tokens = model.clip.frames_to_stem(pixels.to(comm.device()), real.to(comm.device()))
+            parts.append(tokens.float())
+    return comm.gather_rows(torch.cat(parts), len(frames)).cpu()
