@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -58,7 +59,7 @@ def _evaluated(args: argparse.Namespace) -> str:
     from distill.data.frames import FrameSet
     from distill.evaluation.measure import evaluate_model
     from distill.evaluation.report import report
-    from distill.evaluation.result import Subject, check_comparable, read_result
+    from distill.evaluation.result import check_comparable, read_result
     from distill.evaluation.standing import captions_of, fingerprint
     from distill.records import write_json
     from distill.release.release import load
@@ -74,15 +75,8 @@ def _evaluated(args: argparse.Namespace) -> str:
     if args.out is not None and args.out.exists():
         _check_same(args.out, release.manifest.id, args.protocol, found)
     frames.check_settings(release.frames_config, release.path)
-    subject = Subject(
-        release=str(release.path),
-        release_id=release.manifest.id,
-        model=release.config.model["kind"],
-        frames=str(frames.path),
-        frames_id=frames.manifest.id,
-    )
     result = evaluate_model(
-        subject,
+        _subject(release, frames),
         release.model,
         release.tokenizer,
         frames,
@@ -97,6 +91,19 @@ def _evaluated(args: argparse.Namespace) -> str:
     if args.json:
         return json.dumps(plain | {"compared": compared}, indent=1, sort_keys=True, ensure_ascii=False)
     return report(result, earlier)
+
+
+def _subject(release: Any, frames: Any) -> Any:
+    """Name what is evaluated, and on what."""
+    from distill.evaluation.result import Subject
+
+    return Subject(
+        release=str(release.path),
+        release_id=release.manifest.id,
+        model=release.config.model["kind"],
+        frames=str(frames.path),
+        frames_id=frames.manifest.id,
+    )
 
 
 def _check_same(out: Path, release_id: str, protocol: str, found: str) -> None:
