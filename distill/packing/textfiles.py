@@ -59,7 +59,7 @@ def read_rows(path: Path, required: tuple[str, ...]) -> tuple[list[str], Iterato
     try:
         columns = reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
     except csv.Error as error:
-        raise ArtefactError(f"{path}: not valid csv: {error}") from None
+        raise ArtefactError(f"{path}: line {reader.line_num}: not valid csv: {error}") from None
     if not columns:
         raise ArtefactError(f"{path}: empty file; expected a header line with {', '.join(required)}")
     missing = [column for column in required if column not in columns]

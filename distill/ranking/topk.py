@@ -13,9 +13,8 @@ from torch import Tensor
 CHUNK = 131072  # videos scored at once: 512 KiB of float32 scores per query
 
 Answer = tuple[Float[Tensor, "query k"], Int64[Tensor, "query k"]]  # scores and numbers, best first
-Part = tuple[
-    int, tuple[Float[Tensor, "query _"], Int64[Tensor, "query _"]]
-]  # number of its first column, and its answer
+# The number of a part's first column, and its answer.
+Part = tuple[int, tuple[Float[Tensor, "query _"], Int64[Tensor, "query _"]]]
 
 
 def top_k(
