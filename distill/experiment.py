@@ -15,9 +15,9 @@ import distill
 from distill import catalogue, comm
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
-from distill.data.tokens import Tokenizer, read_vocabulary
+from distill.data.tokens import Tokenizer, read_vocabulary, warn_of_cuts
 from distill.errors import RecipeError
-from distill.evaluation.evaluate import Scores, evaluate
+from distill.evaluation.evaluate import Scores, evaluate, texts_of
 from distill.model.blocks import require_compiler
 from distill.model.contract import RetrievalModel
 from distill.model.towers import Towers
@@ -97,6 +97,8 @@ def _open_frames(recipe: Recipe) -> tuple[FrameSet, FrameSet, FrameSet | None]:
     def opened(path: str) -> FrameSet:
         frames = FrameSet(path, verify=comm.rank() == 0, cache=cache)
         recipe.data.check(frames, str(frames.path))
+        mend = "raise data.max_words, as far as the text tower goes, or shorten them"
+        warn_of_cuts(texts_of(frames), recipe.data.max_words, str(frames.path), mend)
         return frames
 
     data = recipe.data

@@ -1,12 +1,18 @@
 """Token ids equal CLIP's, cut as CLIP4Clip cuts them, and a pruned table spells the same sentences."""
 
+import functools
+import logging
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
 
-from distill.data.tokens import Tokenizer, prune
+from distill.data.tokens import Tokenizer, prune, warn_of_cuts
 
+clips = functools.cache(SimpleTokenizer().encode)
 GOLDEN = {
     "a man is driving a car": [49406, 320, 786, 533, 4161, 320, 1615, 49407],
     "Someone's cooking: 3 eggs & ham!": [49406, 2100, 568, 6283, 281, 274, 7099, 261, 1714, 256, 49407],
@@ -56,3 +62,56 @@ def test_the_end_token_is_the_largest_id_of_any_table():
 def test_texts_do_not_depend_on_their_neighbours():
     tokenizer = Tokenizer(16)
     np.testing.assert_array_equal(tokenizer(["a cat", "a dog"])[1], tokenizer(["a dog"])[0])
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(max_codepoint=0x17F), max_size=40))
+@example("A man's  CAR, <start_of_text> &amp; 42 don't&")
+@example("tabs\tand \x1b[31mcolours\x1b[0m")
+def test_words_spelled_one_by_one_give_the_ids_of_the_whole_text(text: str):
+    ids = Tokenizer(300)([text])[0]
+    assert ids[1 : ids.argmax()].tolist() == clips(text)
+
+
+def counts(texts: Sequence[str], max_words: int) -> tuple[int, int]:
+    """Cut captions, and those of them that equal another by it: every pair is compared."""
+    spelled, room = [clips(text) for text in texts], max_words - 2
+    cut = [own for own in spelled if len(own) > room]
+    return len(cut), sum(any(own != one and own[:room] == one[:room] for one in spelled) for own in cut)
+
+
+def said(texts: Sequence[str], max_words: int, caplog: pytest.LogCaptureFixture) -> list[str]:
+    caplog.clear()
+    warn_of_cuts(texts, max_words, "my/train.csv", "shorten them")
+    return [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.parametrize("max_words", [9, 10, 11, 12, 24])
+def test_cut_captions_are_counted_in_one_line_with_those_that_become_equal(max_words: int, caplog):
+    stem = "a person walks through the green forest and"
+    texts = [stem, f"{stem} then", f"{stem} then falls", f"{stem} sings", f"{stem} sings", "a cat", f"{stem} é"]
+    texts += [f"{stem} antidisestablishmentarianism", f"  {stem.upper()}\tTHEN", "five " * 12, "five &amp; " * 5]
+    cut, equal = counts(texts, max_words)
+    line = (
+        f"my/train.csv: {cut} of 11 captions are cut at {max_words} tokens (start and end included), {equal} of them "
+        f"become equal to another caption by it; shorten them"
+    )
+    assert said(texts, max_words, caplog) == ([line] if cut else [])
+    assert (max_words == 24) == (cut == 0)
+
+
+@settings(deadline=None)
+@given(texts=st.lists(st.text("ab é1,", max_size=14), max_size=8), max_words=st.integers(3, 8))
+def test_any_captions_are_counted_as_pair_by_pair(texts: list[str], max_words: int):
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("distill.data.tokens")
+    logger.addHandler(handler)
+    try:
+        warn_of_cuts(texts, max_words, "my", "shorten them")
+    finally:
+        logger.removeHandler(handler)
+    cut, equal = counts(texts, max_words)
+    assert len(lines) == (cut > 0)
+    assert all(f" {cut} of {len(texts)} captions" in line and f" {equal} of them" in line for line in lines)

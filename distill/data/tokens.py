@@ -1,20 +1,29 @@
-"""Turn captions into token ids with CLIP's byte-pair tokenizer, optionally mapped to a smaller token table.
+"""Turn captions into token ids with CLIP's byte-pair tokenizer, and say how many captions are too long for a model.
 
 The layout is CLIP4Clip's (its `_get_text`): start token, at most `max_words - 2` tokens, end token, zeros up to
-`max_words`. The end token has the largest id of the table, so `ids.argmax` finds it.
+`max_words`. The end token has the largest id of the table, so `ids.argmax` finds it. A smaller token table than CLIP's
+has a vocabulary, to whose rows the ids are mapped.
 """
 
 import functools
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int64
-from open_clip.tokenizer import SimpleTokenizer
 from pydantic import RootModel, StrictInt
 
+from distill.log import progress
 from distill.records import read_json
 
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
+
+log = logging.getLogger(__name__)
+CONTEXT = 77  # tokens that CLIP's own text tower reads, start and end included
 VOCABULARY = "vocabulary.json"  # in a tower folder whose token table was pruned
 
 
@@ -51,6 +60,35 @@ def prune(texts: Sequence[str]) -> list[int]:
     return [-1, -1, *used, special - 2, special - 1]
 
 
+def warn_of_cuts(texts: Sequence[str], max_words: int, where: str, mend: str) -> None:
+    """Log one line if captions do not fit `max_words` tokens: how many lose their end, how many become equal by it.
+
+    A caption counts as often as it stands in `texts`. It becomes equal where another one, spelled otherwise, is cut to
+    the same tokens or has just these. `mend` says what to do next.
+    """
+    if not log.isEnabledFor(logging.WARNING):  # the other processes of a job: the first one says it for all
+        return
+    room = max_words - 2  # for the start and the end token
+    whole: dict[tuple[int, ...], Counter[tuple[int, ...]]] = defaultdict(Counter)  # what is left -> what it was
+    known: dict[str, int] = {}  # tokens of words; another word has at most as many as characters, mostly far fewer
+    for text in progress(texts, f"measure {len(texts)} captions"):
+        if _is_plain(text):
+            words = text.split()
+            if sum(known.get(word) or len(word) for word in words) < room:
+                continue
+            known.update((word, len(_encode(word))) for word in words)
+        spelled = tuple(_spell(text))
+        if len(spelled) >= room:
+            whole[spelled[:room]][spelled] += 1
+    cut = {left: sum(n for spelled, n in was.items() if len(spelled) > room) for left, was in whole.items()}
+    if number := sum(cut.values()):
+        equal = sum(n for left, n in cut.items() if len(whole[left]) > 1)
+        log.warning(
+            f"{where}: {number:,} of {len(texts):,} captions are cut at {max_words} tokens (start and end included), "
+            f"{equal:,} of them become equal to another caption by it; {mend}"
+        )
+
+
 class _Vocabulary(RootModel[list[StrictInt]]):
     """The token ids that a pruned token table has kept, by its rows."""
 
@@ -61,12 +99,26 @@ def read_vocabulary(folder: Path) -> list[int] | None:
     return read_json(path, _Vocabulary, "expected a list of token ids").root if path.is_file() else None
 
 
-@functools.lru_cache(maxsize=1 << 18)
 def _spell(text: str) -> list[int]:
-    """Return CLIP's ids of a text; cached, because captions come back every epoch."""
+    """Return CLIP's ids of a text. The words of a plain text are spelled one by one: most of them are cached."""
+    if _is_plain(text):
+        return [token for word in text.split() for token in _encode(word)]
+    return _encode(text)
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether CLIP's tokenizer changes nothing of a text but spaces and capitals before it spells it."""
+    return text.isascii() and text.isprintable() and "&" not in text  # "&" may begin an HTML entity
+
+
+@functools.lru_cache(maxsize=1 << 18)
+def _encode(text: str) -> list[int]:
+    """Return CLIP's ids of a word or a text; cached, because both come back, in every epoch too."""
     return _stock().encode(text)
 
 
 @functools.cache
-def _stock() -> SimpleTokenizer:
+def _stock() -> "SimpleTokenizer":
+    from open_clip.tokenizer import SimpleTokenizer  # takes seconds, and packing needs it for long captions only
+
     return SimpleTokenizer()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill import __version__
 from distill.data.frames import FrameSet
-from distill.data.tokens import Tokenizer
+from distill.data.tokens import Tokenizer, warn_of_cuts
 from distill.errors import ExpectedError
 from distill.evaluation.evaluate import encode_texts, encode_videos, score, texts_of, two_stage, video_numbers
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
@@ -53,6 +53,9 @@ def evaluate_model(
         raise ExpectedError(
             f"{subject.release}: this {subject.model} model has no second stage to rerank in; leave --candidates out"
         )
+    for queries in (frames, bank) if bank is not None else (frames,):
+        mend = "this release was trained with so many (data.max_words)"
+        warn_of_cuts(texts_of(queries), tokenizer.max_words, str(queries.path), mend)
     text, video = encode_texts(model, texts_of(frames), tokenizer), encode_videos(model, frames)
     similarity, logits = score(model, text, video), score(model, text, video, scaled=True) if dsl else None
     measured = partial(_metrics, video_numbers(frames))

@@ -29,6 +29,7 @@ from distill.data.building import WORK, ShardContent, build, open_built_shards
 from distill.data.frames import FrameSet
 from distill.data.labels import VERSION, Storage, Tier, label_sample
 from distill.data.shards import Shards, open_sealed_shards
+from distill.data.tokens import warn_of_cuts
 from distill.errors import ArtefactError
 from distill.labelling.sealing import begin_labels, recorded, seal_labels
 from distill.labelling.shortlist import shortlists
@@ -143,6 +144,9 @@ class LabelJob:
         if not (self.out / NAME).is_file():
             job = {**config, "frames": frames, "shards": list(self.shards), "counts": self.counts}
             begin_labels(self.out, job, self.release.head())
+            texts = texts_of(self.frames, range(len(self.frames)))
+            mend = "labels are of what is left; a teacher with more words has a larger data.max_words"
+            warn_of_cuts(texts, self.release.tokenizer.max_words, str(self.frames.path), mend)
             return None
         manifest, _ = open_sealed_shards(self.out, "labels", VERSION, verify=verify)
         if manifest.config != config or manifest.parents["frames"] != frames:

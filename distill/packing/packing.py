@@ -19,6 +19,7 @@ from distill.data.pictures import JPEG_QUALITY
 from distill.data.sampler import Sampler
 from distill.data.sampling import SampledVideo, sample_video
 from distill.data.shards import open_sealed_shards
+from distill.data.tokens import CONTEXT, warn_of_cuts
 from distill.errors import ArtefactError, VideoError, first_few
 from distill.log import progress
 from distill.manifest import NAME, Manifest, file_sha256, seal
@@ -56,6 +57,8 @@ def pack(
                 f"{out}: already holds another frame set; choose another folder for tools/pack_frames.py"
             )
         return manifest
+    texts = [caption.text for clip in clips for caption in clip.captions]
+    warn_of_cuts(texts, CONTEXT, str(annotations), "no CLIP reads more, and a recipe may take fewer (data.max_words)")
     claim(out, settings, command="tools/pack_frames.py")
     jobs = [
         (out, name, partial(_shard, name, [clips[i] for i in rows], videos, config))
