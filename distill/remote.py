@@ -98,7 +98,10 @@ class RemotePath:
         """Publish a finished local file under this name with one put, which object stores make atomic."""
         if self.url.startswith(("http://", "https://")):
             raise ExpectedError(f"{self}: web servers are only read; write to a folder, s3:// or gs://")
-        self._tried("written", lambda: self._system.put_file(str(path), self.url))
+        try:
+            self._tried("written", lambda: self._system.put_file(str(path), self.url))
+        except FileNotFoundError as error:
+            raise ExpectedError(f"{self}: not written ({error}); make the bucket, or name another one") from None
 
     def _list(self) -> dict[str, dict[str, Any]]:
         try:
