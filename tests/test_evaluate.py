@@ -150,9 +150,24 @@ def test_results_of_other_galleries_are_refused(result, teacher, world):
         run(teacher, world.frames["test"], "--protocol", "msvd", "--compare", result[0])
 
 
+def test_results_on_a_set_of_ones_own_compare_by_its_fingerprint(student, world, tmp_path, capsys):
+    out = tmp_path / "own.json"
+    run(student, world.frames["val"], "--protocol", "own", "--out", out)
+    printed, digest = capsys.readouterr().out, json.loads(out.read_text())["fingerprint"]
+    assert digest == fingerprint(captions_of(FrameSet(world.frames["val"])))
+    assert "protocol  own: a test set of your own" in printed and f"fingerprint {digest[:12]}" in printed
+    assert "complete: every video of its file was packed" in printed
+    run(student, world.frames["val"], "--protocol", "own", "--compare", out)
+    assert len(re.findall(re.escape(str(student)), capsys.readouterr().out)) == 2
+    with pytest.raises(
+        ExpectedError, match=f"a result of own {digest[:12]}, expected own .* do not belong in one table"
+    ):
+        run(student, world.frames["test"], "--protocol", "own", "--compare", out)
+
+
 def test_a_foreign_gallery_is_called_incomplete(teacher, world, capsys):
     run(teacher, world.frames["val"], "--protocol", "msrvtt-1ka")
-    assert re.search(r"incomplete: [\d,]+ of 1,000 videos are missing", capsys.readouterr().out)
+    assert re.search(r"incomplete: [\d,]+ of 1,000 videos are missing.* use --protocol own", capsys.readouterr().out)
 
 
 def test_a_bank_must_not_hold_the_test_queries(teacher, world):

@@ -9,22 +9,25 @@ import pytest
 from distill.data.frames import FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
+from distill.demo.corpus import plan
+from distill.demo.emoji import EMOJI
 from distill.evaluation.protocol import PROTOCOLS, Protocol
 from distill.evaluation.standing import captions_of, fingerprint, gallery_state
 from distill.packing.packing import PackConfig, pack
 
 ROWS = [(f"clip{number}", f"{colour} moves") for number, colour in enumerate(("red", "green", "blue"))]
 ROWS += [("clip0", "something red"), ("clip1", "something green"), ("clip1", "something green")]
+ADVICE = "; to evaluate on videos of your own use --protocol own"
 
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory):
-    """Packs rows of (video, caption); of the videos 0 to 2 only those in `there` have a file."""
+    """Packs rows of (video, caption); only the videos in `there`, by number or id, have a file."""
     folder = tmp_path_factory.mktemp("protocol")
 
     def make(name, rows, there=(0, 1, 2)):
-        for number in there:
-            path = folder / name / "videos" / f"clip{number}.mp4"
+        for number, stem in enumerate(there):
+            path = folder / name / "videos" / f"{stem if isinstance(stem, str) else f'clip{stem}'}.mp4"
             write_video(path, np.full((8, 32, 32, 3), 60 * number, np.uint8), fps=4)
         (folder / name / "all.csv").write_text("video,caption\n" + "".join(f"{v},{c}\n" for v, c in rows))
         config = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=2), size=32)
@@ -91,7 +94,8 @@ def test_missing_videos_are_counted_and_named(packs, whole, monkeypatch):
     assert state.words == "incomplete: 1 of 3 videos are missing; 1 video could not be packed (clip1)"
     annotated = packs("short", [row for row in ROWS if row[0] != "clip1"])
     short = gallery_state("squares", annotated)
-    assert short.words == "incomplete: 1 of 3 videos are missing; the annotation file that was packed did not name them"
+    known = "incomplete: 1 of 3 videos are missing; the annotation file that was packed did not name them"
+    assert short.words == f"{known}{ADVICE}"
     digests = {fingerprint(captions_of(frames)) for frames in (annotated, lossy)}
     assert len(digests) == 1, "why a video is missing makes no difference to what is searched"
 
@@ -120,14 +124,57 @@ def test_another_gallery_is_called_that(known, rows, words, packs, whole, monkey
     if rows is not ROWS:
         whole = packs(request.node.callspec.id.replace(" ", "-"), rows)
     state = gallery_state("squares", whole)
-    assert state.words == words
+    assert state.words == f"{words}{ADVICE}"
     assert state.complete is (None if known == {"fingerprint": None} else False)
 
 
-def test_the_demo_has_no_fixed_size(packs, whole):
-    assert gallery_state("demo", whole).complete is True
-    state = gallery_state("demo", packs("demo", ROWS, there=(0, 1)))
-    assert state.complete is False and state.words == "incomplete: 1 video could not be packed (clip2)"
+DEMO_ROWS = [("video3", "an owl spins on a red background"), ("video4", "grapes and then a red apple")]
+
+
+def test_the_demo_has_no_fixed_size(packs):
+    state = gallery_state("demo", packs("demo", [*DEMO_ROWS, ("video5", "grapes rise")], there=("video3", "video5")))
+    assert state.complete is False and state.words == "incomplete: 1 video could not be packed (video4)"
+    state = gallery_state("demo", packs("demo-whole", DEMO_ROWS, there=("video3", "video4")))
+    assert state.complete is True and state.words == "complete: every video of its file was packed"
+
+
+def test_every_caption_that_the_demo_draws_is_known_as_its_own():
+    known = PROTOCOLS["demo"]
+    for clip in [*plan(60, 0), *plan(200, 3)]:
+        assert re.search(known.video_form, clip.video)
+        for sentence in clip.sentences:
+            assert re.search(known.caption_form, sentence.text), sentence.text
+    for one in EMOJI:
+        assert re.search(known.caption_form, f"{one.phrase} and then {EMOJI[0].phrase}")
+    for foreign in ("a man plays the guitar", "two dogs fight over a ball and then run", "she falling leaves"):
+        assert not re.search(known.caption_form, foreign), foreign
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (ROWS, "its first other video id is 'clip0', expected videos in the test.csv that tools/make_demo.py writes"),
+        (
+            [*DEMO_ROWS, ("video4", "a man sings")],
+            "its first other caption is 'a man sings' (video video4), expected all captions of each video in MSRVTT",
+        ),
+    ],
+    ids=["ids", "captions"],
+)
+def test_videos_of_ones_own_are_never_the_demo(rows, words, packs, request):
+    there = dict.fromkeys(video for video, _ in rows)
+    state = gallery_state("demo", packs(f"foreign-{request.node.callspec.id}", rows, there=tuple(there)))
+    assert state.complete is False
+    assert state.words.startswith(f"another gallery: {words}")
+    assert state.words.endswith("use --protocol own")
+
+
+def test_a_set_of_ones_own_is_whole_if_all_its_videos_were_packed(packs, whole):
+    state = gallery_state("own", whole)
+    assert (state.videos, state.captions, state.complete, state.missing) == (3, 6, True, 0)
+    assert state.words == "complete: every video of its file was packed"
+    lossy = gallery_state("own", packs("own", ROWS, there=(0, 1)))
+    assert lossy.complete is False and lossy.words == "incomplete: 1 video could not be packed (clip2)"
 
 
 def test_the_table_is_consistent():

@@ -2,13 +2,14 @@
 
     tools/evaluate.py runs/teachclip/release frames/test --protocol msrvtt-1ka --out results/teachclip.json
     tools/evaluate.py runs/clip4clip/release frames/test --protocol msrvtt-1ka --compare results/teachclip.json
-
     tools/evaluate.py runs/eercf/release frames/test --protocol msrvtt-1ka --candidates 20 50 100
+    tools/evaluate.py runs/my-student/release my/frames/test --protocol own --out my/result.json
 
-A frame set stands for one split. Its fingerprint, over all video ids and captions, decides which results may be
-compared. The first table compares every query with everything. `--candidates` also searches in two stages as a gallery
-of EERCF or GLSCL does, scoring so many candidates in full, text-to-video and video-to-text. DSL and QB-Norm, which let
-queries help one another, are printed apart and only if asked for.
+`--protocol own` takes the videos and captions of any frame set; a published protocol is not complete on other videos or
+captions than its own, and the report says so. A frame set stands for one split. Its fingerprint, over all video ids and
+captions, decides which results may be compared. The first table compares every query with everything. `--candidates`
+also searches in two stages as a gallery of EERCF or GLSCL does, scoring so many candidates in full, text-to-video and
+video-to-text. DSL and QB-Norm, which let queries help one another, are printed apart and only if asked for.
 """
 
 import argparse

@@ -7,7 +7,8 @@ A frame set stands for one split: its videos are the gallery, its captions are t
   the query's own group is the only hit.
 
 The fingerprints (distill/evaluation/standing.py) were computed from each data set's published files as
-`distill/packing` reads them: captions stripped of white space at both ends, repeated captions kept.
+`distill/packing` reads them: captions stripped of white space at both ends, repeated captions kept. The demo has no
+official files, because its size is the user's; it is known by the form of its ids and captions.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,13 @@ class Protocol:
     queries: str  # what a caption is
     size: tuple[int, int] | None = None  # videos of the gallery, captions (the queries of T2V)
     fingerprint: str | None = None  # of the official files
+    video_form: str = ""  # regular expression that is found in every video id
+    caption_form: str = ""  # and one that is found in every caption
 
+
+OWN = "own"
+DEMO_THING = "(an? )?[^ ]+( [^ ]+){0,3}"
+DEMO_MOTION = "slides? left|slides? right|rises?|falls?|grows?|shrinks?|spins?|bounces?"
 
 PROTOCOLS: dict[str, Protocol] = {
     "msrvtt-1ka": Protocol(
@@ -76,5 +83,12 @@ PROTOCOLS: dict[str, Protocol] = {
         split="emoji in motion, test",
         gallery="videos in the test.csv that tools/make_demo.py writes, as many as it was asked for",
         queries="all captions of each video in MSRVTT_data.json beside it",
+        video_form="^video[0-9]+$",
+        caption_form=rf"\b({DEMO_MOTION})\b|\bon an? [a-z]+ background\b|^{DEMO_THING} and then {DEMO_THING}$",
+    ),
+    OWN: Protocol(
+        split="a test set of your own",
+        gallery="all videos of the frame set",
+        queries="all captions of each video there",
     ),
 }

@@ -6,15 +6,17 @@ caption) pairs, in any order and without the captions' ids, and two results may 
 agree.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 from distill.config import Config
 from distill.data.frames import FrameSet
 from distill.errors import first_few
-from distill.evaluation.protocol import PROTOCOLS, Protocol
+from distill.evaluation.protocol import OWN, PROTOCOLS, Protocol
 from distill.records import json_sha256
 
 SHOWN = 12  # digits of a fingerprint in reports and errors
+ADVICE = f"to evaluate on videos of your own use --protocol {OWN}"
 
 
 def fingerprint(captions: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -48,11 +50,26 @@ def gallery_state(name: str, frames: FrameSet) -> GalleryState:
     protocol, videos = PROTOCOLS[name], len(frames)
     captions = sum(len(video.captions) for video in frames.videos)
     unusable = tuple(note["video"] for note in frames.manifest.notes)
-    complete, words = _compare(protocol, fingerprint(captions_of(frames)), videos, captions, unusable)
+    odd = _of_another_form(protocol, frames)
+    if odd:
+        complete, words = False, f"another gallery: {odd}; {ADVICE}"
+    else:
+        complete, words = _compare(protocol, fingerprint(captions_of(frames)), videos, captions, unusable)
     missing = max(0, protocol.size[0] - videos) if protocol.size else 0
     return GalleryState(
         videos=videos, captions=captions, complete=complete, missing=missing, unusable=unusable, words=words
     )
+
+
+def _of_another_form(protocol: Protocol, frames: FrameSet) -> str:
+    """Return the first video id or caption that the protocol cannot have, as words; "" if there is none."""
+    for video in frames.videos:
+        if not re.search(protocol.video_form, video.id):
+            return f"its first other video id is {video.id!r}, expected {protocol.gallery}"
+        for caption in video.captions:
+            if not re.search(protocol.caption_form, caption.text):
+                return f"its first other caption is {caption.text!r} (video {video.id}), expected {protocol.queries}"
+    return ""
 
 
 def _compare(
@@ -62,17 +79,20 @@ def _compare(
     lost = f"{len(unusable):,} video{plural} could not be packed ({first_few(unusable)})" if unusable else ""
     if protocol.fingerprint == digest:
         return True, "complete: the videos and captions are exactly those of the official files"
-    if protocol.size is None:  # the demo, whose size the user chooses
+    if protocol.size is None:  # the user's own set, or the demo, whose size the user chooses
         return not unusable, f"incomplete: {lost}" if unusable else "complete: every video of its file was packed"
     all_videos, all_captions = protocol.size
     if videos < all_videos:
+        missing = all_videos - videos
         known = lost or "the annotation file that was packed did not name them"
-        return False, f"incomplete: {all_videos - videos:,} of {all_videos:,} videos are missing; {known}"
+        advice = f"; {ADVICE}" if missing > len(unusable) else ""  # else it is the official file
+        return False, f"incomplete: {missing:,} of {all_videos:,} videos are missing; {known}{advice}"
     if videos > all_videos:
-        return False, f"another gallery: {videos:,} videos, where the protocol has {all_videos:,}"
+        return False, f"another gallery: {videos:,} videos, where the protocol has {all_videos:,}; {ADVICE}"
     same = captions == all_captions
     queries = "" if same else f", but {captions:,} captions, where the protocol has {all_captions:,}"
     if protocol.fingerprint is None:
-        return None, f"{videos:,} videos as in the protocol{queries}; whether they are the right ones is not known here"
+        unknown = "whether they are the right ones is not known here"
+        return None, f"{videos:,} videos as in the protocol{queries}; {unknown}; {ADVICE}"
     other = queries or ", but other ids or other captions"
-    return False, f"differs from the official files: {videos:,} videos as there{other}"
+    return False, f"differs from the official files: {videos:,} videos as there{other}; {ADVICE}"
