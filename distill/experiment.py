@@ -24,6 +24,7 @@ from distill.model.towers import Towers
 from distill.publishing import publish
 from distill.recipe import LabelConfig, Recipe
 from distill.records import write_json
+from distill.release.initial import build_from
 from distill.release.release import write_release
 from distill.training import engine
 from distill.training.folder import RELEASE, alone_in, choose_folder
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe) -> None:
-    """Train from nothing, or from the last checkpoint of the same recipe; then test and release. A collective."""
+    """Train from the first step or the last checkpoint of the same recipe; then test and release. A collective."""
     started = time.time()
     job, test = prepare(recipe)
     engine.start(recipe.train.timeout_minutes)
@@ -41,7 +42,7 @@ def run(recipe: Recipe) -> None:
     with alone_in(job.folder):
         log.info(f"{recipe.model.kind} into {job.folder} on {comm.world_size()} process(es), {comm.device().type}")
         weights = train(job)
-        job = replace(job, model=_restored(recipe, weights))
+        job = replace(job, model=_restored(recipe, job.model.clip.architecture, weights))
         scores = None
         if test is not None:
             log.info(f"testing on {test.path}: {len(test)} videos")
@@ -59,10 +60,10 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
     _check_processes(recipe)
     if recipe.train.compile:
         require_compiler(comm.device())
+    torch.manual_seed(recipe.seed)
+    model, began_with = _begin(recipe)
     frames, val, test = _open_frames(recipe)
     sources = [_open_labels(recipe, label, frames) for label in recipe.labels]
-    torch.manual_seed(recipe.seed)
-    model = catalogue.build(recipe.model, Towers.from_config(recipe.model.clip))
     _check_towers(recipe, model, frames)
     return Job(
         folder=Path(recipe.out) / recipe.name,
@@ -76,7 +77,15 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
         losses=recipe.losses,
         optim=recipe.optim,
         config=recipe.train,
+        began_with=began_with,
     ), test
+
+
+def _begin(recipe: Recipe) -> tuple[RetrievalModel, str | None]:
+    """The model before the first step, and the id of the release whose weights it has."""
+    if recipe.init is not None:
+        return build_from(Path(recipe.init), recipe.model)
+    return catalogue.build(recipe.model, Towers.from_config(recipe.model.clip)), None
 
 
 def _check_processes(recipe: Recipe) -> None:
@@ -132,9 +141,11 @@ def _check_towers(recipe: Recipe, model: RetrievalModel, frames: FrameSet) -> No
         )
 
 
-def _restored(recipe: Recipe, weights: dict[str, Tensor]) -> RetrievalModel:
+def _restored(recipe: Recipe, architecture: dict[str, Any], weights: dict[str, Tensor]) -> RetrievalModel:
     """The best weights in the model that is released; the trained one may still be partitioned (ZeRO 3)."""
-    model = catalogue.build(recipe.model.released(), Towers.from_config(recipe.model.clip))
+    clip = recipe.model.clip
+    towers = Towers.from_architecture(architecture, clip.freeze_vision, clip.freeze_text)
+    model = catalogue.build(recipe.model.released(), towers)
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model.eval().to(comm.device())
 
@@ -162,7 +173,7 @@ def _release(recipe: Recipe, job: Job, weights: dict[str, Tensor], scores: Score
 
 
 def _provenance(recipe: Recipe, job: Job, metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
-    parents = {"frames": job.train.manifest.id}
+    parents = {"frames": job.train.manifest.id} | ({"init": job.began_with} if job.began_with else {})
     parents |= {f"labels {source.labels.path.name}": source.labels.manifest.id for source in job.sources}
     return {
         "name": recipe.name,

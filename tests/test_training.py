@@ -27,9 +27,11 @@ from distill.data.loader import PairDataset, load_batches
 from distill.data.plan import VERSION, Plan
 from distill.errors import ExpectedError
 from distill.experiment import prepare
+from distill.manifest import Manifest
 from distill.model.clip import LogitScale
 from distill.model.towers import WEIGHTS_FILE
 from distill.recipe import Recipe
+from distill.release.release import load
 from distill.training import batches, checkpoint
 from distill.training.folder import kept_apart
 from distill.training.loop import seed_of
@@ -54,6 +56,7 @@ ALONE = {  # run -> recipe, and what is changed in it
     "ts2net": ("ts2net",),
     "xpool": ("xpool",),
     "bertadam": ("bertadam",),
+    "further": ("further",),
     "plain-meanP": ("plain", *BF16),
     "plain-seqTransf": ("plain", *BF16, "model.head=seqTransf"),
 }
@@ -70,7 +73,7 @@ EQUAL = ["student-micro", "student-pixels", *TOGETHER]  # to the run of the same
 
 
 @pytest.fixture(scope="module")
-def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(world: World, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipes, and where their runs go."""
     folder = tmp_path_factory.mktemp("training")
     labels = write_labels(world, "xclip", folder / "labels")
@@ -78,6 +81,7 @@ def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (kind, sections) in RECIPES.items():
         taught = world if name != "ts2net" else replace(world, towers=capped)
         taught.recipe(name, kind, folder, labels=[str(labels)] if name == "student" else [], **sections)
+    world.recipe("further", "xclip", folder, init=str(teacher), optim=SLOW)
     return folder
 
 
@@ -175,6 +179,31 @@ def test_a_killed_run_continues_to_the_same_bits_but_not_from_weights_of_another
     assert metrics(run) == metrics(alone / "student")
 
 
+def test_a_killed_run_from_a_release_continues_at_its_checkpoint_and_not_on_other_frozen_weights(
+    alone: Path, teacher: Path, tmp_path: Path
+):
+    options = (alone / "further.yaml", f"out={tmp_path}", "train.checkpoint_every=3")
+    run = tmp_path / "further"
+    _kill(run, random.randint(4, 7), *options)
+    weights = checkpoint.latest(run / "checkpoints")[0]
+    kept = {path: path.read_bytes() for path in (run / "checkpoints").glob("step*/model.safetensors")}
+    frozen = "clip.visual.class_embedding"
+    for path in kept:
+        save_file(weights | {frozen: weights[frozen] + 1}, path)
+    refused = python("distill/run.py", *options, check=False)
+    assert (
+        refused.returncode == 2 and f"has other frozen weights than the recipe gives now ({frozen})" in refused.stderr
+    )
+    for path, whole in kept.items():
+        path.write_bytes(whole)
+    python("distill/run.py", *options)
+    assert metrics(run) == metrics(alone / "further")
+    assert Manifest.model_validate_json((run / "release" / "manifest.json").read_bytes()).parents == {
+        "frames": FrameSet(read_recipe(options[0], [], Recipe).data.train).manifest.id,
+        "init": load(teacher).manifest.id,
+    }
+
+
 def test_a_run_killed_twice_continues_on_one_process_then_on_two(alone: Path, tmp_path: Path):
     """And of other ZeRO stages, and in micro-batches: none of it makes another run of it."""
     options = (alone / "student.yaml", f"out={tmp_path}", "train.checkpoint_every=2")
@@ -205,6 +234,7 @@ def test_an_unfinished_run_is_kept_apart_from_what_would_change_its_numbers(fold
 
     assert kept_apart(tree(), tree("train.accumulate=2", "data.workers=1")) == []
     assert kept_apart(tree(), tree("data.batch_size=16", "optim.lr=0.1")) == ["data.batch_size", "optim.lr"]
+    assert kept_apart(tree(), tree("init=runs/before/release")) == ["init"]
     half = tree("train.precision=bf16", "train.zero=1", "data.workers=1")
     assert kept_apart(tree(), half) == ["train.precision", "train.zero"]  # bf16 shows in which order it was summed
 

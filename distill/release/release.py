@@ -192,8 +192,8 @@ def _read_config(folder: Path) -> ReleaseConfig:
     return read_json(folder / CONFIG, ReleaseConfig, "release again with this version")
 
 
-def _load_weights(model: RetrievalModel, found: dict[str, Tensor], path: Path) -> None:
-    expected = model.state_dict()
+def unfit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """Return the names and shapes in which two state dicts differ, as words; "" if they have the same."""
     odd = {
         "missing": sorted(expected.keys() - found.keys()),
         "unexpected": sorted(found.keys() - expected.keys()),
@@ -203,8 +203,12 @@ def _load_weights(model: RetrievalModel, found: dict[str, Tensor], path: Path) -
             if name in found and found[name].shape != tensor.shape
         ],
     }
-    if any(odd.values()):
-        problems = "; ".join(f"{what}: {first_few(names)}" for what, names in odd.items() if names)
+    return "; ".join(f"{what}: {first_few(names)}" for what, names in odd.items() if names)
+
+
+def _load_weights(model: RetrievalModel, found: dict[str, Tensor], path: Path) -> None:
+    problems = unfit(model.state_dict(), found)
+    if problems:
         raise ArtefactError(f"{path}: does not fit {CONFIG} beside it: {problems}; release again")
     broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
     if broken:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distill import comm
 from distill.data.loader import Batch
-from distill.errors import ArtefactError, ExpectedError
+from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -126,8 +126,16 @@ class Engine:
                         f"{folder}: step {steps} is not of this model: {key} is {is_there}, expected "
                         f"{list(expected)}; delete the run folder and start again"
                     )
+        own = self.weights()
+        frozen = [name for name, parameter in self._model.named_parameters() if not parameter.requires_grad]
+        odd = [name for name in frozen if not torch.equal(own[name], weights[name])]
+        if odd:
+            raise ArtefactError(
+                f"{folder}: step {steps} has other frozen weights than the recipe gives now ({first_few(odd)}); put "
+                f"back what model.clip.model and init named when the run began, or delete the run folder"
+            )
         for name, parameter in self._model.named_parameters():
-            if parameter.requires_grad:  # what is frozen is already what the recipe's weights gave
+            if parameter.requires_grad:  # what is frozen is there already
                 self._set(parameter, weights[name], None)
                 for moment in MOMENTS:
                     self._set(parameter, state[f"{moment}/{name}"], moment)

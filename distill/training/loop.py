@@ -91,6 +91,7 @@ class Job:
     losses: LossConfig
     optim: OptimConfig
     config: TrainConfig
+    began_with: str | None = None  # id of the release whose weights `model` has
 
     @property
     def bf16(self) -> bool:
