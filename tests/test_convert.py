@@ -6,16 +6,21 @@ The names and sizes of the authors' tensors are written out here by hand, apart 
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import one_line_error, python
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import distill.release
-from distill.conversion.authors import OPENAI_ARCHIVES
+from distill.conversion.authors import OPENAI_ARCHIVES, Checkpoint
 from distill.conversion.convert import convert
+from distill.conversion.geometry import mlp_of
 from distill.conversion.options import Options
 from distill.errors import ExpectedError
 from distill.model.clip import ClipModel
@@ -353,6 +358,84 @@ def test_xpool_is_read_out_of_its_training_state(tmp_path):
     wrapped = {"epoch": 3, "state_dict": state, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-6}]}}
     convert(saved(wrapped, tmp_path / "m.pth"), "xpool", tmp_path / "release", SMALL)
     same(load_file(tmp_path / "release" / "model.safetensors"), expected_weights("xpool", state))
+
+
+PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+WRAPPERS = [(), ("state_dict",), ("model",), ("model_state_dict",), ("model", "state_dict")]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("keys", WRAPPERS, ids=".".join)
+def test_a_model_is_read_out_of_what_training_scripts_wrap_around_it(keys, prefix, tmp_path):
+    state = filled(openai_shapes())
+    given = {prefix + name: tensor for name, tensor in state.items()}
+    for key in reversed(keys):
+        given = {"epoch": 3, "optimizer": {"state": {0: torch.zeros(1)}}, "config": {"lr": 1.0}, key: given}
+    convert(saved(given, tmp_path / "m.pt"), "openai", tmp_path / "towers", QUICK)
+    same(towers(tmp_path / "towers"), expected_towers(state))
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_a_prefix_is_taken_from_a_whole_model_too(suffix, tmp_path):
+    state = checkpoint("ts2net")
+    source = saved({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / f"m{suffix}")
+    convert(source, "ts2net", tmp_path / "release", SMALL)
+    same(load_file(tmp_path / "release" / "model.safetensors"), expected_weights("ts2net", state))
+
+
+def test_a_prefix_that_only_some_names_have_is_kept_and_refused(tmp_path):
+    state = filled(openai_shapes())
+    state["module.logit_scale"] = state.pop("logit_scale")
+    with pytest.raises(ExpectedError, match=r"missing: logit_scale; unknown: module\.logit_scale"):
+        convert(saved(state, tmp_path / "m.pt"), "openai", tmp_path / "towers", QUICK)
+
+
+@pytest.mark.parametrize("other", ["model_ema", "state_dict", "ema"])
+def test_of_several_sets_of_weights_none_is_chosen(other, tmp_path):
+    state = filled(openai_shapes())
+    given = {"model": state, other: {f"module.{name}": tensor + 1 for name, tensor in state.items()}}
+    with pytest.raises(ExpectedError, match=rf"holds several sets of weights, model, {other}, and which one is meant"):
+        convert(saved(given, tmp_path / "m.pt"), "openai", tmp_path / "towers", QUICK)
+    assert not (tmp_path / "towers").exists()
+
+
+def with_mlps(shapes, vision, text):
+    """The shapes of towers whose blocks are so wide inside."""
+    sizes = {4 * VISION: vision, 4 * TEXT: text}
+    return {n: tuple(sizes.get(size, size) if ".mlp." in n else size for size in shape) for n, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(("vision", "text"), [(3 * VISION, 4 * TEXT), (4 * VISION, 67), (101, 8 * TEXT)])
+@pytest.mark.parametrize("names", ["openai", "hugging face"])
+def test_the_width_inside_blocks_is_that_of_the_tensors(names, vision, text, tmp_path):
+    state = filled(with_mlps(openai_shapes(), vision, text))
+    given = hugging_face(state) if names == "hugging face" else state
+    convert(saved(given, tmp_path / "m.pt"), "openai", tmp_path / "towers", QUICK)
+    same(towers(tmp_path / "towers"), expected_towers(state))
+    config = json.loads((tmp_path / "towers" / "open_clip_config.json").read_text())["model_cfg"]
+    for part, inner, width in (("vision_cfg", vision, VISION), ("text_cfg", text, TEXT)):
+        assert config[part].get("mlp_ratio", 4.0) == inner / width
+        assert ("mlp_ratio" in config[part]) == (inner != 4 * width), "other towers are described as before"
+
+
+def test_a_release_of_other_widths_inside_blocks_loads_and_encodes(tmp_path):
+    wide = with_mlps({name: tensor.shape for name, tensor in checkpoint("teachclip").items()}, 5 * VISION, 2 * TEXT)
+    temporal = {name: tensor for name, tensor in checkpoint("teachclip").items() if name.startswith("transformerClip")}
+    state = filled(wide) | temporal
+    convert(saved(state, tmp_path / "m.pt"), "teachclip", tmp_path / "release", SMALL)
+    release = distill.release.load(tmp_path / "release")
+    assert release.model.clip.visual.transformer.resblocks[0].mlp.c_fc.out_features == 5 * VISION
+    assert release.model.clip.text.transformer.resblocks[1].mlp.c_fc.out_features == 2 * TEXT
+    pixels = torch.zeros(1, FRAMES, 3, GRID * PATCH, GRID * PATCH, dtype=torch.uint8)
+    assert release.encode_frames(pixels, torch.ones(1, FRAMES, dtype=torch.bool)).vector.isfinite().all()
+
+
+@settings(deadline=None)
+@drawn(width=st.integers(1, 64).map(lambda heads: 64 * heads), inner=st.integers(1, 40_000))
+def test_the_ratio_gives_open_clip_the_very_width_of_the_tensors(width, inner):
+    tensors = {"visual.transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(inner, 1)}
+    held = Checkpoint(Path("m.pt"), "openai", tensors)
+    assert int(width * mlp_of(held, "visual.", width).get("mlp_ratio", 4.0)) == inner
 
 
 def test_xpool_on_openais_own_towers_is_read_too(tmp_path):

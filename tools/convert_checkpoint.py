@@ -5,7 +5,8 @@
     tools/convert_checkpoint.py ViT-B-32.pt --kind openai --out models/ViT-B-32
 
 The file is read without running anything in it. Every tensor is converted (to float32), named as unused, or an error;
-nothing is filled in. `--kind openai` takes OpenAI's own archives, and state dicts with the names of OpenAI or of
+nothing is filled in. The weights may be under `state_dict`, `model` or `model_state_dict`, and all names may begin with
+`module.` or `_orig_mod.`. `--kind openai` takes OpenAI's own archives, and state dicts with the names of OpenAI or of
 Hugging Face.
 """
 

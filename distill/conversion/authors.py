@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +29,8 @@ OPENAI_ARCHIVES = {
     "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L/14",
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L/14@336px",
 }
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts save a model's weights
+PREFIXES = ("module.", "_orig_mod.")  # of all names in a model that was trained in parallel, or compiled
 
 
 class Checkpoint:
@@ -155,7 +158,7 @@ def read_tensors(path: Path, kind: str, ema: str | None = None) -> dict[str, Ten
         raise ArtefactError(f"{path}: no such file; expected a checkpoint (.pt, .bin, .pth or .safetensors)")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return _without_prefix(load_file(path))
         except (OSError, SafetensorError) as error:
             raise ArtefactError(f"{path}: not readable as safetensors ({error}); download it again") from None
     if _is_torchscript(path):
@@ -219,15 +222,14 @@ def _chosen(path: Path, loaded: object, ema: str | None) -> object:
             f"{path}: holds two sets of weights, state_dict and its moving average state_dict_ema; choose by --ema off "
             f"or --ema on"
         )
-    if ema == "off" or not isinstance(averaged, Mapping):
-        return loaded if ema == "off" else averaged
-    return {str(name).removeprefix("module."): value for name, value in averaged.items()}  # timm may wrap the model
+    assert isinstance(loaded, Mapping), "it holds state_dict_ema"
+    return averaged if ema == "on" else {key: value for key, value in loaded.items() if key != "state_dict_ema"}
 
 
 def _plain(path: Path, loaded: object) -> dict[str, Tensor]:
-    """Return the flat dict of tensors, from under `state_dict` where the file has that key."""
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    """Return the flat dict of tensors by the model's own names: without wrappers around the dict or the model."""
+    for _ in range(2):
+        loaded = _inside(path, loaded)
     if not isinstance(loaded, Mapping) or not loaded:
         raise ArtefactError(
             f"{path}: holds {type(loaded).__name__}, expected a dict of named tensors; convert a model's state dict"
@@ -236,6 +238,42 @@ def _plain(path: Path, loaded: object) -> dict[str, Tensor]:
     if others:
         raise ArtefactError(
             f"{path}: {first_few(others)}: not a tensor; expected a model's state dict (the authors' "
-            f"pytorch_model.bin.N, not the optimiser's pytorch_opt.bin.N), bare or under state_dict"
+            f"pytorch_model.bin.N, not the optimiser's pytorch_opt.bin.N), bare or under {' or '.join(WRAPPERS)}"
         )
-    return dict(loaded)
+    return _without_prefix(loaded)
+
+
+def _inside(path: Path, loaded: object) -> object:
+    """Return what a training script has saved under one of `WRAPPERS`, or `loaded` itself if there is none.
+
+    Raises `ArtefactError` where a second set of the same weights (a moving average) is beside it.
+    """
+    if not isinstance(loaded, Mapping):
+        return loaded
+    held = {key: value for key, value in loaded.items() if key in WRAPPERS and _holds_weights(value)}
+    if not held:
+        return loaded
+    inside = next(iter(held.values()))
+    names = _without_prefix(inside).keys()
+    twins = [str(k) for k, v in loaded.items() if isinstance(v, Mapping) and v and _without_prefix(v).keys() == names]
+    if len({*held, *twins}) > 1:
+        raise ArtefactError(
+            f"{path}: holds several sets of weights, {', '.join(dict.fromkeys([*held, *twins]))}, and which one is "
+            f"meant is unknown; save the one alone with torch.save"
+        )
+    return inside
+
+
+def _holds_weights(found: object) -> bool:
+    """Return whether a dict holds tensors, or a dict under one of `WRAPPERS` that may."""
+    if not isinstance(found, Mapping):
+        return False
+    return any(isinstance(v, Tensor) or (k in WRAPPERS and isinstance(v, Mapping)) for k, v in found.items())
+
+
+def _without_prefix(tensors: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return tensors without the prefixes that all their names begin with, in any order, of two wrappers at most."""
+    for prefix in PREFIXES * 2:
+        if all(str(name).startswith(prefix) for name in tensors):
+            tensors = {str(name).removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return dict(tensors)

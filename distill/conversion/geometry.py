@@ -45,6 +45,7 @@ def architecture_of(checkpoint: Checkpoint) -> dict[str, Any]:
             "width": width,
             "layers": layers[visual],
             "head_width": HEAD_WIDTH,
+            **mlp_of(checkpoint, visual, width),
         },
         "text_cfg": {
             "context_length": context,
@@ -52,8 +53,23 @@ def architecture_of(checkpoint: Checkpoint) -> dict[str, Any]:
             "width": text_width,
             "heads": heads_of(checkpoint, "text tower", text_width),
             "layers": layers[text],
+            **mlp_of(checkpoint, text, text_width),
         },
     }
+
+
+def mlp_of(checkpoint: Checkpoint, tower: str, width: int) -> dict[str, float]:
+    """Return a tower's `mlp_ratio`; nothing where it is open_clip's own, 4. The first block shows it."""
+    name = f"{tower}transformer.resblocks.0.mlp.c_fc.weight"
+    if not checkpoint.has(name):  # the list of missing tensors will name it
+        return {}
+    inner = checkpoint.shape(name, 2)[0]
+    if inner == 4 * width:
+        return {}
+    ratio = inner / width
+    while int(width * ratio) < inner:  # open_clip rounds down, and the quotient may be a hair too small
+        ratio = math.nextafter(ratio, math.inf)
+    return {"mlp_ratio": ratio}
 
 
 def heads_of(checkpoint: Checkpoint, part: str, width: int) -> int:
