@@ -186,6 +186,30 @@ def test_long_files_are_cut_into_spans_that_share_seconds(corpus, tmp_path):  # 
     assert not ids(gallery.refreshed()) & ids_of("blue")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "overlap", "words"),
+    [
+        *((30.0, 29.999, "each begins 0.001 s after the one before"), (30.0, 29.9, "at least 0.3 s shorter")),
+        *((0.05, 0.0, "at least 0.1 s shorter"), (3600.0, 3599.0, "at least 36 s shorter")),
+        *((5.0, 5.0, "an overlap shorter than that"), (5.0, -1.0, "an overlap shorter"), (0.0, 0.0, "positive length")),
+        *((float("nan"), 0.0, "positive length"), (5.0, float("nan"), "an overlap shorter")),
+        *((float("inf"), 0.0, "positive length"), (float("inf"), float("inf"), "positive length")),
+    ],
+)
+def test_spans_that_begin_too_close_to_one_another_are_refused(seconds, overlap, words):
+    with pytest.raises(ExpectedError, match=words):
+        Cut(seconds, overlap)
+
+
+def test_a_file_of_too_many_spans_is_left_out_before_any_is_made(corpus, tmp_path, monkeypatch):  # noqa: F811
+    assert all(Cut(*fine).step > 0 for fine in ((0.3, 0.2), (0.1, 0.0), (100.0, 99.0), (60.0, 59.0)))
+    monkeypatch.setattr("distill.retrieval.sources.MOST_SPANS", 5)
+    encoder = ColourEncoder(tmp_path / "release", 0.1)
+    with pytest.raises(ArtefactError, match=r"none of 3 videos could be used \(6 s make more than 5 segments"):
+        build_gallery(encoder, corpus / "videos", tmp_path / "gallery", cut=Cut(1.0))
+    assert build_gallery(encoder, corpus / "videos", tmp_path / "gallery", cut=Cut(2.0, 1.0)).counts["videos"] == 15
+
+
 def ids_of(name):
     return {f"{name}@{start}-{start + 2}" for start in (0, 2, 4)}
 

@@ -1,5 +1,6 @@
 """Sources of videos to index: a frame set, or video files. Each yields the future rows of a gallery in order."""
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -36,6 +37,9 @@ Found = tuple[Path, list[VideoFile], list[Note]]  # by `files.find`
 
 FEW = 16  # up to so many files are decoded in this process, because a pool of processes takes longer to start
 AHEAD = 4  # finished jobs that may wait, per worker
+LEAST_STEP = 0.1  # seconds from one span to the next; frames lie closer in few videos
+MOST_SHARING = 100  # spans that may hold the same second
+MOST_SPANS = 1_000_000  # of one file: a hundred hours in steps of a second are 360,000
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,20 @@ class Cut:
     overlap: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.overlap < self.seconds:
+        cut = f"segments of {self.seconds:g} s that overlap by {self.overlap:g} s"
+        if not (math.isfinite(self.seconds) and 0 <= self.overlap < self.seconds):
+            raise ExpectedError(f"{cut}: expected a positive length, and an overlap shorter than that")
+        least = max(LEAST_STEP, self.seconds / MOST_SHARING)
+        if self.step < least * (1 - 1e-9):  # 0.3 - 0.2 is a little less than 0.1
             raise ExpectedError(
-                f"segments of {self.seconds:g} s that overlap by {self.overlap:g} s: expected a positive length, "
-                "and an overlap shorter than that"
+                f"{cut}: each begins {self.step:.3g} s after the one before; make the overlap at least {least:g} s "
+                "shorter than the length"
             )
+
+    @property
+    def step(self) -> float:
+        """Seconds from the beginning of one span to the next."""
+        return self.seconds - self.overlap
 
 
 @dataclass(frozen=True)
@@ -168,6 +181,12 @@ class FileSource(VideoSource):
         for file, info in zip(found, progress(probed, "read lengths of videos", len(found)), strict=True):
             if isinstance(info, VideoError):
                 self.broken.append(_note(file, info))
+                yield []
+            elif not info.duration <= cut.overlap + MOST_SPANS * cut.step:
+                many = VideoError(
+                    f"{info.duration:g} s make more than {MOST_SPANS:,} segments; cut it into longer ones"
+                )
+                self.broken.append(_note(file, many))
                 yield []
             else:
                 yield files.spans(info.duration, cut.seconds, cut.overlap)
