@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill.errors import ExpectedError, writing
+from distill.locks import acquired
 from distill.remote import RemotePath
 
 ENTRY = re.compile(r"(?P<bucket>[0-9a-f]{2})[0-9a-f]{62}(\.(?P<reserved>[0-9]+)\.part)?")
@@ -108,11 +109,15 @@ class Cache:
             raise ExpectedError(
                 f"{self.folder}: the cache cannot be written ({error.strerror}); set data.cache to another folder"
             ) from None
+        how = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            yield
+            if not acquired(folder / name, lambda: fcntl.flock(descriptor, how)):
+                raise BlockingIOError
+            try:
+                yield
+            finally:
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if a worker was forked meanwhile
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if a worker was forked meanwhile
             os.close(descriptor)
 
     def _is_locked(self, name: str) -> bool:
@@ -129,5 +134,6 @@ def _opened(path: Path, size: int) -> int:
     if os.fstat(descriptor).st_size != size:
         os.close(descriptor)
         raise FileNotFoundError(path)
-    os.utime(descriptor)
+    with suppress(OSError):  # a file of another user, or a cache that is read-only, only counts as older
+        os.utime(descriptor)
     return descriptor

@@ -17,6 +17,9 @@ from distill import signals
 
 LONGEST, CLOSE = 1500, 400  # characters of an error, and of its end, which says what to do
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# Answers of a place that takes no files: read-only, forbidden, or with something in the way.
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
+REFUSED += (errno.ENAMETOOLONG,)
 
 
 class ExpectedError(Exception):
@@ -72,6 +75,19 @@ def writing(path: Path, part: Path | None = None, needed: int = 0) -> Iterator[N
         raise ExpectedError(
             f"{path}: the disk{quota} is full: the file takes {takes} bytes, {free:,} are free; make room and "
             f"run the same command again, it continues with this file"
+        ) from None
+
+
+@contextmanager
+def placing(path: Path) -> Iterator[None]:
+    """Turn the refusal of a place to take `path` into an `ExpectedError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        raise ExpectedError(
+            f"{path}: cannot be written ({error.strerror}); choose another place, or ask its owner for permission"
         ) from None
 
 

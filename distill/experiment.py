@@ -21,7 +21,7 @@ from distill.evaluation.evaluate import Scores, evaluate, texts_of
 from distill.model.blocks import require_compiler
 from distill.model.contract import RetrievalModel
 from distill.model.towers import Towers
-from distill.publishing import publish
+from distill.publishing import check_writable, publish
 from distill.recipe import LabelConfig, Recipe
 from distill.records import write_json
 from distill.release.initial import build_from
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 def run(recipe: Recipe) -> None:
     """Train from the first step or the last checkpoint of the same recipe; then test and release. A collective."""
     started = time.time()
+    if comm.rank() == 0:
+        check_writable(Path(recipe.out) / recipe.name)
     job, test = prepare(recipe)
     engine.start(recipe.train.timeout_minutes)
     job = replace(job, folder=choose_folder(job.folder, recipe))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from distill.errors import ArtefactError, writing
+from distill.errors import ArtefactError, ExpectedError, placing, writing
 from distill.remote import Place, RemotePath
 
 
@@ -24,6 +24,42 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(*folders: Place) -> None:
+    """Refuse, before any work, a folder that takes no file; one that is not there yet is tried where it would be made.
+
+    A bucket is not tried here: its answer to the first put comes early enough.
+    """
+    for folder in folders:
+        if isinstance(folder, RemotePath):
+            folder.check_not_web()
+            if folder.local is None:
+                continue
+            folder = cast(Path, folder.local)
+        there = folder
+        try:
+            while not (there.exists() or there.is_symlink() or there == there.parent):
+                there = there.parent
+            if not there.is_dir():
+                raise ExpectedError(
+                    f"{folder}: {there} is in the way, expected a folder; move it, or choose another place"
+                )
+            with tempfile.TemporaryFile(dir=there):  # without a name where the system can, else removed at once
+                pass
+        except OSError as error:
+            raise ExpectedError(
+                f"{folder}: cannot be written ({there}: {error.strerror}); choose another place, or ask its owner for "
+                f"permission"
+            ) from None
+
+
+def check_writable_file(path: Path) -> None:
+    """Refuse, before any work, a file that cannot be written or replaced."""
+    check_writable(path.parent)
+    with placing(path):
+        if path.is_dir():
+            raise ArtefactError(f"{path}: a folder, where a file is to be written; choose another name")
 
 
 @contextmanager
@@ -39,16 +75,20 @@ def published(path: Place) -> Iterator[BinaryIO]:
             path.upload(Path(file.name))
         return
     path = path if isinstance(path, Path) else cast(Path, path.local)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise ArtefactError(f"{path}: a folder, where a file is to be written; remove it")
+    with placing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise ArtefactError(f"{path}: a folder, where a file is to be written; remove it")
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # containers that share a folder share process ids
     try:
-        with writing(path, part), part.open("w+b") as file:
+        with placing(path):
+            opened = part.open("w+b")
+        with writing(path, part), opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        with placing(path):
+            os.replace(part, path)
     except FileNotFoundError:
         if part.exists() or not path.exists():
             raise  # else another process, which had made the same file, sealed the folder and swept this one away
@@ -70,13 +110,15 @@ def published_folder(folder: Path) -> Iterator[Path]:
     `folder` must then be absent or empty. A block that removes what it was given publishes nothing.
     """
     part = folder.with_name(f".{folder.name}.part")
-    if part.exists():  # left by a killed process
-        shutil.rmtree(part)
-    part.mkdir(parents=True)
+    with placing(folder):
+        if part.exists():  # left by a killed process
+            shutil.rmtree(part)
+        part.mkdir(parents=True)
     try:
         yield part
         if part.exists():
-            os.replace(part, folder)
+            with placing(folder):
+                os.replace(part, folder)
             sync(folder.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)

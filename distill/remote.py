@@ -94,10 +94,14 @@ class RemotePath:
         except FileNotFoundError:
             raise ArtefactError(f"{self}: missing, though the manifest lists it; copy it there again") from None
 
-    def upload(self, path: Path) -> None:
-        """Publish a finished local file under this name with one put, which object stores make atomic."""
+    def check_not_web(self) -> None:
+        """Refuse to write where files can only be read."""
         if self.url.startswith(("http://", "https://")):
             raise ExpectedError(f"{self}: web servers are only read; write to a folder, s3:// or gs://")
+
+    def upload(self, path: Path) -> None:
+        """Publish a finished local file under this name with one put, which object stores make atomic."""
+        self.check_not_web()
         try:
             self._tried("written", lambda: self._system.put_file(str(path), self.url))
         except FileNotFoundError as error:

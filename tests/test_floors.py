@@ -12,6 +12,7 @@ FLOORS = {
     "distill.signals": -2,
     "distill.errors": -1,
     "distill.deprecation": 0,
+    "distill.locks": 0,
     "distill.config": 1,
     "distill.log": 1,
     "distill.workers": 1,

@@ -22,6 +22,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import ExpectedError, door
+from distill.publishing import check_writable_file
 
 LOADER = """How many videos a second the training loader decodes, beside PIL alone.
 
@@ -80,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     numbers = [value for name in ("batch", "rounds", "pairs", "epochs", "steps") if (value := getattr(args, name, 1))]
     if min(numbers) < 1 or min(getattr(args, "workers", [0])) < 0:
         raise ExpectedError("counts must be at least 1, and --workers at least 0")
+    if args.json is not None:
+        check_writable_file(args.json)
 
     from distill import log
     from distill.bench.rounds import machine

@@ -40,6 +40,7 @@ if not __package__:
 
 from distill.deprecation import keep_old_option
 from distill.errors import ExpectedError, door
+from distill.publishing import check_writable, check_writable_file
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -80,6 +81,10 @@ def main(argv: list[str] | None = None) -> None:
         raise ExpectedError(
             "--videos, --queries, --candidates, --threads: at least 1 each, and no more queries than videos"
         )
+    if args.sizes:
+        check_writable(args.folder)
+    if args.json is not None:
+        check_writable_file(args.json)
     _bench(args)
 
 

@@ -18,6 +18,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
+from distill.publishing import check_writable
 
 KINDS = ("clip4clip", "teachclip", "eercf", "glscl", "prompt_switch", "xclip", "ts2net", "xpool", "openai")
 SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     from distill.conversion.options import Options
 
     source, kind, out = (args.pop(name) for name in ("checkpoint", "kind", "out"))
+    check_writable(out, out.parent)
     print(convert(source, kind, out, Options(**args)).report())
 
 

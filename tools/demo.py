@@ -16,6 +16,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
+from distill.publishing import check_writable
 
 RUNS = Path("runs/demo")
 SEARCHES = ("a hatching chick", "a red apple, then a fire engine", "an octopus spins on a blue background")
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=700, help="training clips; the galleries scale along")
     args = parser.parse_args(argv)
+    check_writable(RUNS, Path("demo"))
 
     from distill.demo import story
     from distill.demo.commands import Command, Commands, tool

@@ -15,6 +15,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
+from distill.publishing import check_writable
 
 RUNS = Path("runs/study")
 
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many (0, 1, ...)")
     parser.add_argument("--clips", type=int, default=700, help="training clips of the corpus in demo/")
     args = parser.parse_args(argv)
+    check_writable(RUNS, Path("demo"))
 
     from distill.demo import story
     from distill.demo.commands import Commands

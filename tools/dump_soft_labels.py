@@ -25,6 +25,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import ExpectedError, door
+from distill.publishing import check_writable
 from distill.remote import Place, locate
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def _label(args: argparse.Namespace) -> None:
     if args.part and size > 1:
         raise ExpectedError(f"--part: started as {size} processes, which divide the shards themselves; leave it out")
     log.setup(rank)
+    if not args.plan and not (args.out / "manifest.json").is_file():  # a sealed set is only read
+        check_writable(args.out)
     job = _job(args)
     if args.plan:
         if rank == 0:

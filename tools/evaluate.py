@@ -24,6 +24,7 @@ if not __package__:
 from distill.deprecation import keep_old_option
 from distill.errors import ArtefactError, ExpectedError, door
 from distill.evaluation.protocol import PROTOCOLS
+from distill.publishing import check_writable_file
 from distill.remote import locate
 
 
@@ -51,7 +52,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--compare", type=Path, nargs="+", default=[], metavar="RESULT", help="earlier results to show beside this one"
     )
-    print(_evaluated(parser.parse_args(argv)))
+    args = parser.parse_args(argv)
+    if args.out is not None:
+        check_writable_file(args.out)
+    print(_evaluated(args))
 
 
 def _evaluated(args: argparse.Namespace) -> str:

@@ -11,6 +11,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
+from distill.publishing import check_writable
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("release", type=Path, help="release folder")
     parser.add_argument("--out", type=Path, required=True, help="folder in open_clip's local-dir layout")
     args = parser.parse_args(argv)
+    check_writable(args.out)
 
     from distill.release.export import export_clip
     from distill.release.release import load

@@ -17,6 +17,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
+from distill.publishing import check_writable
 
 ENGINES = ("bigfile", "faiss", "lancedb", "parquet", "qdrant")
 
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     parser.add_argument("--to", choices=ENGINES, required=True, help="the engine")
     args = parser.parse_args(argv)
+    check_writable(args.out, *([] if args.to == "bigfile" else [args.out.parent]))
 
     from distill import log
     from distill.retrieval.export import export

@@ -26,6 +26,7 @@ if not __package__:
 
 from distill.errors import door
 from distill.packing.textfiles import read_list
+from distill.publishing import check_writable
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     calibrate.add_argument("--release", type=Path, metavar="PATH", help="where the release is, if it was moved")
     does.add_parser("verify", help="compare every file with its hash")
     args = parser.parse_args(argv)
+    if args.does not in ("show", "verify"):
+        check_writable(args.gallery)
 
     from distill import log
     from distill.retrieval import generation, upkeep

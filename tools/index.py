@@ -23,6 +23,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
+from distill.publishing import check_writable
 from distill.remote import locate
 
 STORED = ("float32", "float16", "int8")  # as which vectors are
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--captions", action="store_true", help="store a frame set's captions, for video-to-text")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
     args = parser.parse_args(argv)
+    check_writable(args.out)
 
     from distill import comm, log  # here also because each process that decodes imports this file, and needs none
     from distill.release.release import load

@@ -22,6 +22,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import ExpectedError, door
+from distill.publishing import check_writable
 from distill.remote import locate
 
 
@@ -52,6 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     for command in (verify, stats, diff):
         command.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     args = parser.parse_args(argv)
+
+    if args.command == "merge":
+        check_writable(args.out)
 
     from distill import log
 

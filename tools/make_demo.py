@@ -16,6 +16,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
+from distill.publishing import check_writable
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=700, metavar="N", help="training clips (default 700)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another corpus (default 0)")
     args = parser.parse_args(argv)
+    check_writable(args.out)
 
     from distill import log
     from distill.demo.build import make_corpus

@@ -14,6 +14,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import door
+from distill.publishing import check_writable, check_writable_file
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,6 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocabulary", type=Path, help="also write the token table that spells the corpus here")
     args = parser.parse_args(argv)
+    check_writable(args.out)
+    if args.vocabulary is not None:
+        check_writable_file(args.vocabulary)
 
     from distill import log
     from distill.demo.stills import corpus_vocabulary, pack_stills

@@ -30,6 +30,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import ExpectedError, door
+from distill.publishing import check_writable
 
 LAYOUTS = ("activitynet", "csv", "didemo", "lsmdc", "msrvtt", "msvd", "vatex", "webdataset")
 SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ExpectedError(f"--layout {args.layout}: give the folder with the video files after {args.annotations}")
     if together and args.videos not in (None, args.annotations):
         raise ExpectedError(f"{args.videos}: of webdataset the videos lie in {args.annotations} itself; leave it out")
+    check_writable(args.out)
 
     from distill import log
     from distill.config import validate

@@ -28,7 +28,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from distill import publishing
-from distill.errors import ArtefactError, check_regular
+from distill.errors import ArtefactError, placing
+from distill.locks import acquired, open_lock
 from distill.manifest import NAME, Manifest, SealedFile, check_files, read_manifest, seal
 from distill.records import T, View
 from distill.retrieval.segment import VIDEOS, Segment, merge, sealed_segment
@@ -154,19 +155,12 @@ def changing(path: Path) -> Iterator[Manifest | None]:
     names = {child.name for child in path.iterdir() if child.suffix != ".part"} if path.is_dir() else set()
     if NAME not in names and names - {SEGMENTS, DELETED, *DERIVED, WORK, LOCK}:
         raise ArtefactError(f"{path}: exists and was not begun by tools/index.py; choose an empty or new folder")
-    path.mkdir(parents=True, exist_ok=True)
-    check_regular(path / LOCK)
-    try:
-        file = (path / LOCK).open("a")
-    except OSError as error:
-        raise ArtefactError(f"{path / LOCK}: cannot be locked ({error.strerror}); delete it") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however the process ends
-        except OSError:
-            raise ArtefactError(
-                f"{path}: another process is changing this gallery; wait for it, then try again"
-            ) from None
+    with placing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    lock, how = path / LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB
+    with open_lock(lock) as file:
+        if not acquired(lock, lambda: fcntl.flock(file, how)):  # let go by the system, however the process ends
+            raise ArtefactError(f"{path}: another process is changing this gallery; wait for it, then try again")
         yield read(path) if (path / NAME).is_file() else None
 
 

@@ -1,6 +1,5 @@
 """The folder of a run: which one a recipe gets, what of an unfinished run is continued, and one job at a time in it."""
 
-import errno
 import fcntl
 import logging
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from distill import comm
 from distill.config import Config, dump_recipe, read_tree
 from distill.errors import ExpectedError, RecipeError
+from distill.locks import UnlockableError, acquired, open_lock
 from distill.publishing import publish, sweep
 from distill.records import changed
 
@@ -42,15 +42,15 @@ def alone_in(folder: Path) -> Iterator[None]:
     if comm.rank():
         yield
         return
-    with (folder / LOCK).open("ab") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
+    lock, how = folder / LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB
+    with open_lock(lock) as file:
+        try:  # not `flock`: worker processes, which may outlive a killed run for a moment, would hold that too
+            if not acquired(lock, lambda: fcntl.lockf(file, how)):
                 raise ExpectedError(
                     f"{folder}: the same command is running already and trains into it; wait for it, or stop it first"
-                ) from None
-            log.warning(f"{folder}: not locked ({error.strerror}), so see to it that nothing else trains into it")
+                )
+        except UnlockableError as error:
+            log.warning(f"{error}; until then see to it that nothing else trains into it")
         sweep(folder)
         yield
 
