@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from distill.data.video import decode
+from distill.data.video import decode, probe
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = {
@@ -109,8 +109,11 @@ def torchrun(processes: int, *args: str | Path, check: bool = True) -> subproces
 
 def frames_at(source: Path | io.BufferedReader, indices: Sequence[int]) -> tuple[list[np.ndarray], list[float]]:
     """The frames of a video at `indices`, in that order, and their seconds."""
-    found = {index: (frame, seconds) for index, frame, seconds in decode(source, indices)}
-    return [found[index][0] for index in indices], [found[index][1] for index in indices]
+    if not indices:
+        return [], []
+    timeline = probe(source)
+    found = dict(decode(source, timeline, indices))
+    return [found[index] for index in indices], [timeline.seconds(index) for index in indices]
 
 
 @dataclass(frozen=True)

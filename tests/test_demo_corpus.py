@@ -218,8 +218,8 @@ def test_the_sampler_sees_the_relevant_seconds_in_the_decoded_file(made):
     for clip in plan(12, 3):
         path = made / "videos" / f"{clip.video}.mp4"
         info = probe(path)
-        assert (info.num_frames, info.fps, info.duration) == (SECONDS * FPS, FPS, SECONDS)
-        frames, times = frames_at(path, Clip4ClipSampler(kind="clip4clip").indices(info.num_frames, info.fps))
+        assert (len(info), info.rate, info.duration) == (SECONDS * FPS, FPS, SECONDS)
+        frames, times = frames_at(path, Clip4ClipSampler(kind="clip4clip").indices(len(info), info.rate))
         assert times == list(range(SECONDS)) and frames[0].shape == (SIZE, SIZE, 3)
         for shot in clip.shots:
             for frame in frames[shot.start : shot.start + shot.seconds]:

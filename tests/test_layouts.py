@@ -279,10 +279,16 @@ def test_didemo_makes_one_paragraph_of_a_video_whatever_its_names(tmp_path, name
     ]
     place(tmp_path, **{name.replace(".", "__"): moments(*rows, ("c.M2TS", "z"), ("d.", "w"))})
     assert read(tmp_path, name, "didemo") == [
-        Clip("1@N04_2", (Caption("1@N04_2#0", "a dog runs. it barks it barks"),), "1@N04_2.m4v", (0.0, 31.0)),
-        Clip("b.x", (Caption("b.x#0", "first"),), "b.x.avi", (0.0, 31.0)),
-        Clip("c", (Caption("c#0", "z"),), "c.M2TS", (0.0, 31.0)),
-        Clip("d", (Caption("d#0", "w"),), "d.mp4", (0.0, 31.0)),
+        Clip(
+            "1@N04_2",
+            (Caption("1@N04_2#0", "a dog runs. it barks it barks"),),
+            "1@N04_2.m4v",
+            (0.0, 31.0),
+            published=True,
+        ),
+        Clip("b.x", (Caption("b.x#0", "first"),), "b.x.avi", (0.0, 31.0), published=True),
+        Clip("c", (Caption("c#0", "z"),), "c.M2TS", (0.0, 31.0), published=True),
+        Clip("d", (Caption("d#0", "w"),), "d.mp4", (0.0, 31.0), published=True),
     ]
 
 

@@ -1,7 +1,6 @@
 """Reading and writing video files: exact frames, or a reason, never a quiet shortfall."""
 
 import io
-import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -61,14 +60,14 @@ def test_frames_stored_out_of_order_come_back_in_presentation_order(tmp_path):
 def test_probe_reads_count_rate_and_length(tmp_path):
     write_video(tmp_path / "a.mp4", coloured(30), 29.97)
     info = probe(tmp_path / "a.mp4")
-    assert (info.num_frames, info.fps) == (30, pytest.approx(29.97))
+    assert (len(info), info.rate) == (30, pytest.approx(29.97))
     assert info.duration == pytest.approx(30 / 29.97, abs=0.01)
 
 
 def test_a_container_without_a_frame_count_is_counted(tmp_path):
     encode(tmp_path / "a.mkv", coloured(37))
     info = probe(tmp_path / "a.mkv")
-    assert (info.num_frames, info.fps) == (37, 25.0)
+    assert (len(info), info.rate) == (37, 25.0)
     assert info.duration == pytest.approx(37 / 25)
 
 
@@ -135,16 +134,10 @@ def test_a_cut_file_whose_index_promises_more_never_reads_short(tmp_path, share)
     encode(tmp_path / "whole.mp4", textured(), movflags="+faststart")
     content = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: int(len(content) * share)])
-    assert probe(tmp_path / "cut.mp4").num_frames == 100  # what the header says
-    with pytest.raises(VideoError, match="truncated"):
-        frames_at(tmp_path / "cut.mp4", range(0, 100, 9))
-    assert len(frames_at(tmp_path / "cut.mp4", [0, 3])[0]) == 2  # what lies before the cut is still good
-
-
-def test_a_frame_past_the_end_is_an_error_that_says_how_far_it_got(tmp_path):
-    write_video(tmp_path / "a.mp4", coloured(10), 4)
-    with pytest.raises(VideoError, match=re.escape("truncated: frame 10 asked for, only 10 got decoded")):
-        frames_at(tmp_path / "a.mp4", [0, 10])
+    with pytest.raises(
+        VideoError, match=f"truncated: declares {len(content):,} bytes, holds {int(len(content) * share):,}"
+    ):
+        frames_at(tmp_path / "cut.mp4", [0, 3])
 
 
 def test_bytes_overwritten_in_the_middle_give_all_frames_or_an_error(tmp_path):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.data.sampling import Span
+from distill.data.timeline import Span
 from distill.data.video import EXTENSIONS, stem
 from distill.errors import ArtefactError, ExpectedError, check_regular
 

@@ -5,7 +5,7 @@ whichever way the video reaches it. Light to import, because processes that deco
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,11 +14,11 @@ from jaxtyping import UInt8
 
 from distill.data.pictures import decode_jpeg, encode_jpeg
 from distill.data.sampler import Sampler
+from distill.data.timeline import Span, Timeline
 from distill.data.video import Source, decode, probe
 from distill.errors import VideoError
 
 Result = TypeVar("Result")
-Span = tuple[float, float] | None  # start and end in seconds of the file; None: the whole file
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,37 @@ class SampledVideo:
         return np.stack([decode_jpeg(jpeg) for jpeg in self.jpegs])
 
 
-def sample_video(source: Source, spans: Sequence[Span], sampler: Sampler, size: int) -> list[SampledVideo]:
-    """Return the frames that `sampler` chooses in each span, cut to `size` x `size` pixels.
+def sample_video(
+    source: Source, spans: Sequence[Span], sampler: Sampler, size: int, published: bool = False
+) -> list[SampledVideo | VideoError]:
+    """Return the frames that `sampler` chooses in each span, cut to `size` x `size` pixels; for an empty span, why.
 
-    The file is decoded once for all spans, and no more than one uncompressed frame is held at a time. Raises
-    `VideoError` if the file cannot be read or a span has too few frames.
+    The file is decoded once for all spans, and no more than two uncompressed frames are held at a time. `published`
+    spans are those of data sets whose rule counts frames. Raises `VideoError` if the file cannot be read.
     """
-    info = probe(source)
-    chosen = [sampler.indices(info.num_frames, info.fps, *(span or ())) for span in spans]
-    frames = {
-        index: (encode_jpeg(frame, size), round(seconds, 6))
-        for index, frame, seconds in decode(source, {*itertools.chain(*chosen)})
-    }
+    timeline = probe(source)
+    chosen = [attempt(timeline.choose, sampler, span, published) for span in spans]
+    wanted = itertools.chain(*(frames for frames in chosen if not isinstance(frames, VideoError)))
+    jpegs = {number: encode_jpeg(frame, size) for number, frame in decode(source, timeline, {*wanted})}
     return [
-        SampledVideo([frames[i][0] for i in indices], [frames[i][1] for i in indices], info.duration)
-        for indices in chosen
+        frames if isinstance(frames, VideoError) else _sampled(timeline, span, frames, jpegs)
+        for span, frames in zip(spans, chosen, strict=True)
     ]
+
+
+def sample_one(source: Source, span: Span, sampler: Sampler, size: int, published: bool = False) -> SampledVideo:
+    """Return the frames of one span. Raises `VideoError` if the file cannot be read or the span is empty."""
+    (found,) = sample_video(source, [span], sampler, size, published)
+    if isinstance(found, VideoError):
+        raise found
+    return found
+
+
+def _sampled(timeline: Timeline, span: Span, frames: Sequence[int], jpegs: Mapping[int, bytes]) -> SampledVideo:
+    """Return frames with the seconds of their span at which they are shown; an earlier one is, from its start on."""
+    start = span[0] if span is not None else 0.0
+    seconds = [round(max(timeline.seconds(frame), start), 6) for frame in frames]
+    return SampledVideo([jpegs[frame] for frame in frames], seconds, timeline.duration)
 
 
 def attempt(function: Callable[..., Result], *arguments: Any) -> Result | VideoError:

@@ -5,45 +5,106 @@ reports the reason beside the video's id. Decoders use one thread, because calle
 """
 
 import io
+import math
 import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
+from av.format import Flags
+from av.sidedata.sidedata import SideData, Type
+from av.stream import Disposition
+from jaxtyping import Int64
 
+from distill.data.declared import declared_bytes
+from distill.data.timeline import Timeline, constant_rate
 from distill.errors import VideoError
 from distill.publishing import published
 
 EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v")
 EXTENSIONS += (".mpg", ".mpeg", ".wmv", ".3gp", ".3g2", ".mts", ".m2ts")  # Flickr originals of DiDeMo
+FORMATS = "mov,matroska,avi,mpegts,mpeg,asf,flv,ogg,mxf,mpegvideo,m4v"  # no playlists, which name other files
+DECLARING = ("asf", "flv")  # whose headers declare seconds
+SHORT = 1.0  # seconds that these may lack
+BACK, AHEAD = 1, 10  # seconds by which a clock that jumps back, or in broadcasts ahead, has started again
+WIDEST = 8  # of a pixel, width to height
 Source = str | Path | io.BufferedReader  # a path or an open file, such as a member of a tar
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """The properties of a file that a sampler needs."""
+def probe(source: Source) -> Timeline:
+    """Read when a player shows each frame, from the time stamps of all packets; no frame is decoded.
 
-    num_frames: int
-    fps: float  # frames per second
-    duration: float  # seconds
-
-
-def probe(source: Source) -> VideoInfo:
-    """Read the header; where it holds no frame count (webm, mkv), count the packets. Raises `VideoError`."""
+    Raises `VideoError` for a file without frames, and for one that holds less than it declares.
+    """
     with _opened(source) as (container, stream):
-        rate = stream.guessed_rate or stream.average_rate
-        if not rate:
-            raise VideoError("no frame rate")
-        # A packet of size 0 only flushes the decoder.
-        num_frames = max(stream.frames, 0) or sum(1 for packet in container.demux(stream) if packet.size)
-        if not num_frames:
+        declared, held = _declared(source)
+        if declared is not None and declared > held:
+            raise VideoError(f"truncated: declares {declared:,} bytes, holds {held:,}")
+        packets = [(p.pts, p.dts, p.duration or 0, p.is_keyframe, p.is_discard) for p in _packets(container, stream)]
+        counted = container.format.name == "avi" or any(shown is None for shown, *_ in packets)
+        ticks, last = _shown(packets, counted)
+        base, rates = stream.time_base or Fraction(1, 1000), (stream.guessed_rate, stream.average_rate)
+        if not len(ticks):
             raise VideoError("truncated: holds no frames")
-        duration = _seconds(stream.duration, stream.time_base)
-        return VideoInfo(num_frames, float(rate), num_frames / float(rate) if duration is None else duration)
+        origin = min(max(Fraction(container.start_time or 0, av.time_base), Fraction(0)), int(ticks[0]) * base)
+        mean = Fraction(int(ticks[-1] - ticks[0]), max(len(ticks) - 1, 1)) or 1 / (rates[0] or 1) / base
+        duration = float((int(ticks[-1]) + (last or mean)) * base - origin)
+        if container.format.name in DECLARING and (container.duration or 0) / av.time_base > duration + SHORT:
+            lasts = f"{(container.duration or 0) / av.time_base:.1f} s"
+            raise VideoError(f"truncated: declares {lasts}, holds {duration:.1f} s of frames")
+        return Timeline(ticks, origin, base, duration, constant_rate(ticks, base, rates), counted)
+
+
+def _shown(
+    packets: Sequence[tuple[int | None, int | None, int, bool, bool]], counted: bool
+) -> tuple[Int64[np.ndarray, " frame"], int]:
+    """Return the time stamps of the frames that get shown, ascending, and the ticks for which the last one is."""
+    first = next((place for place, packet in enumerate(packets) if packet[3]), 0)  # nothing before it can be decoded
+    leading = packets[first][0] if packets and not counted else None  # nor what is shown before it
+    stamps = [
+        (decoded if counted else shown, ticks)
+        for shown, decoded, ticks, _, dropped in packets[first:]
+        if not dropped and (leading is None or shown is None or shown >= leading)
+    ]
+    if any(tick is None for tick, _ in stamps):
+        raise VideoError("its frames have no time stamps")
+    found = [(tick, ticks) for tick, ticks in stamps if tick is not None]
+    return np.unique(np.array([tick for tick, _ in found], dtype=np.int64)), max(found, default=(0, 0))[1]
+
+
+def _declared(source: Source) -> tuple[int | None, int]:
+    """Return how many bytes a file declares, if it does, and how many it holds."""
+    with nullcontext(source) if isinstance(source, io.BufferedReader) else open(source, "rb") as file:
+        place = file.tell()
+        found = declared_bytes(file), file.seek(0, io.SEEK_END)
+        file.seek(place)
+        return found
+
+
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Yield the packets of a stream; where files were joined and their clock starts again, time stamps go on."""
+    second = 1 / (stream.time_base or Fraction(1))
+    ahead = AHEAD * second if container.format.flags & Flags.ts_discont.value else math.inf
+    shift, before, seen, earliest, latest = 0, None, 0, math.inf, -math.inf
+    for packet in container.demux(stream):
+        if not packet.size:  # it only flushes the decoder
+            continue
+        if packet.dts is not None:
+            if before is not None and not -BACK * second <= packet.dts - before <= ahead:
+                step = (latest - earliest) // max(seen - 1, 1)
+                shift = latest + step - (packet.dts if packet.pts is None else packet.pts)
+            before = packet.dts
+            packet.dts += shift
+        if packet.pts is not None:
+            packet.pts += shift
+            earliest, latest = min(earliest, packet.pts), max(latest, packet.pts)
+            seen += 1
+        yield packet
 
 
 def stem(name: str) -> str:
@@ -52,32 +113,51 @@ def stem(name: str) -> str:
     return bare if extension.lower() in EXTENSIONS else name
 
 
-def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
-    return None if ticks is None or base is None else float(ticks * base)
+def decode(source: Source, timeline: Timeline, frames: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (number, frame) of the frames of a timeline, each once, by time.
 
-
-def decode(source: Source, indices: Collection[int]) -> Iterator[tuple[int, np.ndarray, float]]:
-    """Yield (index, frame, seconds) of the frames at `indices` (0-based, in presentation order), each once, by time.
-
-    A frame is uint8 RGB [height, width, 3]; one is in memory at a time. All up to the last index are decoded: seeking,
-    which is faster, does not reach the exact frame in every container. Raises `VideoError` if the file ends too early.
+    A frame is uint8 RGB [height, width, 3]; one is in memory at a time. All up to the last one are decoded: seeking,
+    which is faster, does not reach the exact frame in every container. Raises `VideoError` if one cannot be decoded.
     """
-    if not indices:
+    wanted = deque(sorted(set(frames)))
+    if not wanted:
         return
-    assert min(indices) >= 0, indices
-    wanted, last = set(indices), max(indices)
-    decoded = 0
+    assert wanted[0] >= 0 and wanted[-1] < len(timeline), wanted
+    before: tuple[int, av.VideoFrame] | None = None
     with _opened(source) as (container, stream):
-        rate = stream.guessed_rate or stream.average_rate
-        begin = _seconds(stream.start_time, stream.time_base) or 0.0
-        for index, frame in enumerate(container.decode(stream)):
-            decoded = index + 1
-            if index in wanted:
-                seconds = frame.time - begin if frame.time is not None else index / float(rate or 1)
-                yield index, _upright(frame), seconds
-            if index == last:
+        for frame in _frames(container, stream):
+            number = _number(frame, before, timeline)
+            while wanted and wanted[0] < number:
+                yield wanted[0], _picture(_standing(before, wanted[0], timeline), stream)
+                wanted.popleft()
+            if wanted and wanted[0] == number:
+                yield wanted.popleft(), _picture(frame, stream)
+            if not wanted:
                 return
-    raise VideoError(f"truncated: frame {last} asked for, only {decoded} got decoded")
+            before = number, frame
+        while wanted:
+            yield wanted[0], _picture(_standing(before, wanted[0], timeline), stream)
+            wanted.popleft()
+
+
+def _number(frame: av.VideoFrame, before: tuple[int, av.VideoFrame] | None, timeline: Timeline) -> int:
+    """Return the number of a decoded frame."""
+    if timeline.counted or frame.pts is None:
+        return 0 if before is None else before[0] + 1
+    return int(np.searchsorted(timeline.ticks, frame.pts, side="right")) - 1
+
+
+def _standing(before: tuple[int, av.VideoFrame] | None, wanted: int, timeline: Timeline) -> av.VideoFrame:
+    """Return the frame before a missing one, which a player goes on showing: one packet may be half of a picture."""
+    if before is None or wanted - before[0] > 1:
+        raise VideoError(f"truncated: the frame of {timeline.seconds(wanted):.3f} s cannot be decoded")
+    return before[1]
+
+
+def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    for packet in _packets(container, stream):
+        yield from cast(list[av.VideoFrame], packet.decode())
+    yield from stream.codec_context.decode(None)
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: int | float) -> None:
@@ -112,15 +192,18 @@ def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vi
     if size == 0:
         raise VideoError("empty file")
     try:
-        container = av.open(source if isinstance(source, io.BufferedReader) else str(source), "r")
+        # "file:" because FFmpeg takes what stands before a colon in a name for a protocol
+        opened = source if isinstance(source, io.BufferedReader) else f"file:{source}"
+        container = av.open(opened, "r", options={"format_whitelist": FORMATS})
     except av.InvalidDataError as error:
         raise VideoError(f"not a video ({_reason(error)}; damaged, or cut before its index)") from None
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"not a video ({_reason(error)})") from None
     with container:
-        if not container.streams.video:
+        covers = Disposition.attached_pic | Disposition.timed_thumbnails
+        stream = next((found for found in container.streams.video if not found.disposition & covers), None)
+        if stream is None:
             raise VideoError("no video stream")
-        stream = container.streams.video[0]
         if stream.codec_context is None:
             raise VideoError("not a video (its codec is unknown here)")
         stream.codec_context.thread_count = 1
@@ -130,11 +213,24 @@ def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vi
             raise VideoError(f"truncated: damaged stream ({_reason(error)})") from None
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """Return RGB pixels as a player shows them: phones store a rotated picture and the angle that undoes it."""
+def _picture(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
+    """Return RGB pixels as a player shows them: of its pixel aspect, turned and mirrored as the file says."""
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    if not 1 / WIDEST <= aspect <= WIDEST:
+        raise VideoError(f"pixel aspect {aspect}: expected at most {WIDEST} to 1")
+    frame = frame if aspect == 1 else frame.reformat(width=round(frame.width * aspect))
     image = frame.to_ndarray(format="rgb24")
-    quarters = round(frame.rotation / 90) % 4  # the display matrix counts counterclockwise, as rot90 does
-    return np.ascontiguousarray(np.rot90(image, quarters)) if quarters else image
+    known = cast(Iterable[SideData], frame.side_data)  # PyAV's annotation says otherwise
+    matrix = next((bytes(data) for data in known if data.type == Type.DISPLAYMATRIX), None)
+    return image if matrix is None else np.ascontiguousarray(_displayed(image, np.frombuffer(matrix, np.int32)))
+
+
+def _displayed(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Apply a display matrix (ISO 14496-12, 6.2.2: x' = a x + c y, y' = b x + d y) to the nearest quarter turn."""
+    a, b, _, c, d, *_ = matrix.tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _reason(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.data.frames import Caption
-from distill.data.sampling import Span
+from distill.data.timeline import Span
 from distill.data.video import EXTENSIONS, stem
 from distill.errors import ArtefactError
 from distill.packing.layouts import LAYOUTS
@@ -39,6 +39,7 @@ class Clip:
     source: str  # file name relative to the video folder; the expected name if there is no such file
     span: Span = None
     unusable: str | None = None  # why it cannot be packed, if the annotations say so
+    published: bool = False  # whether the span is the data set's own, whose frames are counted
 
 
 def read_annotations(path: Path, layout: str, videos: Path) -> list[Clip]:
@@ -79,7 +80,10 @@ def _clips(path: Path, rows: Iterable[CaptionRow], folder: "_Folder") -> list[Cl
         raise ArtefactError(f"{path}: no captions; expected at least one")
     if len(texts) < len(ids):
         log.info("%s: %d captions repeat one of the same video; each is kept", path, len(ids) - len(texts))
-    return [Clip(row.video, tuple(said), source, row.span, row.unusable) for row, source, said in clips.values()]
+    return [
+        Clip(row.video, tuple(said), source, row.span, row.unusable, row.published)
+        for row, source, said in clips.values()
+    ]
 
 
 def _check(row: CaptionRow) -> None:

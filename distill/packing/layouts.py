@@ -168,7 +168,7 @@ def read_didemo(path: Path) -> Iterator[CaptionRow]:
     for video in videos:
         where, sentences, names = found[video]
         files = tuple(dict.fromkeys([*names, video]))
-        yield CaptionRow(where, video, _paragraph(sentences), files=files, span=(0.0, DIDEMO_END))
+        yield CaptionRow(where, video, _paragraph(sentences), files=files, span=(0.0, DIDEMO_END), published=True)
 
 
 def _filled(where: str, row: dict[str, str], column: str) -> str:

@@ -17,7 +17,7 @@ from distill.data.building import Sample, ShardContent, ShardRecord, build, clai
 from distill.data.frames import VERSION
 from distill.data.pictures import JPEG_QUALITY
 from distill.data.sampler import Sampler
-from distill.data.sampling import SampledVideo, sample_video
+from distill.data.sampling import SampledVideo, sample_one
 from distill.data.shards import open_sealed_shards
 from distill.data.tokens import CONTEXT, warn_of_cuts
 from distill.errors import ArtefactError, VideoError, first_few
@@ -122,7 +122,7 @@ def _sample(clip: Clip, videos: Path, config: PackConfig) -> SampledVideo:
     tar = videos / clip.source.partition("/")[0]
     downloaded = tar.suffix == ".tar" and tar.is_file()  # then the video is a member of it, else a file of the folder
     with open_video(videos, clip.source) if downloaded else nullcontext(videos / clip.source) as source:
-        return sample_video(source, [clip.span], config.sampler, config.size)[0]
+        return sample_one(source, clip.span, config.sampler, config.size, clip.published)
 
 
 def frame_sample(clip: Clip, sampled: SampledVideo) -> Sample:

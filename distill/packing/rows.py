@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from distill.data.sampling import Span
+from distill.data.timeline import Span
 
 
 class CaptionRow(NamedTuple):
@@ -15,3 +15,4 @@ class CaptionRow(NamedTuple):
     files: tuple[str, ...] = ()  # possible names of the video, likeliest first, extension optional; (): its id
     span: Span = None
     unusable: str | None = None  # why the video cannot be packed, if that is known already
+    published: bool = False  # whether the span is the data set's own, whose frames are counted

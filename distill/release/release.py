@@ -29,7 +29,7 @@ from distill.config import Config
 from distill.data.loader import pad
 from distill.data.pictures import decode_jpeg, encode_jpeg
 from distill.data.sampler import Sampler
-from distill.data.sampling import sample_video
+from distill.data.sampling import sample_one
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError, first_few
 from distill.manifest import Manifest, open_sealed, seal, sealed_file
@@ -277,7 +277,7 @@ class Release:
 
     def _sample(self, path: Path) -> UInt8[np.ndarray, "frame 3 size size"]:
         try:
-            return sample_video(path, [None], self.config.frames.sampler, self.size)[0].pixels()
+            return sample_one(path, None, self.config.frames.sampler, self.size).pixels()
         except VideoError as reason:
             raise VideoError(f"{path}: {reason}") from None
 

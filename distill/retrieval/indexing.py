@@ -184,7 +184,7 @@ class _Index:
             counts=counts | ({"captions": said} if said else {}),
             parents=_parents(before, self.release, self.source),
             files=(before.files if before else {}) | files,
-            notes=_notes(before, notes, {item.file for item in self.source.items}),
+            notes=_notes(before, notes, {name for item in self.source.items for name in (item.id, item.file)}),
         )
 
 

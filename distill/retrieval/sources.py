@@ -22,7 +22,8 @@ from distill.data import files
 from distill.data.files import VideoFile
 from distill.data.frames import FrameSet
 from distill.data.sampler import Sampler
-from distill.data.sampling import SampledVideo, Span, attempt, sample_video
+from distill.data.sampling import SampledVideo, attempt, sample_video
+from distill.data.timeline import Span
 from distill.data.video import probe
 from distill.errors import ArtefactError, ExpectedError, VideoError
 from distill.log import progress
@@ -32,6 +33,7 @@ from distill.workers import worker_pool
 
 Result = TypeVar("Result")
 Frames = UInt8[np.ndarray, "frame 3 height width"]
+Sampled = list[SampledVideo | VideoError]  # of each span of a file
 Note = dict[str, str]  # why a video is left out: video (id), source, reason
 Found = tuple[Path, list[VideoFile], list[Note]]  # by `files.find`
 
@@ -204,6 +206,9 @@ class FileSource(VideoSource):
                     yield _note(file, found)
                     continue
                 for item, part, pixels in zip(group, found, shown, strict=True):
+                    if isinstance(part, VideoError) or pixels is None:
+                        yield {"video": item.id, "source": file.source, "reason": str(part)}
+                        continue
                     cut = {} if item.span is None else {"file": file.id, "span": list(item.span)}
                     yield Loaded(item, _about(item, file.source, part.timestamps, part.duration) | cut, pixels)
 
@@ -216,8 +221,10 @@ def _note(file: VideoFile, reason: VideoError) -> Note:
     return {"video": file.id, "source": file.source, "reason": str(reason)}
 
 
-def _decoded(found: list[SampledVideo] | VideoError) -> tuple[list[SampledVideo] | VideoError, list[Frames]]:
-    return found, [] if isinstance(found, VideoError) else [part.pixels() for part in found]
+def _decoded(found: Sampled | VideoError) -> tuple[Sampled | VideoError, list[Frames | None]]:
+    """Return sampled spans with their pixels; an empty span has none."""
+    parts = [] if isinstance(found, VideoError) else found
+    return found, [None if isinstance(part, VideoError) else part.pixels() for part in parts]
 
 
 def in_order(
