@@ -90,7 +90,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
     """Yield the packets of a stream; where files were joined and their clock starts again, time stamps go on."""
     second = 1 / (stream.time_base or Fraction(1))
     ahead = AHEAD * second if container.format.flags & Flags.ts_discont.value else math.inf
-    shift, before, seen, earliest, latest = 0, None, 0, math.inf, -math.inf
+    shift, before, seen, earliest, latest = 0, None, 0, 0, 0
     for packet in container.demux(stream):
         if not packet.size:  # it only flushes the decoder
             continue
@@ -102,7 +102,9 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
             packet.dts += shift
         if packet.pts is not None:
             packet.pts += shift
-            earliest, latest = min(earliest, packet.pts), max(latest, packet.pts)
+            earliest, latest = (
+                (min(earliest, packet.pts), max(latest, packet.pts)) if seen else (packet.pts, packet.pts)
+            )
             seen += 1
         yield packet
 
