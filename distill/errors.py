@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from distill import signals
+from distill.terminal import printable
 
 LONGEST, CLOSE = 1500, 400  # characters of an error, and of its end, which says what to do
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -116,7 +117,7 @@ def door(main: Callable[[], None]) -> None:
             raise
         line, code = "", 128 + signal.SIGPIPE
     except ExpectedError as error:
-        line, code = f"error: {' '.join(str(error).split())}", 2
+        line, code = printable(f"error: {' '.join(str(error).split())}"), 2
     except signals.Stopped as stopped:
         line, code = stopped.line, stopped.code
     # Outside the except blocks nothing holds the failed frames, so progress bars are closed and the line stands alone.

@@ -26,6 +26,7 @@ from distill.recipe import LabelConfig, Recipe
 from distill.records import write_json
 from distill.release.initial import build_from
 from distill.release.release import write_release
+from distill.terminal import show
 from distill.training import engine
 from distill.training.folder import RELEASE, alone_in, choose_folder
 from distill.training.loop import Job, LabelSource, train
@@ -171,7 +172,7 @@ def _release(recipe: Recipe, job: Job, weights: dict[str, Tensor], scores: Score
     )
     parameters = manifest.counts["parameters"]
     log.info(f"released {release}: {parameters:,} parameters, {4e-6 * parameters:,.1f} MB")
-    print(json.dumps({"release": str(release), "test": metrics}))
+    show(json.dumps({"release": str(release), "test": metrics}))
 
 
 def _provenance(recipe: Recipe, job: Job, metrics: dict[str, Any], seconds: float) -> dict[str, Any]:

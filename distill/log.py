@@ -8,16 +8,25 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from distill.terminal import printable
+
 Item = TypeVar("Item")
 DELAY = 2.0  # seconds
+
+
+class _OneLine(logging.Formatter):
+    """The time and the message, on one line whatever names it holds."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
 
 def setup(rank: int = 0) -> None:
     """Log one line per message on stderr; ranks other than 0 log errors only."""
     level = logging.INFO if rank == 0 else logging.ERROR
-    logging.basicConfig(
-        level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
-    )
+    console = logging.StreamHandler(sys.stderr)
+    console.setFormatter(_OneLine("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[console], force=True)
     for noisy in ("DeepSpeed", "torch.distributed", "open_clip", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
@@ -29,5 +38,5 @@ def progress(items: Iterable[Item], what: str, total: int | None = None) -> Iter
     """
     interval = 0.2 if sys.stderr.isatty() else 10.0
     silent = int(os.environ.get("RANK", 0)) > 0
-    shown = {"desc": what, "total": total, "mininterval": interval, "maxinterval": interval, "leave": False}
+    shown = {"desc": printable(what), "total": total, "mininterval": interval, "maxinterval": interval, "leave": False}
     return tqdm(items, disable=silent, delay=DELAY, **shown)

@@ -10,6 +10,7 @@ from conftest import ROOT
 # A file may import from its own room and from floors with a smaller number.
 FLOORS = {
     "distill.signals": -2,
+    "distill.terminal": -2,
     "distill.errors": -1,
     "distill.deprecation": 0,
     "distill.locks": 0,

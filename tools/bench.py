@@ -23,6 +23,7 @@ if not __package__:
 
 from distill.errors import ExpectedError, door
 from distill.publishing import check_writable_file
+from distill.terminal import show
 
 LOADER = """How many videos a second the training loader decodes, beside PIL alone.
 
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = args.measure(args)
     if args.json is not None:
         write_json(args.json, {"machine": machine()} | {part: asdict(found) for part, found in measured.items()})
-    print("\n\n".join(found.table() for found in measured.values()))
+    show(*"\n\n".join(found.table() for found in measured.values()).split("\n"))
 
 
 def _command(commands: Any, name: str, about: str, measure: Any) -> argparse.ArgumentParser:

@@ -19,6 +19,7 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
+from distill.terminal import show
 
 KINDS = ("clip4clip", "teachclip", "eercf", "glscl", "prompt_switch", "xclip", "ts2net", "xpool", "openai")
 SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
 
     source, kind, out = (args.pop(name) for name in ("checkpoint", "kind", "out"))
     check_writable(out, out.parent)
-    print(convert(source, kind, out, Options(**args)).report())
+    show(*convert(source, kind, out, Options(**args)).report().split("\n"))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ if not __package__:
 from distill.errors import ExpectedError, door
 from distill.publishing import check_writable
 from distill.remote import Place, locate
+from distill.terminal import show
 
 if TYPE_CHECKING:
     from distill.labelling.job import LabelJob
@@ -73,14 +74,14 @@ def _label(args: argparse.Namespace) -> None:
     encoded = f"encoded here: {job.encoder.encoded['captions']} captions, {job.encoder.encoded['videos']} videos"
     if manifest is not None:
         counts = manifest.counts
-        print(
+        show(
             f"{args.out}: labels of {counts['captions']} captions ({counts['distinct_captions']} distinct) and "
             f"{counts['videos']} videos; {encoded}"
         )
     elif args.part:
         shards = len(job.shards)
         kept = f", features of {shards - len(job.features.missing())}" if job.top else ""
-        print(
+        show(
             f"{args.out}: {shards - len(job.labels.missing())} of {shards} shards are there{kept}; {encoded}; when "
             f"all parts have ended, run them again if the set is not sealed"
         )
@@ -114,16 +115,16 @@ def _print_plan(out: Place, job: "LabelJob", processes: int) -> None:
     from distill.labelling.forecast import forecast
 
     found = forecast(job)
-    print(
+    show(
         f"{out}: {found.videos} videos, {found.captions} captions ({found.distinct} distinct), {found.shards} shards: "
         f"{found.shards - found.left} done, {found.left} left"
     )
     names = {"frame": "names, hashes, indexes"}
     lines = [["tier", "bytes"], *([names.get(name, name), f"{size:,}"] for name, size in found.bytes.items())]
-    print(aligned([*lines, ["all", f"{sum(found.bytes.values()):,}"]]))
+    show(*aligned([*lines, ["all", f"{sum(found.bytes.values()):,}"]]).split("\n"))
     if found.kept:
-        print(f"and {found.kept:,} bytes under {out / '.work'} until the set is sealed")
-    print(
+        show(f"and {found.kept:,} bytes under {out / '.work'} until the set is sealed")
+    show(
         f"about {found.seconds / 60 / processes:.1f} minutes for {processes} process(es) like this one "
         f"({comm.device().type}: {found.videos_per_second:.1f} videos/s, {found.captions_per_second:.1f} captions/s)"
     )

@@ -26,6 +26,7 @@ from distill.errors import ArtefactError, ExpectedError, door
 from distill.evaluation.protocol import PROTOCOLS
 from distill.publishing import check_writable_file
 from distill.remote import locate
+from distill.terminal import show
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out is not None:
         check_writable_file(args.out)
-    print(_evaluated(args))
+    show(*_evaluated(args).split("\n"))
 
 
 def _evaluated(args: argparse.Namespace) -> str:

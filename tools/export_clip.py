@@ -12,6 +12,7 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
+from distill.terminal import show
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     from distill.release.release import load
 
     export_clip(load(args.release), args.out)
-    print(args.out)
+    show(str(args.out))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
+from distill.terminal import show
 
 ENGINES = ("bigfile", "faiss", "lancedb", "parquet", "qdrant")
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
     log.setup()
     videos, dim = export(args.gallery, args.to, args.out)
-    print(f"{args.out}: {videos} vectors of {dim} floats, unit length, for {args.to}")
+    show(f"{args.out}: {videos} vectors of {dim} floats, unit length, for {args.to}")
 
 
 if __name__ == "__main__":

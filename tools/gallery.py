@@ -24,9 +24,10 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from distill.data.textfiles import read_list
 from distill.errors import door
-from distill.packing.textfiles import read_list
 from distill.publishing import check_writable
+from distill.terminal import show
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
             "verify": upkeep.verify,
         }
         manifest = does[args.does](args.gallery)
-    print(_shown(args.gallery, manifest))
+    show(_shown(args.gallery, manifest))
 
 
 def _release_and_bank(args: argparse.Namespace) -> tuple[Any, list[str]]:

@@ -25,6 +25,7 @@ if not __package__:
 from distill.errors import door
 from distill.publishing import check_writable
 from distill.remote import locate
+from distill.terminal import show
 
 STORED = ("float32", "float16", "int8")  # as which vectors are
 SHOWN = 10  # broken videos
@@ -74,11 +75,11 @@ def _report(out: Path, manifest: Any) -> None:
     total = sum(file.bytes for file in manifest.files.values())
     what = f"{counts['videos']:,} videos" + (f", {captions:,} captions" if captions else "")
     each = f"{total / counts['rows']:,.0f} bytes with all else"
-    print(f"{out}: {what}, {stored} a video, {each}, {total / 2**20:.1f} MiB, gallery {manifest.id[:12]}")
+    show(f"{out}: {what}, {stored} a video, {each}, {total / 2**20:.1f} MiB, gallery {manifest.id[:12]}")
     for note in manifest.notes[:SHOWN]:
-        print(f"  left out {note['video']} ({note['source']}): {note['reason']}")
+        show(f"  left out {note['video']} ({note['source']}): {note['reason']}")
     if len(manifest.notes) > SHOWN:
-        print(f"  ... and {len(manifest.notes) - SHOWN} more; {out / 'manifest.json'} lists them all")
+        show(f"  ... and {len(manifest.notes) - SHOWN} more; {out / 'manifest.json'} lists them all")
 
 
 if __name__ == "__main__":

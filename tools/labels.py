@@ -24,6 +24,7 @@ if not __package__:
 from distill.errors import ExpectedError, door
 from distill.publishing import check_writable
 from distill.remote import locate
+from distill.terminal import show
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -142,16 +143,16 @@ def _merge(args: argparse.Namespace) -> None:
     from distill.labelling.sealing import merge_labels
 
     counts = merge_labels(args.parts, args.out).counts
-    print(f"{args.out}: {counts['captions']} captions and {counts['videos']} videos from {len(args.parts)} parts")
+    show(f"{args.out}: {counts['captions']} captions and {counts['videos']} videos from {len(args.parts)} parts")
 
 
 def _show(args: argparse.Namespace, found: dict[str, Any], text: str, lines: list[list[str]]) -> None:
     from distill.evaluation.report import aligned
 
     if args.json:
-        print(json.dumps(found))
+        show(json.dumps(found))
         return
-    print("\n".join(part for part in (aligned(lines) if lines else "", text) if part))
+    show(*(aligned(lines).split("\n") if lines else []), *([text] if text else []))
 
 
 def _spread(counts: Any) -> str:

@@ -17,6 +17,7 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
+from distill.terminal import show
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     log.setup()
     counts = make_corpus(args.out, args.clips, args.seed)
     parts = ", ".join(f"{count} {split}" for split, count in counts.items())
-    print(f"{args.out}: {sum(counts.values())} clips ({parts})")
+    show(f"{args.out}: {sum(counts.values())} clips ({parts})")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable, check_writable_file
+from distill.terminal import show
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.vocabulary:
         write_json(args.vocabulary, corpus_vocabulary())
     manifest = pack_stills(args.out, args.stills, args.seed)
-    print(f"{args.out}: {manifest.counts['videos']} stills")
+    show(f"{args.out}: {manifest.counts['videos']} stills")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ if not __package__:
 
 from distill.errors import ExpectedError, door
 from distill.publishing import check_writable
+from distill.terminal import show
 
 LAYOUTS = ("activitynet", "csv", "didemo", "lsmdc", "msrvtt", "msvd", "vatex", "webdataset")
 SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
@@ -66,11 +67,11 @@ def main(argv: list[str] | None = None) -> None:
     config = PackConfig(sampler=chosen, size=args.size)
     manifest = pack(args.annotations, args.layout, args.videos or args.annotations, args.out, config)
     counts = manifest.counts
-    print(f"{args.out}: {counts['videos']} videos, {counts['captions']} captions, {counts['frames']} frames")
+    show(f"{args.out}: {counts['videos']} videos, {counts['captions']} captions, {counts['frames']} frames")
     for note in manifest.notes[:10]:
-        print(f"  skipped {note['video']} ({note['source']}): {note['reason']}")
+        show(f"  skipped {note['video']} ({note['source']}): {note['reason']}")
     if len(manifest.notes) > 10:
-        print(f"  ... and {len(manifest.notes) - 10} more; {args.out / 'manifest.json'} lists them all")
+        show(f"  ... and {len(manifest.notes) - 10} more; {args.out / 'manifest.json'} lists them all")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from distill.data.textfiles import listed, read_list
 from distill.deprecation import keep_old_option
 from distill.errors import ExpectedError, door
-from distill.packing.textfiles import read_list
+from distill.terminal import printable, show
 
 if TYPE_CHECKING:
     from distill.retrieval.gallery import CaptionHit, Gallery, Hit
@@ -61,11 +62,11 @@ def main(argv: list[str] | None = None) -> None:
         queries = _queries(args.queries)
         answers = dict(zip(queries, gallery.search(queries, args.k, args.candidates), strict=True))
         plain = {query: [asdict(hit) for hit in hits] for query, hits in answers.items()}
-        table = "\n\n".join(f"{query}\n{_table(hits)}" for query, hits in answers.items())
+        table = "\n\n".join(f"{printable(query)}\n{_table(hits)}" for query, hits in answers.items())
     else:
         found = _one(gallery, args)
         plain, table = [asdict(hit) for hit in found], _table(found)
-    print(json.dumps(plain, indent=1, ensure_ascii=False) if args.json else table)
+    show(*(json.dumps(plain, indent=1, ensure_ascii=False) if args.json else table).split("\n"))
 
 
 def _one(gallery: "Gallery", args: argparse.Namespace) -> "list[Hit] | list[CaptionHit]":
@@ -85,7 +86,7 @@ def _queries(given: str) -> list[str]:
 
 def _stdin() -> list[str]:
     try:
-        return [line.strip() for line in sys.stdin if line.strip()]
+        return listed(sys.stdin.read())
     except UnicodeDecodeError as error:
         raise ExpectedError(f"stdin: not UTF-8 at byte {error.start}; give UTF-8 text, a query in every line") from None
 
@@ -97,9 +98,10 @@ def _table(hits: "list[Hit] | list[CaptionHit]") -> str:
     for rank, hit in enumerate(hits, 1):
         if isinstance(hit, CaptionHit):
             rows[0] = ("rank", "score", "video", "caption")
-            rows.append((str(rank), f"{hit.score:.4f}", hit.video, hit.text))
+            rows.append((str(rank), f"{hit.score:.4f}", printable(hit.video), printable(hit.text)))
         else:
-            rows.append((str(rank), f"{hit.score:.4f}", f"{hit.seconds[0]:.1f}-{hit.seconds[1]:.1f}", hit.source))
+            seconds = f"{hit.seconds[0]:.1f}-{hit.seconds[1]:.1f}"
+            rows.append((str(rank), f"{hit.score:.4f}", seconds, printable(hit.source)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=False)) + f"  {row[3]}" for row in rows

@@ -15,6 +15,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import ExpectedError, door
+from distill.terminal import show
 
 EXAMPLES = ("someone laughs", "a dog runs along a beach", "food on a table, seen from above")
 
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     gallery = Gallery.open(args.gallery, load(release_path(args.gallery, args.release), comm.device()))
 
     def ready(url: str) -> None:
-        print(f"{len(gallery)} videos of {args.gallery} at {url} (Ctrl-C stops)", flush=True)
+        show(f"{len(gallery)} videos of {args.gallery} at {url} (Ctrl-C stops)")
 
     serve(gallery, host=args.host, port=args.port, examples=args.examples, ready=ready)
 

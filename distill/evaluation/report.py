@@ -9,6 +9,7 @@ from distill.evaluation.protocol import PROTOCOLS
 from distill.evaluation.result import COLUMNS, BankMetrics, Metrics, Reranked, Result
 from distill.evaluation.standing import SHOWN
 from distill.retrieval.calibration import BETA
+from distill.terminal import printable
 
 
 def report(result: Result, earlier: Sequence[Result]) -> str:
@@ -38,6 +39,7 @@ def report(result: Result, earlier: Sequence[Result]) -> str:
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
     """Return a table as text, the first column aligned to the left and the others to the right."""
+    lines = [[printable(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

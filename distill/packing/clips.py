@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.data.frames import Caption
+from distill.data.textfiles import refuse_pickle
 from distill.data.timeline import Span
 from distill.data.video import EXTENSIONS, stem
 from distill.errors import ArtefactError
 from distill.packing.layouts import LAYOUTS
 from distill.packing.rows import CaptionRow
-from distill.packing.textfiles import refuse_pickle
 
 log = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
+from distill.data.textfiles import read_json, read_list, read_rows, read_text, refuse_pickle
 from distill.data.video import stem
 from distill.errors import ArtefactError, first_few
 from distill.packing.downloads import read_webdataset
 from distill.packing.rows import CaptionRow
-from distill.packing.textfiles import read_json, read_list, read_rows, read_text, refuse_pickle
 
 log = logging.getLogger(__name__)
 

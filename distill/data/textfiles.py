@@ -30,7 +30,13 @@ def read_text(path: Path) -> str:
 
 def read_list(path: Path) -> list[str]:
     """Read a list file: one id or query per line, empty lines skipped."""
-    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    return listed(read_text(path))
+
+
+def listed(text: str) -> list[str]:
+    """Return the entries of a list, one per line; lists that were joined keep a byte order mark at each beginning."""
+    lines = (line.strip().lstrip("\ufeff").strip() for line in text.split("\n"))
+    return [line for line in lines if line]
 
 
 def read_json(path: Path, kind: type[T], form: str) -> T:
