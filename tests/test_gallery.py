@@ -59,6 +59,7 @@ class ColourEncoder:
 
     def __init__(self, path, pool_temperature):
         self.path, self.num_frames, self.searchable, self.model = path, 8, True, ColourModel(pool_temperature)
+        self.max_words = 77
         self.frames_config = {"sampler": {**FRAMES["sampler"], **SAMPLER_REST, "num_frames": 8}, "size": 32}
         self.manifest = Manifest(
             kind="release", version=1, config={"t": pool_temperature}, counts={}, parents={}, files={}

@@ -1,4 +1,4 @@
-"""Captions that a model cuts are counted in one line wherever they are packed, labelled, trained on or evaluated."""
+"""Captions and queries that a model cuts are counted in one line wherever they are packed, encoded or trained on."""
 
 import logging
 from pathlib import Path
@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import World
+from fastapi.testclient import TestClient
 from labelling import teacher_release
+from test_gallery import corpus  # noqa: F401 a fixture
+from test_release import make, release
 
 from distill.config import read_recipe
 from distill.data.frames import FrameSet
@@ -17,6 +20,11 @@ from distill.experiment import prepare
 from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.packing.packing import PackConfig, pack
 from distill.recipe import Recipe
+from distill.release.release import load
+from distill.retrieval import Gallery
+from distill.serving.application import application
+from tools import dump_soft_labels, index, search
+from tools import gallery as gallery_tool
 
 LONG = " ".join(["a person walks slowly through the green forest and then"] * 3)  # 30 tokens, and 32 with start and end
 
@@ -42,7 +50,7 @@ def test_each_step_says_how_many_captions_are_cut(world: World, packed: Path, tm
     pack(packed / "long.csv", "csv", world.corpus / "videos", packed / "frames", config, workers=1)
     assert lines(caplog) == [
         f"{packed / 'long.csv'}: 1 of 3 captions are cut at 77 tokens (start and end included), 0 of them become equal "
-        f"to another caption by it; no CLIP reads more, and a recipe may take fewer (data.max_words)"
+        f"to others by it; no CLIP reads more, and a recipe may take fewer (data.max_words)"
     ]
     frames, teacher = FrameSet(packed / "frames"), teacher_release(world, "xclip")
     cut = f"{frames.path}: 3 of 3 captions are cut at 24 tokens (start and end included), 2 of them become equal"
@@ -63,3 +71,52 @@ def test_each_step_says_how_many_captions_are_cut(world: World, packed: Path, tm
     with torch.inference_mode():
         evaluate_model(subject, teacher.model, teacher.tokenizer, frames, "demo", dsl=False, bank=bank)
     assert [line.startswith(cut) for line in lines(caplog)] == [True]
+
+
+@pytest.fixture(scope="module")
+def gallery(corpus, tmp_path_factory) -> Path:  # noqa: F811
+    """A gallery of three clips with a caption each that a release of 16 tokens does not read to its end."""
+    folder = tmp_path_factory.mktemp("searched")
+    rows = "".join(f"{path.name},{LONG} {path.stem}\n" for path in sorted((corpus / "videos").iterdir()))
+    (folder / "all.csv").write_text(f"video,caption\n{rows}")
+    config = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=4), size=32)
+    pack(folder / "all.csv", "csv", corpus / "videos", folder / "frames", config, workers=1)
+    release(folder / "release", *make())
+    release(folder / "teacher", *make("xclip"))
+    return folder
+
+
+def test_indexing_searching_and_calibrating_say_how_many_queries_are_cut(gallery: Path, tmp_path: Path, capsys):
+    made, frames, queries = str(gallery / "gallery"), str(gallery / "frames"), tmp_path / "queries.txt"
+    queries.write_text(f"{LONG} left\n{LONG} right\na dog\n")
+    at = "at 16 tokens (start and end included)"
+    calls = {
+        f"{frames}: 3 of 3 captions are cut {at}, 3": (
+            index.main,
+            [str(gallery / "release"), frames, "--out", made, "--captions"],
+        ),
+        f"{frames}: 3 of 3 captions are cut {at}, 3 of them become equal to others by it; labels": (
+            dump_soft_labels.main,
+            [str(gallery / "teacher"), frames, "--out", str(tmp_path / "labels"), "--plan"],
+        ),
+        f"QUERY: 1 of 1 queries are cut {at}, 0": (search.main, [made, LONG]),
+        f"{queries}: 2 of 3 queries are cut {at}, 2": (search.main, [made, "--queries", str(queries), "--json"]),
+        f"{frames}: 3 of 3 queries are cut {at}, 3": (gallery_tool.main, [made, "calibrate", frames]),
+    }
+    for line, (main, arguments) in calls.items():
+        main(arguments)
+        said = [line for line in capsys.readouterr().err.splitlines() if "are cut at" in line]
+        assert len(said) == 1 and line in said[0], said
+    search.main([made, "a dog"])
+    search.main([made, "--like", "red"])
+    assert "are cut at" not in capsys.readouterr().err
+
+
+def test_the_server_says_of_each_query_whether_it_was_cut(gallery: Path, tmp_path: Path):
+    index.main([str(gallery / "release"), str(gallery / "frames"), "--out", str(tmp_path / "gallery")])
+    app = application(Gallery.open(tmp_path / "gallery", load(gallery / "release")))
+    exact = " ".join(["a"] * 14)  # and start and end: as many as it reads
+    with TestClient(app) as client:
+        asked = {"queries": [LONG, "a dog", exact, f"{exact} a"], "k": 1}
+        answers = client.post("/search", json=asked).json()["results"]
+    assert [answer["cut"] for answer in answers] == [True, False, False, True]

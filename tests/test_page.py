@@ -67,6 +67,12 @@ def focus(page) -> str:
     return page.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label')")
 
 
+def test_a_query_that_the_model_does_not_read_to_its_end_is_said_to_be_cut(visit):
+    page = visit("a red apple and " * 6)
+    page.wait_for_selector(".hit")
+    assert page.get_by_role("status").inner_text().endswith("longer than the model reads, and its end was left out")
+
+
 def test_a_person_searches_and_watches(visit, server):
     page = visit()
     page.get_by_role("button", name="someone laughs").wait_for()

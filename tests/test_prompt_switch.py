@@ -12,6 +12,7 @@ from conftest import World, python, steps, torchrun
 from hypothesis import given
 from hypothesis import strategies as st
 from labelling import random_teacher, write_labels
+from open_clip.tokenizer import SimpleTokenizer
 from parity.prompt_switch import CAPTIONER
 from pydantic import ValidationError
 from safetensors.torch import load_file
@@ -482,6 +483,8 @@ def test_light_words_are_those_of_the_towers_tokens(world: World, tmp_path: Path
     (tmp_path / "vocabulary.json").write_text(json.dumps([-1, -1, 269, 320, 5000, 49406, 49407]))
     assert light_tokens(LIGHT_WORDS.split(), 7, tmp_path) == [2, 3, 5, 6]
     assert light_tokens([], 50, Path("unused")) == []
+    long = "antidisestablishmentarianism and floccinaucinihilipilification"
+    assert light_tokens([long], 49408, world.towers) == sorted({*SimpleTokenizer().encode(long)}), "no word is cut"
     with pytest.raises(RecipeError, match="the tokenizer has 49408 tokens, the towers' table 50"):
         build(captions=CaptionConfig(heads=2))
     with pytest.raises(RecipeError, match="5 heads on word embeddings of size 32"):

@@ -94,7 +94,7 @@ def test_cut_captions_are_counted_in_one_line_with_those_that_become_equal(max_w
     cut, equal = counts(texts, max_words)
     line = (
         f"my/train.csv: {cut} of 11 captions are cut at {max_words} tokens (start and end included), {equal} of them "
-        f"become equal to another caption by it; shorten them"
+        f"become equal to others by it; shorten them"
     )
     assert said(texts, max_words, caplog) == ([line] if cut else [])
     assert (max_words == 24) == (cut == 0)

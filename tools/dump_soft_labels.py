@@ -114,6 +114,7 @@ def _print_plan(out: Place, job: "LabelJob", processes: int) -> None:
     from distill.evaluation.report import aligned
     from distill.labelling.forecast import forecast
 
+    job.warn_of_cuts()
     found = forecast(job)
     show(
         f"{out}: {found.videos} videos, {found.captions} captions ({found.distinct} distinct), {found.shards} shards: "

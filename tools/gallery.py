@@ -70,12 +70,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def _release_and_bank(args: argparse.Namespace) -> tuple[Any, list[str]]:
     from distill.data.frames import FrameSet
+    from distill.data.tokens import warn_of_cuts
     from distill.evaluation.evaluate import texts_of
     from distill.release.release import load
     from distill.retrieval.gallery import release_path
 
     bank = texts_of(FrameSet(args.bank)) if args.bank.is_dir() else read_list(args.bank)
-    return load(release_path(args.gallery, args.release)), bank
+    release = load(release_path(args.gallery, args.release))
+    mend = "searches are cut alike; the release was trained with so many (data.max_words)"
+    warn_of_cuts(bank, release.max_words, str(args.bank), mend, "queries")
+    return release, bank
 
 
 def _shown(path: Path, manifest: Any) -> str:

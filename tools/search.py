@@ -53,13 +53,17 @@ def main(argv: list[str] | None = None) -> None:
         raise ExpectedError("--candidates: videos like a video are found in one stage; leave it out")
 
     from distill import log
+    from distill.data.tokens import warn_of_cuts
     from distill.release.release import load
     from distill.retrieval.gallery import Gallery, release_path
 
     log.setup()
-    gallery = Gallery.open(args.gallery, load(release_path(args.gallery, args.release)))
+    release = load(release_path(args.gallery, args.release))
+    gallery = Gallery.open(args.gallery, release)
+    queries = _queries(args)
+    where = "QUERY" if args.queries is None else "stdin" if args.queries == "-" else args.queries
+    warn_of_cuts(queries, release.max_words, where, "say in fewer words what the video shows", "queries")
     if args.queries is not None:
-        queries = _queries(args.queries)
         answers = dict(zip(queries, gallery.search(queries, args.k, args.candidates), strict=True))
         plain = {query: [asdict(hit) for hit in hits] for query, hits in answers.items()}
         table = "\n\n".join(f"{printable(query)}\n{_table(hits)}" for query, hits in answers.items())
@@ -77,7 +81,11 @@ def _one(gallery: "Gallery", args: argparse.Namespace) -> "list[Hit] | list[Capt
     return gallery.search_captions(video, args.k, args.candidates) if args.captions else gallery.like(video, args.k)
 
 
-def _queries(given: str) -> list[str]:
+def _queries(args: argparse.Namespace) -> list[str]:
+    """The queries of the command line; none with --like."""
+    given = args.queries
+    if given is None:
+        return [] if args.query is None else [args.query]
     queries = list(dict.fromkeys(_stdin() if given == "-" else read_list(Path(given))))
     if not queries:
         raise ExpectedError(f"{given}: no queries; write one in every line")

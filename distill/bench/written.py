@@ -18,6 +18,7 @@ from distill.bench.contenders import TEMPORAL, built
 from distill.bench.retrieval import BEST
 from distill.bench.rounds import timed
 from distill.bench.synthetic import Sizes, Synthetic, World
+from distill.data.tokens import CONTEXT
 from distill.errors import ExpectedError
 from distill.log import progress
 from distill.manifest import Manifest
@@ -47,6 +48,7 @@ class Release:
     model: RetrievalModel
     text: TextFeatures
     frames_config: dict[str, Any] = field(default_factory=dict)
+    max_words: int = CONTEXT
     searchable: bool = True
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:

@@ -1,4 +1,4 @@
-"""Turn captions into token ids with CLIP's byte-pair tokenizer, and say how many captions are too long for a model.
+"""Turn texts into token ids with CLIP's byte-pair tokenizer, and say how many are too long for a model.
 
 The layout is CLIP4Clip's (its `_get_text`): start token, at most `max_words - 2` tokens, end token, zeros up to
 `max_words`. The end token has the largest id of the table, so `ids.argmax` finds it. A smaller token table than CLIP's
@@ -60,18 +60,23 @@ def prune(texts: Sequence[str]) -> list[int]:
     return [-1, -1, *used, special - 2, special - 1]
 
 
-def warn_of_cuts(texts: Sequence[str], max_words: int, where: str, mend: str) -> None:
-    """Log one line if captions do not fit `max_words` tokens: how many lose their end, how many become equal by it.
+def is_cut(text: str, max_words: int) -> bool:
+    """Return whether the end of a text does not fit `max_words` tokens, start and end included."""
+    return len(_spell(text)) > max_words - 2
 
-    A caption counts as often as it stands in `texts`. It becomes equal where another one, spelled otherwise, is cut to
-    the same tokens or has just these. `mend` says what to do next.
+
+def warn_of_cuts(texts: Sequence[str], max_words: int, where: str, mend: str, kind: str = "captions") -> None:
+    """Log one line if texts do not fit `max_words` tokens: how many lose their end, how many become equal by it.
+
+    A text counts as often as it stands in `texts`. It becomes equal where another one, spelled otherwise, is cut to the
+    same tokens or has just these. `mend` says what to do next, `kind` what the texts are, in the plural.
     """
     if not log.isEnabledFor(logging.WARNING):  # the other processes of a job: the first one says it for all
         return
     room = max_words - 2  # for the start and the end token
     whole: dict[tuple[int, ...], Counter[tuple[int, ...]]] = defaultdict(Counter)  # what is left -> what it was
     known: dict[str, int] = {}  # tokens of words; another word has at most as many as characters, mostly far fewer
-    for text in progress(texts, f"measure {len(texts)} captions"):
+    for text in progress(texts, f"measure {len(texts)} {kind}"):
         if _is_plain(text):
             words = text.split()
             if sum(known.get(word) or len(word) for word in words) < room:
@@ -84,8 +89,8 @@ def warn_of_cuts(texts: Sequence[str], max_words: int, where: str, mend: str) ->
     if number := sum(cut.values()):
         equal = sum(n for left, n in cut.items() if len(whole[left]) > 1)
         log.warning(
-            f"{where}: {number:,} of {len(texts):,} captions are cut at {max_words} tokens (start and end included), "
-            f"{equal:,} of them become equal to another caption by it; {mend}"
+            f"{where}: {number:,} of {len(texts):,} {kind} are cut at {max_words} tokens (start and end included), "
+            f"{equal:,} of them become equal to others by it; {mend}"
         )
 
 

@@ -144,15 +144,19 @@ class LabelJob:
         if not (self.out / NAME).is_file():
             job = {**config, "frames": frames, "shards": list(self.shards), "counts": self.counts}
             begin_labels(self.out, job, self.release.head())
-            texts = texts_of(self.frames, range(len(self.frames)))
-            mend = "labels are of what is left; a teacher with more words has a larger data.max_words"
-            warn_of_cuts(texts, self.release.tokenizer.max_words, str(self.frames.path), mend)
+            self.warn_of_cuts()
             return None
         manifest, _ = open_sealed_shards(self.out, "labels", VERSION, verify=verify)
         if manifest.config != config or manifest.parents["frames"] != frames:
             raise ArtefactError(f"{self.out}: already holds another label set; choose another folder for --out")
         self._tidy()
         return manifest
+
+    def warn_of_cuts(self) -> None:
+        """Log one line if captions are longer than the teacher reads."""
+        texts = texts_of(self.frames, range(len(self.frames)))
+        mend = "labels are of what is left; a teacher with more words has a larger data.max_words"
+        warn_of_cuts(texts, self.release.tokenizer.max_words, str(self.frames.path), mend)
 
     def label(self, rank: int = 0, world: int = 1) -> Manifest | None:
         """Make all missing shards together with `world - 1` other processes.

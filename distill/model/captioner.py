@@ -110,7 +110,8 @@ def light_tokens(words: list[str], size: int, towers: Path) -> list[int]:
     if not words:
         return []
     vocabulary = read_vocabulary(towers)
-    tokenizer = Tokenizer(8, vocabulary)
+    longest = max(len(word.encode()) for word in words)  # a token spells a byte or more, so that no word is cut
+    tokenizer = Tokenizer(2 + longest, vocabulary)
     if tokenizer.end + 1 != size:
         raise RecipeError(
             f"model.captions.light_words: the tokenizer has {tokenizer.end + 1} tokens, the towers' table {size}; "

@@ -223,7 +223,7 @@ class Release:
         self.path, self.manifest, self.config, self.model = path, manifest, config, model
         self.tokenizer = Tokenizer(config.text.max_words, config.text.vocabulary)
         self.frames_config = config.frames.model_dump(mode="json")
-        self.num_frames = config.frames.sampler.num_frames
+        self.num_frames, self.max_words = config.frames.sampler.num_frames, config.text.max_words
         self.size = config.frames.size
         self.dim = model.clip.dim
         self.searchable = config.model["kind"] not in INTERACTIONS  # False: a teacher, which has no vectors to search
@@ -232,7 +232,10 @@ class Release:
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
-        """Features of queries or captions. Raises `ArtefactError` where the model was converted without a tokenizer."""
+        """Features of queries or captions. What `max_words` tokens, start and end included, do not hold is not read.
+
+        Raises `ArtefactError` where the model was converted without a tokenizer.
+        """
         if not texts:
             raise ExpectedError("no texts to encode; give at least one")
         ids, known = torch.from_numpy(self.tokenizer(texts)).to(self._device), self.config.architecture["text_cfg"]

@@ -30,16 +30,19 @@ class Encoder(Protocol):
     manifest: Manifest
     frames_config: dict[str, Any]  # sampler and size
     num_frames: int
+    max_words: int  # tokens of a query that the model reads, start and end included
     searchable: bool  # whether inner products find its videos; a teacher's do not
     model: RetrievalModel
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         """Features of queries."""
+        ...
 
     def encode_frames(
         self, pixels: UInt8[Tensor, "video frame 3 row column"], real: Bool[Tensor, "video frame"]
     ) -> VideoFeatures:
         """Features of padded videos."""
+        ...
 
     def encode_video(self, video: Path) -> VideoFeatures:
         """Features (one row) of a file."""

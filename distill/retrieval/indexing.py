@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from distill.data.tokens import warn_of_cuts
 from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.log import progress
 from distill.manifest import Manifest, SealedFile
@@ -61,6 +62,9 @@ def build_gallery(
     with open_source(path, videos, release.frames_config, release.path, cut, workers) as source:
         if captions and not any(source.captions(item) for item in source.items):
             raise ExpectedError(f"{path}: has no captions to store; only a frame set has them")
+        if captions:
+            texts = [text for item in source.items for _, text in source.captions(item)]
+            warn_of_cuts(texts, release.max_words, str(path), "they are found by their beginnings")
         with generation.changing(out) as before:
             return _Index(release, source, out, before, vectors, captions, cut, batch).run(append)
 

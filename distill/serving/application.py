@@ -26,6 +26,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from distill.data.tokens import is_cut
 from distill.errors import ExpectedError
 from distill.retrieval.gallery import Gallery
 from distill.serving import limits
@@ -103,8 +104,11 @@ def _batcher(newest: Newest) -> Batcher[Answer]:
         if candidates is not None and not current.reranks:
             reason = "candidates: this gallery keeps one vector per video and nothing to rerank by; leave it out"
             raise HTTPException(409, reason)
-        answers = zip(queries, current.search(queries, k, candidates), strict=True)
-        return [Answer(query=query, hits=[Found.of(hit) for hit in hits]) for query, hits in answers]
+        answers, room = zip(queries, current.search(queries, k, candidates), strict=True), current.release.max_words
+        return [
+            Answer(query=query, cut=is_cut(query, room), hits=[Found.of(hit) for hit in hits])
+            for query, hits in answers
+        ]
 
     return Batcher(answer)
 

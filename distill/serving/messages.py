@@ -73,6 +73,9 @@ class Answer(BaseModel):
     """The best videos for one query, best first."""
 
     query: str
+    cut: bool = Field(
+        description="whether the model read only the beginning of the query, which is longer than it reads"
+    )
     hits: list[Found]
 
 
