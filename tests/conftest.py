@@ -4,7 +4,7 @@ import io
 import json
 import os
 import subprocess
-import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from processes import QUIET, ROOT, Ranks
 from safetensors.torch import save_file
 
 from distill.data.video import decode, probe
 
-ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURE = {
     "embed_dim": 64,
     "quick_gelu": True,
@@ -86,7 +86,7 @@ def command(*args: str | Path, check: bool = True, **env: str) -> subprocess.Com
     result = subprocess.run(
         [str(arg) for arg in args],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env},
+        env={**os.environ, **QUIET, **env},
         capture_output=True,
         text=True,
         timeout=600,
@@ -97,14 +97,21 @@ def command(*args: str | Path, check: bool = True, **env: str) -> subprocess.Com
 
 
 def python(*args: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
-    """`python script ...` in its own process."""
-    return command(sys.executable, *args, check=check, **env)
+    """`python SCRIPT ...` in its own process, as a user would, with a time limit."""
+    return launch(1, *args, check=check, **env)
 
 
-def torchrun(processes: int, *args: str | Path, check: bool = True) -> subprocess.CompletedProcess:
-    """`torchrun script ...` on a free port."""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
-    return command(*launcher, *args, check=check)
+def launch(processes: int, *args: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+    """`python SCRIPT ...` in so many processes that find each other, as a launcher would start them."""
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = Ranks(args, processes, Path(folder) / "log", apart=True, **env)
+        ranks.finish(600)
+        code = next((code for code in ranks.codes if code), 0)
+        out, errors = ("".join(path.read_text() for path in paths) for paths in (ranks.logs, ranks.errors))
+    result = subprocess.CompletedProcess(args, code, out, errors)
+    if check and result.returncode:
+        raise AssertionError(f"{args} ended with {ranks.codes}:\n{result.stdout}\n{result.stderr[-3000:]}")
+    return result
 
 
 def frames_at(source: Path | io.BufferedReader, indices: Sequence[int]) -> tuple[list[np.ndarray], list[float]]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, one_line_error, python
+from conftest import ROOT, command, one_line_error, python
 
 from distill.cli import COMMANDS
 from distill.conversion import options
@@ -56,13 +56,14 @@ def test_every_tool_is_a_command_and_says_so_in_its_help():
 
 def test_a_command_line_that_names_no_command_is_refused():
     for words in ([], ["serach"]):
-        result = python("-m", "distill.cli", *words, check=False)
+        result = command(sys.executable, "-m", "distill.cli", *words, check=False)
         assert result.returncode == 2 and "COMMAND" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_a_command_fails_with_one_line_as_its_tool_does():
-    for command in (("-m", "distill.cli", "search"), ("tools/search.py",)):
-        one_line_error(python(*command, "gallery", "a dog", "--like", "video7", check=False), "expected one of QUERY")
+    for words in (("-m", "distill.cli", "search"), ("tools/search.py",)):
+        result = command(sys.executable, *words, "gallery", "a dog", "--like", "video7", check=False)
+        one_line_error(result, "expected one of QUERY")
 
 
 def test_choices_named_beside_a_parser_are_those_of_the_tables():

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conftest import torchrun
+from conftest import launch
 
 GATHERED = """
 import torch
@@ -36,4 +36,4 @@ def test_what_is_gathered_is_what_was_sent_to_the_last_bit(tmp_path: Path):
     """Also whole numbers that fp32 cannot hold, and those whose bits are a NaN's."""
     script = tmp_path / "gathered.py"
     script.write_text(GATHERED)
-    assert "all as sent" in torchrun(2, script).stdout
+    assert "all as sent" in launch(2, script).stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import World, python, steps, torchrun
+from conftest import World, launch, python, steps
 from labelling import write_labels
 from parity.modules import build_on
 from safetensors.torch import load_file
@@ -489,7 +489,7 @@ def test_two_processes_equal_one(world: World, tmp_path: Path):
     model = {"frames": 12, "pooling": "afa", "mask_padding": True, "gate": "every"}
     path = world.recipe("one", "eercf", tmp_path, model=model, labels=[str(labels)], data={"batch_size": 16})
     python("distill/run.py", path)
-    torchrun(2, "distill/run.py", path, "name=two", "train.zero=3")
+    launch(2, "distill/run.py", path, "name=two", "train.zero=3")
     for a, b in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
         assert a.keys() >= {"contrastive", "constraint", "coarse", "fine"}
         assert math.isclose(a["total"], b["total"], rel_tol=1e-4), f"step {a['step']}"

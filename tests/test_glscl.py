@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import World, python, steps, torchrun
+from conftest import World, launch, python, steps
 from labelling import write_labels
 from parity.modules import build_on
 from safetensors.torch import load_file
@@ -565,7 +565,7 @@ def test_two_processes_equal_one_with_dropout_and_labels(world: World, tmp_path:
     model |= {"temporal": {"layers": 1, "init": "normal"}, "queries": {"layers": 2, "feed_forward": 64, "dropout": 0.3}}
     recipe = world.recipe("one", "glscl", tmp_path, model=model, labels=[str(labels)], data={"batch_size": 16})
     python("distill/run.py", recipe)
-    torchrun(2, "distill/run.py", recipe, "name=two", "train.zero=3")
+    launch(2, "distill/run.py", recipe, "name=two", "train.zero=3")
     for a, b in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
         assert {"idl", "icl", "coarse", "fine"} <= a.keys()
         assert math.isclose(a["total"], b["total"], rel_tol=1e-4), f"step {a['step']}"

@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import torchrun
+from conftest import launch
 from torch import Tensor, nn
 
 from distill.conversion.authors import Checkpoint
@@ -362,7 +362,7 @@ def test_t26_gather(tmp_path: Path):
     """The authors' gather gives 0.5 and 1.0 of the true gradient with two processes, this one all of it."""
     script = tmp_path / "gather.py"
     script.write_text(GATHER)
-    assert "ratios [1.0, 1.0]" in torchrun(2, script).stdout
+    assert "ratios [1.0, 1.0]" in launch(2, script).stdout
 
 
 def deep_towers(quick_gelu: bool = True, freeze: int | None = None) -> Towers:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, World, metrics, one_line_error, python, steps, tree_bytes
-from faults.processes import Ranks
+from processes import Ranks
 
 from distill import comm
 from distill.data.frames import FrameSet
@@ -52,7 +52,7 @@ def test_a_signal_ends_training_after_its_step_and_the_same_command_continues(
     world: World, teacher_run: Path, tmp_path: Path
 ):
     recipe, run = world.recipe("xclip", "xclip", tmp_path), tmp_path / "xclip"
-    ranks = Ranks([sys.executable, "distill/run.py", recipe], 1, tmp_path / "log")
+    ranks = Ranks(["distill/run.py", recipe], 1, tmp_path / "log")
     wait_for(lambda: rows(run) >= 2, ranks)
     seen = rows(run)
     ranks.processes[0].terminate()
@@ -68,7 +68,7 @@ def test_a_signal_ends_training_after_its_step_and_the_same_command_continues(
 
 def test_a_signal_to_one_rank_ends_all_of_them_and_says_so_once(world: World, tmp_path: Path):
     recipe, run = world.recipe("xclip", "xclip", tmp_path), tmp_path / "xclip"
-    ranks = Ranks([sys.executable, "distill/run.py", recipe, "train.epochs=9"], 2, tmp_path / "log")
+    ranks = Ranks(["distill/run.py", recipe, "train.epochs=9"], 2, tmp_path / "log")
     wait_for(lambda: rows(run) >= 2, ranks)
     ranks.processes[1].terminate()
     assert ranks.ended(60) and ranks.codes == [143, 143]
@@ -79,7 +79,7 @@ def test_a_signal_to_one_rank_ends_all_of_them_and_says_so_once(world: World, tm
 
 def test_a_loss_that_is_not_finite_ends_all_ranks_and_names_the_part(world: World, tmp_path: Path):
     recipe = world.recipe("xclip", "xclip", tmp_path)
-    command = [sys.executable, "distill/run.py", recipe, "optim.clip_lr=1.0e+30", "optim.lr=1.0e+30"]
+    command = ["distill/run.py", recipe, "optim.clip_lr=1.0e+30", "optim.lr=1.0e+30"]
     ranks = Ranks(command, 2, tmp_path / "log")
     assert ranks.ended(300) and ranks.codes == [2, 2]
     for rank in (0, 1):
@@ -100,7 +100,7 @@ def test_a_second_job_in_the_same_folder_is_refused(tmp_path: Path):
             time.sleep(600)
         """,
     )
-    first = Ranks([sys.executable, path, tmp_path], 1, tmp_path / "log")
+    first = Ranks([path, tmp_path], 1, tmp_path / "log")
     wait_for(lambda: first.said(0) == ["in"], first)
     with pytest.raises(ExpectedError, match="running already"), alone_in(tmp_path):
         pass
@@ -140,7 +140,7 @@ GROUP = """
 
 @pytest.mark.parametrize(("how", "says"), [(signal.SIGKILL, "was lost"), (signal.SIGSTOP, "did not answer within")])
 def test_a_rank_that_dies_or_stops_ends_the_others_with_a_line(tmp_path: Path, how: signal.Signals, says: str):
-    ranks = Ranks([sys.executable, script(tmp_path, GROUP), tmp_path / "ready"], 2, tmp_path / "log")
+    ranks = Ranks([script(tmp_path, GROUP), tmp_path / "ready"], 2, tmp_path / "log")
     wait_for(lambda: all((tmp_path / f"ready.{rank}").exists() for rank in (0, 1)), ranks)
     ranks.processes[1].send_signal(how)
     assert ranks.processes[0].wait(30) == 2
@@ -172,7 +172,7 @@ def test_a_command_that_waits_inside_a_library_ends_all_the_same(tmp_path: Path)
         door(main)
         """,
     )
-    ranks = Ranks([sys.executable, path], 1, tmp_path / "log")
+    ranks = Ranks([path], 1, tmp_path / "log")
     wait_for(lambda: ranks.said(0) == ["ready"], ranks)
     ranks.processes[0].terminate()
     assert ranks.ended(20) and ranks.codes == [143]
@@ -221,7 +221,7 @@ WORKERS = """
     ],
 )
 def test_workers_end_with_their_parent_and_say_so(tmp_path: Path, whom: str, how: signal.Signals, code: int, says):
-    ranks = Ranks([sys.executable, script(tmp_path, WORKERS), tmp_path / "ready"], 1, tmp_path / "log")
+    ranks = Ranks([script(tmp_path, WORKERS), tmp_path / "ready"], 1, tmp_path / "log")
     wait_for(lambda: len(list(tmp_path.glob("ready.*"))) == 2, ranks)
     worker = int(next(tmp_path.glob("ready.*")).suffix[1:])
     os.kill(ranks.processes[0].pid if whom == "parent" else worker, how)

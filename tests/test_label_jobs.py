@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, World, python, tree_bytes
+from conftest import ROOT, World, command, tree_bytes
 from labelling import label_job, pack_shards
 
 import tools.dump_soft_labels
@@ -264,8 +264,8 @@ class TestPlan:
 
 
 def test_accelerate_launches_it(world: World, teacher: Path, tmp_path: Path):
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
-    done = python(*launcher, "tools/dump_soft_labels.py", teacher, world.frames["val"], "--out", tmp_path / "labels")
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
+    done = command(*launcher, "tools/dump_soft_labels.py", teacher, world.frames["val"], "--out", tmp_path / "labels")
     assert "labels of" in done.stdout
     assert StoredLabels(tmp_path / "labels").manifest.counts["videos"] == len(FrameSet(world.frames["val"]))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import World, python, steps, torchrun
+from conftest import World, launch, python, steps
 from labelling import pack_shards
 from test_remote import Server, serving
 
@@ -167,7 +167,7 @@ def test_a_streamed_run_on_two_processes_equals_a_local_one_on_one(world: World,
     with serving(shards) as server:
         far = {**data, "train": server.url, "cache": str(tmp_path / "cache"), "cache_gb": 0.1, "workers": 1}
         recipe = world.recipe("far", "clip4clip", tmp_path, data=far, train={"stem_cache_gb": 0.0})
-        torchrun(2, "distill/run.py", recipe)
+        launch(2, "distill/run.py", recipe)
         assert all(count == 1 for name, count in server.seen.items() if name.endswith(".tar"))
     local, far = steps(tmp_path / "local"), steps(tmp_path / "far")
     assert [row["batch"] for row in local] == [row["batch"] for row in far] and len(local) > 4

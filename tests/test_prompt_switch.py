@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from closeness import within_ulps
-from conftest import World, python, steps, torchrun
+from conftest import World, launch, python, steps
 from hypothesis import given
 from hypothesis import strategies as st
 from labelling import random_teacher, write_labels
@@ -707,7 +707,7 @@ def test_two_processes_equal_one_and_the_captioner_is_not_released(world: World,
     data = {"batch_size": 16, "train": str(passes), "val": str(passes), "test": None}
     path = recipe(world, tmp_path, labels=[str(labels)], data=data, model={"mask_padding": True})
     python("distill/run.py", path)
-    torchrun(2, "distill/run.py", path, "name=two", "train.zero=3")
+    launch(2, "distill/run.py", path, "name=two", "train.zero=3")
     assert steps(tmp_path / "one")
     for a, b in zip(steps(tmp_path / "one"), steps(tmp_path / "two"), strict=True):
         assert a.keys() >= {"contrastive", "caption", "coarse", "fine"}

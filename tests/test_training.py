@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, World, metrics, python, steps, torchrun
-from faults.processes import Ranks
+from conftest import ROOT, World, command, launch, metrics, python, steps
 from labelling import write_labels
+from processes import Ranks
 from safetensors.torch import load_file, save_file
 
 from distill.config import read_recipe
@@ -103,7 +103,7 @@ def alone(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def together(alone: Path) -> Path:
     """And all of two."""
-    torchrun(2, "tests/trainings.py", *_wanted(alone, TOGETHER))
+    launch(2, "tests/trainings.py", *_wanted(alone, TOGETHER))
     return alone
 
 
@@ -211,7 +211,8 @@ def test_a_run_killed_twice_continues_on_one_process_then_on_two(alone: Path, tm
     killed = _kill(run, random.randint(3, 5), *options, "train.zero=3", processes=2)
     killed = _kill(run, killed + 2, *options, "train.zero=2", "train.accumulate=2")
     assert killed < len(steps(alone / "student"))
-    last = torchrun(2, "distill/run.py", *options, "train.zero=3")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    last = command(*launcher, "distill/run.py", *options, "train.zero=3")
     assert f"{run}: continued with another train.accumulate, train.zero\n" in last.stderr
     same(run, alone / "student")
 
@@ -271,7 +272,7 @@ def test_deepspeed_launches_the_same_run(world: World, teacher_run: Path, tmp_pa
 
 def _kill(run: Path, step: int, *options: str | Path, processes: int = 1) -> int:
     """Starts a run, kills all of it without warning once it has written `step`, and returns the last step written."""
-    ranks = Ranks([sys.executable, "distill/run.py", *options], processes, run.with_name("log"))
+    ranks = Ranks(["distill/run.py", *options], processes, run.with_name("log"))
     path, deadline = run / "metrics.jsonl", time.monotonic() + 300
     while not path.is_file() or path.read_bytes().count(b"\n") < step:
         assert ranks.running, ranks.said(0)

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from processes import Ranks
+
 from distill.log import progress
 from faults.jobs import Job
-from faults.processes import Ranks
 
 LONGEST_CHAIN = 6  # kills of one job before it may end
 HANGS = 60.0  # seconds after a kill in which everything must have ended

@@ -9,7 +9,6 @@ import io
 import json
 import math
 import struct
-import sys
 import tarfile
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -75,7 +74,7 @@ class Pack(_Set):
         self.annotations, self.videos = annotations, videos
 
     def command(self, out: Path, count: int) -> list[str | Path]:
-        return [sys.executable, HERE / "pack.py", self.annotations, self.videos, out, str(count)]
+        return [HERE / "pack.py", self.annotations, self.videos, out, str(count)]
 
     def rows(self, out: Path) -> Iterator[tuple[str, str]]:
         for sample in samples(out):
@@ -98,7 +97,7 @@ class Dump(_Set):
         self.texts = {hashlib.sha256(caption.encode()).hexdigest(): caption for _, caption in self.source}
 
     def command(self, out: Path, count: int) -> list[str | Path]:
-        command = [sys.executable, ROOT / "tools" / "dump_soft_labels.py", self.teacher, self.frames, "--out", out]
+        command = [ROOT / "tools" / "dump_soft_labels.py", self.teacher, self.frames, "--out", out]
         return [*command, "--batch", "3", "--top", "5", "--tiers", "relevance", "topk", "features"]
 
     def rows(self, out: Path) -> Iterator[tuple[str, str]]:
@@ -123,7 +122,7 @@ class Train(Job):
     def command(self, out: Path, count: int) -> list[str | Path]:
         # A checkpoint after every other step: kills fall before, into and after saving.
         changes = [f"out={out}", "train.checkpoint_every=2", "train.timeout_minutes=0.5"]
-        return [sys.executable, ROOT / "distill" / "run.py", self.recipe, *changes]
+        return [ROOT / "distill" / "run.py", self.recipe, *changes]
 
     def finished(self, out: Path) -> bool:
         return (out / self.twin.name / "release").is_dir()
