@@ -7,6 +7,7 @@ reports the reason beside the video's id. Decoders use one thread, because calle
 import io
 import math
 import os
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -89,22 +90,23 @@ def _declared(source: Source) -> tuple[int | None, int]:
 def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
     """Yield the packets of a stream; where files were joined and their clock starts again, time stamps go on."""
     second = 1 / (stream.time_base or Fraction(1))
-    ahead = AHEAD * second if container.format.flags & Flags.ts_discont.value else math.inf
+    back = -math.floor(BACK * second)  # whole numbers: this runs for every packet
+    ahead = math.floor(AHEAD * second) if container.format.flags & Flags.ts_discont.value else math.inf
     shift, before, seen, earliest, latest = 0, None, 0, 0, 0
     for packet in container.demux(stream):
         if not packet.size:  # it only flushes the decoder
             continue
         if packet.dts is not None:
-            if before is not None and not -BACK * second <= packet.dts - before <= ahead:
+            if before is not None and not back <= packet.dts - before <= ahead:
                 step = (latest - earliest) // max(seen - 1, 1)
                 shift = latest + step - (packet.dts if packet.pts is None else packet.pts)
             before = packet.dts
-            packet.dts += shift
-        if packet.pts is not None:
-            packet.pts += shift
-            earliest, latest = (
-                (min(earliest, packet.pts), max(latest, packet.pts)) if seen else (packet.pts, packet.pts)
-            )
+            if shift:
+                packet.dts += shift
+        if (shown := packet.pts) is not None:
+            if shift:
+                packet.pts = shown = shown + shift
+            earliest, latest = (min(earliest, shown), max(latest, shown)) if seen else (shown, shown)
             seen += 1
         yield packet
 
@@ -126,9 +128,10 @@ def decode(source: Source, timeline: Timeline, frames: Collection[int]) -> Itera
         return
     assert wanted[0] >= 0 and wanted[-1] < len(timeline), wanted
     before: tuple[int, av.VideoFrame] | None = None
+    ticks = None if timeline.counted else timeline.ticks.tolist()
     with _opened(source) as (container, stream):
         for frame in _frames(container, stream):
-            number = _number(frame, before, timeline)
+            number = _number(frame, before, ticks)
             while wanted and wanted[0] < number:
                 yield wanted[0], _picture(_standing(before, wanted[0], timeline), stream)
                 wanted.popleft()
@@ -142,11 +145,11 @@ def decode(source: Source, timeline: Timeline, frames: Collection[int]) -> Itera
             wanted.popleft()
 
 
-def _number(frame: av.VideoFrame, before: tuple[int, av.VideoFrame] | None, timeline: Timeline) -> int:
-    """Return the number of a decoded frame."""
-    if timeline.counted or frame.pts is None:
+def _number(frame: av.VideoFrame, before: tuple[int, av.VideoFrame] | None, ticks: list[int] | None) -> int:
+    """Return the number of a decoded frame, by the time stamps of all; None where frames are counted."""
+    if ticks is None or frame.pts is None:
         return 0 if before is None else before[0] + 1
-    return int(np.searchsorted(timeline.ticks, frame.pts, side="right")) - 1
+    return bisect_right(ticks, frame.pts) - 1
 
 
 def _standing(before: tuple[int, av.VideoFrame] | None, wanted: int, timeline: Timeline) -> av.VideoFrame:
