@@ -83,7 +83,7 @@ def test_a_pool_of_processes_gives_the_same_bytes(tmp_path, capsys):
         *("tools/index.py", tmp_path / "release", tmp_path / "videos", "--out", tmp_path / "two", "--workers", "2")
     ).stdout
     assert "18 videos, 256 bytes of vectors a video" in said
-    assert "left out 1/01 (1/01.mp4): same id as 1/01.mkv; rename one" in said
+    assert "left out 1/01 (1/01.mkv): same id as 1/01.mp4; rename one" in said
     assert "left out empty (empty.webm): empty file" in said and "left out 0/cut (0/cut.mp4): " in said
     index.main([*map(str, (tmp_path / "release", tmp_path / "videos", "--out", tmp_path / "one", "--workers", "1"))])
     assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "two")

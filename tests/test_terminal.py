@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import unicodedata
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,8 @@ def test_what_is_printed_passes_through_show():
 def test_queries_from_windows_come_without_their_byte_order_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     text = "\ufeffa red star\r\n\r\n\ufeffa dog \r\n"  # two lists, joined
     (tmp_path / "queries.txt").write_bytes(text.encode())
-    assert search._queries(str(tmp_path / "queries.txt")) == ["a red star", "a dog"]
+    given = Namespace(queries=str(tmp_path / "queries.txt"), query=None)
+    assert search._queries(given) == ["a red star", "a dog"]
     with (tmp_path / "queries.txt").open(encoding="utf-8") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert search._queries("-") == ["a red star", "a dog"]
+        assert search._queries(Namespace(queries="-", query=None)) == ["a red star", "a dog"]

@@ -5,10 +5,10 @@
     python tools/index.py runs/student/release films.txt --out gallery --segments 30 --overlap 5
     python tools/index.py runs/student/release my/videos --out gallery --append
 
-SOURCE is a folder of video files (searched through), a text file with the path of one in every line, or a frame set
-made by tools/pack_frames.py. Files are decoded on all cores. One that cannot be read is left out and reported; the
-gallery's manifest lists them with the reasons. Started again after an interruption, the command continues, and ends
-with the same bytes. --append skips videos whose ids the gallery has; tools/gallery.py deletes some.
+SOURCE is a folder of video files (searched with its sub-folders and linked ones), a text file with the path of one in
+every line, or a frame set made by tools/pack_frames.py. Files are decoded on all cores. One that cannot be read is left
+out and reported; the gallery's manifest lists them with the reasons. Started again after an interruption, the command
+continues, and ends with the same bytes. --append skips videos whose ids the gallery has; tools/gallery.py deletes some.
 
 Every model stores a vector per video, by whose inner product with a query videos are found. One of two stages (EERCF,
 GLSCL) also stores tokens, in float16, from which the likeliest are ordered anew. What that takes per video is printed.

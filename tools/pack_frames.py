@@ -5,7 +5,7 @@
 
 ANNOTATIONS is the file of one split; what to give depends on the layout:
 
-    csv          yours: a header video,caption[,start,end] and a row per caption
+    csv          yours: a header video,caption[,start,end] and a row per caption; a video may be in a sub-folder
     msrvtt       MSRVTT_train.9k.csv or .7k.csv with MSRVTT_data.json beside it; MSRVTT_JSFUSION_test.csv alone;
                  any csv key,video_id,sentence; VATEX_train.csv with VATEX_data.json beside it
     msvd         train_list.txt, val_list.txt or test_list.txt with captions_msvd.json or raw-captions.json beside it

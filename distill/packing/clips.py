@@ -8,13 +8,15 @@
 * Videos may have different numbers of captions, and their rows need not be adjacent.
 * A caption's id is the one in the file; without one it is the row number in a csv, `<video>#<number within the video>`
   elsewhere. An id that occurs twice is an error.
-* One id means one file: rows of one video that name different files are an error. If a row gives a name without
-  extension, the first of `EXTENSIONS` that exists in the folder is taken.
+* A name may have folders before it (`holiday/beach.mp4`); they belong to the id, as where a folder is indexed.
+* One id means one file and one span: rows of one video that name different ones are an error. If a row gives a name
+  without extension, the first of `EXTENSIONS` that exists in the folder is taken; one line counts where others do too.
 * A video that is missing from the folder is not an error here: packing reports it by id.
 """
 
 import logging
 import os
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from distill.data.frames import Caption
 from distill.data.textfiles import refuse_pickle
 from distill.data.timeline import Span
 from distill.data.video import EXTENSIONS, stem
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, first_few
 from distill.packing.layouts import LAYOUTS
 from distill.packing.rows import CaptionRow
 
@@ -58,16 +60,16 @@ def _clips(path: Path, rows: Iterable[CaptionRow], folder: "_Folder") -> list[Cl
     clips: dict[str, tuple[CaptionRow, str, list[Caption]]] = {}  # by video: its first row, its file, its captions
     ids: set[str] = set()
     texts: set[tuple[str, str]] = set()
-    for row in rows:
-        if row.unusable is None:
-            _check(row)
-        files = row.files or (row.video,)
+    for row in map(_checked, rows):
         if row.video not in clips:
-            clips[row.video] = row, folder.find(files), []
+            clips[row.video] = row, folder.find(row.files), []
         first, source, said = clips[row.video]
-        if row.files != first.files and (other := folder.find(files)) != source:
+        if row.files != first.files and (other := folder.find(row.files)) != source:
             found = f"found {source!r} and {other!r}"
-            raise ArtefactError(f"{row.where}: expected one file of the name {stem(files[0])!r}, {found}; rename one")
+            raise ArtefactError(f"{row.where}: expected one file of the name {row.video!r}, {found}; rename one")
+        if row.span != first.span:
+            found = f"found {first.span} at {first.where} and {row.span}"
+            raise ArtefactError(f"{row.where}: expected one span of the id {row.video!r}, {found}; change one")
         if row.unusable is not None:
             continue
         caption = Caption(f"{row.video}#{len(said)}" if row.key is None else row.key, row.text.strip())
@@ -80,22 +82,40 @@ def _clips(path: Path, rows: Iterable[CaptionRow], folder: "_Folder") -> list[Cl
         raise ArtefactError(f"{path}: no captions; expected at least one")
     if len(texts) < len(ids):
         log.info("%s: %d captions repeat one of the same video; each is kept", path, len(ids) - len(texts))
+    if folder.doubtful:
+        log.warning("%s: %s", path, _doubtful(folder.doubtful))
     return [
         Clip(row.video, tuple(said), source, row.span, row.unusable, row.published)
         for row, source, said in clips.values()
     ]
 
 
-def _check(row: CaptionRow) -> None:
-    if Path(row.video).name != row.video or set(row.video) & {"\\", "\0"} or not row.video.strip("."):
+def _doubtful(found: dict[str, list[str]]) -> str:
+    examples = [f"{names[0]!r}, not {first_few([*map(repr, names[1:])])}" for names in found.values()]
+    return f"{len(found)} names fit several files; taken is {first_few(examples, 1, '; ')}"
+
+
+def _checked(row: CaptionRow) -> CaptionRow:
+    """Return the row with its names in the form in which a folder is indexed: `./a//b.mp4` is `a/b.mp4`."""
+    names = (row.video, *(row.files or (row.video,)))
+    if row.unusable is None:
+        for name in names:
+            _check_name(row, name)
+        if not row.text.strip():
+            raise ArtefactError(f"{row.where}: empty caption for {row.video!r}; write one or delete it")
+        try:
+            f"{row.video}{row.key}{row.text}".encode()
+        except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, \ud83d
+            raise ArtefactError(f"{row.where}: {row.video!r}: not a character: {error.object[error.start]!r}") from None
+    video, *files = map(posixpath.normpath, names)
+    return row._replace(video=video, files=tuple(files))
+
+
+def _check_name(row: CaptionRow, name: str) -> None:
+    outside, bare = posixpath.normpath(name).startswith(("/", "../")), posixpath.basename(name)
+    if outside or not bare.strip(".") or set(name) & {"\\", "\0"}:
         found = (row.files or (row.video,))[0]
         raise ArtefactError(f"{row.where}: video: expected a file name in the video folder, found {found!r}")
-    if not row.text.strip():
-        raise ArtefactError(f"{row.where}: empty caption for {row.video!r}; write one or delete it")
-    try:
-        f"{row.video}{row.key}{row.text}".encode()
-    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, \ud83d
-        raise ArtefactError(f"{row.where}: {row.video!r}: not a character: {error.object[error.start]!r}") from None
 
 
 class _Folder:
@@ -105,31 +125,36 @@ class _Folder:
         self.path = path
         self.names: set[str] = set()
         self.folders: dict[str, _Folder | None] = {}  # listed when first looked into
-        self.by_stem: dict[str, str] = {}
+        self.by_stem: dict[str, list[str]] = {}
+        self.doubtful: dict[str, list[str]] = {}  # names without extension that fit several files
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
-                    if entry.is_file():
+                    if os.path.isfile(entry):
                         self.names.add(entry.name)
-                    elif entry.is_dir():
+                    elif os.path.isdir(entry):
                         self.folders[entry.name] = None
         except OSError as error:
             raise ArtefactError(f"{path}: cannot be listed: {error.strerror}") from None
-        for extension in reversed(EXTENSIONS):  # so that the first of them wins
+        for extension in EXTENSIONS:  # the first of them wins
             for name in sorted(self.names):
                 bare, found = os.path.splitext(name)
                 if found.lower() == extension:
-                    self.by_stem[bare] = name
+                    self.by_stem.setdefault(bare, []).append(name)
 
     def find(self, names: tuple[str, ...]) -> str:
         """Return the first of `names` that exists, with or without an extension; if none does, the expected name."""
-        expected = names[0] if stem(names[0]) != names[0] else f"{names[0].rstrip('.')}.mp4"
-        return next(filter(None, map(self._look_up, names)), expected)
+        for name in names:
+            if found := self._look_up(name):
+                if len(found) > 1:
+                    self.doubtful[name] = found
+                return found[0]
+        return names[0] if stem(names[0]) != names[0] else f"{names[0].rstrip('.')}.mp4"
 
-    def _look_up(self, name: str) -> str | None:
-        inside, _, bare = name.rpartition("/")
-        if inside not in self.folders:
-            return name if name in self.names else self.by_stem.get(name)
-        folder = self.folders[inside] = self.folders[inside] or _Folder(self.path / inside)
-        found = folder._look_up(bare)
-        return f"{inside}/{found}" if found else None
+    def _look_up(self, name: str) -> list[str]:
+        """Return the files that a name may mean, the likeliest first."""
+        inside, slash, rest = name.partition("/")
+        if slash and inside in self.folders:
+            folder = self.folders[inside] = self.folders[inside] or _Folder(self.path / inside)
+            return [f"{inside}/{found}" for found in folder._look_up(rest)]
+        return [name] if name in self.names else self.by_stem.get(name, [])

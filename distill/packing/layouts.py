@@ -7,7 +7,8 @@
 * If a layout reads a list of ids, the list decides the videos and their order. A repeated id counts once (logged); an
   id without captions is an error. Captions of videos that are not listed are ignored.
 * Captions of a video keep the order of the file.
-* Only a video extension is removed from a name; any other dot belongs to the id.
+* An id is the name without its video extension; any other dot belongs to the id.
+* A name may have folders before it, from the video folder down, which belong to the id.
 * A paragraph is the video's sentences in the order of the file, stripped and joined by one space.
 
 distill/packing/clips.py groups the rows into clips, treats repeated captions and finds the files.
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from reprlib import repr as shortened
-from typing import Any
+from typing import Any, TypeVar
 
 from distill.data.textfiles import read_json, read_list, read_rows, read_text, refuse_pickle
 from distill.data.video import stem
@@ -29,6 +30,7 @@ from distill.packing.downloads import read_webdataset
 from distill.packing.rows import CaptionRow
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 LSMDC_COLUMNS = ("clip_id", "start_aligned", "end_aligned", "start_extracted", "end_extracted", "sentence")
 DIDEMO_NAME = re.compile(r"(?:didemo_)?(train|val|test)_data\.json")
@@ -60,8 +62,8 @@ def read_msrvtt(path: Path) -> Iterator[CaptionRow]:
     columns, rows = read_rows(path, required=("video_id",))
     if "sentence" in columns:
         for number, (where, row) in enumerate(rows):
-            key = row.get("key", "").strip() or str(number)
-            yield CaptionRow(where, _filled(where, row, "video_id"), row["sentence"], key)
+            key, name = row.get("key", "").strip() or str(number), _filled(where, row, "video_id")
+            yield CaptionRow(where, stem(name), row["sentence"], key, _names(name))
         return
     listed = [_filled(where, row, "video_id") for where, row in rows]
     captions = _beside(path, ("MSRVTT_data.json", "VATEX_data.json"))
@@ -75,9 +77,9 @@ def read_msrvtt(path: Path) -> Iterator[CaptionRow]:
         video, text, key = (known.get(name) for name in ("video_id", "caption", "sen_id"))
         if not (isinstance(video, str) and isinstance(text, str) and isinstance(key, int | str)):
             raise ArtefactError(f"{where}: expected video_id, caption and sen_id, found {shortened(sentence)}")
-        spoken.setdefault(video, []).append(CaptionRow(where, video, text, str(key)))
-    for video in _split(path, listed, spoken, captions):
-        yield from spoken[video]
+        spoken.setdefault(stem(video), []).append(CaptionRow(where, stem(video), text, str(key)))
+    for video, name in _split(path, listed, spoken, captions).items():
+        yield from (row._replace(files=_names(name)) for row in spoken[video])
 
 
 def read_lists(path: Path, names: Sequence[str]) -> Iterator[CaptionRow]:
@@ -90,8 +92,8 @@ def read_lists(path: Path, names: Sequence[str]) -> Iterator[CaptionRow]:
     if path.suffix.lower() == ".json":
         raise ArtefactError(f"{path}: expected the split's list of ids, such as train_list.txt; captions lie beside it")
     listed, captions = read_list(path), _beside(path, names)
-    entries = read_json(captions, dict, "{id: [caption, ...]}")
-    for video in _split(path, listed, entries, captions):
+    entries = _by_id(captions, read_json(captions, dict, "{id: [caption, ...]}"))
+    for video, name in _split(path, listed, entries, captions).items():
         if not isinstance(entries[video], list):
             found = shortened(entries[video])
             raise ArtefactError(f"{captions}: {video!r}: expected a list of captions, found {found}")
@@ -100,7 +102,7 @@ def read_lists(path: Path, names: Sequence[str]) -> Iterator[CaptionRow]:
             words = [caption] if isinstance(caption, str) else caption
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
                 raise ArtefactError(f"{where}: expected a caption or the list of its words, found {shortened(caption)}")
-            yield CaptionRow(where, video, " ".join(words))
+            yield CaptionRow(where, video, " ".join(words), files=_names(name))
 
 
 def read_lsmdc(path: Path) -> Iterator[CaptionRow]:
@@ -120,7 +122,8 @@ def read_lsmdc(path: Path) -> Iterator[CaptionRow]:
         if not clip:
             raise ArtefactError(f"{where}: clip_id: empty; expected the name of a video")
         movie = clip.rpartition("_")[0]  # 1034_Super_8_00.47.36.947-00.47.39.171
-        yield CaptionRow(where, clip, text, files=(clip, f"{movie}/{clip}") if movie else (clip,))
+        names = (clip, f"{movie}/{clip}") if movie.strip(".") else (clip,)
+        yield CaptionRow(where, stem(clip), text, files=names)
 
 
 def read_activitynet(path: Path) -> Iterator[CaptionRow]:
@@ -130,7 +133,9 @@ def read_activitynet(path: Path) -> Iterator[CaptionRow]:
     are not read (one, of 4,925 ids, lacks a video of the published split and names nine without captions). Ids keep
     their `v_`; file names may lack it. A clip is the whole video, from 0 to its duration rounded up.
     """
-    for video, entry in read_json(path, dict, "{id: {duration, sentences}}").items():
+    entries = read_json(path, dict, "{id: {duration, sentences}}")
+    _by_id(path, entries)
+    for video, entry in entries.items():
         where = f"{path}: {video!r}"
         known = entry if isinstance(entry, dict) else {}
         duration, sentences = known.get("duration"), known.get("sentences")
@@ -138,8 +143,8 @@ def read_activitynet(path: Path) -> Iterator[CaptionRow]:
             raise ArtefactError(f"{where}: duration: expected seconds above 0, found {shortened(duration)}")
         if not isinstance(sentences, list) or not all(isinstance(sentence, str) for sentence in sentences):
             raise ArtefactError(f"{where}: sentences: expected a list of strings, found {shortened(sentences)}")
-        files = (video, video.removeprefix("v_"))
-        yield CaptionRow(where, video, _paragraph(sentences), files=files, span=(0.0, float(math.ceil(duration))))
+        files = (*_names(video), *_names(video.removeprefix("v_")))
+        yield CaptionRow(where, stem(video), _paragraph(sentences), files=files, span=(0.0, float(math.ceil(duration))))
 
 
 def read_didemo(path: Path) -> Iterator[CaptionRow]:
@@ -164,7 +169,7 @@ def read_didemo(path: Path) -> Iterator[CaptionRow]:
     list_path = path.with_name(f"{split[1]}_list.txt" if split else path.name)
     videos: Iterable[str] = found
     if list_path != path and list_path.is_file():
-        videos = _split(list_path, [_didemo_id(name) for name in read_list(list_path)], found, path)
+        videos = _split(list_path, read_list(list_path), found, path, _didemo_id)
     for video in videos:
         where, sentences, names = found[video]
         files = tuple(dict.fromkeys([*names, video]))
@@ -197,9 +202,27 @@ def _didemo_id(name: str) -> str:
     return stem(name.strip()).rstrip(".")
 
 
-def _split(path: Path, listed: list[str], captions: Mapping[str, Any], source: Path) -> list[str]:
-    """Return the listed videos, each once; each must have captions in `source`."""
-    videos = list(dict.fromkeys(listed))
+def _names(name: str) -> tuple[str, ...]:
+    """Return the possible names of a video: as it is written, and with another extension."""
+    return tuple(dict.fromkeys((name, stem(name))))
+
+
+def _by_id(path: Path, entries: dict[str, T]) -> dict[str, T]:
+    """Return the entries by id; two names of one id are an error."""
+    found: dict[str, str] = {}
+    for name in entries:
+        if found.setdefault(stem(name), name) != name:
+            raise ArtefactError(f"{path}: {found[stem(name)]!r} and {name!r} are one id; keep one of them")
+    return {video: entries[name] for video, name in found.items()}
+
+
+def _split(
+    path: Path, listed: list[str], captions: Mapping[str, Any], source: Path, id_of: Callable[[str], str] = stem
+) -> dict[str, str]:
+    """Return the listed videos, each once, and their names in the list; each must have captions in `source`."""
+    videos: dict[str, str] = {}
+    for name in listed:
+        videos.setdefault(id_of(name), name)
     if not videos:
         raise ArtefactError(f"{path}: no videos; expected at least one id")
     if len(videos) < len(listed):

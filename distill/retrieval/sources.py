@@ -167,7 +167,13 @@ class FileSource(VideoSource):
         self.sampler: Any = TypeAdapter(Sampler).validate_python(config["sampler"])
         self.size: int = config["size"]
         self.items: list[Item] = []
-        for file, parts in zip(videos, self._cut(videos, cut), strict=True):
+        parts_of = list(zip(videos, self._cut(videos, cut), strict=True))
+        spans = {files.span_id(file.id, span): file for file, parts in parts_of for span in parts if span is not None}
+        for file, parts in parts_of:
+            if file.id in spans:
+                reason = f"same id as a segment of {spans[file.id].source}; rename it"
+                self.broken.append({"video": file.id, "source": file.source, "reason": reason})
+                continue
             for span in parts:
                 mark, place = (file.source, file.bytes, span), len(self.items)
                 self.items.append(Item(files.span_id(file.id, span), file.id, mark, file.changed, place, span))
