@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PORT ?= 8000
 COMPUTING := indexing gallery two_stage calibration export inplace models clip teachers temporal golden compatibility
 
-.PHONY: demo serve study test portable kernels faults mutations fuzz two-hosts reference lint install clean
+.PHONY: demo serve study test portable kernels faults mutations videos fuzz two-hosts reference lint install clean
 
 demo: install  ## the whole arrow on the embedded corpus, and one table
 	$(BIN)/python tools/demo.py
@@ -33,6 +33,9 @@ faults: install  ## kills packing, labelling and training at 200 random points (
 
 mutations: install  ## 2,000 damaged and hostile files into every reader (a few minutes)
 	$(BIN)/python tests/mutations --count 2000
+
+videos: install  ## 200 drawn videos beside a decoder of all frames: seconds, pixels and choices (a minute or two)
+	$(BIN)/python tests/videos --count 200
 
 fuzz: install  ## thousands of made-up requests at the server that `make serve` runs; no finding is allowed
 	$(BIN)/schemathesis run http://127.0.0.1:$(PORT)/openapi.json --checks all -n 2000

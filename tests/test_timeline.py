@@ -4,38 +4,29 @@ Frames tell their number by their red and blue levels. The time stamps of a writ
 what a player shows at a second is known without any reader.
 """
 
-import itertools
 import struct
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 
 import av
 import numpy as np
 import pytest
 from conftest import frames_at
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from videos import oracle
+from videos.campaign import campaign
+from videos.drawing import Drawn, number_of, picture
+from videos.drawing import write as write_drawn
 
 from distill.data import files
-from distill.data.sampler import Clip4ClipSampler, GlsclSampler, PromptSwitchSampler
+from distill.data.sampler import GlsclSampler, PromptSwitchSampler
 from distill.data.sampling import sample_one, sample_video
 from distill.data.timeline import Span
 from distill.data.video import probe
 from distill.errors import VideoError
 
-PICK = Clip4ClipSampler(kind="clip4clip", num_frames=1000)
 CODECS = {"mp4": "libx264", "mkv": "libx264", "webm": "libvpx", "avi": "libx264", "ts": "libx264", "flv": "libx264"}
-
-
-def picture(number: int, width: int = 64, height: int = 64) -> np.ndarray:
-    frame = np.zeros((height, width, 3), dtype=np.uint8)
-    frame[..., 0], frame[..., 2] = 30 * (number % 8), 30 * (number // 8 % 8)
-    return frame
-
-
-def number_of(frame: np.ndarray) -> int:
-    red, _, blue = frame.reshape(-1, 3).mean(0)
-    return round(red / 30) + 8 * round(blue / 30)
 
 
 def write(
@@ -58,63 +49,36 @@ def write(
     return path
 
 
-def oracle(path: Path) -> tuple[list[float], list[np.ndarray]]:
-    """Every frame in order, and its presentation time since the first."""
-    with av.open(str(path)) as container:
-        frames = [
-            (frame.pts * frame.time_base, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)
-        ]
-    return [float(time - frames[0][0]) for time, _ in frames], [image for _, image in frames]
-
-
 def regular(count: int, rate: Fraction | int, start: float = 0) -> list[Fraction]:
     return [Fraction(start) + number / Fraction(rate) for number in range(count)]
 
 
 def shown(path: Path, span: Span) -> list[tuple[int, float]]:
     """The numbers of a span's frames, by their pixels, and their seconds."""
-    found = sample_one(path, span, PICK, 64)
+    found = sample_one(path, span, oracle.PICK, 64)
     pixels = [np.asarray(frame).transpose(1, 2, 0) for frame in found.pixels()]
     return list(zip(map(number_of, pixels), found.timestamps, strict=True))
 
 
-@st.composite
-def videos(draw) -> tuple[str, list[Fraction], int]:
-    """A container, the times of its frames in milliseconds (which all containers but AVI keep), and B-frames."""
-    kind = draw(st.sampled_from(["mp4", "mkv", "webm", "ts", "flv"]))
-    count = draw(st.integers(12 if kind == "ts" else 2, 60))  # FFmpeg finds no format in a shorter ts
-    if draw(st.booleans()):
-        gaps = [draw(st.sampled_from([40, 50, 100, 200]))] * count
-    else:
-        gaps = draw(st.lists(st.integers(20, 900), min_size=count, max_size=count))
-    times = [Fraction(total, 1000) for total in itertools.accumulate(gaps[:-1], initial=0)]
-    return kind, times, 0 if kind == "webm" else draw(st.integers(0, 3))
+def test_every_choice_is_what_a_decoder_of_all_frames_shows_at_that_second(tmp_path):
+    """A small sample of `make videos`: containers, codecs, rates, B-frames, cuts, late beginnings, turns, aspects."""
+    told = campaign(tmp_path, range(30))
+    assert not [finding for _, findings in told for finding in findings]
+    assert len({name for names, _ in told for name in names}) > 15
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(videos(), st.floats(0, 20), st.floats(0.2, 10))
-def test_every_choice_is_what_a_decoder_of_all_frames_shows_at_that_second(tmp_path, video, start, length):
-    kind, times, b_frames = video
-    path = write(tmp_path / f"drawn.{kind}", times, b_frames)
-    seconds, images = oracle(path)
-    assert [number_of(image) for image in images] == [number % 64 for number in range(len(times))]
-    timeline = probe(path)
-    assert [timeline.seconds(frame) for frame in range(len(timeline))] == pytest.approx(seconds, abs=1e-6)
-    assert seconds == pytest.approx([float(time) for time in times], abs=0.0011)
-    found, when = frames_at(path, range(len(times)))
-    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(found, images, strict=True))
-    assert when == pytest.approx(seconds, abs=1e-6)
-    end = start + length
-    inside = [number for number, second in enumerate(seconds) if start - 0.001 <= second < end]
-    try:
-        chosen = shown(path, (start, end))
-    except VideoError:
-        assert not inside and start >= timeline.duration
-        return
-    assert all(start - 0.001 <= second <= end for _, second in chosen)
-    before = [number for number, second in enumerate(seconds) if second <= start + 0.001][-1:]
-    assert {number for number, _ in chosen} <= {number % 64 for number in inside or before}
-    assert chosen[0][0] in {number % 64 for number in (*inside[:2], *before)}
+def test_the_campaign_notices_another_second_another_frame_and_another_picture(tmp_path, monkeypatch):
+    drawn = Drawn("mp4", "libx264", tuple(regular(30, 10)), Fraction(10), turn=(-1, 0, 0, 1))
+    path, right = write_drawn(tmp_path / "a.mp4", drawn), probe(tmp_path / "a.mp4")
+    assert oracle.differences(path, drawn, Random(1)) == []
+    monkeypatch.setattr(oracle, "probe", lambda _: replace(right, origin=right.origin + Fraction(1, 10)))
+    assert oracle.differences(path, drawn, Random(1))[0].startswith("shown at [-0.1")
+    monkeypatch.undo()
+    monkeypatch.setattr(oracle, "decode", lambda *_: [(n, np.zeros((48, 64, 3), np.uint8)) for n in range(30)])
+    assert oracle.differences(path, drawn, Random(1)) == ["pixels of frames [0, 1, 2, 3, 4]"]
+    monkeypatch.undo()
+    monkeypatch.setattr(oracle, "PICK", GlsclSampler(kind="glscl", num_frames=2))
+    assert oracle.differences(path, drawn, Random(1))[0].startswith("span None: frames [0, 20], expected [0, 10, 20]")
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "webm"])
@@ -167,8 +131,18 @@ def test_a_video_that_begins_after_its_sound_is_shown_when_a_player_shows_it(tmp
         container.mux(sound.encode(silence))
         container.mux(sound.encode())
     assert [second for _, second in shown(tmp_path / "late.mp4", None)] == pytest.approx([3, 4, 5, 6, 7], abs=0.2)
-    found = sample_video(tmp_path / "late.mp4", [(0.0, 1.0), (3.5, 5.0)], PICK, 64)
+    found = sample_video(tmp_path / "late.mp4", [(0.0, 1.0), (3.5, 5.0)], oracle.PICK, 64)
     assert isinstance(found[0], VideoError) and not isinstance(found[1], VideoError)
+
+
+def test_an_flv_whose_first_frame_comes_late_is_as_long_as_its_header_says(tmp_path):
+    drawn = Drawn("flv", "libx264", tuple(regular(20, Fraction(1, 2))), Fraction(1, 2), b_frames=3, late=Fraction(2))
+    path = write_drawn(tmp_path / "late.flv", drawn)
+    assert probe(path).duration == pytest.approx(42, abs=0.1)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(VideoError, match=r"truncated: declares [\d.]+ s, holds [\d.]+ s of frames"):
+        probe(path)
 
 
 @pytest.mark.parametrize("kind", ["ts", "webm", "mkv"])
@@ -296,7 +270,7 @@ def test_a_playlist_opens_no_other_file(tmp_path):
 
 def test_all_samplers_go_by_time_where_the_rate_varies(tmp_path):
     path = write(tmp_path / "a.mkv", [*regular(20, 10), *regular(16, 2, start=2)])
-    for sampler in (GlsclSampler(kind="glscl", num_frames=100), PICK):
+    for sampler in (GlsclSampler(kind="glscl", num_frames=100), oracle.PICK):
         assert [round(second, 3) for second in sample_one(path, None, sampler, 64).timestamps] == [
             *map(float, range(10))
         ]

@@ -54,11 +54,10 @@ def probe(source: Source) -> Timeline:
             raise VideoError("truncated: holds no frames")
         origin = min(max(Fraction(container.start_time or 0, av.time_base), Fraction(0)), int(ticks[0]) * base)
         mean = Fraction(int(ticks[-1] - ticks[0]), max(len(ticks) - 1, 1)) or 1 / (rates[0] or 1) / base
-        duration = float((int(ticks[-1]) + (last or mean)) * base - origin)
-        if container.format.name in DECLARING and (container.duration or 0) / av.time_base > duration + SHORT:
-            lasts = f"{(container.duration or 0) / av.time_base:.1f} s"
-            raise VideoError(f"truncated: declares {lasts}, holds {duration:.1f} s of frames")
-        return Timeline(ticks, origin, base, duration, constant_rate(ticks, base, rates), counted)
+        end, lasts = (int(ticks[-1]) + (last or mean)) * base, (container.duration or 0) / av.time_base
+        if container.format.name in DECLARING and lasts > end + SHORT:  # headers count from 0, not from the first frame
+            raise VideoError(f"truncated: declares {lasts:.1f} s, holds {float(end):.1f} s of frames")
+        return Timeline(ticks, origin, base, float(end - origin), constant_rate(ticks, base, rates), counted)
 
 
 def _shown(
