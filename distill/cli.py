@@ -5,6 +5,7 @@ import importlib
 import sys
 
 from distill.errors import door
+from distill.terminal import Parser
 
 # Name: the module with its `main`, and what it does; in the order of the arrow.
 COMMANDS = {
@@ -32,7 +33,7 @@ COMMANDS = {
 def main() -> None:
     """Run the command that the first argument names, with the arguments after it; nothing else is imported."""
     table = "\n".join(f"  {name:<16} {about}" for name, (_, about) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="distill",
         usage="distill COMMAND ...",
         description=f"{__doc__}\n\ncommands:\n{table}",

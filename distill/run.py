@@ -21,11 +21,12 @@ import argparse
 from collections.abc import Sequence
 
 from distill.errors import door
+from distill.terminal import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the recipe, train, test once, release."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="a YAML recipe, e.g. recipes/teachclip.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it

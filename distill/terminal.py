@@ -3,7 +3,9 @@
 Everything that commands print goes through `show`, and what they log or report as an error through `printable`.
 """
 
+import argparse
 import re
+from typing import NoReturn
 
 # Control characters (C0, DEL, C1), marks of writing direction, separators of lines, and halves of surrogate pairs (in
 # names that are not UTF-8). Joiners inside emoji and scripts are left as they are.
@@ -18,3 +20,10 @@ def printable(text: str) -> str:
 def show(*lines: str) -> None:
     """Print each of `lines` as one line on standard output, and flush."""
     print("\n".join(map(printable, lines)), flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of command lines, whose errors repeat the words of others."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))

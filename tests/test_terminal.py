@@ -105,6 +105,20 @@ def test_commands_show_hostile_names_on_one_line_each(tmp_path: Path, capsys: py
     assert len(packed.out.splitlines()) == 3 and not steering(packed.out + packed.err.replace("\r", ""))
 
 
+def test_a_wrong_command_line_is_shown_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for wrong in (
+        ["a", "b", "--out", "c", HOSTILE],
+        ["a", "b", "--out", "c", "--frames", HOSTILE],
+        ["--layout", HOSTILE],
+    ):
+        with pytest.raises(SystemExit):
+            pack_frames.main(wrong)
+        shown = capsys.readouterr().err
+        assert not steering(shown) and "forged" in shown.splitlines()[-1]
+    parsers = [path for path in ROOT.glob("tools/*.py") if "ArgumentParser(" in path.read_text()]
+    assert not parsers, "every command has the parser that shows one line"
+
+
 def test_what_is_printed_passes_through_show():
     """Every `print` of the product stands in a file that prints nothing but words of its own."""
     printing = set()

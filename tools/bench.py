@@ -23,7 +23,7 @@ if not __package__:
 
 from distill.errors import ExpectedError, door
 from distill.publishing import check_writable_file
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 LOADER = """How many videos a second the training loader decodes, beside PIL alone.
 
@@ -57,7 +57,7 @@ CAPTIONS = 20  # of a video, as in MSR-VTT
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     one = _command(commands, "loader", LOADER, _loader)
     one.add_argument("frames", type=Path, nargs="?", help="a folder made by tools/pack_frames.py")

@@ -19,7 +19,7 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 KINDS = ("clip4clip", "teachclip", "eercf", "glscl", "prompt_switch", "xclip", "ts2net", "xpool", "openai")
 SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
@@ -27,7 +27,7 @@ SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
 
 def main(argv: list[str] | None = None) -> None:
     """Convert, and say what became of the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help=".pt, .bin, .pth or .safetensors")
     parser.add_argument("--kind", choices=KINDS, required=True, help="whose checkpoint it is")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")

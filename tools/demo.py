@@ -17,6 +17,7 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
+from distill.terminal import Parser
 
 RUNS = Path("runs/demo")
 SEARCHES = ("a hatching chick", "a red apple, then a fire engine", "an octopus spins on a blue background")
@@ -24,7 +25,7 @@ SEARCHES = ("a hatching chick", "a red apple, then a fire engine", "an octopus s
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the arrow and prints the table and three searches."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=700, help="training clips; the galleries scale along")
     args = parser.parse_args(argv)
     check_writable(RUNS, Path("demo"))

@@ -16,13 +16,14 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
+from distill.terminal import Parser
 
 RUNS = Path("runs/study")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Trains what is missing and prints the study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="how many (0, 1, ...)")
     parser.add_argument("--clips", type=int, default=700, help="training clips of the corpus in demo/")
     args = parser.parse_args(argv)

@@ -27,7 +27,7 @@ if not __package__:
 from distill.errors import ExpectedError, door
 from distill.publishing import check_writable
 from distill.remote import Place, locate
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 if TYPE_CHECKING:
     from distill.labelling.job import LabelJob
@@ -38,7 +38,7 @@ TIERS = ("relevance", "topk", "features")
 
 def main(argv: list[str] | None = None) -> None:
     """Label a frame set, or a part of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", type=Path, help="release folder of a teacher")
     parser.add_argument("frames", type=locate, help="frame set to label")
     parser.add_argument("--out", type=locate, required=True, help="folder of the label set")

@@ -26,13 +26,13 @@ from distill.errors import ArtefactError, ExpectedError, door
 from distill.evaluation.protocol import PROTOCOLS
 from distill.publishing import check_writable_file
 from distill.remote import locate
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 
 def main(argv: list[str] | None = None) -> None:
     """Evaluate, and print the result."""
     table = "\n".join(f"  {name:<16} {p.split}: {p.gallery};\n{'':<19}{p.queries}" for name, p in PROTOCOLS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, epilog=f"protocols:\n{table}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("release", type=Path, metavar="RELEASE", help="the release to evaluate, student or teacher")

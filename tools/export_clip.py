@@ -12,12 +12,12 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", type=Path, help="release folder")
     parser.add_argument("--out", type=Path, required=True, help="folder in open_clip's local-dir layout")
     args = parser.parse_args(argv)

@@ -18,14 +18,14 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 ENGINES = ("bigfile", "faiss", "lancedb", "parquet", "qdrant")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export, and print what came out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     parser.add_argument("--to", choices=ENGINES, required=True, help="the engine")

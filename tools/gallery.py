@@ -27,12 +27,12 @@ if not __package__:
 from distill.data.textfiles import read_list
 from distill.errors import door
 from distill.publishing import check_writable
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 
 def main(argv: list[str] | None = None) -> None:
     """Change what is to be changed, and print what there is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
     does = parser.add_subparsers(dest="does", required=True, metavar="ACTION")
     does.add_parser("show", help="say what is in it")

@@ -25,7 +25,7 @@ if not __package__:
 from distill.errors import door
 from distill.publishing import check_writable
 from distill.remote import locate
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 STORED = ("float32", "float16", "int8")  # as which vectors are
 SHOWN = 10  # broken videos
@@ -33,7 +33,7 @@ SHOWN = 10  # broken videos
 
 def main(argv: list[str] | None = None) -> None:
     """Index, and print what came out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("release", type=Path, metavar="RELEASE", help="the release that encodes")
     parser.add_argument("source", type=locate, metavar="SOURCE", help="video files or a frame set, see above")
     parser.add_argument("--out", type=Path, required=True, metavar="GALLERY", help="the folder to make")

@@ -24,12 +24,12 @@ if not __package__:
 from distill.errors import ExpectedError, door
 from distill.publishing import check_writable
 from distill.remote import locate
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one of the four commands."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     verify = commands.add_parser(
         "verify", help="check that a set is whole and that its teacher still gives these labels"

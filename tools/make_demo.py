@@ -17,12 +17,12 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 
 def main(argv: list[str] | None = None) -> None:
     """Make the corpus and print one line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--clips", type=int, default=700, metavar="N", help="training clips (default 700)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another corpus (default 0)")

@@ -15,12 +15,12 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable, check_writable_file
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 
 def main(argv: list[str] | None = None) -> None:
     """Draw and pack."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the frame set")
     parser.add_argument("--stills", type=int, required=True, help="how many pictures")
     parser.add_argument("--seed", type=int, default=0)

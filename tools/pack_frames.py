@@ -31,7 +31,7 @@ if not __package__:
 
 from distill.errors import ExpectedError, door
 from distill.publishing import check_writable
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 LAYOUTS = ("activitynet", "csv", "didemo", "lsmdc", "msrvtt", "msvd", "vatex", "webdataset")
 SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
@@ -39,7 +39,7 @@ SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
 
 def main(argv: list[str] | None = None) -> None:
     """Pack one split and say what became of its videos."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations", type=Path, help="annotation file of one split, see above")
     parser.add_argument("videos", type=Path, nargs="?", help="folder with the video files (not of webdataset)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the frame set")

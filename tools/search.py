@@ -24,7 +24,7 @@ if not __package__:
 from distill.data.textfiles import listed, read_list
 from distill.deprecation import keep_old_option
 from distill.errors import ExpectedError, door
-from distill.terminal import printable, show
+from distill.terminal import Parser, printable, show
 
 if TYPE_CHECKING:
     from distill.retrieval.gallery import CaptionHit, Gallery, Hit
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> None:
     """Search, and print the hits."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
     parser.add_argument("query", nargs="?", metavar="QUERY", help="what the video shows, in words")
     parser.add_argument("--queries", metavar="FILE", help="several, one in every line; - is stdin")

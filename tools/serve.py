@@ -15,14 +15,14 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import ExpectedError, door
-from distill.terminal import show
+from distill.terminal import Parser, show
 
 EXAMPLES = ("someone laughs", "a dog runs along a beach", "food on a table, seen from above")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Open the gallery and serve it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 for any free one (default 8000)")
