@@ -78,8 +78,8 @@ def open_sealed(folder: Place, kind: Kind, version: int, *, verify: bool = True)
     return manifest
 
 
-def read_manifest(folder: Place, kind: Kind, version: int) -> Manifest:
-    """The manifest alone, which must be of this kind and version and name files of its own folder."""
+def read_manifest(folder: Place, kind: Kind, *versions: int) -> Manifest:
+    """The manifest alone, which must be of this kind and of one of these versions, and name files of its own folder."""
     path = folder / NAME
     if isinstance(folder, Path) and not folder.is_dir():
         raise ArtefactError(f"{folder}: no such folder; expected {_article(kind)} made by {MAKER[kind]}")
@@ -87,8 +87,9 @@ def read_manifest(folder: Place, kind: Kind, version: int) -> Manifest:
     manifest = read_json(path, Manifest, "make the folder again", absent)
     if manifest.kind != kind:
         raise ArtefactError(f"{folder}: holds {_article(manifest.kind)}, expected {_article(kind)}")
-    if manifest.version != version:
-        raise ArtefactError(f"{folder}: {kind} format {manifest.version}, this version reads {version}; make it again")
+    if manifest.version not in versions:
+        read = " and ".join(map(str, versions))
+        raise ArtefactError(f"{folder}: {kind} format {manifest.version}, this version reads {read}; make it again")
     for name in manifest.files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ArtefactError(f"{path}: names a file outside its folder: {name!r}")

@@ -293,8 +293,9 @@ def test_one_vector_leaves_nothing_to_rerank(corpus, tmp_path):
     build_gallery(encoder, corpus / "frames8", tmp_path / "gallery")
     assert "token_bytes" not in Gallery.open(tmp_path / "gallery", encoder).manifest.counts
     assert {str(path.relative_to(tmp_path / "gallery")) for path in (tmp_path / "gallery").rglob("*.*")} == {
-        *(".lock", "manifest.json"),
+        *(".lock", "manifest.json", "files/00001.jsonl"),
         *(f"segments/00001/{name}" for name in ("vectors.safetensors", "videos.jsonl", "rows.safetensors")),
+        *(f"segments/00001/{name}" for name in ("posters.bin", "posters.safetensors")),
     }
     with pytest.raises(ExpectedError, match="one vector per video and nothing to rerank; leave it out"):
         Gallery.open(tmp_path / "gallery", encoder).search(["red"], 1, 2)

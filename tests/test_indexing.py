@@ -9,6 +9,7 @@ import random
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -87,7 +88,8 @@ def test_a_pool_of_processes_gives_the_same_bytes(tmp_path, capsys):
     assert "left out empty (empty.webm): empty file" in said and "left out 0/cut (0/cut.mp4): " in said
     index.main([*map(str, (tmp_path / "release", tmp_path / "videos", "--out", tmp_path / "one", "--workers", "1"))])
     assert tree_bytes(tmp_path / "one") == tree_bytes(tmp_path / "two")
-    notes = json.loads((tmp_path / "one" / NAME).read_text())["notes"]
+    notes = [json.loads(line) for line in (tmp_path / "one" / "notes" / "00001.jsonl").read_text().splitlines()]
+    assert json.loads((tmp_path / "one" / NAME).read_text())["notes"] == [], "opening would read them"
     assert sorted(note["video"] for note in notes) == ["0/cut", "1/01", "empty"]
 
 
@@ -138,6 +140,9 @@ def test_adding_deleting_and_compacting_keep_what_is_there(corpus, tmp_path):  #
     assert len(less.search(["red"], 9)[0]) == 2
     with pytest.raises(ExpectedError, match="has no video 'red'"):
         upkeep.delete(path, ["red"])
+    assert "red" not in Gallery.open(path, encoder) and build_gallery(encoder, corpus / "videos", path, append=True)
+    assert "red" not in less.refreshed(), "what was deleted by hand stays out"
+    upkeep.restore(path, ["red"])
     build_gallery(encoder, corpus / "videos", path, append=True)
     again = less.refreshed()
     assert again.row("red") == 3 and again.search(["red"], 1)[0][0].video == "red"
@@ -161,6 +166,7 @@ def test_adding_deleting_and_compacting_keep_what_is_there(corpus, tmp_path):  #
     upkeep.delete(path, list(COLOURS))
     empty = upkeep.compact(path)
     assert empty.counts["videos"] == 0 and Gallery.open(path, encoder).search(["red"], 3) == [[]]
+    upkeep.restore(path, list(COLOURS))
     build_gallery(encoder, corpus / "videos", path, append=True)
     assert ids(Gallery.open(path, encoder)) == set(COLOURS)
 
@@ -399,24 +405,33 @@ def test_an_index_that_is_killed_again_and_again_ends_with_the_same_bytes(corpus
     assert not (tmp_path / "gallery" / ".work").exists()
 
 
+def _folder(step):
+    """The number of the folder that the step-th change is about."""
+    return (step // 5 * 2 + min(step % 5, 1)) % 8
+
+
 def _change(encoder, path, videos, step):
-    """The step-th of an endless row of changes, which add, delete and compact."""
-    if step % 4 < 2:
-        build_gallery(encoder, videos / f"{step % 8}", path, videos=videos, append=True)
-    elif step % 4 == 2:
-        upkeep.delete(path, [f"{(step - 2) % 8}/red"])
-    else:
+    """The step-th of an endless row of changes, which add, delete, compact and restore."""
+    if step % 5 < 2:
+        changes = {"sync" if step % 5 else "append": True}
+        build_gallery(encoder, videos / f"{_folder(step)}", path, videos=videos, **changes)
+    elif step % 5 == 2:
+        upkeep.delete(path, [f"{_folder(step)}/red"])
+    elif step % 5 == 3:
         upkeep.compact(path)
+    else:
+        with suppress(ExpectedError):  # a process that was killed may have done it before it told
+            upkeep.restore(path, [f"{_folder(step)}/red"])
 
 
 def _after(steps):
     """Return what the gallery holds after so many changes."""
     held = {"start/blue"}
     for step in range(steps):
-        if step % 4 < 2:
-            held |= {f"{step % 8}/red", f"{step % 8}/green"}
-        elif step % 4 == 2:
-            held -= {f"{(step - 2) % 8}/red"}
+        if step % 5 < 2:
+            held |= {f"{_folder(step)}/red", f"{_folder(step)}/green"}
+        elif step % 5 == 2:
+            held -= {f"{_folder(step)}/red"}
     return held
 
 
@@ -485,6 +500,7 @@ def test_one_process_changes_a_gallery_and_any_number_read_it(corpus, tmp_path):
     for _ in range(12):
         upkeep.delete(path, ["red"])
         upkeep.compact(path)
+        upkeep.restore(path, ["red"])
         build_gallery(encoder, corpus / "videos", path, append=True)
         upkeep.compact(path)
     stop.set()

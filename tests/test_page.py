@@ -211,6 +211,9 @@ def test_what_goes_wrong_is_said(visit, server):
     page.route("**/videos/*", lambda route: route.fulfill(status=404, json={"error": "gone"}))
     page.get_by_role("button", name="Try again").click()
     page.get_by_text("Its file is missing, or this browser cannot play it.").first.wait_for()
+    wait(page, "document.querySelector('.hit .play img')?.naturalWidth > 0")
+    page.locator(".hit .play").first.click()
+    wait(page, "document.querySelector('dialog img')?.naturalWidth > 0")
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (390, "dark"), (430, "light"), (1280, "dark")])

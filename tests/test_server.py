@@ -28,6 +28,7 @@ from distill.serving import limits
 from distill.serving.application import application
 from distill.serving.guard import Guard
 from distill.serving.limits import MAX_BODY, MAX_CHARACTERS, MAX_QUERIES
+from distill.serving.messages import Found
 from tools import serve
 
 JSON = {"Content-Type": "application/json"}
@@ -178,6 +179,31 @@ def test_conditions_on_the_file_and_heads(server, gallery):
         for path in ("", "about", "healthz"):
             assert client.head(server.url + path).status_code == 200
         assert client.head(f"{server.url}videos/none").status_code == 404
+
+
+def test_every_hit_has_a_poster_even_one_with_an_odd_name(server, gallery):
+    opened = Gallery.open(gallery, load(gallery.parent / "release"))
+    with httpx.Client() as client:
+        for hit in server.search("anything", 50):
+            url = server.url + hit["poster"]
+            answer = client.get(url)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+            assert answer.content == opened.poster(hit["video"]) and len(answer.content) < 10_000
+            etag = answer.headers["etag"]
+            assert client.get(url, headers={"If-None-Match": etag}).status_code == 304
+            assert client.get(url, headers={"If-None-Match": '"other"'}).content == answer.content
+            assert (client.head(url).status_code, client.head(url).content) == (200, b"")
+        refused(client.get(f"{server.url}posters/none"), 404, "no such video, or keeps no picture of it")
+
+
+def test_a_gallery_without_posters_says_so(world, tmp_path):
+    path = make_gallery(world, tmp_path, 1)
+    encoder = load(tmp_path / "release")
+    build_gallery(encoder, tmp_path / "videos", tmp_path / "plain", posters=False, workers=1)
+    for gallery, kept in ((path, True), (tmp_path / "plain", False)):
+        current = Gallery.open(gallery, encoder)
+        (hit,) = current.search(["anything"], 1)[0]
+        assert (Found.of(hit, current).poster is not None) == kept
 
 
 def test_only_files_of_the_gallery_are_served(server, gallery, tmp_path):

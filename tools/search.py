@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     keep_old_option(parser, "--recall", candidates)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--release", type=Path, metavar="PATH", help="where the gallery's release is, if it was moved")
+    parser.add_argument("--videos", type=Path, metavar="DIR", help="where the videos are, if they were moved")
     args = parser.parse_args(argv)
     asked = [given for given in (args.query, args.queries, args.like) if given is not None]
     if len(asked) != 1 or (args.captions and args.like is None):
@@ -55,11 +56,12 @@ def main(argv: list[str] | None = None) -> None:
     from distill import log
     from distill.data.tokens import warn_of_cuts
     from distill.release.release import load
-    from distill.retrieval.gallery import Gallery, release_path
+    from distill.retrieval.gallery import Gallery
+    from distill.retrieval.places import release_path
 
     log.setup()
     release = load(release_path(args.gallery, args.release))
-    gallery = Gallery.open(args.gallery, release)
+    gallery = Gallery.open(args.gallery, release, args.videos)
     queries = _queries(args)
     where = "QUERY" if args.queries is None else "stdin" if args.queries == "-" else args.queries
     warn_of_cuts(queries, release.max_words, where, "say in fewer words what the video shows", "queries")

@@ -28,18 +28,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 for any free one (default 8000)")
     parser.add_argument("--examples", nargs="+", default=EXAMPLES, metavar="QUERY", help="searches the page offers")
     parser.add_argument("--release", type=Path, metavar="PATH", help="where the gallery's release is, if it was moved")
+    parser.add_argument("--videos", type=Path, metavar="DIR", help="where the videos are, if they were moved")
     args = parser.parse_args(argv)
 
     from distill import comm, log
     from distill.release.release import load
-    from distill.retrieval.gallery import Gallery, release_path
+    from distill.retrieval.gallery import Gallery
+    from distill.retrieval.places import release_path
 
     try:
         from distill.serving.server import serve
     except ModuleNotFoundError as missing:
         raise ExpectedError(f"{missing.name} is missing, which serving needs; run pip install -e '.[serve]'") from None
     log.setup()
-    gallery = Gallery.open(args.gallery, load(release_path(args.gallery, args.release), comm.device()))
+    release = load(release_path(args.gallery, args.release), comm.device())
+    gallery = Gallery.open(args.gallery, release, args.videos)
 
     def ready(url: str) -> None:
         show(f"{len(gallery)} videos of {args.gallery} at {url} (Ctrl-C stops)")

@@ -25,7 +25,7 @@ from distill.manifest import Manifest
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.ranking.topk import best
-from distill.retrieval import generation
+from distill.retrieval import generation, places
 from distill.retrieval.generation import SEGMENTS, VERSION
 from distill.retrieval.segment import TOKENS, sealed_segment, write_segment
 from distill.retrieval.stored import Tokens, TokenWriter, row_bytes, stored
@@ -134,7 +134,7 @@ def _seal(path: Path, vectors: Tensor, release: Release, *, tokens: bool) -> Non
     about = [{"id": f"{NAME}{row}", "source": f"{NAME}{row}.mp4", **shown} for row in range(videos)]
     weights = torch.full((videos, frames), 1 / frames)
     write_segment(path / SEGMENT, about, {"vectors": vectors, "frame_weights": weights}, None, None)
-    config = {"release": str(release.path), "vectors": "float32", "folders": []}
+    config = {"release": places.stored(path, release.path), "vectors": "float32", "folders": []}
     manifest = Manifest(
         kind="gallery",
         version=VERSION,

@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 JPEG_QUALITY = 95
+POSTER, POSTER_QUALITY = 192, 70  # pixels of the longer side at most
 
 
 def encode_jpeg(picture: UInt8[np.ndarray, "height width 3"], size: int) -> bytes:
@@ -27,3 +28,11 @@ def decode_jpeg(jpeg: bytes) -> UInt8[np.ndarray, "3 height width"]:
     """Return the RGB pixels of a stored frame."""
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB")).transpose(2, 0, 1)
+
+
+def encode_poster(frame: UInt8[np.ndarray, "3 height width"]) -> bytes:
+    """Return an RGB frame as a small JPEG, for people to look at."""
+    image, buffer = Image.fromarray(frame.transpose(1, 2, 0)), io.BytesIO()
+    image.thumbnail((POSTER, POSTER), Image.Resampling.BICUBIC)
+    image.save(buffer, "JPEG", quality=POSTER_QUALITY)
+    return buffer.getvalue()

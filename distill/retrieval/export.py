@@ -64,22 +64,23 @@ def export(path: Path, engine: str, out: Path) -> tuple[int, int]:
 
 def rows(path: Path, manifest: Manifest) -> Iterator[list[tuple[About, Vectors]]]:
     """The videos of a gallery that are not deleted, in the order of their rows, some at a time."""
-    for segment, live in Table(path, manifest).live():
+    table = Table(path, manifest)
+    for segment, live in table.live():
         for some in live.split(TOGETHER):
             vectors = zip(some.tolist(), segment.vectors[some].numpy(), strict=True)
             if len(some):
                 yield [
-                    (_about(segment, row, manifest.config["folders"]), {"vector": vector} | _tokens(segment, row))
-                    for row, vector in vectors
+                    (_about(table, segment, row), {"vector": vector} | _tokens(segment, row)) for row, vector in vectors
                 ]
 
 
-def _about(segment: Segment, row: int, folders: list[str]) -> About:
+def _about(table: Table, segment: Segment, row: int) -> About:
     about = segment.about[row]
+    folder = table.folder(about)
     return {
         "id": about["id"],
         "source": about["source"],
-        "file": str(Path(folders[about["folder"]]) / about["source"]) if "folder" in about else None,
+        "file": None if folder is None else str(folder / about["source"]),
         "duration": about["duration"],
         "timestamps": about["timestamps"],
         "weights": segment.frame_weights[row, : len(about["timestamps"])].tolist(),

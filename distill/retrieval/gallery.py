@@ -68,32 +68,51 @@ class Gallery:
             print(hit.score, hit.source, hit.seconds)
     """
 
-    def __init__(self, path: Path, manifest: Manifest, release: Encoder, known: Mapping[str, Segment] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        release: Encoder,
+        known: Mapping[str, Segment] | None = None,
+        videos: Path | None = None,
+    ):
         check_release(path, manifest, release)
         self.path, self.manifest, self.release = path, manifest, release
+        self._stamp: tuple[int, ...] | None = None  # of the manifest's file, when it was last found to be current
         device = next(release.model.parameters(), torch.empty(0)).device
-        self.table = Table(path, manifest, device, known)
+        self.table = Table(path, manifest, device, known, videos)
 
     @classmethod
-    def open(cls, path: str | Path, release: Encoder) -> "Gallery":
+    def open(cls, path: str | Path, release: Encoder, videos: Path | None = None) -> "Gallery":
         """Opens the current generation. Files are mapped, not read: a million videos open in milliseconds.
 
-        Raises `ArtefactError` for a folder that is no gallery, is damaged, or was made by another release.
+        `videos` is the folder of the video files, if they are not where the gallery remembers them.
+        Raises `ArtefactError` for a folder that is no gallery, is damaged, or was made by another release,
+        `ExpectedError` if `videos` is no folder.
         """
-        return cls._open(Path(path), release, {})
+        if videos is not None and not videos.is_dir():
+            raise ExpectedError(f"--videos {videos}: no such folder; give the one that holds the video files")
+        return cls._open(Path(path), release, {}, videos)
 
     @classmethod
-    def _open(cls, path: Path, release: Encoder, known: Mapping[str, Segment]) -> "Gallery":
+    def _open(cls, path: Path, release: Encoder, known: Mapping[str, Segment], videos: Path | None) -> "Gallery":
+        stamp = generation.stamp(path)  # before the manifest is read: a newer one then has another stamp
         try:
-            return generation.opened(path, lambda manifest: cls(path, manifest, release, known))
+            gallery = generation.opened(path, lambda manifest: cls(path, manifest, release, known, videos))
         except OSError as error:
             raise ArtefactError(f"{path}: cannot be opened: {error}; restore it or index again") from None
+        gallery._stamp = stamp
+        return gallery
 
     def refreshed(self) -> "Gallery":
         """Return the newest generation: this object if nothing changed; unchanged segments are not opened again."""
-        if generation.current(self.path, self.manifest):
+        stamp = generation.stamp(self.path)
+        if stamp is not None and stamp == self._stamp:
             return self
-        return self._open(self.path, self.release, self.table.segments)
+        if generation.current(self.path, self.manifest):
+            self._stamp = stamp
+            return self
+        return self._open(self.path, self.release, self.table.segments, self.table.videos)
 
     def __len__(self) -> int:
         return self.manifest.counts["videos"]
@@ -107,8 +126,7 @@ class Gallery:
 
     def about(self, row: int) -> StoredVideo:
         """Return a row's `id`, `source`, `timestamps`, `duration` (seconds); for a span also `file` and `span`."""
-        part, own = self.table.place(row)
-        return part.about[own]
+        return self.table.about(row)
 
     def file(self, video: str) -> Path | None:
         """Return the file of a video, by its id or its file's; None where the gallery knows neither video nor folder.
@@ -121,6 +139,11 @@ class Gallery:
             return None
         path = folder / self.about(rows[0])["source"]
         return path if path.resolve().is_relative_to(folder.resolve()) else None
+
+    def poster(self, video: str) -> bytes | None:
+        """Return the small picture of a video, a JPEG of the frame that weighs most; None where there is none."""
+        row = self.row(video)
+        return None if row is None else self.table.poster(row) or None
 
     @torch.inference_mode()
     def search(
@@ -273,11 +296,3 @@ def check_release(path: Path, manifest: Manifest, release: Encoder) -> None:
             f"{path}: made by release {expected[:12]}, but {release.path} is {found[:12]}; "
             "open it with its own release or run tools/index.py again"
         )
-
-
-def release_path(gallery: str | Path, moved: Path | None = None) -> Path:
-    """Return where a gallery's release was when it was made, or was `moved`; `ArtefactError` where there is none."""
-    path = moved or Path(generation.read(Path(gallery)).config["release"])
-    if not path.is_dir():
-        raise ArtefactError(f"{gallery}: its release is not at {path}; give its place by --release")
-    return path

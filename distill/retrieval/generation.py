@@ -5,6 +5,7 @@
     deleted/00003.safetensors        rows [row] that are deleted in generation 3, ascending, numbered over all segments
     approximate/00004.safetensors    an approximate index that generation 4 made (distill/retrieval/approximate.py)
     calibration/00005.safetensors    how its rows fit a bank of queries (distill/retrieval/calibration.py)
+    files/, notes/, excluded/        what is known of files beside their rows (distill/retrieval/ledger.py)
     .work/                           what an unfinished index has done so far
     .lock                            held by the one process that changes the gallery
 
@@ -15,9 +16,10 @@ has the old one open keeps it.
 
 import fcntl
 import itertools
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,16 +32,18 @@ from torch import Tensor
 from distill import publishing
 from distill.errors import ArtefactError, placing
 from distill.locks import acquired, open_lock
-from distill.manifest import NAME, Manifest, SealedFile, check_files, read_manifest, seal
+from distill.manifest import NAME, Manifest, SealedFile, check_files, read_manifest, seal, sealed_file
 from distill.records import T, View
+from distill.retrieval import ledger
 from distill.retrieval.segment import VIDEOS, Segment, merge, sealed_segment
-from distill.retrieval.stored import MEND, damaged, mapped_whole
+from distill.retrieval.stored import MEND, damaged, mapped_whole, write_columns
 
-VERSION = 2
+VERSION, READ = 3, (2, 3)  # written, and read
 SEGMENTS, DELETED, WORK, LOCK = "segments", "deleted", ".work", ".lock"
 APPROXIMATE, CALIBRATION = "approximate", "calibration"
 DERIVED = (APPROXIMATE, CALIBRATION)  # made of rows as they are numbered
-PLACES = re.compile(rf"{SEGMENTS}/[0-9]+/[^/]+|({'|'.join((DELETED, *DERIVED))})/[^/]+")  # of files
+BESIDE = (DELETED, *DERIVED, *ledger.KINDS)  # folders of files, of which a generation lists at most one each
+PLACES = re.compile(rf"{SEGMENTS}/[0-9]+/[^/]+|({'|'.join(BESIDE)})/[^/]+")  # of files
 TRIES = 5  # to read a gallery that others keep changing
 
 
@@ -79,7 +83,7 @@ def read(path: Path) -> Manifest:
 def opened(path: Path, use: Callable[[Manifest], T]) -> T:
     """Uses the manifest of the current generation; again, if another process has replaced it and deleted its files."""
     for attempt in itertools.count(1):
-        manifest = read_manifest(path, "gallery", VERSION)
+        manifest = read_manifest(path, "gallery", *READ)
         _check(path, manifest)
         try:
             check_files(path, manifest, verify=False)
@@ -120,7 +124,21 @@ def known(manifest: Manifest) -> GalleryConfig:
 
 def current(path: Path, manifest: Manifest) -> bool:
     """Whether this is the current generation."""
-    return read_manifest(path, "gallery", VERSION).id == manifest.id
+    return read_manifest(path, "gallery", *READ).id == manifest.id
+
+
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """Return what changes whenever the manifest is replaced, without reading it; None if it cannot be opened.
+
+    Two equal stamps are one generation; two that differ may be one too. The file is opened, because file systems of a
+    network may answer for a name from memory, but ask the server when it is opened.
+    """
+    try:
+        with (path / NAME).open("rb") as file:
+            known = os.fstat(file.fileno())
+    except OSError:
+        return None
+    return known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns
 
 
 def segments(manifest: Manifest) -> dict[str, int]:
@@ -149,11 +167,23 @@ def write_merged(
     return Segment(folder), {f"{SEGMENTS}/{folder.name}/{name}": file for name, file in sealed_segment(folder).items()}
 
 
+def without(files: Mapping[str, SealedFile], *folders: str) -> dict[str, SealedFile]:
+    """Return the files of a manifest that are not in these folders."""
+    return {name: file for name, file in files.items() if Path(name).parts[0] not in folders}
+
+
+def write_deleted(path: Path, number: int, rows: Int64[Tensor, " row"]) -> dict[str, SealedFile]:
+    """Write the rows that are deleted in a generation, ascending; return the file for its manifest."""
+    name = f"{DELETED}/{number:05d}.safetensors"
+    write_columns(path / name, {"rows": rows})
+    return {name: sealed_file(path / name, len(rows))}
+
+
 @contextmanager
 def changing(path: Path) -> Iterator[Manifest | None]:
     """The only process that may change a gallery, until it is left; gives the current generation, if there is one."""
     names = {child.name for child in path.iterdir() if child.suffix != ".part"} if path.is_dir() else set()
-    if NAME not in names and names - {SEGMENTS, DELETED, *DERIVED, WORK, LOCK}:
+    if NAME not in names and names - {SEGMENTS, *BESIDE, WORK, LOCK}:
         raise ArtefactError(f"{path}: exists and was not begun by tools/index.py; choose an empty or new folder")
     with placing(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -175,7 +205,7 @@ def sweep(path: Path, manifest: Manifest | None) -> None:
     """Deletes what neither a killed change nor an older generation needs any more."""
     listed = set() if manifest is None else {path / name for name in manifest.files}
     publishing.sweep(path)
-    for folder in (SEGMENTS, DELETED, *DERIVED):
+    for folder in (SEGMENTS, *BESIDE):
         for child in (path / folder).iterdir() if (path / folder).is_dir() else ():
             if child.is_dir() and not any(child in file.parents for file in listed):
                 shutil.rmtree(child)

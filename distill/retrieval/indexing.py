@@ -1,36 +1,42 @@
-"""Indexing: encodes the videos of a source into a gallery, or adds those that it lacks.
+"""Indexing: encodes the videos of a source into a gallery, adds those that it lacks, or takes over all that changed.
 
-When all parts (distill/retrieval/parts.py) are made, they become one segment of the gallery's next generation.
+When all parts (distill/retrieval/parts.py) are made, they become one segment of the gallery's next generation. In the
+same generation the rows of files that have changed or are gone are deleted, so a searcher sees all of it or nothing.
 
 A video has the same pixels in a frame set and from its file, whose frames pass through the JPEG that packing writes.
 Encoded in the same batches, both give the same row bit for bit; in batches of other videos, to float32's rounding.
 """
 
+import logging
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 import torch
 
 from distill.data.tokens import warn_of_cuts
 from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.log import progress
-from distill.manifest import Manifest, SealedFile
+from distill.manifest import NAME, Manifest, SealedFile
 from distill.records import canonical_json, json_sha256
 from distill.remote import Place
-from distill.retrieval import generation
+from distill.retrieval import difference, generation, ledger, places
+from distill.retrieval.difference import Difference
 from distill.retrieval.encoder import Encoder, weighing
 from distill.retrieval.gallery import check_release
+from distill.retrieval.ledger import KnownFile, Ledger, StoredNote
 from distill.retrieval.parts import PartMaker, finished
-from distill.retrieval.segment import Segment, id_hash
+from distill.retrieval.segment import Segment
 from distill.retrieval.sources import Cut, Item, Note, VideoSource, open_source
 from distill.retrieval.stored import row_bytes
 from distill.retrieval.table import Table
-from distill.retrieval.vectors import KINDS, among
+from distill.retrieval.vectors import KINDS
 
 BATCH = 64  # videos encoded at once
+log = logging.getLogger(__name__)
 
 
 def build_gallery(
@@ -42,23 +48,33 @@ def build_gallery(
     vectors: str | None = None,
     cut: Cut | None = None,
     captions: bool = False,
+    posters: bool = True,
     append: bool = False,
+    sync: bool = False,
     batch: int = BATCH,
     workers: int | None = None,
 ) -> Manifest:
     """Indexes `path` (a frame set, a folder of video files, or a text file that lists some) into the gallery `out`.
 
-    A gallery that was made of the same source by the same release is kept; any other is refused, unless `append`: then
-    videos whose ids it has are skipped and the others added. Videos that cannot be read are left out and listed in the
-    manifest's `notes`, with the reason. `videos` is the folder of the video files, stored as given so that answers name
-    files; `vectors` one of `vectors.KINDS` (float32, or what the gallery has); `captions` stores those of a frame set;
-    `workers` processes decode (one per core).
+    A gallery that was made of the same videos is kept, and any other refused, unless `append` adds the files that it
+    lacks, or `sync` also replaces the rows of files that have changed and deletes those of files that are gone; it cuts
+    files and stores captions and posters as the source was indexed before, unless told otherwise. Without anything to
+    do the generation stays. What was deleted by hand is never added again.
+
+    Videos that cannot be read are left out and listed in the gallery's notes, with the reason. `videos` is the folder
+    of the video files, so that answers name files; `vectors` one of `vectors.KINDS` (float32, or what the gallery has);
+    `captions` stores those of a frame set, `posters` a small picture of every row; `workers` processes decode (one per
+    core).
     """
     if not release.searchable:
         raise ArtefactError(
             f"{release.path}: a teacher, which scores text and video together and has no vectors to search; "
             "train a student from its labels and index that"
         )
+    if sync:
+        made = _made_before(out, path)
+        cut = cut or (Cut(made["seconds"], made["overlap"]) if "seconds" in made else None)
+        captions, posters = captions or made.get("captions", False), posters and made.get("posters", True)
     with open_source(path, videos, release.frames_config, release.path, cut, workers) as source:
         if captions and not any(source.captions(item) for item in source.items):
             raise ExpectedError(f"{path}: has no captions to store; only a frame set has them")
@@ -66,7 +82,15 @@ def build_gallery(
             texts = [text for item in source.items for _, text in source.captions(item)]
             warn_of_cuts(texts, release.max_words, str(path), "they are found by their beginnings")
         with generation.changing(out) as before:
-            return _Index(release, source, out, before, vectors, captions, cut, batch).run(append)
+            return _Index(release, source, path, out, before, vectors, captions, posters, cut, batch).run(append, sync)
+
+
+def _made_before(out: Path, path: Place) -> dict[str, Any]:
+    """Return how a source was indexed before; nothing if it was not."""
+    if not (out / NAME).is_file():
+        return {}
+    made_of = places.present_config(out, generation.read(out)).get("made_of", [])
+    return next((made for made in made_of if made["source"] == places.stored(out, path)), {})
 
 
 @dataclass
@@ -75,85 +99,144 @@ class _Index:
 
     release: Encoder
     source: VideoSource
+    path: Place
     out: Path
     before: Manifest | None
     vectors: str | None
     captions: bool
+    posters: bool
     cut: Cut | None
     batch: int
 
     def __post_init__(self):
-        had = None if self.before is None else self.before.config["vectors"]
+        self.config = {} if self.before is None else places.present_config(self.out, self.before)
+        had = self.config.get("vectors")
         self.kind = kind = self.vectors or had or KINDS[0]
         if kind != (had or kind):
             raise ArtefactError(f"{self.out}: holds {had} vectors, not {kind}; leave --vectors out, or index anew")
-        folder = None if self.source.folder is None else str(self.source.folder)
-        self.folders: list[str] = [] if self.before is None else list(self.before.config["folders"])
-        if folder is not None and folder not in self.folders:
-            self.folders.append(folder)
         if self.before is not None:
             check_release(self.out, self.before, self.release)
-        folder_of = {} if folder is None else {"folder": self.folders.index(folder)}
-        self.maker = PartMaker(self.release, self.source, kind, self.captions, self.batch, folder_of)
+        self.made_of: list[dict[str, Any]] = list(self.config.get("made_of", []))
+        self.made = self._made()
+        sources = [made["source"] for made in self.made_of]
+        self.of = sources.index(self.made["source"]) if self.made["source"] in sources else len(sources)
+        self.folders: list[str] = list(self.config.get("folders", []))
+        self.folder: dict[str, int] = {}
+        if self.source.folder is not None:
+            folder = places.stored(self.out, self.source.folder)
+            self.folders += [] if folder in self.folders else [folder]
+            self.folder = {"folder": self.folders.index(folder)}
+        self.maker = PartMaker(self.release, self.source, kind, self.captions, self.posters, self.batch, self.folder)
 
-    def run(self, append: bool) -> Manifest:
+    def run(self, append: bool, sync: bool) -> Manifest:
         """Makes the parts that are missing, joins them, and publishes the manifest."""
-        made = self._made_of()
-        items = self.source.items
-        if self.before is not None:
-            if not append:
-                config = generation.known(self.before)
-                same = config.made_of == [made] and config.folders == self.folders
-                if same and self.before.counts["generation"] == 1:
-                    return self._finished(self.before)
-                raise ArtefactError(
-                    f"{self.out}: already holds another gallery; choose another folder, or add to it by --append"
-                )
-            items = self._missing(items)
-            if not items:
+        if self.before is None and (append or sync):
+            raise ArtefactError(
+                f"{self.out}: no gallery to {'sync' if sync else 'append to'}; make one without --"
+                f"{'sync' if sync else 'append'}"
+            )
+        if self.before is not None and not (append or sync):
+            entries = [{key: value for key, value in made.items() if key != "source"} for made in self.made_of]
+            if {key: value for key, value in self.made.items() if key != "source"} in entries:
                 return self._finished(self.before)
-        elif append:
-            raise ArtefactError(f"{self.out}: no gallery to append to; make one without --append")
+            raise ArtefactError(
+                f"{self.out}: already holds another gallery; choose another folder, add to it by --append, or take "
+                "over what changed by --sync"
+            )
+        change = self._compare(sync)
         generation.sweep(self.out, self.before)
-        parts = list(self.maker.plan(self.out, items))
+        parts = list(self.maker.plan(self.out, change.items))
         missing = [part for part in parts if finished(part[0], verify=True) is None]
         total = sum(len(items) for _, items in missing)
         for _ in progress(self.maker.make(missing), f"index {total} videos", total):
             pass
-        return self._join([folder for folder, _ in parts], made)
+        return self._join([folder for folder, _ in parts], change, sync)
 
-    def _made_of(self) -> dict[str, Any]:
+    def _made(self) -> dict[str, Any]:
+        """Return what the config says of this source."""
         marks = [[item.id, *item.mark] for item in self.source.items]
-        made = {"source": self.source.name, "items_sha256": json_sha256(marks)}
+        made = {"source": places.stored(self.out, self.path), "items_sha256": json_sha256(marks)}
         if self.cut is not None:
             made |= {"seconds": self.cut.seconds, "overlap": self.cut.overlap}
-        return made | ({"captions": True} if self.captions else {})
+        return made | ({"captions": True} if self.captions else {}) | ({} if self.posters else {"posters": False})
 
-    def _missing(self, items: Sequence[Item]) -> list[Item]:
-        """Those whose file the gallery does not have."""
-        assert self.before is not None
-        table, files = Table(self.out, self.before), list({item.file: None for item in items})
-        keys, here = torch.tensor([id_hash(file) for file in files], dtype=torch.int64), set()
-        for segment in table.parts:
-            likely = [files[place] for place in among(keys, segment.hashes).nonzero()[:, 0].tolist()]
-            here |= {file for file in likely if table.find(file)}
-        return [item for item in items if item.file not in here]
+    def _compare(self, sync: bool) -> Difference:
+        """Return what is to be done, and say so."""
+        table = None if self.before is None else Table(self.out, self.before)
+        self.ledger = Ledger()
+        if self.before is not None and table is not None:
+            self.ledger = difference.known(self.out, self.before, table)
+        change = difference.compare(self.source.items, self._now, self._covers(), table, self.ledger, sync)
+        for line in difference.told(change, sync) if self.before is not None else ():
+            log.info("%s: %s", self.out, line)
+        return change
 
-    def _join(self, parts: Sequence[Path], made: dict[str, Any]) -> Manifest:
+    def _now(self, item: Item) -> KnownFile:
+        source, seen = self.source.seen(item)
+        found = KnownFile(file=item.file, of=self.of, source=source, seen=seen)
+        if "folder" in self.folder:
+            found["folder"] = self.folder["folder"]
+        if self.cut is not None:
+            found["cut"] = [self.cut.seconds, self.cut.overlap]
+        return found
+
+    def _covers(self) -> Callable[[KnownFile], bool]:
+        """Return which files this source would have if they were still there: its own, and all below its folder."""
+        path, below = self.path, None
+        if isinstance(path, Path) and path.is_dir() and not (path / NAME).is_file():
+            below = os.path.relpath(path, self.source.folder)
+        return lambda known: (
+            known["of"] == self.of
+            or (
+                below is not None
+                and known.get("folder") == self.folder["folder"]
+                and PurePosixPath(known["source"]).is_relative_to(below)
+            )
+        )
+
+    def _join(self, parts: Sequence[Path], change: Difference, sync: bool) -> Manifest:
         """One segment of all parts, and the generation that has it."""
         found = [part for folder in parts if (part := finished(folder, verify=False)) is not None]
         assert len(found) == len(parts), "all parts were just made"
-        notes = self.source.broken + [note for _, broken in found for note in broken]
         segments = [segment for segment, _ in found if segment is not None]
-        number = 1 if self.before is None else self.before.counts["generation"] + 1
-        if not segments:
-            reasons = sorted({note["reason"] for note in notes})
+        left_out = self.source.broken + [note for _, broken in found for note in broken]
+        if self.before is None and not segments:
+            reasons = sorted({note["reason"] for note in left_out})
             raise ArtefactError(
-                f"{self.source.name}: none of {len(notes)} videos could be used ({first_few(reasons, 3, '; ')})"
+                f"{self.source.name}: none of {len(left_out)} videos could be used ({first_few(reasons, 3, '; ')})"
             )
+        after = Ledger(change.files, self._notes(left_out, change), self.ledger.excluded)
+        if self.before is not None and not segments and not change.rows:
+            same_files = after.files == self.ledger.files or not sync
+            if same_files and {*map(canonical_json, after.notes)} == {*map(canonical_json, self.ledger.notes)}:
+                return self._finished(self.before)
+        number = 1 if self.before is None else self.before.counts["generation"] + 1
         rows = [(segment, torch.arange(len(segment))) for segment in segments]
-        segment, files = generation.write_merged(self.out, number, rows)
-        return self._finished(generation.publish(self.out, self._manifest(number, files, notes, made, segment)))
+        segment, files = generation.write_merged(self.out, number, rows) if rows else (None, {})
+        files |= after.write(self.out, number)
+        replaced = [*ledger.KINDS]
+        if change.rows:
+            assert self.before is not None, "only a gallery has rows to delete"
+            gone = {*change.rows, *generation.deleted_rows(self.out, self.before).tolist()}
+            files |= generation.write_deleted(self.out, number, torch.tensor(sorted(gone)))
+            replaced.append(generation.DELETED)
+        if self.before is not None:
+            files = generation.without(self.before.files, *replaced) | files
+        manifest = self._manifest(number, files, change, segment, complete=sync or not change.changed + change.gone)
+        return self._finished(generation.publish(self.out, manifest))
+
+    def _notes(self, left_out: Sequence[Note], change: Difference) -> list[StoredNote]:
+        """Return what is left out: of before what was not tried again and was not looked at again, and of now."""
+
+        def stays(note: StoredNote) -> bool:
+            file = note.get("file", note["video"])
+            known = change.files.get(file)
+            own = known is not None and known["source"] == note["source"]
+            return file not in change.tried and (own or note["of"] != self.of)
+
+        notes = [note for note in self.ledger.notes if stays(note)]
+        notes += [cast(StoredNote, {"of": self.of} | note) for note in left_out]
+        return list({canonical_json(note): note for note in notes}.values())
 
     def _finished(self, manifest: Manifest) -> Manifest:
         """Without what was kept for a killed run to continue with."""
@@ -161,34 +244,41 @@ class _Index:
         return manifest
 
     def _manifest(
-        self, number: int, files: dict[str, SealedFile], notes: list[Note], made: dict[str, Any], segment: Segment
+        self,
+        number: int,
+        files: dict[str, SealedFile],
+        change: Difference,
+        segment: Segment | None,
+        *,
+        complete: bool,
     ) -> Manifest:
-        before, fields = self.before, self.release.model.rerank_fields
-        old: dict[str, int] = {} if before is None else before.counts
-        counts = {name: old.get(name, 0) + len(segment) for name in ("videos", "rows")}
-        counts |= {"generation": number, "dim": segment.vectors.stored.shape[1]}
-        counts["vector_bytes"] = row_bytes(segment.vectors.columns)
-        if segment.tokens is not None:
-            counts["token_bytes"] = row_bytes(segment.tokens.tensors())
-        said = old.get("captions", 0) + (0 if segment.captions is None else len(segment.captions))
+        old: dict[str, int] = {} if self.before is None else dict(self.before.counts)
+        new = 0 if segment is None else len(segment)
+        counts = old | {"videos": old.get("videos", 0) + new - len(change.rows), "rows": old.get("rows", 0) + new}
+        counts["generation"] = number
+        if segment is not None:
+            counts |= {"dim": segment.vectors.stored.shape[1], "vector_bytes": row_bytes(segment.vectors.columns)}
+            counts |= {} if segment.tokens is None else {"token_bytes": row_bytes(segment.tokens.tensors())}
+            said = old.get("captions", 0) + (0 if segment.captions is None else len(segment.captions))
+            counts |= {"captions": said} if said else {}
+        made = self.made if complete else {key: self.made[key] for key in self.made if key != "items_sha256"}
+        fields = self.release.model.rerank_fields
         config = {
-            "release": str(self.release.path),
+            "release": places.stored(self.out, self.release.path),
             "frames": self.release.frames_config,
             "vectors": self.kind,
             "folders": self.folders,
-            "made_of": [*(generation.known(before).made_of if before else []), made],
+            "made_of": [*self.made_of[: self.of], made, *self.made_of[self.of + 1 :]],
             **weighing(self.release),
         } | ({"tokens": ["vector", *fields]} if fields else {})
-        if before is not None:
-            config |= {kind: before.config[kind] for kind in generation.DERIVED if kind in before.config}
+        derived = {kind: self.config[kind] for kind in generation.DERIVED if kind in self.config}
         return Manifest(
             kind="gallery",
             version=generation.VERSION,
-            config=config,
-            counts=counts | ({"captions": said} if said else {}),
-            parents=_parents(before, self.release, self.source),
-            files=(before.files if before else {}) | files,
-            notes=_notes(before, notes, {name for item in self.source.items for name in (item.id, item.file)}),
+            config=config | derived,
+            counts=counts,
+            parents=_parents(self.before, self.release, self.source),
+            files=files,
         )
 
 
@@ -199,9 +289,3 @@ def _parents(before: Manifest | None, release: Encoder, source: VideoSource) -> 
         if found not in parents.values():
             parents["frames" if len(parents) == 1 else f"frames {len(parents)}"] = found
     return parents
-
-
-def _notes(before: Manifest | None, notes: Sequence[Note], tried: set[str]) -> list[Note]:
-    """Broken videos: those of before that were not tried again, and those of now, each once."""
-    old = [note for note in before.notes if note["video"] not in tried] if before else []
-    return list({canonical_json(note): note for note in [*old, *notes]}.values())

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from distill.data.loader import pad
+from distill.data.pictures import encode_poster
 from distill.errors import ArtefactError, check_regular
 from distill.manifest import SealedFile, check_hash
 from distill.records import View, canonical_json, parsed, read_record, write_record
@@ -35,6 +37,7 @@ class _Rows:
     about: list[dict[str, Any]] = field(default_factory=list)
     columns: list[dict[str, Tensor]] = field(default_factory=list)
     tokens: list[dict[str, Tensor]] = field(default_factory=list)
+    posters: list[bytes] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
     broken: list[Note] = field(default_factory=list)
 
@@ -60,10 +63,17 @@ class PartMaker:
     """Makes the parts of one index: encodes videos of a source with a release, and writes them as small segments."""
 
     def __init__(
-        self, release: Encoder, source: VideoSource, kind: str, captions: bool, batch: int, folder: dict[str, int]
+        self,
+        release: Encoder,
+        source: VideoSource,
+        kind: str,
+        captions: bool,
+        posters: bool,
+        batch: int,
+        folder: dict[str, int],
     ):
         self.release, self.model, self.source = release, release.model, source
-        self.kind, self.captions, self.batch, self.folder = kind, captions, batch, folder
+        self.kind, self.captions, self.posters, self.batch, self.folder = kind, captions, posters, batch, folder
 
     def plan(self, out: Path, items: Sequence[Item]) -> Iterator[tuple[Path, Sequence[Item]]]:
         """Return the folder of each part, and its items."""
@@ -72,7 +82,8 @@ class PartMaker:
         if self.model.rerank_fields:
             tokens = bytes_per_video(self.model, self.release.num_frames, config["size"])[1]
             rows = max(1, min(PART, PART_BYTES // tokens))
-        settings = [VERSION, self.release.manifest.id, self.kind, config, self.captions, self.batch, self.folder]
+        settings = [VERSION, self.release.manifest.id, self.kind, config, self.captions, self.posters, self.batch]
+        settings.append(self.folder)
         for start in range(0, len(items), rows):
             some = items[start : start + rows]
             content = canonical_json([settings, [[item.id, *item.mark, item.changed] for item in some]])
@@ -105,6 +116,8 @@ class PartMaker:
         vectors = self.model.index_vectors(video).cpu()
         _check_finite(self.release, "vector", names, vectors)
         weights = frame_weights(self.release, pixels, real, video.to("cpu"))
+        if self.posters:
+            rows.posters += [_poster(loaded, own) for loaded, own in zip(batch, weights, strict=True)]
         rows.columns.append({"frame_weights": weights} | encode(vectors, self.kind))
         if self.model.rerank_fields:
             kept = stored(video, self.model.rerank_fields)
@@ -117,7 +130,8 @@ class PartMaker:
     def _write(self, folder: Path, rows: _Rows) -> None:
         if rows.about:
             columns, tokens = joined(rows.columns), joined(rows.tokens) if rows.tokens else None
-            write_segment(folder, rows.about, columns, tokens, self._said(rows.items) if self.captions else None)
+            said = self._said(rows.items) if self.captions else None
+            write_segment(folder, rows.about, columns, tokens, said, rows.posters)
         files = sealed_segment(folder) if rows.about else {}
         write_record(folder / DONE, _Record(broken=rows.broken, files=files).model_dump())
 
@@ -132,6 +146,12 @@ class PartMaker:
         _check_finite(self.release, "vector of a caption", [items[row].id for row, _, _ in said], vectors)
         rows = torch.tensor([row for row, _, _ in said])
         return [{"id": name, "text": text} for _, name, text in said], encode(vectors, self.kind) | {"rows": rows}
+
+
+def _poster(loaded: Loaded, weights: Float[Tensor, " frame"]) -> bytes:
+    """Return a small picture of the frame that weighs most."""
+    best = int(weights[: len(loaded.pixels)].argmax())
+    return encode_poster(loaded.pixels[best])
 
 
 def _check_finite(release: Encoder, what: str, names: Sequence[str], rows: Tensor) -> None:

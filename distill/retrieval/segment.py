@@ -5,13 +5,15 @@
     videos.jsonl           one line per row: id, source, timestamps and duration in seconds; of a span also file, span
     rows.safetensors       lines [row + 1]: the byte where each line begins; hashes, rows: the ids, to be looked up
     captions.safetensors   vectors [caption, dim], rows, lines; captions.jsonl: id and text. Only if asked for
+    posters.bin            a small JPEG of each row, of the frame that weighs most; a row may have none
+    posters.safetensors    starts [row + 1]: the byte where each begins
 
 Segments are merged into others when an index is done, and to compact a gallery. Only rows that are asked for are read.
 """
 
 import hashlib
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, NotRequired
 
@@ -30,6 +32,7 @@ from distill.retrieval.vectors import Vectors
 
 VECTORS, TOKENS, VIDEOS, ROWS = "vectors.safetensors", "tokens.safetensors", "videos.jsonl", "rows.safetensors"
 CAPTIONS, CAPTION_LINES = "captions.safetensors", "captions.jsonl"
+POSTERS, POSTER_STARTS = "posters.bin", "posters.safetensors"
 INTS, FLOATS = (torch.int64,), (torch.float32,)
 COPY = 2**26  # bytes copied at once
 
@@ -47,22 +50,30 @@ class StoredVideo(TypedDict):
     span: NotRequired[Annotated[list[float], Field(min_length=2, max_length=2)]]  # begin and end in seconds
 
 
-class Lines(Generic[T]):
-    """The lines of a mapped file of JSON, each of one kind."""
+class Pieces:
+    """The pieces of a mapped file, one after the other."""
 
-    def __init__(self, path: Path, starts: Int64[Tensor, " line"], kind: type[T]):
+    def __init__(self, path: Path, starts: Int64[Tensor, " piece"]):
         with path.open("rb") as file:
             try:
                 self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except ValueError:  # it cannot map nothing
                 raise damaged(path, "empty") from None
-        self.path, self.starts, self.kind = path, starts, kind  # starts, and the end
+        self.path, self.starts = path, starts  # starts, and the end
         if not len(starts):
             raise damaged(path, "it is not known where its lines begin")
 
-    def raw(self, line: int) -> bytes:
-        """One line, with its end."""
-        return self.content[int(self.starts[line]) : int(self.starts[line + 1])]
+    def raw(self, piece: int) -> bytes:
+        """Return the bytes of one piece; of a line, with its end."""
+        return self.content[int(self.starts[piece]) : int(self.starts[piece + 1])]
+
+
+class Lines(Pieces, Generic[T]):
+    """The lines of a mapped file of JSON, each of one kind."""
+
+    def __init__(self, path: Path, starts: Int64[Tensor, " line"], kind: type[T]):
+        super().__init__(path, starts)
+        self.kind = kind
 
     def __getitem__(self, line: int) -> T:
         return parsed(self.kind, self.raw(line), f"{self.path}: line {line + 1}", MEND)
@@ -97,9 +108,21 @@ class Segment:
         if self.tokens is not None:
             _same_length(folder / TOKENS, len(self), self.tokens.tensors())
         self.captions = Captions(folder) if (folder / CAPTIONS).is_file() else None
+        self.posters: Pieces | None = None
+        if (folder / POSTERS).is_file():
+            starts = _columns(folder / POSTER_STARTS, starts=(1, INTS))["starts"]
+            _same_length(folder / POSTER_STARTS, len(self) + 1, {"starts": starts})
+            self.posters = Pieces(folder / POSTERS, starts)
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def poster(self, row: int) -> bytes:
+        """Return the JPEG of a row; nothing if it has none."""
+        jpeg = b"" if self.posters is None else self.posters.raw(row)
+        if jpeg and not (jpeg.startswith(b"\xff\xd8") and jpeg.endswith(b"\xff\xd9")):
+            raise damaged(self.folder / POSTERS, f"row {row} is no JPEG")
+        return jpeg
 
     def find(self, name: str) -> list[int]:
         """The rows of a video, or of all spans of a file, by id."""
@@ -146,6 +169,7 @@ def write_segment(
     columns: Mapping[str, Tensor],
     tokens: Mapping[str, Tensor] | None,
     captions: tuple[Sequence[Mapping[str, Any]], Mapping[str, Tensor]] | None,
+    posters: Sequence[bytes] = (),
 ) -> None:
     """Writes a segment that fits into memory. `captions`: their lines, and the columns `vectors` (...) and `rows`."""
     write_columns(folder / VECTORS, columns)
@@ -158,6 +182,8 @@ def write_segment(
     if captions is not None:
         starts = _write_lines(folder / CAPTION_LINES, (canonical_json(a) + b"\n" for a in captions[0]))
         write_columns(folder / CAPTIONS, {**captions[1], "lines": starts})
+    if posters:
+        _write_posters(folder, posters)
 
 
 def merge(folder: Path, parts: Sequence[tuple[Segment, Int64[Tensor, " _"]]]) -> None:
@@ -169,6 +195,8 @@ def merge(folder: Path, parts: Sequence[tuple[Segment, Int64[Tensor, " _"]]]) ->
     if parts[0][0].tokens is not None:
         _copy(folder / TOKENS, rows, [(s.tokens.tensors(), keep) for s, keep in parts if s.tokens is not None])
     starts = _write_lines(folder / VIDEOS, (s.about.raw(row) for s, keep in parts for row in keep.tolist()))
+    if any(segment.posters is not None for segment, _ in parts):
+        _write_posters(folder, (segment.poster(row) for segment, keep in parts for row in keep.tolist()))
     hashes, places, captions, base = [], [], [], 0
     for segment, keep in parts:
         number = torch.full((len(segment),), -1)  # of each row in the new segment
@@ -196,7 +224,16 @@ def sealed_segment(folder: Path) -> dict[str, SealedFile]:
     return {path.name: sealed_file(path, rows) for path in sorted(folder.iterdir())}
 
 
-def _write_lines(path: Path, lines: Iterator[bytes]) -> Int64[Tensor, " line"]:
+def _write_posters(folder: Path, posters: Iterable[bytes]) -> None:
+    """Write the JPEGs of all rows, unless all are empty."""
+    starts = _write_lines(folder / POSTERS, posters)
+    if starts[-1]:
+        write_columns(folder / POSTER_STARTS, {"starts": starts})
+    else:
+        (folder / POSTERS).unlink()
+
+
+def _write_lines(path: Path, lines: Iterable[bytes]) -> Int64[Tensor, " line"]:
     """Writes lines; returns where each begins, and the end."""
     starts = [0]
     with published(path) as file:

@@ -34,7 +34,7 @@ from distill.workers import worker_pool
 Result = TypeVar("Result")
 Frames = UInt8[np.ndarray, "frame 3 height width"]
 Sampled = list[SampledVideo | VideoError]  # of each span of a file
-Note = dict[str, str]  # why a video is left out: video (id), source, reason
+Note = dict[str, str]  # why a video is left out: video (id), source, reason; of a span also file (id)
 Found = tuple[Path, list[VideoFile], list[Note]]  # by `files.find`
 
 FEW = 16  # up to so many files are decoded in this process, because a pool of processes takes longer to start
@@ -99,6 +99,10 @@ class VideoSource(ABC):
     broken: list[Note]  # files left out before any was loaded
 
     @abstractmethod
+    def seen(self, item: Item) -> tuple[str, list[int | str]]:
+        """Return the path of an item's file below its folder, and what changes with its content."""
+
+    @abstractmethod
     def load(self, items: Sequence[Item]) -> Iterator[Loaded | Note]:
         """Yield the input of these rows in order, or a note for each that cannot be read."""
 
@@ -142,6 +146,10 @@ class FrameSetSource(VideoSource):
             Item(video.id, video.id, (video.id, video.source, video.frames_sha256), 0, place)
             for place, video in enumerate(frames.videos)
         ]
+
+    def seen(self, item: Item) -> tuple[str, list[int | str]]:
+        video = self.frames.videos[item.place]
+        return video.source, [video.frames_sha256]
 
     def load(self, items: Sequence[Item]) -> Iterator[Loaded | Note]:
         with ThreadPoolExecutor(self.workers) as threads:
@@ -199,6 +207,10 @@ class FileSource(VideoSource):
             else:
                 yield files.spans(info.duration, cut.seconds, cut.overlap)
 
+    def seen(self, item: Item) -> tuple[str, list[int | str]]:
+        file = self.files[item.file]
+        return file.source, [file.bytes, file.changed]
+
     def load(self, items: Sequence[Item]) -> Iterator[Loaded | Note]:
         groups = [list(group) for _, group in groupby(items, key=lambda item: item.file)]
         spans = [[item.span for item in group] for group in groups]
@@ -213,7 +225,8 @@ class FileSource(VideoSource):
                     continue
                 for item, part, pixels in zip(group, found, shown, strict=True):
                     if isinstance(part, VideoError) or pixels is None:
-                        yield {"video": item.id, "source": file.source, "reason": str(part)}
+                        span = {} if item.span is None else {"file": file.id}
+                        yield {"video": item.id, "source": file.source, "reason": str(part)} | span
                         continue
                     cut = {} if item.span is None else {"file": file.id, "span": list(item.span)}
                     yield Loaded(item, _about(item, file.source, part.timestamps, part.duration) | cut, pixels)

@@ -17,7 +17,7 @@ from distill.errors import ArtefactError
 from distill.manifest import Manifest
 from distill.model.features import VideoFeatures
 from distill.ranking.topk import Answer, best
-from distill.retrieval import generation
+from distill.retrieval import generation, places
 from distill.retrieval.approximate import Approximate
 from distill.retrieval.calibration import Calibration
 from distill.retrieval.segment import Segment, StoredVideo
@@ -34,8 +34,9 @@ class Table:
         manifest: Manifest,
         device: torch.device | str = "cpu",
         known: Mapping[str, Segment] | None = None,
+        videos: Path | None = None,
     ):
-        self.path = path
+        self.path, self.videos = path, videos
         old = known or {}
         names = generation.segments(manifest)
         self.segments = {name: old.get(name) or Segment(path / generation.SEGMENTS / name, device) for name in names}
@@ -43,6 +44,7 @@ class Table:
         self.parts = list(self.segments.values())
         self.bases = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # first rows, and the end
         self.config = generation.known(manifest)
+        self.folders = [places.found(path, manifest, folder) for folder in self.config.folders]
         self._check(path, manifest, names)
         facts = manifest.config.get(generation.APPROXIMATE)
         self.approximate = None if facts is None else Approximate(path / facts["file"], facts, manifest.counts["dim"])
@@ -82,14 +84,30 @@ class Table:
         found = torch.tensor([base + row for base, part in self.based() for row in part.find(name)], dtype=torch.int64)
         return found[~among(found, self.deleted)].tolist()
 
+    def about(self, row: int) -> StoredVideo:
+        """Return what is stored of a row."""
+        part, own = self.place(row)
+        return part.about[own]
+
+    def poster(self, row: int) -> bytes:
+        """Return the JPEG that is kept of a row; nothing if there is none."""
+        part, own = self.place(row)
+        return part.poster(own)
+
     def folder(self, about: StoredVideo) -> Path | None:
-        """The folder of the file of a row, if it is known."""
+        """Return the folder of the file of a row, if it is known.
+
+        It is `videos`, unless the file is not there but where the gallery remembers it.
+        """
         number = about.get("folder")
         if number is None:
-            return None
-        if not 0 <= number < len(self.config.folders):
+            return self.videos
+        if not 0 <= number < len(self.folders):
             raise ArtefactError(f"{self.path}: row {about['id']!r} names no video folder of it; index again")
-        return Path(self.config.folders[number])
+        remembered, source = self.folders[number], about["source"]
+        if self.videos is None or (not (self.videos / source).exists() and (remembered / source).exists()):
+            return remembered
+        return self.videos
 
     def vectors(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row dim"]:
         """The stored vectors of some rows."""

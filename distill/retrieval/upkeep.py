@@ -15,12 +15,12 @@ import torch
 from distill.errors import ExpectedError, first_few
 from distill.log import progress
 from distill.manifest import Manifest, SealedFile, check_files, sealed_file
-from distill.retrieval import calibration, generation
+from distill.retrieval import calibration, difference, generation, ledger, places
 from distill.retrieval.approximate import build, check_installed
 from distill.retrieval.encoder import Encoder
 from distill.retrieval.gallery import check_release
 from distill.retrieval.generation import APPROXIMATE, CALIBRATION, DELETED, DERIVED, WORK
-from distill.retrieval.stored import write_columns
+from distill.retrieval.ledger import Ledger
 from distill.retrieval.table import Table
 
 LEAST = 400  # videos that an approximate index takes
@@ -30,7 +30,8 @@ TOGETHER = 256  # queries encoded at once
 def delete(path: Path, names: Sequence[str]) -> Manifest:
     """Deletes videos by id; the id of a file that was cut deletes all its spans. An unknown id is an error.
 
-    Rows are only marked, and take their bytes until the gallery is compacted.
+    Rows are only marked, and take their bytes until the gallery is compacted. No index takes what was deleted again,
+    even from a file that has changed, until it is restored.
     """
     if not names:
         raise ExpectedError(f"{path}: no ids to delete; give some, or a file of them")
@@ -40,15 +41,56 @@ def delete(path: Path, names: Sequence[str]) -> Manifest:
         unknown = [video for video, rows in found.items() if not rows]
         if unknown:
             raise ExpectedError(f"{path}: has no video {first_few([*map(repr, unknown)])}; nothing was deleted")
+        number = before.counts["generation"] + 1
         rows = torch.tensor(sorted({*table.deleted.tolist(), *itertools.chain(*found.values())}))
+        files, replaced = generation.write_deleted(path, number, rows), [DELETED]
+        if before.version > places.AS_GIVEN:  # an earlier version remembers by the deleted rows alone
+            abouts = {video: table.about(rows[0]) for video, rows in found.items()}
+            gone = {name: ledger.Excluded(id=name, file=about.get("file", name)) for name, about in abouts.items()}
+            files |= ledger.write_excluded(path, number, (Ledger.read(path, before).excluded | gone).values())
+            replaced.append(ledger.EXCLUDED)
         after = before.model_copy(update={"counts": before.counts | {"videos": before.counts["rows"] - len(rows)}})
-        return _with_file(path, after, DELETED, len(rows), lambda file: write_columns(file, {"rows": rows}))
+        return _next(path, after, files, *replaced)
+
+
+def restore(path: Path, names: Sequence[str]) -> Manifest:
+    """Lets videos that were deleted be indexed again, by the ids that they were deleted by.
+
+    The next `append` or `sync` takes them from their files.
+    """
+    with _existing(path) as before:
+        old = Ledger.read(path, before)
+        unknown = [name for name in names if name not in old.excluded]
+        if unknown or not names:
+            there = first_few([*map(repr, sorted(old.excluded))]) or "nothing that is remembered"
+            what = first_few([*map(repr, unknown)]) or "no ids"
+            raise ExpectedError(f"{path}: {what} to restore; deleted from it: {there}")
+        touched = {old.excluded[name]["file"] for name in names}
+        known = {name: file for name, file in old.files.items() if name not in touched}
+        excluded = {name: line for name, line in old.excluded.items() if name not in names}
+        files = Ledger(known, old.notes, excluded).write(path, before.counts["generation"] + 1)
+        return _next(path, before, files, *ledger.KINDS)
+
+
+def move(path: Path, videos: Path | None, release: Path | None) -> Manifest:
+    """Stores where the videos or the release are now; of several folders, the one that is not where it was."""
+    if videos is None and release is None:
+        raise ExpectedError(f"{path}: nothing to store; give --videos DIR, --release PATH or both")
+    if release is not None and not release.is_dir():
+        raise ExpectedError(f"--release {release}: no such folder; give the one of the release")
+    with _existing(path) as before:
+        before = _upgraded(path, before, Table(path, before))
+        config = before.config if videos is None else places.moved(path, before, videos)
+        if release is not None:
+            config = config | {"release": places.stored(path, release)}
+        return _next(path, before, {}, config=config)
 
 
 def compact(path: Path) -> Manifest:
     """Makes one segment of all rows that are not deleted.
 
-    An approximate index and a calibration are dropped, since rows get other numbers.
+    An approximate index and a calibration are dropped, since rows get other numbers. A gallery of format 2 stays one,
+    and forgets what was deleted by hand, which it knew by the rows alone.
     """
     with _existing(path) as before:
         shutil.rmtree(path / WORK, ignore_errors=True)  # of an index that was killed and never continued
@@ -56,12 +98,13 @@ def compact(path: Path) -> Manifest:
         if len(table.parts) < 2 and not len(table.deleted):
             return before
         number = before.counts["generation"] + 1
-        files: dict[str, SealedFile] = {}
+        files = ledger.listed(before, *ledger.KINDS)
         counts: dict[str, Any] = {k: v for k, v in before.counts.items() if k != "captions"}
         counts |= {"generation": number, "rows": before.counts["videos"]}
         if before.counts["videos"]:
             generation.sweep(path, before)
-            segment, files = generation.write_merged(path, number, list(table.live()))
+            segment, merged = generation.write_merged(path, number, list(table.live()))
+            files |= merged
             counts |= {} if segment.captions is None else {"captions": len(segment.captions)}
         config = {k: v for k, v in before.config.items() if k not in DERIVED}
         update = {"files": files, "counts": counts, "config": config}
@@ -119,10 +162,29 @@ def _with_file(
     facts, config = make(path / name), before.config
     if facts is not None:
         config = config | {kind: facts | {"file": name, "covers": before.counts["rows"]}}
-    files = {old: file for old, file in before.files.items() if Path(old).parts[0] != kind}
-    files[name] = sealed_file(path / name, rows)
-    update = {"files": files, "config": config, "counts": before.counts | {"generation": number}}
+    return _next(path, before, {name: sealed_file(path / name, rows)}, kind, config=config)
+
+
+def _next(
+    path: Path, before: Manifest, files: dict[str, SealedFile], *replaced: str, config: dict[str, Any] | None = None
+) -> Manifest:
+    """Publish the next generation: with `files` in place of those in the folders `replaced`, and another config."""
+    update = {
+        "files": generation.without(before.files, *replaced) | files,
+        "counts": before.counts | {"generation": before.counts["generation"] + 1},
+        "config": config or before.config,
+    }
     return generation.publish(path, before.model_copy(update=update))
+
+
+def _upgraded(path: Path, before: Manifest, table: Table) -> Manifest:
+    """Return the manifest of a generation as this version keeps it; one of an earlier version gets a ledger."""
+    if before.version > places.AS_GIVEN:
+        return before
+    files = difference.known(path, before, table).write(path, before.counts["generation"] + 1)
+    config = places.present_config(path, before)
+    update = {"version": generation.VERSION, "config": config, "notes": [], "files": before.files | files}
+    return before.model_copy(update=update)
 
 
 def verify(path: Path) -> Manifest:
@@ -130,6 +192,12 @@ def verify(path: Path) -> Manifest:
     manifest = generation.read(path)
     check_files(path, manifest, verify=True)
     return manifest
+
+
+def missing(path: Path, videos: Path) -> int:
+    """Return how many videos have no file in the folder `videos`."""
+    live = ((part, row) for part, own in Table(path, generation.read(path)).live() for row in own.tolist())
+    return sum(not (videos / part.about[row]["source"]).is_file() for part, row in live)
 
 
 def _existing(path: Path) -> Any:

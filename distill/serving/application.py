@@ -3,6 +3,7 @@
     GET  /                 the page (page.html, which loads nothing else)
     POST /search           {"query": "a hatching chick", "k": 12} -> ranked videos, their seconds and frame weights
     GET  /videos/{id}      a video's file; ranges, ETag and If-Range as in RFC 9110
+    GET  /posters/{id}     a small picture of a video, where the gallery keeps one
     GET  /about            the size of the gallery, examples and limits, for the page
     GET  /healthz          whether searches are answered
     GET  /openapi.json     the description of all this; without a viewer, which would load scripts from elsewhere
@@ -33,7 +34,7 @@ from distill.serving import limits
 from distill.serving.batching import Batcher, Busy
 from distill.serving.guard import Guard
 from distill.serving.messages import About, Answer, Answers, Found, Health, Question, problems
-from distill.serving.videos import video_response
+from distill.serving.videos import poster_response, video_response
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,11 @@ _VIDEO: dict[int | str, dict[str, Any]] = {
     206: {"description": "the range that was asked for", **_BYTES},
     304: {"description": "the file is still the one that If-None-Match names"},
     **problems(404, 416, 422),
+}
+_POSTER: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the picture", "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
+    304: {"description": "the picture is still the one that If-None-Match names"},
+    **problems(404, 422),
 }
 _INVALID = {
     "json_invalid": "the body is not valid JSON",
@@ -95,6 +101,7 @@ def application(gallery: Gallery, *, examples: Sequence[str] = (), hosts: frozen
     _add_page(app, page, newest, examples)
     _add_search(app, batcher)
     _add_videos(app, newest)
+    _add_posters(app, newest)
     return Guard(app, headers=_security(page), hosts=hosts)
 
 
@@ -106,7 +113,7 @@ def _batcher(newest: Newest) -> Batcher[Answer]:
             raise HTTPException(409, reason)
         answers, room = zip(queries, current.search(queries, k, candidates), strict=True), current.release.max_words
         return [
-            Answer(query=query, cut=is_cut(query, room), hits=[Found.of(hit) for hit in hits])
+            Answer(query=query, cut=is_cut(query, room), hits=[Found.of(hit, current) for hit in hits])
             for query, hits in answers
         ]
 
@@ -157,6 +164,17 @@ def _add_videos(app: FastAPI, newest: Newest) -> None:
         return video_response(request, path, pieces)
 
 
+def _add_posters(app: FastAPI, newest: Newest) -> None:
+    @app.head("/posters/{video:path}", include_in_schema=False)
+    @app.get("/posters/{video:path}", response_class=Response, responses=_POSTER)
+    def poster(request: Request, video: str) -> Response:
+        """Return a small picture of a video, a JPEG of the frame that weighs most."""
+        jpeg = newest().poster(video)
+        if jpeg is None:
+            raise HTTPException(404, "this gallery has no such video, or keeps no picture of it")
+        return poster_response(request, jpeg)
+
+
 def _explain_refusals(app: FastAPI) -> None:
     """Send every error as JSON, {"error": "..."}; only the log has the details of an internal error."""
 
@@ -201,7 +219,7 @@ def _security(page: str) -> dict[str, str]:
         "style-src": hashed("style"),
         "connect-src": "'self'",
         "media-src": "'self'",
-        "img-src": "data:",  # the icon
+        "img-src": "'self' data:",  # posters, and the icon
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from distill.retrieval.gallery import Hit
+from distill.retrieval.gallery import Gallery, Hit
 from distill.serving.limits import MAX_CANDIDATES, MAX_CHARACTERS, MAX_K, MAX_QUERIES
 
 
@@ -56,6 +56,7 @@ class Found(BaseModel):
     video: str
     file: str = Field(description="the file's name")
     url: str = Field(description="where to get the file, relative to the page")
+    poster: str | None = Field(description="where to get a small picture, relative to the page; null if there is none")
     score: float
     seconds: tuple[float, float] = Field(description="the moment with the highest frame weights")
     span: tuple[float, float] | None = Field(description="the segment that was searched; null for the whole file")
@@ -64,9 +65,11 @@ class Found(BaseModel):
     weights: list[float] = Field(description="the model's weight of each of these frames")
 
     @classmethod
-    def of(cls, hit: Hit) -> "Found":
-        """Return a hit as it is sent."""
-        return cls(**vars(hit), file=Path(hit.source).name, url=f"videos/{quote(hit.video, safe='')}")
+    def of(cls, hit: Hit, gallery: Gallery) -> "Found":
+        """Return a hit of a gallery as it is sent."""
+        name = quote(hit.video, safe="")
+        poster = None if gallery.poster(hit.video) is None else f"posters/{name}"
+        return cls(**vars(hit), file=Path(hit.source).name, url=f"videos/{name}", poster=poster)
 
 
 class Answer(BaseModel):

@@ -1,5 +1,6 @@
-"""The answer to a request for a video: its file whole or one range of its bytes, as in RFC 9110."""
+"""The answer to a request for a video, its file whole or one range of its bytes as in RFC 9110, or for its picture."""
 
+import hashlib
 import re
 import stat
 from pathlib import Path
@@ -18,6 +19,7 @@ TYPES = {
     ".mkv": "video/x-matroska",
     ".avi": "video/x-msvideo",
 }
+HEADERS = {"Cache-Control": "no-cache"}  # browsers may keep it but must ask again: files may be replaced
 # One range; a request for several gets the whole file.
 RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
@@ -34,13 +36,11 @@ def video_response(request: Request, path: Path, pieces: bool) -> Response:
         about = None
     if about is None or not stat.S_ISREG(about.st_mode):
         raise HTTPException(404, "the file of this video is not there any more")
-    headers = {"Cache-Control": "no-cache"}  # browsers may keep it but must ask again: files may be replaced
     response = FileResponse(
-        path, headers=headers, media_type=TYPES.get(path.suffix.lower(), "application/octet-stream"), stat_result=about
+        path, headers=HEADERS, media_type=TYPES.get(path.suffix.lower(), "application/octet-stream"), stat_result=about
     )
-    etag, known = response.headers["etag"], request.headers.get("if-none-match", "")
-    if known.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in known.split(",")]:
-        return Response(status_code=304, headers=headers | {"ETag": etag})
+    if _known(request, response.headers["etag"]):
+        return Response(status_code=304, headers=HEADERS | {"ETag": response.headers["etag"]})
     others = [header for header in request.scope["headers"] if header[0] != b"range"]  # Starlette reads it from there
     if not _wants_range(request, response):
         request.scope["headers"] = others
@@ -53,6 +53,20 @@ def video_response(request: Request, path: Path, pieces: bool) -> Response:
         last = min(int(last or about.st_size), int(first) + limits.PIECE - 1)
         request.scope["headers"] = [*others, (b"range", f"bytes={first}-{last}".encode())]
     return response
+
+
+def poster_response(request: Request, jpeg: bytes) -> Response:
+    """Return a picture, or 304."""
+    headers = HEADERS | {"ETag": f'"{hashlib.sha256(jpeg).hexdigest()[:32]}"'}
+    if _known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(jpeg, headers=headers, media_type="image/jpeg")
+
+
+def _known(request: Request, etag: str) -> bool:
+    """Return whether the client has this version already, by If-None-Match."""
+    known = request.headers.get("if-none-match", "")
+    return known.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in known.split(",")]
 
 
 def _wants_range(request: Request, response: FileResponse) -> bool:
