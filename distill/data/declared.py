@@ -6,24 +6,26 @@ import os
 BOXES = (b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"sidx", b"mfra", b"uuid", b"meta")
 BOXES += (b"pdin", b"emsg", b"prft", b"ssix", b"pnot", b"udta")
 MOST = 1_000_000  # boxes looked at; a file of more makes no claim
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # identifiers of its header, and of the object with the size
+PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def declared_bytes(file: io.BufferedReader) -> int | None:
-    """Return how long a file of MP4, Matroska or AVI is by its own structure; None if it does not say.
+    """Return how long a file of MP4, Matroska, AVI or ASF is by its own structure; None if it does not say.
 
     Only the outermost elements are read, so time and memory do not depend on what they claim. The file's position is
     lost.
     """
     size = file.seek(0, io.SEEK_END)
-    head = _read(file, 0, 12)
+    head = _read(file, 0, 16)
     if head[4:8] in BOXES:
         return _boxes(file, size)
     if head[:4] == EBML:
         return _segment(file)
-    if head[:4] == b"RIFF" and head[8:] == b"AVI ":
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return _riffs(file, size)
-    return None
+    return _asf(file, size) if head == ASF else None
 
 
 def _boxes(file: io.BufferedReader, size: int) -> int | None:
@@ -74,6 +76,21 @@ def _riffs(file: io.BufferedReader, size: int) -> int | None:
         if end >= size:
             break
     return end - length % 2  # the last chunk may lack its padding
+
+
+def _asf(file: io.BufferedReader, size: int) -> int | None:
+    """Return the length that the header of a wmv names (ASF specification, 3.2); a broadcast names none."""
+    place = 30  # behind the header's identifier, length and count of objects
+    for _ in range(MOST):
+        head = _read(file, place, 92)
+        length = int.from_bytes(head[16:24], "little")
+        if head[:16] == PROPERTIES and len(head) == 92:
+            broadcast = head[88] & 1
+            return None if broadcast else int.from_bytes(head[40:48], "little")
+        if length < 24 or place + length > size:
+            return None
+        place += length
+    return None
 
 
 def _read(file: io.BufferedReader, place: int, count: int) -> bytes:
