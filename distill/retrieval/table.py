@@ -89,6 +89,11 @@ class Table:
         part, own = self.place(row)
         return part.about[own]
 
+    @property
+    def has_posters(self) -> bool:
+        """Whether a poster is kept of any row."""
+        return any(part.posters is not None for part in self.parts)
+
     def poster(self, row: int) -> bytes:
         """Return the JPEG that is kept of a row; nothing if there is none."""
         part, own = self.place(row)

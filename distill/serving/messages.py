@@ -56,7 +56,9 @@ class Found(BaseModel):
     video: str
     file: str = Field(description="the file's name")
     url: str = Field(description="where to get the file, relative to the page")
-    poster: str | None = Field(description="where to get a small picture, relative to the page; null if there is none")
+    poster: str | None = Field(
+        description="where to get a small picture, relative to the page; null if the gallery keeps none"
+    )
     score: float
     seconds: tuple[float, float] = Field(description="the moment with the highest frame weights")
     span: tuple[float, float] | None = Field(description="the segment that was searched; null for the whole file")
@@ -68,7 +70,7 @@ class Found(BaseModel):
     def of(cls, hit: Hit, gallery: Gallery) -> "Found":
         """Return a hit of a gallery as it is sent."""
         name = quote(hit.video, safe="")
-        poster = None if gallery.poster(hit.video) is None else f"posters/{name}"
+        poster = f"posters/{name}" if gallery.table.has_posters else None
         return cls(**vars(hit), file=Path(hit.source).name, url=f"videos/{name}", poster=poster)
 
 
