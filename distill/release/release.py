@@ -207,11 +207,9 @@ def unfit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
 
 
 def _load_weights(model: RetrievalModel, found: dict[str, Tensor], path: Path) -> None:
-    problems = unfit(model.state_dict(), found)
-    if problems:
+    if problems := unfit(model.state_dict(), found):
         raise ArtefactError(f"{path}: does not fit {CONFIG} beside it: {problems}; release again")
-    broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
-    if broken:
+    if broken := [name for name, tensor in found.items() if not tensor.isfinite().all()]:
         raise ArtefactError(f"{path}: {first_few(broken)} not finite; release again")
     model.load_state_dict(found)
 
