@@ -17,6 +17,7 @@ from distill.data.video import EXTENSIONS
 from distill.errors import ArtefactError
 from distill.retrieval.gallery import Gallery
 from distill.retrieval.indexing import build_gallery
+from distill.retrieval.ledger import notes
 from distill.retrieval.sources import Cut
 
 WRITTEN = {"mp4": "mpeg4", "mov": "mpeg4", "matroska": "mpeg4", "webm": "libvpx", "avi": "mpeg4", "flv": "flv"}
@@ -170,9 +171,11 @@ def test_a_file_that_is_named_like_a_span_is_noted(corpus: Path, tmp_path: Path)
         place(tmp_path / "v", f"{name}.mp4").joinpath(f"{name}.mp4").write_bytes(red)
     manifest = build_gallery(encoder, tmp_path / "v", tmp_path / "cut", cut=Cut(2.0))
     reason = "same id as a segment of red.mp4; rename it"
-    assert manifest.notes == [{"video": "red@0-2", "source": "red@0-2.mp4", "reason": reason}]
+    assert notes(tmp_path / "cut", manifest) == [
+        {"of": 0, "video": "red@0-2", "source": "red@0-2.mp4", "reason": reason}
+    ]
     assert manifest.counts["videos"] == 6, "three spans of each other file"
     gallery = Gallery.open(tmp_path / "cut", encoder)
     assert gallery.file("red@0-2") == tmp_path / "v" / "red.mp4"
     whole = build_gallery(encoder, tmp_path / "v", tmp_path / "whole")
-    assert whole.counts["videos"] == 3 and not whole.notes, "without spans, such a name is a name"
+    assert whole.counts["videos"] == 3 and not notes(tmp_path / "whole", whole), "without spans, such a name is a name"

@@ -408,3 +408,25 @@ def test_posters_show_the_frame_that_weighs_most_and_stay_with_their_rows(corpus
     bad.write_bytes(b"\0" * len(content))
     with pytest.raises(ArtefactError, match=r"posters\.bin: damaged \(row 0 is no JPEG\)"):
         Gallery.open(tmp_path / "of" / "frames8", encoder).poster("red")
+
+
+def test_a_file_whose_id_the_gallery_has_from_another_is_noted_until_one_of_them_is_renamed(corpus, videos, tmp_path):  # noqa: F811
+    encoder, path, more = ColourEncoder(tmp_path / "release", 0.1), tmp_path / "gallery", tmp_path / "more"
+    (videos / "broken.mp4").unlink()
+    before = build_gallery(encoder, videos, path, cut=Cut(2.0))
+    more.mkdir()
+    put(corpus, more, "red@0-2", "blue")
+    clash = {
+        "of": 1,
+        "video": "red@0-2",
+        "source": "red@0-2.mp4",
+        "reason": "the gallery has its id from red.mp4; rename one",
+    }
+    for _ in range(2):
+        manifest = build_gallery(encoder, more, path, append=True)
+        assert manifest.counts["videos"] == before.counts["videos"] and notes(path, manifest) == [clash]
+    (videos / "red.mp4").unlink()
+    build_gallery(encoder, videos, path, sync=True)
+    manifest = build_gallery(encoder, more, path, append=True)
+    assert manifest.counts["videos"] == before.counts["videos"] - 3 + 1 and not notes(path, manifest)
+    assert Gallery.open(path, encoder).file("red@0-2") == more / "red@0-2.mp4"

@@ -76,6 +76,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the processor (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
     args = parser.parse_args(argv)
+    _check(args)
+    _bench(args)
+
+
+def _check(args: argparse.Namespace) -> None:
     if bool(args.releases) != (args.frames is not None):
         raise ExpectedError("RELEASE and --frames belong together: releases are measured on a frame set; give both")
     if min(*args.candidates, args.queries, args.threads, args.videos + 1) < 1 or 0 < args.videos < args.queries:
@@ -86,7 +91,6 @@ def main(argv: list[str] | None = None) -> None:
         check_writable(args.folder)
     if args.json is not None:
         check_writable_file(args.json)
-    _bench(args)
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -60,7 +60,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.does not in ("show", "verify"):
         check_writable(args.gallery)
+    _carry_out(args)
 
+
+def _carry_out(args: argparse.Namespace) -> None:
     from distill import log
     from distill.retrieval import generation, upkeep
 

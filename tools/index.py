@@ -59,7 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode (default: one per core)")
     args = parser.parse_args(argv)
     check_writable(args.out)
+    _index(args)
 
+
+def _index(args: argparse.Namespace) -> None:
     from distill import comm, log  # here also because each process that decodes imports this file, and needs none
     from distill.manifest import NAME
     from distill.release.release import load

@@ -52,7 +52,10 @@ def main(argv: list[str] | None = None) -> None:
         raise ExpectedError("expected one of QUERY, --queries FILE and --like VIDEO (--captions goes with --like)")
     if args.like is not None and args.candidates is not None and not args.captions:
         raise ExpectedError("--candidates: videos like a video are found in one stage; leave it out")
+    _answer(args)
 
+
+def _answer(args: argparse.Namespace) -> None:
     from distill import log
     from distill.data.tokens import warn_of_cuts
     from distill.release.release import load

@@ -53,9 +53,7 @@ def evaluate_model(
         raise ExpectedError(
             f"{subject.release}: this {subject.model} model has no second stage to rerank in; leave --candidates out"
         )
-    for queries in (frames, bank) if bank is not None else (frames,):
-        mend = "this release was trained with so many (data.max_words)"
-        warn_of_cuts(texts_of(queries), tokenizer.max_words, str(queries.path), mend)
+    _warn_of_cuts([frames] if bank is None else [frames, bank], tokenizer)
     text, video = encode_texts(model, texts_of(frames), tokenizer), encode_videos(model, frames)
     similarity, logits = score(model, text, video), score(model, text, video, scaled=True) if dsl else None
     measured = partial(_metrics, video_numbers(frames))
@@ -73,6 +71,12 @@ def evaluate_model(
             for count in progress(candidates, "search in two stages")
         ),
     )
+
+
+def _warn_of_cuts(sets: Sequence[FrameSet], tokenizer: Tokenizer) -> None:
+    for frames in sets:
+        mend = "this release was trained with so many (data.max_words)"
+        warn_of_cuts(texts_of(frames), tokenizer.max_words, str(frames.path), mend)
 
 
 def top_shared(

@@ -16,7 +16,7 @@ from distill.manifest import Manifest
 from distill.retrieval import places
 from distill.retrieval.ledger import Excluded, KnownFile, Ledger
 from distill.retrieval.segment import id_hash
-from distill.retrieval.sources import Item
+from distill.retrieval.sources import Item, Note
 from distill.retrieval.table import Table
 from distill.retrieval.vectors import among
 
@@ -36,6 +36,7 @@ class Difference:
     gone: int = 0
     excluded: int = 0
     elsewhere: int = 0  # of another folder under the same ids
+    clashes: list[Note] = field(default_factory=list)  # of new videos whose ids the gallery has from other files
 
 
 def compare(
@@ -70,16 +71,34 @@ def compare(
         else:
             _changed(found, wanted, now, _rows(table, file), sync)
     taken = held(table, [item.id for item in fresh])
+    _clash(found, [item for item in fresh if item.id in taken], table)
     found.items = sorted([*found.items, *(item for item in fresh if item.id not in taken)], key=lambda item: item.place)
     here = {item.file for item in items}
-    for file in [file for file, old in ledger.files.items() if file not in here and covers(old)]:
-        found.gone += 1
-        if sync:
-            found.rows += _rows(table, file)
-            found.tried.add(file)
-            del found.files[file]
+    _gone(found, [file for file, old in ledger.files.items() if file not in here and covers(old)], table, sync)
     found.tried |= {item.file for item in found.items}
     return found
+
+
+def _clash(found: Difference, items: Sequence[Item], table: Table | None) -> None:
+    """Note new videos whose ids belong to other files, `film@30-60` to a span of `film`; spans may be restored ones."""
+    for file, group in groupby(items, key=lambda item: item.file):
+        if table is None or _rows(table, file):
+            continue
+        for item in group:
+            other = table.about(table.find(item.id)[0])["source"]
+            reason = f"the gallery has its id from {other}; rename one"
+            found.clashes.append({"video": item.id, "source": found.files[file]["source"], "reason": reason})
+        if file in {item.id for item in items}:  # not divided, so all of it; it is tried again
+            del found.files[file]
+            found.new -= 1
+
+
+def _gone(found: Difference, gone: Sequence[str], table: Table | None, sync: bool) -> None:
+    found.gone = len(gone)
+    for file in gone if sync else ():
+        found.rows += _rows(table, file)
+        found.tried.add(file)
+        del found.files[file]
 
 
 def _changed(found: Difference, wanted: Sequence[Item], now: KnownFile, rows: list[int], sync: bool) -> None:

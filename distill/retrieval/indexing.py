@@ -63,8 +63,7 @@ def build_gallery(
 
     Videos that cannot be read are left out and listed in the gallery's notes, with the reason. `videos` is the folder
     of the video files, so that answers name files; `vectors` one of `vectors.KINDS` (float32, or what the gallery has);
-    `captions` stores those of a frame set, `posters` a small picture of every row; `workers` processes decode (one per
-    core).
+    `captions` stores those of a frame set, `posters` a small picture of every row; `workers` (one per core) decode.
     """
     if not release.searchable:
         raise ArtefactError(
@@ -76,13 +75,17 @@ def build_gallery(
         cut = cut or (Cut(made["seconds"], made["overlap"]) if "seconds" in made else None)
         captions, posters = captions or made.get("captions", False), posters and made.get("posters", True)
     with open_source(path, videos, release.frames_config, release.path, cut, workers) as source:
-        if captions and not any(source.captions(item) for item in source.items):
-            raise ExpectedError(f"{path}: has no captions to store; only a frame set has them")
         if captions:
-            texts = [text for item in source.items for _, text in source.captions(item)]
-            warn_of_cuts(texts, release.max_words, str(path), "they are found by their beginnings")
+            _check_captions(source, path, release)
         with generation.changing(out) as before:
             return _Index(release, source, path, out, before, vectors, captions, posters, cut, batch).run(append, sync)
+
+
+def _check_captions(source: VideoSource, path: Place, release: Encoder) -> None:
+    texts = [text for item in source.items for _, text in source.captions(item)]
+    if not texts:
+        raise ExpectedError(f"{path}: has no captions to store; only a frame set has them")
+    warn_of_cuts(texts, release.max_words, str(path), "they are found by their beginnings")
 
 
 def _made_before(out: Path, path: Place) -> dict[str, Any]:
@@ -199,7 +202,7 @@ class _Index:
         found = [part for folder in parts if (part := finished(folder, verify=False)) is not None]
         assert len(found) == len(parts), "all parts were just made"
         segments = [segment for segment, _ in found if segment is not None]
-        left_out = self.source.broken + [note for _, broken in found for note in broken]
+        left_out = self.source.broken + change.clashes + [note for _, broken in found for note in broken]
         if self.before is None and not segments:
             reasons = sorted({note["reason"] for note in left_out})
             raise ArtefactError(
