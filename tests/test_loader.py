@@ -1,5 +1,6 @@
 """The loader keeps to its memory, hands errors over as they are, and has remote shards before they are needed."""
 
+import gc
 import os
 import signal
 import threading
@@ -45,6 +46,38 @@ def counted(frames: FrameSet, log: Path) -> Counted:
     dataset = Counted(frames, [], Tokenizer(24), pixels=True)
     dataset.log = log
     return dataset
+
+
+class Owner:
+    """A thing that only the process that made it can free, such as FFmpeg's threads; in a ring of garbage."""
+
+    def __init__(self, log: Path):
+        self.log, self.ring = log, self
+
+    def __del__(self):
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+class Collecting(PairDataset):
+    """Collects garbage for every batch."""
+
+    def __getitems__(self, pairs):
+        gc.collect()
+        return super().__getitems__(pairs)
+
+
+def test_workers_do_not_free_what_the_process_left_as_garbage(shards: Path, tmp_path: Path):
+    dataset = Collecting(FrameSet(shards), [], Tokenizer(24), pixels=True)
+    gc.disable()
+    try:
+        Owner(tmp_path / "freed")
+        assert len([*load_batches(dataset, [[(0, 0)], [(1, 0)], [(2, 0)]], 2)]) == 3
+        assert not (tmp_path / "freed").exists()
+    finally:
+        gc.enable()
+    gc.collect()
+    assert (tmp_path / "freed").read_text() == f"{os.getpid()}\n"
 
 
 @pytest.mark.parametrize(("workers", "room"), [(1, 3.5), (2, 2.2), (2, 100.0)])

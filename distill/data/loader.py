@@ -6,6 +6,7 @@ in turn. torch sends a worker task i + `ahead` only after batch i was taken, so 
 batch is copied, as long as the training process copies each batch before it takes the next (`_kept`).
 """
 
+import gc
 import itertools
 import os
 import shutil
@@ -255,7 +256,11 @@ class _Answering(Dataset):
 def _answers(loader: DataLoader) -> Iterator:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # the recipe decides
+        if loader.num_workers:
+            # What FFmpeg's threads belong to must never be freed in a worker: a fork lacks them, and waits for ever
+            gc.freeze()
         answers = iter(loader)
+        gc.unfreeze()
     try:
         while (answer := _next(answers)) is not None:
             if isinstance(answer, ExpectedError):
