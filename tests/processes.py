@@ -23,6 +23,7 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 IMPORTED = ["torch", "deepspeed", "open_clip", "webdataset", "distill.experiment"]
+IMPORTED += ["test_indexing", "test_sync"]  # whose functions are killed at random moments from their start
 NOTICE = 2.0  # seconds after which a launcher tells the other ranks that one has died (torchrun: 0.1, deepspeed: 1)
 
 context = multiprocessing.get_context("forkserver")

@@ -2,8 +2,6 @@
 
 import io
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import random
 import sys
@@ -15,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from closeness import same_hits, within_ulps
-from conftest import ROOT, python, tree_bytes
+from conftest import python, tree_bytes
+from processes import context, prepare
 from test_gallery import COLOURS, ColourEncoder, corpus, two_stage_release  # noqa: F401 a fixture
 from test_release import make, release
 
@@ -354,18 +353,10 @@ class SlowEncoder(ColourEncoder):
         return super().encode_frames(pixels, real)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def processes():
-    """Starts processes by forking one that has imported all this and has no threads: at once, and without deadlocks."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_indexing"])
-    paths = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    multiprocessing.forkserver.ensure_running()
-    if paths is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = paths
+    """Starts processes by forking one that has imported all this: at once, so that kills fall into their work."""
+    prepare()
     return context
 
 

@@ -106,6 +106,6 @@ def test_the_wheel_trains_a_packaged_recipe_in_another_folder_and_serves(command
 def test_the_version_is_the_same_wherever_it_stands(wheel: Path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    newest = re.findall(r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    newest = re.findall(r"^## \[([0-9][^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
     built = wheel.name.split("-")[1]
     assert distill.__version__ == project["version"] == citation["version"] == newest == built

@@ -134,10 +134,13 @@ def stamp(path: Path) -> tuple[int, ...] | None:
     network may answer for a name from memory, but ask the server when it is opened.
     """
     try:
-        with (path / NAME).open("rb") as file:
-            known = os.fstat(file.fileno())
+        file = os.open(path / NAME, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place must not be waited for
     except OSError:
         return None
+    try:
+        known = os.fstat(file)
+    finally:
+        os.close(file)
     return known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns
 
 

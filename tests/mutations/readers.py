@@ -4,6 +4,7 @@ A reader gives back what it read as values that can be compared. Numbers that pe
 """
 
 import math
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from distill.recipe import Recipe
 from distill.release.release import Release, load
 from distill.retrieval import Gallery
 from distill.retrieval.indexing import build_gallery
+from distill.retrieval.ledger import Ledger
 from distill.training import checkpoint
 from tools.search import _queries
 
@@ -69,7 +71,9 @@ def release(path: Path, whole: Whole) -> Any:
 
 
 def gallery(path: Path, whole: Whole) -> Any:
-    return _searched(Gallery.open(path, whole.release))
+    found = Gallery.open(path, whole.release)
+    posters = [found.poster(name) for name in ("red", "green", "blue")]
+    return [_searched(found), posters, asdict(Ledger.read(path, found.manifest))]
 
 
 def tokens(path: Path, whole: Whole) -> Any:
@@ -140,7 +144,7 @@ def result(path: Path, whole: Whole) -> Any:
 
 
 def queries(path: Path, whole: Whole) -> Any:
-    return _queries(str(path / "queries.txt"))
+    return _queries(Namespace(query=None, queries=str(path / "queries.txt")))
 
 
 @dataclass(frozen=True)
