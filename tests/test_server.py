@@ -102,6 +102,19 @@ def test_every_video_is_sent_whole_even_one_with_an_odd_name(server, gallery):
         assert answer.headers["accept-ranges"] == "bytes"
 
 
+def test_a_name_of_two_lines_has_an_address(gallery):
+    here = Gallery.open(gallery, load(gallery.parent / "release"))
+    picture, file = here.poster(here.search(["x"], 1)[0][0].video), next((gallery.parent / "videos").iterdir())
+    asked: list[str] = []
+    here.refreshed = lambda: here
+    here.poster = lambda video: asked.append(video) or picture
+    here.file = lambda video: asked.append(video) or file
+    with TestClient(application(here)) as client:
+        for address in ("posters/two%0Alines", "videos/two%0Alines", "posters/end%0A"):
+            assert client.get(address, headers={"Host": "localhost"}).status_code == 200
+    assert asked == ["two\nlines", "two\nlines", "end\n"]
+
+
 def expected(asked: str, data: bytes) -> tuple[int, bytes]:
     """Status and body that RFC 9110 wants for a Range header; several ranges at once are not served."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", asked)

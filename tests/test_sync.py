@@ -430,3 +430,63 @@ def test_a_file_whose_id_the_gallery_has_from_another_is_noted_until_one_of_them
     manifest = build_gallery(encoder, more, path, append=True)
     assert manifest.counts["videos"] == before.counts["videos"] - 3 + 1 and not notes(path, manifest)
     assert Gallery.open(path, encoder).file("red@0-2") == more / "red@0-2.mp4"
+
+
+def test_files_in_a_folder_that_cannot_be_listed_are_not_gone(corpus, videos, tmp_path, monkeypatch, caplog):  # noqa: F811
+    encoder, path = ColourEncoder(tmp_path / "release", 0.1), tmp_path / "gallery"
+    disk, scandir = tmp_path / "disk", os.scandir
+    (disk / "deep").mkdir(parents=True)
+    put(corpus, disk, "deep/far", "red")
+    (videos / "linked").symlink_to(disk)
+    build_gallery(encoder, videos, path)
+    disk.rename(tmp_path / "away")
+    (videos / "green.mp4").unlink()
+
+    def guarded(place="."):
+        if str(place).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    caplog.set_level(logging.INFO)
+    build_gallery(encoder, videos, path, sync=True)
+    assert ids(Gallery.open(path, encoder)) == {"red", "sub/blue", "linked/deep/far"}
+    assert "0 files are new, 0 have changed, 1 are gone" in caplog.text
+    assert "2 files stay, because their folders cannot be listed, or are links to nothing" in caplog.text
+    monkeypatch.undo()
+    (videos / "linked").unlink()
+    (videos / "sub" / "blue.mp4").unlink()
+    build_gallery(encoder, videos, path, sync=True)
+    assert ids(Gallery.open(path, encoder)) == {"red"}
+
+
+def test_a_place_from_which_files_came_before_the_others_moved_there_is_one_place(corpus, videos, tmp_path):  # noqa: F811
+    encoder, path, new = ColourEncoder(tmp_path / "release", 0.1), tmp_path / "gallery", tmp_path / "new"
+    build_gallery(encoder, videos, path)
+    videos.rename(new)
+    put(corpus, new, "late", "red")
+    put(corpus, new, "later", "red")
+    assert build_gallery(encoder, new, path, sync=True).counts["videos"] == 5, "the others are of a folder that is gone"
+    upkeep.move(path, new, None)
+    put(corpus, new, "late", "green")
+    (new / "later.mp4").unlink()
+    (new / "red.mp4").unlink()
+    manifest = build_gallery(encoder, new, path, sync=True)
+    assert ids(Gallery.open(path, encoder)) == {"late", "green", "sub/blue"}
+    assert [note["video"] for note in notes(path, manifest)] == ["broken"], "once"
+    hits = Gallery.open(path, encoder).search(["green"], 2)[0]
+    assert {hit.video for hit in hits} == {"late", "green"}, "its row is that of its new bytes"
+
+
+def test_a_file_whose_length_cannot_be_read_any_more_has_changed(corpus, videos, tmp_path, caplog):  # noqa: F811
+    encoder, path = ColourEncoder(tmp_path / "release", 0.1), tmp_path / "gallery"
+    build_gallery(encoder, videos, path, cut=Cut(2.0))
+    os.truncate(videos / "red.mp4", 99)
+    caplog.set_level(logging.INFO)
+    build_gallery(encoder, videos, path, cut=Cut(2.0), append=True)
+    assert "1 files have changed and 0 are gone since they were indexed" in caplog.text
+    manifest = build_gallery(encoder, videos, path, sync=True)
+    assert "0 files are new, 1 have changed, 0 are gone" in caplog.text and manifest.counts["videos"] == 6
+    assert {note["video"] for note in notes(path, manifest)} == {"broken", "red"}
+    put(corpus, videos, "red", "red")
+    assert build_gallery(encoder, videos, path, cut=Cut(2.0), append=True).counts["videos"] == 9

@@ -253,6 +253,13 @@ def test_pixels_that_are_not_square_are_stretched(tmp_path):
     assert frames_at(path, [0])[0][0].shape == (64, 85, 3)
 
 
+@pytest.mark.parametrize(("most", "shape"), [(512, (64, 512)), (100, (12, 100)), (10, (8, 64))])
+def test_what_a_file_says_of_its_pixels_makes_a_large_picture_no_larger(tmp_path, monkeypatch, most, shape):
+    monkeypatch.setattr("distill.data.video.STRETCHED", most)
+    path = write(tmp_path / "wide.mp4", regular(4, 4), aspect=Fraction(8))
+    assert frames_at(path, [0])[0][0].shape == (*shape, 3)
+
+
 @pytest.mark.parametrize("name", ["a:b.mp4", "concat:x.mp4", "file:y.mp4", "a%03d.mp4", "#EXTM3U.mp4"])
 def test_a_name_is_a_name(tmp_path, name):
     write(tmp_path / "plain.mp4", regular(4, 4)).rename(tmp_path / name)

@@ -34,6 +34,7 @@ DECLARING = ("asf", "flv")  # whose headers declare seconds
 SHORT = 1.0  # seconds that these may lack
 BACK, AHEAD = 1, 10  # seconds by which a clock that jumps back, or in broadcasts ahead, has started again
 WIDEST = 8  # of a pixel, width to height
+STRETCHED = 8192  # pixels; wider pictures are not made wider, but lower
 Source = str | Path | io.BufferedReader  # a path or an open file, such as a member of a tar
 
 
@@ -222,11 +223,19 @@ def _picture(frame: av.VideoFrame, stream: av.VideoStream) -> np.ndarray:
     aspect = stream.sample_aspect_ratio or Fraction(1)
     if not 1 / WIDEST <= aspect <= WIDEST:
         raise VideoError(f"pixel aspect {aspect}: expected at most {WIDEST} to 1")
-    frame = frame if aspect == 1 else frame.reformat(width=round(frame.width * aspect))
+    frame = frame if aspect == 1 else _square(frame, aspect)
     image = frame.to_ndarray(format="rgb24")
     known = cast(Iterable[SideData], frame.side_data)  # PyAV's annotation says otherwise
     matrix = next((bytes(data) for data in known if data.type == Type.DISPLAYMATRIX), None)
     return image if matrix is None else np.ascontiguousarray(_displayed(image, np.frombuffer(matrix, np.int32)))
+
+
+def _square(frame: av.VideoFrame, aspect: Fraction) -> av.VideoFrame:
+    """Return a frame with square pixels; what a file says of them makes a large picture no larger."""
+    full = frame.width * aspect
+    width = min(round(full), max(frame.width, STRETCHED))
+    height = frame.height if width == round(full) else round(frame.height * width / full)
+    return frame.reformat(width=max(width, 1), height=max(height, 1))
 
 
 def _displayed(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -5,10 +5,12 @@ were deleted by hand are never taken again (distill/retrieval/ledger.py). A gall
 files were; they count as unchanged until its ledger is written.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -35,6 +37,7 @@ class Difference:
     changed: int = 0
     gone: int = 0
     excluded: int = 0
+    hidden: int = 0  # below folders that cannot be listed; they stay
     elsewhere: int = 0  # of another folder under the same ids
     clashes: list[Note] = field(default_factory=list)  # of new videos whose ids the gallery has from other files
 
@@ -46,11 +49,13 @@ def compare(
     table: Table | None,
     ledger: Ledger,
     sync: bool,
+    hidden: Callable[[KnownFile], bool] = lambda _: False,
 ) -> Difference:
     """Compare the items of a source with a gallery's table and ledger.
 
-    `state` tells how the file of an item is now, `covers` which known files the source would have. Unless `sync`, files
-    that have changed or are gone are counted, and left as they are.
+    `state` tells how the file of an item is now, `covers` which known files the source would have,
+    `hidden` which of these it may still have, unseen. Unless `sync`, files that have changed or are gone are counted,
+    and left as they are.
     """
     found, fresh, excluded = Difference(dict(ledger.files)), [], ledger.excluded
     for file, group in groupby(items, key=lambda item: item.file):
@@ -74,7 +79,9 @@ def compare(
     _clash(found, [item for item in fresh if item.id in taken], table)
     found.items = sorted([*found.items, *(item for item in fresh if item.id not in taken)], key=lambda item: item.place)
     here = {item.file for item in items}
-    _gone(found, [file for file, old in ledger.files.items() if file not in here and covers(old)], table, sync)
+    absent = [(file, hidden(old)) for file, old in ledger.files.items() if file not in here and covers(old)]
+    found.hidden = sum(unseen for _, unseen in absent)
+    _gone(found, [file for file, unseen in absent if not unseen], table, sync)
     found.tried |= {item.file for item in found.items}
     return found
 
@@ -159,6 +166,23 @@ def known(path: Path, before: Manifest, table: Table) -> Ledger:
     return ledger
 
 
+def hiding(folder: Path) -> Callable[[KnownFile], bool]:
+    """Return a function that tells whether a file below `folder` may be there, where none can be seen."""
+
+    @cache
+    def closed(inside: PurePosixPath) -> bool:
+        path = folder / inside
+        try:
+            with os.scandir(path):
+                return False
+        except FileNotFoundError:
+            return path.is_symlink()  # to a disk that is not mounted
+        except OSError as error:
+            return not isinstance(error, NotADirectoryError)
+
+    return lambda known: any(map(closed, PurePosixPath(known["source"]).parents))
+
+
 def told(change: Difference, sync: bool) -> Iterator[str]:
     """Yield lines that say what there is to do, and what is left as it is."""
     left = f"{change.changed:,} files have changed and {change.gone:,} are gone since they were indexed"
@@ -168,5 +192,7 @@ def told(change: Difference, sync: bool) -> Iterator[str]:
         yield f"{left}; --sync takes that over"
     if change.excluded:
         yield f"{change.excluded:,} files stay out because they were deleted (tools/gallery.py restores them)"
+    if change.hidden:
+        yield f"{change.hidden:,} files stay, because their folders cannot be listed, or are links to nothing"
     if change.elsewhere:
         yield f"{change.elsewhere:,} files are skipped: the gallery has their ids from another folder"

@@ -30,7 +30,7 @@ from distill.retrieval.gallery import check_release
 from distill.retrieval.ledger import KnownFile, Ledger, StoredNote
 from distill.retrieval.parts import PartMaker, finished
 from distill.retrieval.segment import Segment
-from distill.retrieval.sources import Cut, Item, Note, VideoSource, open_source
+from distill.retrieval.sources import Cut, FileSource, Item, Note, VideoSource, open_source
 from distill.retrieval.stored import row_bytes
 from distill.retrieval.table import Table
 from distill.retrieval.vectors import KINDS
@@ -168,8 +168,11 @@ class _Index:
         table = None if self.before is None else Table(self.out, self.before)
         self.ledger = Ledger()
         if self.before is not None and table is not None:
-            self.ledger = difference.known(self.out, self.before, table)
-        change = difference.compare(self.source.items, self._now, self._covers(), table, self.ledger, sync)
+            sources = [made["source"] for made in self.made_of]
+            self.ledger = difference.known(self.out, self.before, table).joined(self.folders, sources)
+        hidden = [difference.hiding(self.source.root)] if isinstance(self.source, FileSource) else []
+        items = self.source.items
+        change = difference.compare(items, self._now, self._covers(), table, self.ledger, sync, *hidden)
         for line in difference.told(change, sync) if self.before is not None else ():
             log.info("%s: %s", self.out, line)
         return change

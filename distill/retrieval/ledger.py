@@ -7,7 +7,7 @@
 Opening a gallery and searching it read none of them. A generation lists at most one of each kind.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NotRequired
@@ -69,6 +69,19 @@ class Ledger:
         files = {line["file"]: line for line in _read(path, manifest, FILES, KnownFile)}
         excluded = {line["id"]: line for line in _read(path, manifest, EXCLUDED, Excluded)}
         return cls(files, notes(path, manifest), excluded)
+
+    def joined(self, folders: Sequence[str], sources: Sequence[str]) -> "Ledger":
+        """Number each folder and source by its first place in these lists: a move can make two of them one."""
+
+        def first(places: Sequence[str], number: int) -> int:
+            return places.index(places[number]) if 0 <= number < len(places) else number
+
+        for line in (*self.files.values(), *self.notes):
+            line["of"] = first(sources, line["of"])
+        for file in self.files.values():
+            if "folder" in file:
+                file["folder"] = first(folders, file["folder"])
+        return self
 
     def write(self, path: Path, number: int) -> dict[str, SealedFile]:
         """Write all of it for generation `number`; return the files for its manifest."""

@@ -187,7 +187,7 @@ class FileSource(VideoSource):
                 self.items.append(Item(files.span_id(file.id, span), file.id, mark, file.changed, place, span))
 
     def _cut(self, found: list[VideoFile], cut: Cut | None) -> Iterator[list[Span]]:
-        """Yield the spans of every file; a file whose length cannot be read has none and is noted as broken."""
+        """Yield the spans of every file; one whose length cannot be read stays whole, for a note."""
         if cut is None:
             for _ in found:
                 yield [None]
@@ -196,8 +196,7 @@ class FileSource(VideoSource):
         probed = in_order(self.pool, self.workers, partial(attempt, probe), paths)
         for file, info in zip(found, progress(probed, "read lengths of videos", len(found)), strict=True):
             if isinstance(info, VideoError):
-                self.broken.append(_note(file, info))
-                yield []
+                yield [None]  # loading it says why
             elif not info.duration <= cut.overlap + MOST_SPANS * cut.step:
                 many = VideoError(
                     f"{info.duration:g} s make more than {MOST_SPANS:,} segments; cut it into longer ones"

@@ -25,6 +25,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from distill.data.tokens import is_cut
@@ -60,6 +61,15 @@ _PLAIN = {
     404: "there is nothing here; / is the page and /openapi.json lists the rest",
     405: "this address does not take that method; /openapi.json lists what it takes",
 }
+
+
+class _IdConvertor(PathConvertor):
+    """The id of a video in an address: any characters, of which Starlette's own takes no line ends."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("id", _IdConvertor())
 
 
 class Newest:
@@ -149,8 +159,8 @@ def _add_search(app: FastAPI, batcher: Batcher[Answer]) -> None:
 
 
 def _add_videos(app: FastAPI, newest: Newest) -> None:
-    @app.head("/videos/{video:path}", include_in_schema=False)
-    @app.get("/videos/{video:path}", response_class=FileResponse, responses=_VIDEO)
+    @app.head("/videos/{video:id}", include_in_schema=False)
+    @app.get("/videos/{video:id}", response_class=FileResponse, responses=_VIDEO)
     def video(request: Request, video: str, pieces: bool = False) -> Response:
         """Return the file of a video, or the range of its bytes that was asked for.
 
@@ -165,8 +175,8 @@ def _add_videos(app: FastAPI, newest: Newest) -> None:
 
 
 def _add_posters(app: FastAPI, newest: Newest) -> None:
-    @app.head("/posters/{video:path}", include_in_schema=False)
-    @app.get("/posters/{video:path}", response_class=Response, responses=_POSTER)
+    @app.head("/posters/{video:id}", include_in_schema=False)
+    @app.get("/posters/{video:id}", response_class=Response, responses=_POSTER)
     def poster(request: Request, video: str) -> Response:
         """Return a small picture of a video, a JPEG of the frame that weighs most."""
         jpeg = newest().poster(video)
