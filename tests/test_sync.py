@@ -490,3 +490,13 @@ def test_a_file_whose_length_cannot_be_read_any_more_has_changed(corpus, videos,
     assert {note["video"] for note in notes(path, manifest)} == {"broken", "red"}
     put(corpus, videos, "red", "red")
     assert build_gallery(encoder, videos, path, cut=Cut(2.0), append=True).counts["videos"] == 9
+
+
+def test_what_is_appended_is_cut_as_the_source_was_before(corpus, videos, tmp_path):  # noqa: F811
+    encoder, path = ColourEncoder(tmp_path / "release", 0.1), tmp_path / "gallery"
+    build_gallery(encoder, videos, path, cut=Cut(2.0))
+    put(corpus, videos, "late", "red")
+    build_gallery(encoder, videos, path, append=True)
+    added = Gallery.open(path, encoder)
+    assert {"late@0-2", "late@2-4"} <= ids(added)
+    assert build_gallery(encoder, videos, path, sync=True) == added.manifest, "and a sync has nothing to do"

@@ -14,7 +14,7 @@ as it is.
 
 --append adds what is new and says how many files have changed or are gone. --sync takes over all of that at once: rows
 of new files come, those of changed files (other bytes, or another time of change) are replaced, those of files that are
-gone from SOURCE are deleted. It cuts files as it did before unless told otherwise. What tools/gallery.py deleted stays
+gone from SOURCE are deleted. Both cut files as before unless told otherwise. What tools/gallery.py deleted stays
 out, even if its file changes, until tools/gallery.py restores it.
 
 The gallery remembers its release and the videos relative to itself, so all can be moved together. Of every row a small

@@ -46,21 +46,20 @@ def compare(
     items: Sequence[Item],
     state: Callable[[Item], KnownFile],
     covers: Callable[[KnownFile], bool],
+    hidden: Callable[[KnownFile], bool],
     table: Table | None,
     ledger: Ledger,
     sync: bool,
-    hidden: Callable[[KnownFile], bool] = lambda _: False,
 ) -> Difference:
     """Compare the items of a source with a gallery's table and ledger.
 
-    `state` tells how the file of an item is now, `covers` which known files the source would have,
-    `hidden` which of these it may still have, unseen. Unless `sync`, files that have changed or are gone are counted,
-    and left as they are.
+    `state` tells how the file of an item is now, `covers` which known files the source would have, `hidden` which of
+    these it may have unseen. Unless `sync`, files that have changed or are gone are counted, and left as they are.
     """
-    found, fresh, excluded = Difference(dict(ledger.files)), [], ledger.excluded
+    found, fresh = Difference(dict(ledger.files)), []
     for file, group in groupby(items, key=lambda item: item.file):
         own = list(group)
-        wanted = [item for item in own if item.id not in excluded and item.file not in excluded]
+        wanted = [item for item in own if not {item.id, item.file} & ledger.excluded.keys()]
         found.excluded += not wanted
         now, old = state(own[0]), ledger.files.get(file)
         if old is None:
@@ -75,15 +74,21 @@ def compare(
             found.files[file] = now if sync or not old["seen"] else old
         else:
             _changed(found, wanted, now, _rows(table, file), sync)
-    taken = held(table, [item.id for item in fresh])
-    _clash(found, [item for item in fresh if item.id in taken], table)
-    found.items = sorted([*found.items, *(item for item in fresh if item.id not in taken)], key=lambda item: item.place)
+    _take(found, fresh, table)
     here = {item.file for item in items}
-    absent = [(file, hidden(old)) for file, old in ledger.files.items() if file not in here and covers(old)]
-    found.hidden = sum(unseen for _, unseen in absent)
-    _gone(found, [file for file, unseen in absent if not unseen], table, sync)
+    absent = {file: hidden(old) for file, old in ledger.files.items() if file not in here and covers(old)}
+    found.hidden = sum(absent.values())
+    _gone(found, [file for file, unseen in absent.items() if not unseen], table, sync)
     found.tried |= {item.file for item in found.items}
     return found
+
+
+def _take(found: Difference, fresh: Sequence[Item], table: Table | None) -> None:
+    """Add what is new to the items, in its place; what the gallery has is not new."""
+    taken = held(table, [item.id for item in fresh])
+    _clash(found, [item for item in fresh if item.id in taken], table)
+    fresh = [item for item in fresh if item.id not in taken]
+    found.items = sorted([*found.items, *fresh], key=lambda item: item.place)
 
 
 def _clash(found: Difference, items: Sequence[Item], table: Table | None) -> None:
@@ -166,8 +171,13 @@ def known(path: Path, before: Manifest, table: Table) -> Ledger:
     return ledger
 
 
-def hiding(folder: Path) -> Callable[[KnownFile], bool]:
-    """Return a function that tells whether a file below `folder` may be there, where none can be seen."""
+def hiding(folder: Path | None) -> Callable[[KnownFile], bool]:
+    """Return a function that tells whether a file below `folder` may be there, where none can be seen.
+
+    None stands for a source that shows all that it has.
+    """
+    if folder is None:
+        return lambda _: False
 
     @cache
     def closed(inside: PurePosixPath) -> bool:

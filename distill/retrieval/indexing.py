@@ -57,9 +57,9 @@ def build_gallery(
     """Indexes `path` (a frame set, a folder of video files, or a text file that lists some) into the gallery `out`.
 
     A gallery that was made of the same videos is kept, and any other refused, unless `append` adds the files that it
-    lacks, or `sync` also replaces the rows of files that have changed and deletes those of files that are gone; it cuts
-    files and stores captions and posters as the source was indexed before, unless told otherwise. Without anything to
-    do the generation stays. What was deleted by hand is never added again.
+    lacks, or `sync` also replaces the rows of files that have changed and deletes those of files that are gone. Both
+    cut files as the source was before, and a sync stores captions and posters as then, unless told otherwise. Without
+    anything to do the generation stays. What was deleted by hand is never added again.
 
     Videos that cannot be read are left out and listed in the gallery's notes, with the reason. `videos` is the folder
     of the video files, so that answers name files; `vectors` one of `vectors.KINDS` (float32, or what the gallery has);
@@ -70,9 +70,9 @@ def build_gallery(
             f"{release.path}: a teacher, which scores text and video together and has no vectors to search; "
             "train a student from its labels and index that"
         )
+    made = _made_before(out, path) if append or sync else {}
+    cut = cut or (Cut(made["seconds"], made["overlap"]) if "seconds" in made else None)
     if sync:
-        made = _made_before(out, path)
-        cut = cut or (Cut(made["seconds"], made["overlap"]) if "seconds" in made else None)
         captions, posters = captions or made.get("captions", False), posters and made.get("posters", True)
     with open_source(path, videos, release.frames_config, release.path, cut, workers) as source:
         if captions:
@@ -170,9 +170,9 @@ class _Index:
         if self.before is not None and table is not None:
             sources = [made["source"] for made in self.made_of]
             self.ledger = difference.known(self.out, self.before, table).joined(self.folders, sources)
-        hidden = [difference.hiding(self.source.root)] if isinstance(self.source, FileSource) else []
+        hidden = difference.hiding(self.source.root if isinstance(self.source, FileSource) else None)
         items = self.source.items
-        change = difference.compare(items, self._now, self._covers(), table, self.ledger, sync, *hidden)
+        change = difference.compare(items, self._now, self._covers(), hidden, table, self.ledger, sync)
         for line in difference.told(change, sync) if self.before is not None else ():
             log.info("%s: %s", self.out, line)
         return change
