@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, settings
 from processes import QUIET, ROOT, Ranks
 from safetensors.torch import save_file
 
@@ -25,11 +26,16 @@ ARCHITECTURE = {
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
 
+# No test depends on the time that it takes: the machine may be busy
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
 
 LONGEST = (
-    "training faults arrow interruptions server label_jobs labels prompt_switch glscl eercf bench_training loader "
+    "training faults bench_training server page label_jobs demo_corpus arrow memory label_tiers recipes bench export "
 )
-LONGEST += "memory evaluate indexing gallery readme convert mutations release remote wheel"  # files, the longest first
+LONGEST += (
+    "prompt_switch interruptions convert loader wheel odd_folder store plan indexing glscl eercf mutations parity"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

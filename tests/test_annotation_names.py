@@ -164,7 +164,7 @@ def test_captions_of_several_lines_are_kept_and_counted(tmp_path: Path, caplog: 
     assert [record.getMessage() for record in caplog.records] == [f"{path}: {words}"]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.text(st.sampled_from('ab ,"\n.'), max_size=8), min_size=1, max_size=6))
 def test_no_row_is_lost_whatever_quotes_stand_in_captions(tmp_path_factory: pytest.TempPathFactory, texts: list[str]):
     """Captions written raw, as a careless program does: each row comes back as it is, or the file is refused."""

@@ -45,7 +45,7 @@ def run(search, asking, *, batch=8, capacity=100, gather=0.0, patience=10.0):
         return asyncio.run(main())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 5), st.sampled_from([(1, None), (2, None), (2, 7)])), min_size=1, max_size=20))
 def test_everyone_gets_the_answers_to_their_own_queries_in_order(requests):
     asked = [([f"{number}.{i}" for i in range(size)], *depth) for number, (size, depth) in enumerate(requests)]

@@ -12,7 +12,6 @@ import pytest
 import torch
 from conftest import one_line_error, python
 from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -430,7 +429,6 @@ def test_a_release_of_other_widths_inside_blocks_loads_and_encodes(tmp_path):
     assert release.encode_frames(pixels, torch.ones(1, FRAMES, dtype=torch.bool)).vector.isfinite().all()
 
 
-@settings(deadline=None)
 @drawn(width=st.integers(1, 64).map(lambda heads: 64 * heads), inner=st.integers(1, 40_000))
 def test_the_ratio_gives_open_clip_the_very_width_of_the_tensors(width, inner):
     tensors = {"visual.transformer.resblocks.0.mlp.c_fc.weight": torch.zeros(inner, 1)}

@@ -170,7 +170,7 @@ def listed(path: Path) -> dict[str, bytes]:
 
 
 @given(st.dictionaries(st.from_regex(r"[a-zé]{1,130}(\.[a-z]{1,4}){0,2}", fullmatch=True), st.binary(max_size=1500)))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_members_are_those_that_pythons_reader_finds(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]):
     for layout in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         path = tmp_path_factory.mktemp("tar") / "a.tar"
@@ -222,7 +222,7 @@ def test_a_tar_that_cannot_be_trusted_is_refused(tmp_path: Path, data: bytes, wo
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_no_damage_does_more_than_be_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     """Flipped bytes and cuts: every member that is still listed lies inside the file."""
     path = tmp_path_factory.mktemp("damage") / "a.tar"

@@ -69,7 +69,7 @@ def test_linked_folders_are_searched_and_loops_end(tmp_path: Path, caplog: pytes
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=14))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_file_is_found_once_whatever_links_to_whatever(
     tmp_path_factory: pytest.TempPathFactory, links: list[tuple[int, int]]
 ):

@@ -79,7 +79,7 @@ def test_it_is_built_where_there_is_a_compiler():
     st.booleans(),
     st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_products_and_sums_are_those_of_the_formula(videos, parts, dim, rows, temperature, unit, own, seed):
     generator = torch.Generator().manual_seed(seed)
     keys, values = (torch.randn(videos, parts, dim, generator=generator).half() for _ in range(2))

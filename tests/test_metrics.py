@@ -37,7 +37,7 @@ def test_a_constant_similarity_finds_nothing():
     assert ranks_v2t(similarity, own).tolist() == [3] * 4
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 12), st.integers(2, 6), st.integers(0, 999))
 def test_ranks_equal_brute_force(num_texts, num_videos, seed):
     rng = np.random.default_rng(seed)
@@ -126,7 +126,7 @@ def trec_eval(queries, hits):
     return ranks, recall | {"MdR": np.median(ranks), "MnR": ranks.mean()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(retrieval())
 def test_text_to_video_agrees_with_trec_eval(case):
     scores, own = case
@@ -136,7 +136,7 @@ def test_text_to_video_agrees_with_trec_eval(case):
     assert summarise(found) == pytest.approx(expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(retrieval())
 def test_video_to_text_agrees_with_trec_eval_on_groups_of_captions(case):
     scores, own = case
@@ -183,7 +183,7 @@ def test_recall_interval_draws_the_captions_of_a_video_together():
     assert repeated == pytest.approx(once)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 7), st.integers(1, 6), st.floats(0.1, 100), st.integers(0, 999))
 def test_dual_softmax_is_the_formula(num_texts, num_videos, scale, seed):
     logits = (scale * np.random.default_rng(seed).standard_normal((num_texts, num_videos))).astype(np.float32)
@@ -204,7 +204,7 @@ def test_dual_softmax_keeps_distant_videos_apart():
     assert found[0, 1] != found[0, 2] and (logits * logits.softmax(0))[0, 1] == (logits * logits.softmax(0))[0, 2]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 9), st.integers(0, 999))
 def test_query_bank_normalisation_is_the_formula(num_texts, num_videos, num_queries, seed):
     rng = np.random.default_rng(seed)

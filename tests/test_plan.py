@@ -39,7 +39,7 @@ def most_batches(captions: list[int], batch_size: int) -> int:
 
 
 @given(HARD, st.integers(1, 40), st.integers(0, 99))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_an_epoch_has_as_many_batches_as_can_be_filled_with_different_videos(
     captions: list[int], batch_size: int, seed: int
 ):
@@ -60,7 +60,7 @@ def test_an_epoch_has_as_many_batches_as_can_be_filled_with_different_videos(
 
 
 @given(HARD, st.integers(1, 8), st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_captions_of_a_video_are_spread_evenly(captions: list[int], batch_size: int, seed: int):
     """Each half of the epoch has its share of every video's captions, and so has each half of a half."""
     plan = Plan(captions, batch_size, epochs=1, seed=seed)
@@ -132,7 +132,7 @@ def test_a_batch_larger_than_the_videos_is_refused():
 
 
 @given(COUNTS, st.integers(1, 30), st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_together_every_caption_comes_at_most_once_in_shuffled_order(captions: list[int], batch_size: int, seed: int):
     batch_size = min(batch_size, sum(captions))
     plan = Plan(captions, batch_size, epochs=2, seed=seed, same_video_apart=False)
@@ -191,7 +191,7 @@ def epochs_of(plan: Plan) -> list[list[list[tuple[int, int]]]]:
 
 
 @given(windowed(), st.integers(0, 99))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_a_windowed_batch_needs_few_shards_and_keeps_the_rules(made: tuple, seed: int):
     """Against the definition, by brute force over what came out."""
     captions, shards, window, batch_size, apart = made
@@ -213,7 +213,7 @@ def test_a_windowed_batch_needs_few_shards_and_keeps_the_rules(made: tuple, seed
 
 
 @given(st.integers(2, 6), st.lists(HARD, min_size=2, max_size=4), st.integers(0, 99))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_each_window_has_as_many_batches_as_it_can_fill_with_what_waited(
     batch_size: int, made: list[list[int]], seed: int
 ):
@@ -232,7 +232,7 @@ def test_each_window_has_as_many_batches_as_it_can_fill_with_what_waited(
 
 
 @given(windowed(most=1), st.integers(1, 5), st.integers(0, 99))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_with_windows_only_the_tail_of_an_epoch_is_left_out(made: tuple, each: int, seed: int):
     """Videos with equally many captions: whatever is missing comes from the shards that were drawn last."""
     ones, shards, window, batch_size, apart = made
@@ -246,7 +246,7 @@ def test_with_windows_only_the_tail_of_an_epoch_is_left_out(made: tuple, each: i
 
 
 @given(windowed(), st.integers(0, 99), st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_windowed_plan_is_a_pure_function_of_the_step(made: tuple, seed: int, data: st.DataObject):
     """A run that resumes at any step, and one whose batches are cut among several processes, sees the same pairs."""
     captions, shards, window, batch_size, apart = made
@@ -262,7 +262,7 @@ def test_a_windowed_plan_is_a_pure_function_of_the_step(made: tuple, seed: int, 
 
 
 @given(st.integers(4, 9), st.integers(1, 9), st.lists(st.integers(0, 9), min_size=2, max_size=5), st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_what_waited_comes_into_the_first_batches_of_the_next_window(
     videos: int, each: int, more: list[int], seed: int
 ):
@@ -283,7 +283,7 @@ def test_shards_come_in_another_order_every_epoch():
 
 
 @given(st.integers(1, 400), st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_one_video_with_too_many_captions_costs_only_captions_of_its_own(most: int, seed: int):
     """A video's captions cannot stand apart in fewer batches than two windows have; all others still come."""
     plan = Plan([most] + [3] * 47, 4, 1, seed, shards=[8] * 6, window=1)

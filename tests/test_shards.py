@@ -84,7 +84,7 @@ def test_a_folder_begun_with_other_settings_is_refused(tmp_path: Path):
 
 
 @given(place=st.integers(min_value=0), value=st.integers(1, 255))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_flipped_byte_is_noticed(tmp_path_factory: pytest.TempPathFactory, place: int, value: int):
     folder = tmp_path_factory.mktemp("flip")
     sealed(folder)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
@@ -64,7 +64,6 @@ def test_texts_do_not_depend_on_their_neighbours():
     np.testing.assert_array_equal(tokenizer(["a cat", "a dog"])[1], tokenizer(["a dog"])[0])
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=0x17F), max_size=40))
 @example("A man's  CAR, <start_of_text> &amp; 42 don't&")
 @example("tabs\tand \x1b[31mcolours\x1b[0m")
@@ -100,7 +99,6 @@ def test_cut_captions_are_counted_in_one_line_with_those_that_become_equal(max_w
     assert (max_words == 24) == (cut == 0)
 
 
-@settings(deadline=None)
 @given(texts=st.lists(st.text("ab é1,", max_size=14), max_size=8), max_words=st.integers(3, 8))
 def test_any_captions_are_counted_as_pair_by_pair(texts: list[str], max_words: int):
     lines: list[str] = []

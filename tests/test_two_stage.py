@@ -124,7 +124,7 @@ def test_the_parts_of_a_score_sum_up_to_it_from_the_fields_they_name(name):
 @given(
     st.integers(1, 20), st.integers(1, 60), st.integers(1, 60), st.integers(1, 14), st.integers(1, 3), st.integers(0, 9)
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_later_parts_are_added_for_the_best_by_the_first_and_no_others(queries, candidates, count, k, of_best, seed):
     first, second = Watched(queries, candidates, seed), Watched(queries, candidates, seed + 100)
     order = torch.rand(queries, candidates, generator=torch.Generator().manual_seed(seed)).argsort(1)
@@ -160,7 +160,7 @@ def test_the_candidates_have_their_full_scores_and_lead_the_others(name, count):
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(1, 70), st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_only_candidates_are_ranked_whatever_is_scored_together(num_queries, num_candidates, count, seed):
     generator = torch.Generator().manual_seed(seed)
     queries, vectors = (torch.randn(n, 6, generator=generator).double() for n in (num_queries, num_candidates))
