@@ -40,9 +40,7 @@ class Recipe(Config):
     out: str = "runs"  # the run goes to OUT/NAME
     seed: int = 0  # of initial weights, batch order and dropout
     model: ModelConfig
-    init: str | None = (
-        None  # release from whose weights training starts; null: from those of model.clip, the rest fresh
-    )
+    init: str | None = None  # release from whose weights training starts; null: those of model.clip, the rest fresh
     data: DataConfig
     labels: list[Label] = Field(default=[])  # without any, the contrastive loss and the model's own remain
     losses: LossConfig = LossConfig()

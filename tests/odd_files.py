@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 
 import av
-import numpy as np
-from test_timeline import regular, write
 from videos.drawing import picture
+from videos.writing import regular, song, sound, with_sound, write
 
 FFMPEG = shutil.which("ffmpeg")
 
@@ -34,41 +33,16 @@ class Odd:
     numbers: Sequence[int] = ()  # of the frames, if they do not count from 0
 
 
-def coded(
-    path: Path, codec: str, times: Sequence[Fraction], pixels: str = "yuv420p", size: int = 64, **options: str
-) -> None:
+def coded(path: Path, codec: str, times: Sequence[Fraction], pixels: str = "yuv420p", **options: str) -> None:
     """A file of frames in any codec and pixel format; containers take their own time base."""
     rate = 1 / (times[1] - times[0])
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
-        stream.width, stream.height, stream.pix_fmt = size, size, pixels
+        stream.width, stream.height, stream.pix_fmt = 64, 64, pixels
         for number in range(len(times)):
-            frame = av.VideoFrame.from_ndarray(picture(number, size, size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
             container.mux(stream.encode(frame.reformat(format=pixels)))
         container.mux(stream.encode())
-
-
-def with_sound(path: Path, times: Sequence[Fraction], seconds: float, sound_first: bool = True) -> None:
-    """A file whose sound lasts `seconds`."""
-    with av.open(str(path), "w") as container:
-        kinds = ("aac", "libx264") if sound_first else ("libx264", "aac")
-        made = {kind: container.add_stream(kind, rate=8000 if kind == "aac" else 10) for kind in kinds}
-        sound, video = made["aac"], made["libx264"]
-        sound.layout = "mono"
-        video.width = video.height = 64
-        video.pix_fmt = "yuv420p"
-        video.codec_context.time_base = Fraction(1, 1000)
-        for number, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
-            frame.pts, frame.time_base = int(time * 1000), Fraction(1, 1000)
-            container.mux(video.encode(frame))
-        container.mux(video.encode())
-        silence = av.AudioFrame.from_ndarray(
-            np.zeros((1, int(8000 * seconds)), np.float32), format="fltp", layout="mono"
-        )
-        silence.rate, silence.pts = 8000, 0
-        container.mux(sound.encode(silence))
-        container.mux(sound.encode())
 
 
 def remuxed(path: Path, cut: float) -> None:
@@ -95,10 +69,10 @@ def joined(path: Path) -> None:
     path.write_bytes(content + content)
 
 
-def half(path: Path, share: float = 0.6, **options: str) -> None:
+def half(path: Path, **options: str) -> None:
     """A download that broke off."""
     content = write(path, regular(60, 25), **options).read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
+    path.write_bytes(content[: len(content) * 3 // 5])
 
 
 def liar(path: Path) -> None:
@@ -106,30 +80,6 @@ def liar(path: Path) -> None:
     content = bytearray(write(path, regular(30, 10)).read_bytes())
     struct.pack_into(">I", content, content.index(b"stts") + 12, 2**31 - 1)
     path.write_bytes(content)
-
-
-def song(path: Path) -> None:
-    """Sound with a cover picture."""
-    with av.open(str(path), "w") as container:
-        sound, cover = container.add_stream("aac", rate=8000, layout="mono"), container.add_stream("mjpeg", rate=1)
-        cover.width = cover.height = 64
-        cover.pix_fmt, cover.disposition = "yuvj420p", av.stream.Disposition.attached_pic
-        container.mux(cover.encode(av.VideoFrame.from_ndarray(picture(5), format="rgb24").reformat(format="yuvj420p")))
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        silence.rate = 8000
-        container.mux(sound.encode(silence))
-        container.mux(sound.encode())
-        container.mux(cover.encode())
-
-
-def sound(path: Path) -> None:
-    """Sound alone."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=8000, layout="mono")
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        silence.rate = 8000
-        container.mux(stream.encode(silence))
-        container.mux(stream.encode())
 
 
 def packed(path: Path) -> None:

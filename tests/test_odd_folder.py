@@ -13,8 +13,8 @@ from odd_files import ODD, Odd
 from PIL import Image
 from serving import serving
 from test_release import make, release
-from test_timeline import regular, write
 from videos.drawing import number_of
+from videos.writing import regular, write
 
 from distill.data.frames import FrameSet
 from distill.data.video import stem

@@ -18,6 +18,7 @@ from videos import oracle
 from videos.campaign import campaign
 from videos.drawing import Drawn, number_of, picture
 from videos.drawing import write as write_drawn
+from videos.writing import regular, song, with_sound, write
 
 from distill.data import files
 from distill.data.sampler import GlsclSampler, PromptSwitchSampler
@@ -25,32 +26,6 @@ from distill.data.sampling import sample_one, sample_video
 from distill.data.timeline import Span
 from distill.data.video import probe
 from distill.errors import VideoError
-
-CODECS = {"mp4": "libx264", "mkv": "libx264", "webm": "libvpx", "avi": "libx264", "ts": "libx264", "flv": "libx264"}
-
-
-def write(
-    path: Path, times: list[Fraction], b_frames: int = 0, aspect: Fraction | None = None, rate: int = 25, **options: str
-) -> Path:
-    """A video whose frame `n` is shown from `times[n]` on (seconds)."""
-    with av.open(str(path), "w", options=options) as container:
-        base = Fraction(1, 90_000)
-        given = {"bf": str(b_frames)} if b_frames else {}
-        stream = container.add_stream(CODECS[path.suffix[1:]], rate=rate, options={"g": "12", **given})
-        stream.width = stream.height = 64
-        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", base
-        if aspect:
-            stream.codec_context.sample_aspect_ratio = aspect
-        for number, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
-            frame.pts, frame.time_base = int(time / base), base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
-def regular(count: int, rate: Fraction | int, start: float = 0) -> list[Fraction]:
-    return [Fraction(start) + number / Fraction(rate) for number in range(count)]
 
 
 def shown(path: Path, span: Span) -> list[tuple[int, float]]:
@@ -116,20 +91,7 @@ def test_a_stretch_shorter_than_a_second_or_than_a_frame_holds_what_is_shown_in_
 
 
 def test_a_video_that_begins_after_its_sound_is_shown_when_a_player_shows_it(tmp_path):
-    with av.open(str(tmp_path / "late.mp4"), "w") as container:
-        video, sound = container.add_stream("libx264", rate=10), container.add_stream("aac", rate=8000, layout="mono")
-        video.width = video.height = 64
-        video.pix_fmt = "yuv420p"
-        for number in range(50):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
-            frame.pts, frame.time_base = 30 + number, Fraction(1, 10)
-            container.mux(video.encode(frame))
-        container.mux(video.encode())
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 64000), np.float32), format="fltp", layout="mono")
-        silence.rate = 8000
-        silence.pts = 0
-        container.mux(sound.encode(silence))
-        container.mux(sound.encode())
+    with_sound(tmp_path / "late.mp4", regular(50, 10, start=3), 8.0)
     assert [second for _, second in shown(tmp_path / "late.mp4", None)] == pytest.approx([3, 4, 5, 6, 7], abs=0.2)
     found = sample_video(tmp_path / "late.mp4", [(0.0, 1.0), (3.5, 5.0)], oracle.PICK, 64)
     assert isinstance(found[0], VideoError) and not isinstance(found[1], VideoError)
@@ -192,18 +154,7 @@ def test_a_header_cannot_make_the_job_large(tmp_path):
 
 
 def test_a_cover_picture_is_no_video(tmp_path):
-    with av.open(str(tmp_path / "song.mp4"), "w") as container:
-        sound = container.add_stream("aac", rate=8000, layout="mono")
-        cover = container.add_stream("mjpeg", rate=1)
-        cover.width = cover.height = 64
-        cover.pix_fmt = "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
-        container.mux(cover.encode(av.VideoFrame.from_ndarray(picture(5), format="rgb24").reformat(format="yuvj420p")))
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        silence.rate = 8000
-        container.mux(sound.encode(silence))
-        container.mux(sound.encode())
-        container.mux(cover.encode())
+    song(tmp_path / "song.mp4")
     with pytest.raises(VideoError, match="no video stream"):
         probe(tmp_path / "song.mp4")
 

@@ -1,7 +1,7 @@
 """`python tests/trainings.py RECIPE[,section.key=value ...] ...`: several trainings, one after the other.
 
-Training alone, without tests and releases, so that starting a process is paid once for all of them. Under torchrun
-every process takes its part in each.
+Training alone, without tests and releases, so that starting a process is paid once for all of them. Started as
+several processes, each takes its part in every one.
 """
 
 import sys

@@ -125,8 +125,9 @@ def _listed(path: Path) -> list[Path]:
         raise ArtefactError(
             f"{path}: no such file; expected a frame set, a folder of video files, or a text file of their paths"
         )
-    lines = [] if is_video_file(path) else read_list(path)
-    if is_video_file(path) or any("\0" in line for line in lines):
+    is_video = is_video_file(path)
+    lines = [] if is_video else read_list(path)
+    if is_video or any("\0" in line for line in lines):
         raise ArtefactError(f"{path}: not a text file; expected one with the path of a video in every line")
     return [path.parent / line for line in lines]
 

@@ -259,8 +259,10 @@ def _answers(loader: DataLoader) -> Iterator:
         if loader.num_workers:
             # What FFmpeg's threads belong to must never be freed in a worker: a fork lacks them, and waits for ever
             gc.freeze()
-        answers = iter(loader)
-        gc.unfreeze()
+        try:
+            answers = iter(loader)
+        finally:
+            gc.unfreeze()
     try:
         while (answer := _next(answers)) is not None:
             if isinstance(answer, ExpectedError):

@@ -156,7 +156,7 @@ class PromptSwitchSampler(Config):
         passes = self.num_frames // self.prompts
         shares = np.arange(1, passes + 1)[:, None] / (passes + 1)
         asked = (parts[:-1] + shares * np.diff(parts)).ravel()
-        return (np.searchsorted(edges[1:-1], asked, side="right")).tolist()
+        return np.searchsorted(edges[1:-1], asked, side="right").tolist()
 
 
 def _none(total: int, start: float | None, end: float | None) -> str:

@@ -146,7 +146,7 @@ def decode(source: Source, timeline: Timeline, frames: Collection[int]) -> Itera
 
 
 def _number(frame: av.VideoFrame, before: tuple[int, av.VideoFrame] | None, ticks: list[int] | None) -> int:
-    """Return the number of a decoded frame, by the time stamps of all; None where frames are counted."""
+    """Return the number of a decoded frame: by the time stamps of all, or the next one where those are None."""
     if ticks is None or frame.pts is None:
         return 0 if before is None else before[0] + 1
     return bisect_right(ticks, frame.pts) - 1

@@ -68,9 +68,8 @@ def _check_meaning(path: Path, release: Release, config: RetrievalConfig, archit
         )
     before = parse_model_config(release.config.model, str(path)).model_dump(mode="json")
     keys = changed(before, config.released().model_dump(mode="json"))
-    keys = [
-        key for key in keys if not key.startswith("clip.") and key != "temporal.init"
-    ]  # of weights that are replaced
+    # clip.* and temporal.init say where weights come from that are replaced here
+    keys = [key for key in keys if not key.startswith("clip.") and key != "temporal.init"]
     if keys:
         log.warning(f"{path} was trained with another model.{', model.'.join(keys)}; trained on as the recipe says")
 

@@ -96,11 +96,12 @@ def _clash(found: Difference, items: Sequence[Item], table: Table | None) -> Non
     for file, group in groupby(items, key=lambda item: item.file):
         if table is None or _rows(table, file):
             continue
-        for item in group:
+        own = list(group)
+        for item in own:
             other = table.about(table.find(item.id)[0])["source"]
             reason = f"the gallery has its id from {other}; rename one"
             found.clashes.append({"video": item.id, "source": found.files[file]["source"], "reason": reason})
-        if file in {item.id for item in items}:  # not divided, so all of it; it is tried again
+        if own[0].id == file:  # not divided, so all of it; it is tried again
             del found.files[file]
             found.new -= 1
 

@@ -36,13 +36,11 @@ class Encoder(Protocol):
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         """Features of queries."""
-        ...
 
     def encode_frames(
         self, pixels: UInt8[Tensor, "video frame 3 row column"], real: Bool[Tensor, "video frame"]
     ) -> VideoFeatures:
         """Features of padded videos."""
-        ...
 
     def encode_video(self, video: Path) -> VideoFeatures:
         """Features (one row) of a file."""
