@@ -2,6 +2,7 @@
 
 import resource
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ import av
 import numpy as np
 import pytest
 from conftest import frames_at
+from processes import context, prepare
 from test_release import make, release
 from videos import oracle
 from videos.drawing import Drawn, number_of, picture
@@ -22,6 +24,8 @@ from distill.release.release import load
 from distill.retrieval import Gallery
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.sources import Cut
+
+MORE = 200 << 20  # bytes of memory that a reader may take
 
 
 def regular(count: int, rate: Fraction | int) -> tuple[Fraction, ...]:
@@ -139,16 +143,42 @@ def test_a_false_length_or_clock_sizes_nothing(tmp_path, box, place):
     _falsified(tmp_path, box, place, 2**32 - 2)
 
 
+def test_a_reader_of_too_much_memory_is_noticed(tmp_path):
+    assert _exit_code(_take, 100 << 20) == 0 and _exit_code(_take, 300 << 20) == 1
+
+
 def _falsified(folder: Path, box: bytes, place: int, value: int) -> None:
     """Write a number `place` bytes behind the beginning of a box's name; all is read, or refused, in little memory."""
     path = write_drawn(folder / "a.mp4", Drawn("mp4", "libx264", regular(30, 10), Fraction(10), b_frames=2))
     content = bytearray(path.read_bytes())
     struct.pack_into(">I", content, content.index(box) + place, value)
     path.write_bytes(content)
+    assert _exit_code(_read, path) == 0
+
+
+def _exit_code(function: Callable[..., None], *arguments: object) -> int | None:
+    prepare()
+    process = context.Process(target=_measured, args=(function, *arguments))
+    process.start()
+    process.join(60)
+    process.kill()
+    return process.exitcode
+
+
+def _measured(function: Callable[..., None], *arguments: object) -> None:
+    """In a new process, because the largest size that one had never shrinks."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    function(*arguments)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MORE >> 10, "KiB"
+
+
+def _read(path: Path) -> None:
     try:
         found = sample_one(path, None, oracle.PICK, 64)
         assert 1 <= len(found.timestamps) <= 30 and np.isfinite(found.timestamps).all()
     except VideoError as reason:
-        assert str(reason)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10, "KiB"
+        assert str(reason).startswith(("not a video", "truncated", "no video stream"))
+
+
+def _take(size: int) -> None:
+    np.ones(size, np.uint8)

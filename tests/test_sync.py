@@ -18,8 +18,10 @@ from test_indexing import SlowEncoder, ids, killed, processes  # noqa: F401 a fi
 from test_release import make, release
 
 from distill.data.frames import FrameSet
+from distill.data.sampler import Clip4ClipSampler
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import NAME
+from distill.packing.packing import PackConfig, pack
 from distill.retrieval import Gallery, generation, parts, upkeep
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.ledger import notes
@@ -187,12 +189,18 @@ def test_a_frame_set_is_synced_by_the_hashes_of_its_frames(corpus, tmp_path):  #
     frames = shutil.copytree(corpus / "frames8", tmp_path / "frames")
     before = build_gallery(encoder, frames, path)
     assert build_gallery(encoder, frames, path, sync=True).id == before.id
+    others = shutil.copytree(corpus / "videos", tmp_path / "others")
+    shutil.copy(others / "red.mp4", others / "green.mp4")
+    shutil.rmtree(frames)
+    config = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=8), size=32)
+    pack(corpus / "all.csv", "csv", others, frames, config, workers=1)
+    counts = build_gallery(encoder, frames, path, sync=True).counts
+    assert counts["videos"] == 3 and counts["rows"] == 4 and best(path, encoder).keys() == {"red", "blue"}
     (tmp_path / "list.txt").write_text("".join(f"{corpus / 'videos' / name}.mp4\n" for name in COLOURS))
     build_gallery(encoder, tmp_path / "list.txt", tmp_path / "listed")
     (tmp_path / "list.txt").write_text(f"{corpus / 'videos' / 'red.mp4'}\n{corpus / 'videos' / 'blue.mp4'}\n")
     build_gallery(encoder, tmp_path / "list.txt", tmp_path / "listed", sync=True)
     assert ids(Gallery.open(tmp_path / "listed", encoder)) == {"red", "blue"}
-    assert len(FrameSet(frames)) == 3
 
 
 def _sync(encoder, videos, path):
