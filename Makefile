@@ -6,9 +6,10 @@ export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PORT ?= 8000
+TESTS := -n auto --dist loadfile --no-loadscope-reorder --durations=15
 COMPUTING := indexing gallery two_stage calibration export inplace models clip teachers temporal golden compatibility
 
-.PHONY: demo serve study test portable kernels faults mutations videos fuzz two-hosts reference lint install clean
+.PHONY: demo serve study test slow portable kernels faults mutations videos fuzz two-hosts reference lint install clean
 
 demo: install  ## the whole arrow on the embedded corpus, and one table
 	$(BIN)/python tools/demo.py
@@ -19,8 +20,11 @@ serve: install  ## after `make demo`: a page that searches its gallery (PORT=800
 study: install  ## the demo's comparison over several seeds, with intervals (takes two hours or so)
 	$(BIN)/python tools/demo_study.py
 
-test: install lint  ## lint, types and all tests
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15
+test: install lint  ## lint, types and all tests but the slow ones
+	$(BIN)/python -m pytest $(TESTS) -m "not slow"
+
+slow: install  ## the tests that take longest: real launchers, many kills, measured figures; CI runs them too
+	$(BIN)/python -m pytest $(TESTS) -m slow
 
 portable: install  ## tests that compute, under kernels that every processor has; CI runs it too
 	$(BIN)/python tests/kernels.py --setting portable $(COMPUTING:%=tests/test_%.py) -k "not killed and not processes and not gather"

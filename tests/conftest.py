@@ -20,22 +20,18 @@ from safetensors.torch import save_file
 from distill.data.video import decode, probe
 
 ARCHITECTURE = {
-    "embed_dim": 64,
+    "embed_dim": 32,
     "quick_gelu": True,
     "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32},
-    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 
 # No test depends on the time that it takes: the machine may be busy
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
-LONGEST = (
-    "training faults bench_training server page label_jobs demo_corpus arrow memory label_tiers recipes bench export "
-)
-LONGEST += (
-    "prompt_switch interruptions convert loader wheel odd_folder store plan indexing glscl eercf mutations parity"
-)
+LONGEST = "training bench_training faults label_jobs page server recipes convert loader demo_corpus odd_folder store "
+LONGEST += "arrow prompt_switch plan indexing glscl interruptions label_tiers export memory eercf parity bench wheel"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -154,6 +154,7 @@ def test_a_claim_is_judged_at_the_fastest_search_that_finds_enough():
     assert "GLSCL: not shown, no search in two stages finds 99 % of the top ten" in shown
 
 
+@pytest.mark.slow
 def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
     for module, number in ((retrieval, "ROUNDS"), (retrieval, "IN_A_TURN"), (retrieval, "TRIALS")):
         monkeypatch.setattr(module, number, 1)
@@ -218,6 +219,7 @@ def test_releases_and_frames_belong_together(tmp_path):
         bench_retrieval.main(["--videos", "0", "--sizes", "1000000000000", "--folder", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_galleries_of_every_size_are_searched_beside_a_plain_product(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(galleries, "ROUNDS", {1: 2, 64: 1})
     monkeypatch.setattr(written, "DRAWN", 150)

@@ -18,7 +18,7 @@ from distill.errors import ExpectedError
 from tools import bench as tools_bench
 
 TOWER = {"tokens": 17, "patch": 16, "width": 64, "layers": 3, "heads": 2}  # conftest.ARCHITECTURE
-WORDS, FRAMES, DIM, PAIRS, EPOCHS, CAPTIONS, VIDEOS = 24, 12, 64, 4, 2, 20, 8
+WORDS, FRAMES, DIM, PAIRS, EPOCHS, CAPTIONS, VIDEOS = 24, 12, 32, 4, 2, 20, 8
 
 
 def bench(*args: str | Path, **options) -> dict:
@@ -77,6 +77,7 @@ def test_workers_never_change_a_batch_that_was_handed_over(tmp_path: Path, worke
     assert torch.equal(videos[1][0], held[2].frames) and torch.equal(videos[-1][0][0], held[3].frames[0])
 
 
+@pytest.mark.slow
 def test_loader_is_measured_beside_decoding_alone(tmp_path: Path):
     frames = draw_frames(tmp_path / "frames", videos=6, captions=1, num_frames=3, size=64)
     found = bench("loader", frames.path, "--batch", "4", "--rounds", "1", "--workers", "0", "2", tmp_path / "out.json")
@@ -126,6 +127,7 @@ def by_hand() -> int:
     return xclip + ts2net + 2 * text
 
 
+@pytest.mark.slow
 def test_operations_of_live_teachers_are_those_of_their_towers(labels: dict):
     plain, stored, live = (row["flops"] for row in labels["steps"]["rows"])
     assert live - stored == 2 * by_hand()
@@ -147,11 +149,13 @@ def steps_sizes() -> int:
     return total
 
 
+@pytest.mark.slow
 def test_stored_and_live_labels_give_the_same_loss(labels: dict):
     assert labels["steps"]["loss_difference"] < 1e-3  # stored in half precision, as by default
     assert labels["passes"]["loss_difference"] < 1e-4  # in single precision, over whole trainings
 
 
+@pytest.mark.slow
 def test_teachers_passes_are_those_counted_by_hand(labels: dict):
     """A label set takes every video and caption once; live teachers see every pair of every epoch; two teachers."""
     counted = labels["passes"]
@@ -166,6 +170,7 @@ def test_teachers_passes_are_those_counted_by_hand(labels: dict):
     assert f"{EPOCHS * CAPTIONS} times fewer frames, {EPOCHS} times fewer captions" in labels["shown"]
 
 
+@pytest.mark.slow
 def test_labels_are_judged_by_their_goals(labels: dict):
     rows, goals = labels["steps"]["rows"], labels["steps"]["goals"]
     assert [row["step"] for row in rows] == ["no teacher", "labels", "live teachers"]
@@ -175,6 +180,7 @@ def test_labels_are_judged_by_their_goals(labels: dict):
     assert labels["machine"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_waiting_is_what_the_loop_records(world: World, tmp_path: Path):
     recipe = world.recipe("clip", "clip4clip", tmp_path / "recipe")
     found = bench("train", recipe, "labels=[]", "--workers", "0", "--steps", "3", tmp_path / "out.json")["train"]

@@ -105,6 +105,7 @@ def test_no_shot_of_a_gallery_occurs_in_another_split():
             assert split == other or not shots[split] & shots[other]
 
 
+@pytest.mark.slow
 def test_unseen_emoji_occur_nowhere_else():
     unseen = {shot.emoji for clip in of("unseen") for shot in clip.shots}
     others = {shot.emoji for clip in CORPUS if clip.split != "unseen" for shot in clip.shots}

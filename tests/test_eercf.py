@@ -483,6 +483,7 @@ def test_sizes_and_pooling_that_do_not_fit_are_refused(world: World, tmp_path: P
         build().encode_video(frames[:, :3], real[:, :3])
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(world: World, tmp_path: Path):
     """Everything that can be on: patches, learned pooling, a gate per pair, a teacher at every place; ZeRO 3."""
     labels = write_labels(world, "xclip", tmp_path / "labels")

@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from conftest import World, one_line_error, python
 from faults.campaign import campaign
 from faults.setting import prepare
 
 
+@pytest.mark.slow
 def test_random_kills_change_nothing(world: World, tmp_path: Path):
     """A small sample of `make faults`."""
     jobs = prepare(tmp_path, world, ("pack", "train"), clips=15)

@@ -559,6 +559,7 @@ def test_frames_of_the_other_sampler_are_refused(world: World, tmp_path: Path):
         pack_main(pack)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_dropout_and_labels(world: World, tmp_path: Path):
     labels = write_labels(world, "xclip", tmp_path / "labels")
     model = {"kind": "glscl", "clip": {"model": str(world.towers), "freeze_vision": 2}}

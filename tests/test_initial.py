@@ -91,7 +91,7 @@ def test_another_kind_or_shape_is_refused_before_frames_are_opened(world: World,
     with pytest.raises(RecipeError, match=r"do not fit model: missing: temporal\.blocks\.1\.attn.* and 7 more; conf"):
         prepare(recipe(world, tmp_path, "teachclip", init, data=nowhere, model=deeper))
     shorter = _model(world, "teachclip", {"temporal": {"layers": 1, "init": "normal", "positions": 20}})
-    shapes = r"of another shape: temporal\.pos_embed\.weight \[77, 64\] for \[20, 64\];"
+    shapes = r"of another shape: temporal\.pos_embed\.weight \[77, 32\] for \[20, 32\];"
     with pytest.raises(RecipeError, match=shapes):
         prepare(recipe(world, tmp_path, "teachclip", init, data=nowhere, model=shorter))
     with pytest.raises(ExpectedError, match="no such folder"):

@@ -285,7 +285,7 @@ def test_a_full_disk_stops_a_label_dump(world: World, teacher: Path, small_disk)
 
 
 def test_a_full_disk_stops_a_run_and_after_making_room_it_continues(world: World, teacher_run: Path, small_disk):
-    disk = small_disk(60 * MB)  # one checkpoint and the start of a second
+    disk = small_disk(32 * MB)  # one checkpoint and the start of a second
     recipe = world.recipe("xclip", "xclip", disk.path)
     command = ("distill/run.py", recipe, "train.checkpoint_every=5")
     result = python(*command, check=False)

@@ -69,7 +69,7 @@ def test_statistics_equal_a_numpy_oracle(sets: dict[str, Path], shards: Path, ca
         *(min(counts), pytest.approx(np.mean(counts)), max(counts)),
     )
     assert found.short == sum(len(video.timestamps) < 12 for video in videos)
-    dim, words, captions = 64, 24, len(rows)
+    dim, words, captions = 32, 24, len(rows)
     assert found.bytes["relevance"] == captions * 12 * 4
     assert found.bytes["topk"] == captions * (6 * 8 + 8)
     assert found.bytes["features"] == 4 * (captions * (dim + words * dim) + len(videos) * (dim + 12 * dim))

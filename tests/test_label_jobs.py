@@ -124,6 +124,7 @@ def workers_of(launcher: int) -> list[int]:
     return [int(pid) for pid in found if b"dump_soft_labels" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
 def test_a_killed_worker_is_made_up_for(world: World, teacher: Path, tmp_path: Path):
     """Two workers under torchrun; one gets kill -9 while shards remain; the agent starts both again."""
@@ -263,6 +264,7 @@ class TestPlan:
         assert not (tmp_path / "labels").exists()
 
 
+@pytest.mark.slow
 def test_accelerate_launches_it(world: World, teacher: Path, tmp_path: Path):
     launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
     done = command(*launcher, "tools/dump_soft_labels.py", teacher, world.frames["val"], "--out", tmp_path / "labels")

@@ -172,6 +172,7 @@ def saved(model: RetrievalModel, batch: Batch) -> int:
     return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler: nothing to compile with")
 @pytest.mark.filterwarnings("ignore")  # of torch's own compiler
 def test_compiled_blocks_give_the_same_gradient(batch: Batch, monkeypatch: pytest.MonkeyPatch):

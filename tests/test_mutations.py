@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_reader_refuses_what_is_damaged_or_is_not_harmed_by_it(folder: Path):
     torch.set_num_threads(1)
     tallies = campaign.campaign(folder, list(READERS), count=4 * len(READERS), seed=3)

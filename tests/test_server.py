@@ -368,6 +368,7 @@ def test_fifty_clients_at_once_are_served_without_an_error(server, capsys):
     assert httpx.get(f"{server.url}healthz").json()["waiting"] == 0
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_no_fault_with_the_description(server, tmp_path):
     """Hundreds of requests made from openapi.json, good and bad; all checks, so no 5xx, and 503 would be one too."""
     command = [Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}openapi.json", "--checks", "all"]
@@ -455,6 +456,7 @@ def test_a_crowd_of_requests_of_any_kind_is_thinned(monkeypatch):
     assert asyncio.run(crowd()) == [200, 200, 200, 503, 503, 200]
 
 
+@pytest.mark.slow
 def test_it_follows_the_gallery_and_a_kill_loses_nothing(world, tmp_path):
     path = make_gallery(world, tmp_path, 4)
     release = load(tmp_path / "release")

@@ -204,6 +204,7 @@ def test_a_killed_run_from_a_release_continues_at_its_checkpoint_and_not_on_othe
     }
 
 
+@pytest.mark.slow
 def test_a_run_killed_twice_continues_on_one_process_then_on_two(alone: Path, tmp_path: Path):
     """And of other ZeRO stages, and in micro-batches: none of it makes another run of it."""
     options = (alone / "student.yaml", f"out={tmp_path}", "train.checkpoint_every=2")

@@ -77,6 +77,7 @@ def test_the_wheel_holds_every_module_recipe_and_other_file(wheel: Path):
     assert {f"{folder}/py.typed" for folder in TOP if folder != "recipes"} <= held
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_a_packaged_recipe_in_another_folder_and_serves(commands: Path, world: World, tmp_path: Path):
     found = run(
         commands / "python", "-c", "import distill, tools; print(distill.__file__, tools.__file__)", cwd=tmp_path
