@@ -40,6 +40,7 @@ def listen() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # a shell ignores SIGINT for jobs in the background
             signal.signal(number, _arrived)
+    sys.unraisablehook = _unraisable
 
 
 def hold() -> None:
@@ -85,6 +86,13 @@ def _arrived(number: int, _frame: object) -> None:
     if not _holding:
         raise Stopped(number)
     _waiting = number
+
+
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """End this process where a signal arrived in a `__del__`, which would swallow the exception."""
+    if isinstance(found.exc_value, Stopped):
+        leave(found.exc_value.line, found.exc_value.code)
+    sys.__unraisablehook__(found)
 
 
 def _obey(parent: int) -> None:

@@ -179,6 +179,31 @@ def test_a_command_that_waits_inside_a_library_ends_all_the_same(tmp_path: Path)
     assert ranks.said(0)[1:] == ["stopped by SIGTERM; what is finished is kept, and the same command continues there"]
 
 
+def test_a_signal_that_arrives_while_garbage_is_freed_ends_a_command_at_once(tmp_path: Path):
+    """Python ignores what is raised in `__del__`, and would print its traceback."""
+    path = script(
+        tmp_path,
+        """
+        import os, signal, time
+        from distill.errors import door
+
+        class Garbage:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+
+        def main():
+            Garbage()
+            print("went on", flush=True)
+
+        door(main)
+        """,
+    )
+    ranks = Ranks([path], 1, tmp_path / "log")
+    assert ranks.ended(20) and ranks.codes == [143]
+    assert ranks.said(0) == ["stopped by SIGTERM; what is finished is kept, and the same command continues there"]
+
+
 def test_a_reader_that_goes_away_ends_a_command_without_a_word(tmp_path: Path):
     path = script(
         tmp_path,
