@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PORT ?= 8000
-TESTS := -n auto --dist loadfile --no-loadscope-reorder --durations=15
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15
 COMPUTING := indexing gallery two_stage calibration export inplace models clip teachers temporal golden compatibility
 
 .PHONY: demo serve study test slow portable kernels faults mutations videos fuzz two-hosts reference lint install clean
@@ -21,10 +21,10 @@ study: install  ## the demo's comparison over several seeds, with intervals (tak
 	$(BIN)/python tools/demo_study.py
 
 test: install lint  ## lint, types and all tests but the slow ones
-	$(BIN)/python -m pytest $(TESTS) -m "not slow"
+	$(PYTEST) -m "not slow"
 
 slow: install  ## the tests that take longest: real launchers, many kills, measured figures; CI runs them too
-	$(BIN)/python -m pytest $(TESTS) -m slow
+	$(PYTEST) -m slow
 
 portable: install  ## tests that compute, under kernels that every processor has; CI runs it too
 	$(BIN)/python tests/kernels.py --setting portable $(COMPUTING:%=tests/test_%.py) -k "not killed and not processes and not gather"

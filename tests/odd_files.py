@@ -174,7 +174,7 @@ def _timed() -> list[Odd]:
 
 
 def _written(times: Sequence[Fraction], path: Path) -> None:
-    write(path, list(times))
+    write(path, times)
 
 
 def _broken() -> list[Odd]:

@@ -16,6 +16,7 @@ from test_release import make, release
 from videos import oracle
 from videos.drawing import Drawn, number_of, picture
 from videos.drawing import write as write_drawn
+from videos.writing import regular
 
 from distill.data.sampling import sample_one
 from distill.data.video import probe
@@ -26,10 +27,6 @@ from distill.retrieval.indexing import build_gallery
 from distill.retrieval.sources import Cut
 
 MORE = 200 << 20  # bytes of memory that a reader may take
-
-
-def regular(count: int, rate: Fraction | int) -> tuple[Fraction, ...]:
-    return tuple(number / Fraction(rate) for number in range(count))
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mov"])

@@ -43,7 +43,7 @@ def test_every_choice_is_what_a_decoder_of_all_frames_shows_at_that_second(tmp_p
 
 
 def test_the_campaign_notices_another_second_another_frame_and_another_picture(tmp_path, monkeypatch):
-    drawn = Drawn("mp4", "libx264", tuple(regular(30, 10)), Fraction(10), turn=(-1, 0, 0, 1))
+    drawn = Drawn("mp4", "libx264", regular(30, 10), Fraction(10), turn=(-1, 0, 0, 1))
     path, right = write_drawn(tmp_path / "a.mp4", drawn), probe(tmp_path / "a.mp4")
     assert oracle.differences(path, drawn, Random(1)) == []
     monkeypatch.setattr(oracle, "probe", lambda _: replace(right, origin=right.origin + Fraction(1, 10)))
@@ -98,7 +98,7 @@ def test_a_video_that_begins_after_its_sound_is_shown_when_a_player_shows_it(tmp
 
 
 def test_an_flv_whose_first_frame_comes_late_is_as_long_as_its_header_says(tmp_path):
-    drawn = Drawn("flv", "libx264", tuple(regular(20, Fraction(1, 2))), Fraction(1, 2), b_frames=3, late=Fraction(2))
+    drawn = Drawn("flv", "libx264", regular(20, Fraction(1, 2)), Fraction(1, 2), b_frames=3, late=Fraction(2))
     path = write_drawn(tmp_path / "late.flv", drawn)
     assert probe(path).duration == pytest.approx(42, abs=0.1)
     content = path.read_bytes()

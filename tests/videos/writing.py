@@ -13,7 +13,12 @@ CODECS = {"mp4": "libx264", "mkv": "libx264", "webm": "libvpx", "avi": "libx264"
 
 
 def write(
-    path: Path, times: list[Fraction], b_frames: int = 0, aspect: Fraction | None = None, rate: int = 25, **options: str
+    path: Path,
+    times: Sequence[Fraction],
+    b_frames: int = 0,
+    aspect: Fraction | None = None,
+    rate: int = 25,
+    **options: str,
 ) -> Path:
     """A video whose frame `n` is shown from `times[n]` on (seconds)."""
     with av.open(str(path), "w", options=options) as container:
@@ -32,8 +37,8 @@ def write(
     return path
 
 
-def regular(count: int, rate: Fraction | int, start: float = 0) -> list[Fraction]:
-    return [Fraction(start) + number / Fraction(rate) for number in range(count)]
+def regular(count: int, rate: Fraction | int, start: float = 0) -> tuple[Fraction, ...]:
+    return tuple(Fraction(start) + number / Fraction(rate) for number in range(count))
 
 
 def with_sound(path: Path, times: Sequence[Fraction], seconds: float) -> None:
