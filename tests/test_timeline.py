@@ -211,6 +211,50 @@ def test_what_a_file_says_of_its_pixels_makes_a_large_picture_no_larger(tmp_path
     assert frames_at(path, [0])[0][0].shape == (*shape, 3)
 
 
+@pytest.fixture
+def at_most_128_pixels(monkeypatch):
+    """The bound on a frame's pixels, for frames that are quickly written."""
+    monkeypatch.setattr("distill.data.video.LARGEST", 128 * 128)
+    monkeypatch.setattr("distill.data.video.LIMIT", {"max_pixels": str(128 * 128)})
+
+
+def plain(path: Path, codec: str, side: int) -> Path:
+    """A video of four frames of one colour."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=2)
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for number in range(4):
+            frame = av.VideoFrame.from_ndarray(np.full((side, side, 3), 90, np.uint8), "rgb24").reformat(
+                format=stream.pix_fmt
+            )
+            frame.pts, frame.time_base = number, Fraction(1, 2)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.usefixtures("at_most_128_pixels")
+@pytest.mark.parametrize(
+    ("kind", "codec"),
+    [("mp4", "libx264"), ("avi", "mjpeg"), ("mkv", "ffv1"), ("webm", "libvpx"), ("ts", "mpeg2video")],
+)
+def test_frames_that_would_take_gigabytes_are_refused(tmp_path, kind, codec):
+    assert len(frames_at(plain(tmp_path / f"small.{kind}", codec, 128), range(4))[0]) == 4
+    with pytest.raises(VideoError, match=r"frames of .*: expected at most 8192 x 4352"):
+        frames_at(plain(tmp_path / f"large.{kind}", codec, 144), range(4))
+
+
+@pytest.mark.usefixtures("at_most_128_pixels")
+def test_frames_that_grow_in_the_middle_of_a_file_are_refused(tmp_path):
+    small, large = (plain(tmp_path / f"{side}.ts", "libx264", side).read_bytes() for side in (128, 256))
+    (tmp_path / "same.ts").write_bytes(small + small)
+    assert len(frames_at(tmp_path / "same.ts", range(8))[0]) == 8
+    (tmp_path / "both.ts").write_bytes(small + large)
+    assert {frame.shape for frame in frames_at(tmp_path / "both.ts", [0])[0]} == {(128, 128, 3)}
+    with pytest.raises(VideoError):
+        frames_at(tmp_path / "both.ts", range(8))
+
+
 @pytest.mark.parametrize("name", ["a:b.mp4", "concat:x.mp4", "file:y.mp4", "a%03d.mp4", "#EXTM3U.mp4"])
 def test_a_name_is_a_name(tmp_path, name):
     write(tmp_path / "plain.mp4", regular(4, 4)).rename(tmp_path / name)

@@ -35,6 +35,9 @@ SHORT = 1.0  # seconds that these may lack
 BACK, AHEAD = 1, 10  # seconds by which a clock that jumps back, or in broadcasts ahead, has started again
 WIDEST = 8  # of a pixel, width to height
 STRETCHED = 8192  # pixels; wider pictures are not made wider, but lower
+LARGEST = 8192 * 4352  # pixels of a frame (HEVC and AV1, level 6): a decoder takes ten bytes and more for each
+EXPECTED = "expected at most 8192 x 4352"
+LIMIT = {"max_pixels": str(LARGEST)}  # of FFmpeg, for streams whose frames grow
 Source = str | Path | io.BufferedReader  # a path or an open file, such as a member of a tar
 
 
@@ -199,7 +202,7 @@ def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vi
     try:
         # "file:" because FFmpeg takes what stands before a colon in a name for a protocol
         opened = source if isinstance(source, io.BufferedReader) else f"file:{source}"
-        container = av.open(opened, "r", options={"format_whitelist": FORMATS})
+        container = av.open(opened, "r", options={"format_whitelist": FORMATS, **LIMIT})
     except av.InvalidDataError as error:
         raise VideoError(f"not a video ({_reason(error)}; damaged, or cut before its index)") from None
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -211,10 +214,15 @@ def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vi
             raise VideoError("no video stream")
         if stream.codec_context is None:
             raise VideoError("not a video (its codec is unknown here)")
-        stream.codec_context.thread_count = 1
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > LARGEST:
+            raise VideoError(f"frames of {width} x {height} pixels: {EXPECTED}")
+        stream.codec_context.options, stream.codec_context.thread_count = LIMIT, 1
         try:
             yield container, stream
         except av.FFmpegError as error:
+            if not width * height:  # FFmpeg leaves out a size above the limit
+                raise VideoError(f"frames of a size that is unknown or too large: {EXPECTED}") from None
             raise VideoError(f"truncated: damaged stream ({_reason(error)})") from None
 
 
