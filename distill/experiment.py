@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,40 @@ from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
 from distill.data.tokens import Tokenizer, read_vocabulary, warn_of_cuts
 from distill.errors import RecipeError
-from distill.evaluation.evaluate import Scores, evaluate, texts_of
+from distill.evaluation.choosing import choose, look_again
+from distill.evaluation.evaluate import Ranks, encode, score, texts_of
 from distill.model.blocks import require_compiler
 from distill.model.contract import RetrievalModel
+from distill.model.second_look import SecondLook
 from distill.model.towers import Towers
 from distill.publishing import check_writable, publish
 from distill.recipe import LabelConfig, Recipe
 from distill.records import write_json
 from distill.release.initial import build_from
-from distill.release.release import write_release
+from distill.release.writing import write_release
 from distill.terminal import show
 from distill.training import engine
 from distill.training.folder import RELEASE, alone_in, choose_folder
 from distill.training.loop import Job, LabelSource, train
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """The ranks of the best weights on the test frames, and with the second look."""
+
+    plain: Ranks
+    second: Ranks | None
+    video_of_text: Tensor
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return self.plain.metrics | ({} if self.second is None else {"second_look": self.second.metrics})
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {"t2v": self.plain.t2v, "v2t": self.plain.v2t, "video_of_text": self.video_of_text}
+        return found | ({} if self.second is None else {"second_t2v": self.second.t2v, "second_v2t": self.second.v2t})
 
 
 def run(recipe: Recipe) -> None:
@@ -46,12 +65,20 @@ def run(recipe: Recipe) -> None:
         log.info(f"{recipe.model.kind} into {job.folder} on {comm.world_size()} process(es), {comm.device().type}")
         weights = train(job)
         job = replace(job, model=_restored(recipe, job.model.clip.architecture, weights))
-        scores = None
+        options: dict[str, Any] = {"bf16": job.bf16, "workers": job.data.workers}
+        look = choose(job.model, job.val, job.tokenizer, **options)
+        if look is not None:
+            log.info(f"second look, chosen on {job.val.path}: {look}")
+        tested = None
         if test is not None:
             log.info(f"testing on {test.path}: {len(test)} videos")
-            scores = evaluate(job.model, test, job.tokenizer, bf16=job.bf16, workers=job.data.workers)
+            seen = encode(job.model, test, job.tokenizer, **options, all_features=look is not None)
+            similarity = score(job.model, seen.text, seen.video)
+            plain = Ranks.of(similarity, similarity, seen.video_of_text)
+            second = None if look is None else Ranks.of(*look_again(look, seen.text, seen.video), seen.video_of_text)
+            tested = _Tested(plain, second, seen.video_of_text)
         if comm.rank() == 0:
-            _release(recipe, job, weights, scores, time.time() - started)
+            _release(recipe, job, weights, look, tested, time.time() - started)
     comm.close()
 
 
@@ -153,12 +180,18 @@ def _restored(recipe: Recipe, architecture: dict[str, Any], weights: dict[str, T
     return model.eval().to(comm.device())
 
 
-def _release(recipe: Recipe, job: Job, weights: dict[str, Tensor], scores: Scores | None, seconds: float) -> None:
+def _release(
+    recipe: Recipe,
+    job: Job,
+    weights: dict[str, Tensor],
+    look: SecondLook | None,
+    tested: _Tested | None,
+    seconds: float,
+) -> None:
     """Write the test's ranks and metrics and the release into the run folder, and print one line of JSON."""
-    metrics = scores.metrics if scores else {}
-    if scores:
-        ranks = {name: getattr(scores, name) for name in ("t2v", "v2t", "video_of_text")}
-        publish(job.folder / "test_ranks.safetensors", save(ranks))
+    metrics = tested.metrics if tested else {}
+    if tested:
+        publish(job.folder / "test_ranks.safetensors", save(tested.tensors()))
         write_json(job.folder / "test.json", metrics)
     release = job.folder / RELEASE
     manifest = write_release(
@@ -169,6 +202,7 @@ def _release(recipe: Recipe, job: Job, weights: dict[str, Tensor], scores: Score
         text={"max_words": recipe.data.max_words, "vocabulary": job.tokenizer.vocabulary},
         frames_config=job.train.manifest.config,
         provenance=_provenance(recipe, job, metrics, seconds),
+        second_look=look,
     )
     parameters = manifest.counts["parameters"]
     log.info(f"released {release}: {parameters:,} parameters, {4e-6 * parameters:,.1f} MB")

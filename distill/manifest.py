@@ -71,9 +71,9 @@ def seal(folder: Place, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def open_sealed(folder: Place, kind: Kind, version: int, *, verify: bool = True) -> Manifest:
+def open_sealed(folder: Place, kind: Kind, *versions: int, verify: bool = True) -> Manifest:
     """Reads and checks a folder's manifest; with `verify`, re-hashes every file (sizes are always checked)."""
-    manifest = read_manifest(folder, kind, version)
+    manifest = read_manifest(folder, kind, *versions)
     check_files(folder, manifest, verify=verify)
     return manifest
 

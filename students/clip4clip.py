@@ -34,8 +34,8 @@ class Clip4Clip(RetrievalModel):
         self.temporal = TemporalTransformer.for_clip(clip, config.temporal) if config.head == "seqTransf" else None
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """Return the masked mean of unit frames."""
+        """Return the masked mean of unit frames, and in use the frames; training has no need of them."""
         features = self.clip.encode_frames(frames, real)
         if self.temporal is not None:
             features = self.temporal(features, real)
-        return VideoFeatures(vector=mean_pool(features, real), real=real)
+        return VideoFeatures(vector=mean_pool(features, real), frames=None if self.training else features, real=real)

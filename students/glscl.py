@@ -152,6 +152,11 @@ class Glscl(RetrievalModel):
             ScorePart(LOCAL.readings, lambda concepts: self.local_weight * concepts.whole(), of_best=OF_BEST),
         )
 
+    def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
+        """Return the inner products of sentence i with the frames of video i, over the temperature of their softmax."""
+        assert video.frames is not None, "relevance is that of frames"
+        return torch.einsum("pd,pfd->pf", text.sentence, video.frames) / self.temperature
+
     def global_score(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
         """Return the cosine of every sentence with every video's frames, weighted for that sentence (GIM)."""
         return self.score_parts()[0].score(text, video)
@@ -159,16 +164,14 @@ class Glscl(RetrievalModel):
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
         """Return the whole score and the local one, two scores of the frames, and the two losses on the concepts."""
         text, video = self.read_text(text), self.read_video(video)
-        assert text.concepts is not None and video.concepts is not None
-        assert video.frames is not None and video.reading is not None
+        assert text.concepts is not None and video.concepts is not None and video.reading is not None
         local = local_score(text, video)
         whole = self.clip.logit_scale(self.global_score(text, video) + self.local_weight * local)
-        gate = torch.einsum("pd,pfd->pf", text.sentence, video.frames) / self.temperature
         through = self._read_through_concepts(text.concepts, video.concepts, video.reading)
         return TrainingScores(
             contrasts=[(1.0, whole)],
             rankings={"whole": whole, "local": self.clip.logit_scale(local)},
-            frames={"gate": gate, "concepts": through},
+            frames={"gate": self.relevance(text, video), "concepts": through},
             own={
                 "idl": self.alpha * diversity(video.concepts),
                 "icl": consistency(text.concepts, video.concepts, self.beta, self.over),

@@ -178,6 +178,20 @@ class PromptSwitch(RetrievalModel):
             frames, counted = self._frames(video)
             return self.cross.cosine(unit(text.sentence), unit(frames), counted)
 
+    def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
+        """Return the scores whose softmax weighs frames in `attention`, the log of what the heads of `transformer`
+        read, and with any other pooling the base's cosines; frames that do not count are left out."""
+        if self.pooling not in ("attention", "transformer"):
+            return super().relevance(text, video)
+        frames, counted = self._frames(video)
+        if self.cross is None:
+            scores = self.frame_cosines(text, video) / self.attention_temperature
+            return scores if counted is None else scores.masked_fill(~counted, LEFT_OUT)
+        scores = self.cross.scores(unit(text.sentence), unit(frames))
+        if counted is not None:
+            scores = scores.masked_fill(~counted.unsqueeze(1), LEFT_OUT)
+        return _log(scores.softmax(-1).mean(1))
+
     def score_parts(self) -> tuple[ScorePart, ...]:
         """Return the cosine with the frames that a sentence weighs; () where it weighs none."""
         if self.pooling not in ("top_k", "attention"):
@@ -198,17 +212,7 @@ class PromptSwitch(RetrievalModel):
         if self.afa is not None:
             assert video.relevance is not None, "learned relevance pools"
             return video.relevance / self.afa.pool_temperature
-        if self.pooling not in ("attention", "transformer"):
-            return None
-        frames, counted = self._frames(video)
-        sentence, frames = unit(text.sentence), unit(frames)
-        if self.cross is None:
-            scores = torch.einsum("pd,pfd->pf", sentence, frames) / self.attention_temperature
-            return scores if counted is None else scores.masked_fill(~counted, LEFT_OUT)
-        scores = self.cross.scores(sentence, frames)
-        if counted is not None:
-            scores = scores.masked_fill(~counted.unsqueeze(1), LEFT_OUT)
-        return _log(scores.softmax(-1).mean(1))
+        return self.relevance(text, video) if self.pooling in ("attention", "transformer") else None
 
 
 def _log(weights: Float[Tensor, "pair frame"]) -> Float[Tensor, "pair frame"]:

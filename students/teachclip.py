@@ -5,6 +5,7 @@ can be taught by a teacher that compares frames with the caption. Frames [video,
 and token ids [text, word] go in.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 from jaxtyping import Bool
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.clip import ClipModel, StemTokens, VideoPixels
-from distill.model.contract import RetrievalConfig, RetrievalModel
-from distill.model.features import VideoFeatures
+from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
+from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
+from distill.model.second_look import TaughtLook, second_look
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 from distill.model.towers import Towers
 
@@ -24,10 +26,19 @@ class TeachClipConfig(RetrievalConfig):
     kind: Literal["teachclip"]
     temporal: TemporalConfig = TemporalConfig()
     afa: AfaConfig = AfaConfig()
+    second: TaughtLook | None = None  # null: as published, training sees one vector a video
+
+    def released(self) -> RetrievalConfig:
+        """Leave out how it was trained: what a second look takes is chosen on validation."""
+        return self.model_copy(update={"second": None})
+
+    def coarse_targets(self) -> tuple[str, ...]:
+        """Return the names of the logits of the vector and, if it is trained for that, of the second look."""
+        return ("logits",) if self.second is None else ("logits", "second")
 
     def fine_targets(self) -> tuple[str, ...]:
-        """Return the name of the frame aggregation."""
-        return ("pooling",)
+        """Return the names of the frame aggregation and, if it is trained for that, of the second look."""
+        return ("pooling",) if self.second is None else ("pooling", "second")
 
 
 class TeachClip(RetrievalModel):
@@ -40,9 +51,25 @@ class TeachClip(RetrievalModel):
         self.pool_temperature = config.afa.pool_temperature
         self.mask_padding = config.afa.mask_padding
         self.afa = AttentiveFrameAggregation(clip.dim, config.afa)
+        self.second = config.second
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
-        """Return the pooled vector, and the raw frame relevance for the fine loss."""
+        """Return the pooled vector, the raw weights of its frames for the fine loss, and in use these frames."""
         contextual = self.temporal(self.clip.encode_frames(frames, real), real)
         vector, relevance = self.afa(contextual, real)
-        return VideoFeatures(vector=vector, relevance=relevance, real=real)
+        kept = None if self.training and self.second is None else contextual
+        return VideoFeatures(vector=vector, frames=kept, relevance=relevance, real=real)
+
+    def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
+        """Return the scores of the vector and, if the student is trained for that, of a second look at its frames."""
+        scores, look = super().training_scores(text, video, pair), self.second
+        if look is None:
+            return scores
+        logits = self.clip.logit_scale(second_look(look.temperature, look.weight).score(text, video))
+        cosines = self.frame_cosines(text, video) / look.temperature
+        return replace(
+            scores,
+            contrasts=[*scores.contrasts, (look.contrastive, logits)],
+            rankings=scores.rankings | {"second": logits},
+            frames=scores.frames | {"second": cosines},
+        )

@@ -12,11 +12,15 @@ from distill.catalogue import build, parse_model_config
 from distill.data.frames import FrameSet
 from distill.errors import ArtefactError, ExpectedError
 from distill.evaluation.evaluate import video_numbers
-from distill.evaluation.metrics import recall_interval
+from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
 from distill.evaluation.standing import captions_of, fingerprint
+from distill.model.features import VideoFeatures
+from distill.model.second_look import SecondLook
+from distill.model.similarity import unit
 from distill.model.towers import Towers
 from distill.packing.packing import PackConfig, pack
-from distill.release.release import write_release
+from distill.release.release import load
+from distill.release.writing import write_release
 from tools import evaluate
 
 
@@ -128,6 +132,37 @@ def test_two_stages_are_measured_both_ways_in_a_block_of_their_own(student, worl
     (tmp_path / "before.json").write_text(json.dumps(found))
     run(student, world.frames["test"], "--protocol", "demo", "--compare", tmp_path / "before.json")
     assert "Two stages" not in capsys.readouterr().out, "a result from before there were two stages can still be read"
+
+
+def test_a_second_look_stands_in_a_block_of_its_own(world, tmp_path, capsys):
+    config = parse_model_config(
+        {"kind": "teachclip", "clip": {"model": "tiny"}, "temporal": {"init": "normal"}}, "test"
+    )
+    torch.manual_seed(0)
+    model, frames = build(config, Towers.from_architecture(ARCHITECTURE)).eval(), FrameSet(world.frames["test"])
+    write_release(
+        tmp_path / "release",
+        model=model,
+        model_config=config,
+        weights=model.state_dict(),
+        text={"max_words": 24, "vocabulary": None},
+        frames_config=frames.manifest.config,
+        provenance={},
+        second_look=SecondLook(temperature=0.2, t2v=1.5, v2t=0.5),
+    )
+    run(tmp_path / "release", frames.path, "--protocol", "demo", "--out", tmp_path / "result.json")
+    assert "(temperature 0.2; weight 1.5 for T2V, 0.5 for V2T)" in capsys.readouterr().out
+    found = json.loads((tmp_path / "result.json").read_text())
+    release, of = load(tmp_path / "release"), video_numbers(frames)
+    video = VideoFeatures.cat([release.encode_video(frames.pixels(number)) for number in range(len(frames))])
+    sentence = unit(release.encode_text([c.text for v in frames.videos for c in v.captions]).sentence)
+    cosines = torch.einsum("td,vfd->tvf", sentence, unit(video.frames)).masked_fill(~video.real, -1e9)
+    answers = ((cosines / 0.2).softmax(-1) * cosines).sum(-1)
+    plain = sentence @ unit(video.vector).T
+    for way, ranks, weight in (("t2v", ranks_t2v, 1.5), ("v2t", ranks_v2t, 0.5)):
+        measured = found["second_look"]["measured"]["metrics"][way]
+        assert measured["MnR"] == pytest.approx(summarise(ranks(plain + weight * answers, of))["MnR"], abs=0.05)
+        assert found["scores"]["metrics"][way]["MnR"] == pytest.approx(summarise(ranks(plain, of))["MnR"], abs=0.05)
 
 
 def test_two_stages_are_refused_where_there_is_one(teacher, student, world, capsys):

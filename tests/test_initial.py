@@ -16,7 +16,8 @@ from distill.errors import ExpectedError, RecipeError
 from distill.experiment import prepare
 from distill.model.towers import Towers
 from distill.recipe import Recipe
-from distill.release.release import load, write_release
+from distill.release.release import load
+from distill.release.writing import write_release
 from distill.training.folder import RECIPE, choose_folder
 
 

@@ -18,7 +18,8 @@ from distill.errors import ArtefactError, ExpectedError, VideoError
 from distill.manifest import NAME, Manifest, seal, sealed_file
 from distill.model.towers import Towers
 from distill.release.card import model_card
-from distill.release.release import FramesConfig, load, write_release
+from distill.release.release import FramesConfig, load
+from distill.release.writing import write_release
 
 TEXTS = ["a red square moves", "a blue circle", "the green star falls slowly"]
 VOCABULARY = prune(TEXTS)

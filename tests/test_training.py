@@ -45,6 +45,7 @@ RECIPES = {  # the student learns by all three losses; TS2-Net's selection draws
     "ts2net": ("ts2net", {"optim": SLOW, "data": MEET}),
     "xpool": ("xpool", {"optim": SLOW, "data": MEET}),
     "bertadam": ("clip4clip", {"optim": {**SLOW, "kind": "bertadam"}}),
+    "looks": ("teachclip", {"optim": SLOW, "model": {"second": {}}}),  # labels teach its second look too
     "plain": ("clip4clip", {"losses": {"contrastive": {"weight": 1.0}}}),
 }
 BF16 = ("train.precision=bf16", "train.epochs=2")
@@ -57,6 +58,7 @@ ALONE = {  # run -> recipe, and what is changed in it
     "xpool": ("xpool",),
     "bertadam": ("bertadam",),
     "further": ("further",),
+    "looks": ("looks",),
     "plain-meanP": ("plain", *BF16),
     "plain-seqTransf": ("plain", *BF16, "model.head=seqTransf"),
 }
@@ -68,7 +70,9 @@ TOGETHER = {  # by two processes
     "ts2net-2-zero3": ("ts2net", "train.zero=3", "train.accumulate=2"),
     "xpool-2": ("xpool",),
     "bertadam-2-zero2": ("bertadam", "train.zero=2"),
+    "looks-2-zero2": ("looks", "train.zero=2", "train.accumulate=2"),
 }
+TAUGHT = ("student", "looks")  # by labels
 EQUAL = ["student-micro", "student-pixels", *TOGETHER]  # to the run of the same recipe on one process
 
 
@@ -80,7 +84,7 @@ def folder(world: World, teacher: Path, tmp_path_factory: pytest.TempPathFactory
     capped = _capped_towers(world, folder / "towers")
     for name, (kind, sections) in RECIPES.items():
         taught = world if name != "ts2net" else replace(world, towers=capped)
-        taught.recipe(name, kind, folder, labels=[str(labels)] if name == "student" else [], **sections)
+        taught.recipe(name, kind, folder, labels=[str(labels)] if name in TAUGHT else [], **sections)
     world.recipe("further", "xclip", folder, init=str(teacher), optim=SLOW)
     return folder
 

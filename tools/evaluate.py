@@ -90,6 +90,7 @@ def _evaluated(args: argparse.Namespace) -> str:
         dsl=args.dsl,
         bank=None if args.qbnorm is None else FrameSet(args.qbnorm),
         candidates=args.candidates,
+        second_look=release.second_look,
     )
     plain, *compared = (one.model_dump(mode="json") for one in (result, *earlier))
     if args.out is not None:

@@ -26,7 +26,8 @@ from distill.model.towers import WEIGHTS_FILE, Towers
 from distill.publishing import published_folder
 from distill.records import write_json
 from distill.release.export import write_towers
-from distill.release.release import PROVENANCE, write_release
+from distill.release.release import PROVENANCE
+from distill.release.writing import write_release
 
 
 @dataclass(frozen=True, kw_only=True)

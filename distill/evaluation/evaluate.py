@@ -1,7 +1,7 @@
 """The evaluation of a model on a frame set: every video and caption is encoded once, by all processes together, and
 ranks are taken in both directions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -14,9 +14,9 @@ from distill.data.loader import VideoDataset, load_batches, real
 from distill.data.tokens import Tokenizer
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.log import progress
-from distill.model.contract import RetrievalModel
+from distill.model.contract import RetrievalModel, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.ranking.executor import of_texts, of_videos
+from distill.ranking.executor import Similarity, of_texts, of_videos
 from distill.ranking.two_stage import ranking
 
 Side = TypeVar("Side", TextFeatures, VideoFeatures)
@@ -25,13 +25,32 @@ TEXT_BATCH = 256  # captions encoded, or scored with all videos, at once
 
 
 @dataclass(frozen=True)
-class Scores:
+class Ranks:
     """Ranks, counted from 0, and their summary: `metrics["t2v"]["R@1"]` in percent, `MdR` and `MnR` from 1."""
 
     t2v: Int[Tensor, " text"]
     v2t: Int[Tensor, " video"]
-    video_of_text: Int[Tensor, " text"]
     metrics: dict[str, dict[str, float]]
+
+    @classmethod
+    def of(
+        cls,
+        by_text: Float[Tensor, "text video"],
+        by_video: Float[Tensor, "text video"],
+        video_of_text: Int[Tensor, " text"],
+    ) -> "Ranks":
+        """Take the ranks of the scores by which texts rank videos, and videos texts."""
+        t2v, v2t = ranks_t2v(by_text, video_of_text), ranks_v2t(by_video, video_of_text)
+        return cls(t2v, v2t, {"t2v": summarise(t2v), "v2t": summarise(v2t)})
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A frame set as a model sees it, on this process's device."""
+
+    text: TextFeatures  # of `texts_of`
+    video: VideoFeatures
+    video_of_text: Int[Tensor, " text"]
 
 
 def evaluate(
@@ -42,23 +61,38 @@ def evaluate(
     bf16: bool = False,
     stems: Tensor | None = None,
     workers: int = 0,
-) -> Scores:
+) -> Ranks:
     """Rank all videos of `frames` for all its captions, and the reverse.
 
-    A collective: all processes must call it, and all return the same scores. `stems` [video, frame, ...] are the cached
-    outputs of the frozen stem, in place of pixels.
+    A collective: all processes must call it, and all return the same ranks. `stems` as in `encode`.
     """
-    device = comm.device()
+    encoded = encode(model, frames, tokenizer, bf16=bf16, stems=stems, workers=workers)
+    similarity = score(model, encoded.text, encoded.video)  # outside autocast: ranks need fp32
+    return Ranks.of(similarity, similarity, encoded.video_of_text)
+
+
+def encode(
+    model: RetrievalModel,
+    frames: FrameSet,
+    tokenizer: Tokenizer,
+    *,
+    bf16: bool = False,
+    stems: Tensor | None = None,
+    workers: int = 0,
+    all_features: bool = False,
+) -> Encoded:
+    """Return the features of all captions and videos of `frames`; a collective.
+
+    `stems` [video, frame, ...] are the cached outputs of the frozen stem, in place of pixels. A model that ranks by one
+    vector gives no frames unless `all_features` are wanted: they are many times what it ranks by.
+    """
     training = model.training
     model.eval()
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), torch.autocast(comm.device().type, torch.bfloat16, enabled=bf16):
         text = encode_texts(model, texts_of(frames), tokenizer)
-        video = encode_videos(model, frames, stems=stems, workers=workers)
-    similarity = score(model, text, video)  # outside autocast: ranks need fp32
+        video = encode_videos(model, frames, stems=stems, workers=workers, all_features=all_features)
     model.train(training)
-    video_of_text = video_numbers(frames)
-    t2v, v2t = ranks_t2v(similarity, video_of_text), ranks_v2t(similarity, video_of_text)
-    return Scores(t2v, v2t, video_of_text, {"t2v": summarise(t2v), "v2t": summarise(v2t)})
+    return Encoded(text, video, video_numbers(frames))
 
 
 def texts_of(frames: FrameSet) -> list[str]:
@@ -81,9 +115,14 @@ def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: Tokenizer) 
 
 
 def encode_videos(
-    model: RetrievalModel, frames: FrameSet, *, stems: Tensor | None = None, workers: int = 0
+    model: RetrievalModel,
+    frames: FrameSet,
+    *,
+    stems: Tensor | None = None,
+    workers: int = 0,
+    all_features: bool = True,
 ) -> VideoFeatures:
-    """Return the features of all videos, on this process's device, from `stems` (see `evaluate`) where given."""
+    """Return the features of all videos, on this process's device; for `stems` and `all_features` see `encode`."""
     device, batches = comm.device(), _chunks(len(frames), VIDEO_BATCH)
     if stems is None:
         loaded = load_batches(VideoDataset(frames), batches, workers)
@@ -91,6 +130,8 @@ def encode_videos(
         loaded = ((stems[rows], real(frames, rows)) for rows in batches)
     shown = progress(loaded, f"encode {len(frames)} videos (batches)", len(batches))
     parts = [model.encode_video(pixels.to(device), mask.to(device)) for pixels, mask in shown]
+    if not (all_features or model.rerank_fields or isinstance(model, Teacher)):
+        parts = [replace(part, frames=None) for part in parts]
     return _gather(VideoFeatures.cat(parts), len(frames))
 
 
@@ -101,7 +142,11 @@ def score(
 
     Each process scores its share of the rows.
     """
-    pairs = model.logits if scaled else model.similarity
+    return score_by(model.logits if scaled else model.similarity, text, video)
+
+
+def score_by(pairs: Similarity, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+    """Return any score of every text with every video, as `score` does."""
     batches = progress(_chunks(len(text), TEXT_BATCH), f"score {len(text)} x {len(video)} pairs (batches)")
     with torch.no_grad():
         parts = [pairs(text[torch.tensor(rows)], video) for rows in batches]

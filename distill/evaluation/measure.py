@@ -15,14 +15,16 @@ from distill import __version__
 from distill.data.frames import FrameSet
 from distill.data.tokens import Tokenizer, warn_of_cuts
 from distill.errors import ExpectedError
+from distill.evaluation.choosing import look_again
 from distill.evaluation.evaluate import encode_texts, encode_videos, score, texts_of, two_stage, video_numbers
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
 from distill.evaluation.normalise import bank_of, dual_softmax, query_bank_t2v
-from distill.evaluation.result import RECALLS, BankMetrics, Metrics, Reranked, Result, Subject
+from distill.evaluation.result import RECALLS, BankMetrics, LookedAgain, Metrics, Reranked, Result, Subject
 from distill.evaluation.standing import captions_of, fingerprint, gallery_state
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
+from distill.model.second_look import SecondLook
 
 SEED = 0  # of the bootstrap
 SHARED = 10  # best answers by which a two-stage search is compared with the exhaustive one
@@ -41,8 +43,11 @@ def evaluate_model(
     dsl: bool,
     bank: FrameSet | None,
     candidates: Sequence[int] = (),
+    second_look: SecondLook | None = None,
 ) -> Result:
     """Evaluate a model in fp32; with `dsl` also by dual softmax, with `bank` by QB-Norm with that set's captions.
+
+    A `second_look` is measured beside it.
 
     For each number in `candidates`, a two-stage search scores that many in full. Raises `ExpectedError` if the bank
     holds queries of the test, or if the model has no second stage.
@@ -70,6 +75,9 @@ def evaluate_model(
             _reranked(count, similarity, *two_stage(model, text, video, count), measured)
             for count in progress(candidates, "search in two stages")
         ),
+        second_look=None
+        if second_look is None
+        else LookedAgain(look=second_look, measured=measured(*look_again(second_look, text, video))),
     )
 
 

@@ -63,29 +63,38 @@ def recall_interval(
     Whole groups (videos) are drawn with replacement, all captions of a video together; the gallery stays as it is. At
     0 and at 100 the interval has no width, because every draw has the same recall.
     """
-    return _interval((ranks < k).double(), groups, seed)
+    return _interval(_of_query(ranks, f"R@{k}"), groups, seed)
 
 
 def paired_bootstrap(
-    ranks_a: Int[Tensor, " query"], ranks_b: Int[Tensor, " query"], groups: Int[Tensor, " query"], seed: int
+    ranks_a: Int[Tensor, " query"],
+    ranks_b: Int[Tensor, " query"],
+    groups: Int[Tensor, " query"],
+    seed: int,
+    metric: str = "R@1",
 ) -> tuple[float, float, float]:
-    """Return R@1 of a minus R@1 of b in percentage points, and the ends of its 95 % bootstrap interval.
+    """Return the metric (R@k in percentage points, or MnR) of a minus that of b, and the ends of its 95 % interval.
 
     Whole groups (videos) are drawn with replacement, not captions: the captions of one video are not independent.
     """
     assert len(ranks_a) == len(ranks_b) == len(groups), "the two models must have answered the same queries"
-    gain = (ranks_a == 0).double() - (ranks_b == 0).double()
-    return 100 * float(gain.mean()), *_interval(gain, groups, seed)
+    gain = _of_query(ranks_a, metric) - _of_query(ranks_b, metric)
+    return float(gain.mean()), *_interval(gain, groups, seed)
+
+
+def _of_query(ranks: Int[Tensor, " query"], metric: str) -> Float[Tensor, " query"]:
+    """Return the values of which R@k or MnR is the mean."""
+    return ranks.double() + 1 if metric == "MnR" else 100 * (ranks < int(metric.removeprefix("R@"))).double()
 
 
 def _interval(values: Float[Tensor, " query"], groups: Int[Tensor, " query"], seed: int) -> tuple[float, float]:
-    """Return the 2.5th and 97.5th percentile of 100 x the mean value, over draws of groups with replacement."""
+    """Return the 2.5th and 97.5th percentile of the mean value, over draws of groups with replacement."""
     _, group = np.unique(groups.cpu().numpy(), return_inverse=True)
     sums, sizes = np.bincount(group, weights=values.cpu().numpy()), np.bincount(group)
     rng = np.random.default_rng(seed)
     # How often each group is drawn follows a multinomial; this avoids an index array of draws x groups.
     picked = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=DRAWS)  # draw group
-    low, high = np.percentile(100 * (picked @ sums) / (picked @ sizes), [2.5, 97.5])
+    low, high = np.percentile((picked @ sums) / (picked @ sizes), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from distill.evaluation.protocol import PROTOCOLS
 from distill.evaluation.result import COLUMNS, BankMetrics, Metrics, Reranked, Result
 from distill.evaluation.standing import SHOWN
+from distill.model.second_look import SecondLook
 from distill.retrieval.calibration import BETA
 from distill.terminal import printable
 
@@ -23,6 +24,10 @@ def report(result: Result, earlier: Sequence[Result]) -> str:
     ]
     blocks = ["\n".join(head), _table([(r.subject.release, r.scores) for r in results])]
     others: dict[str, list[tuple[str, Metrics]]] = {
+        "Second look: the score is the cosine of the vectors plus that of the frames that answer the text, with\n"
+        "weights that were chosen on the validation set when the release was trained.": [
+            (_with_look(r.subject.release, again.look), again.measured) for r in results if (again := r.second_look)
+        ],
         "Two stages: every query retrieves candidates by inner product, which the full score then ranks. Shared\n"
         "top 10: how much of the ten best by the full score of everything (first table) is found.": [
             (_with_candidates(r.subject.release, stage), stage.measured) for r in results for stage in r.two_stage
@@ -52,6 +57,10 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 def _with_bank(release: str, by_bank: BankMetrics) -> str:
     return f"{release}, bank {by_bank.bank} ({by_bank.queries:,} captions, {by_bank.bank_id[:SHOWN]})"
+
+
+def _with_look(release: str, look: SecondLook) -> str:
+    return f"{release} (temperature {look.temperature:g}; weight {look.t2v:g} for T2V, {look.v2t:g} for V2T)"
 
 
 def _with_candidates(release: str, stage: Reranked) -> str:

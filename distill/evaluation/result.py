@@ -11,6 +11,7 @@ from pydantic import AliasChoices, Field, FiniteFloat, model_validator
 from distill.config import Config
 from distill.errors import ExpectedError
 from distill.evaluation.standing import SHOWN, GalleryState
+from distill.model.second_look import SecondLook
 from distill.records import read_json
 
 RECALLS = (1, 5, 10)
@@ -54,6 +55,13 @@ class Reranked(Config):
     shared: dict[str, float]
 
 
+class LookedAgain(Config):
+    """Metrics of a second look at the frames of everything, with the temperature and weights of the release."""
+
+    look: SecondLook
+    measured: Metrics
+
+
 class Subject(Config):
     """A release and the frame set on which it was evaluated."""
 
@@ -77,10 +85,12 @@ class Result(Config):
     dsl: Metrics | None  # None: not asked for
     qbnorm: BankMetrics | None
     two_stage: tuple[Reranked, ...] = ()  # missing in results of the first versions
+    second_look: LookedAgain | None = None  # None: the release carries none
 
     @model_validator(mode="after")
     def _both_directions(self) -> "Result":
         both = [self.scores, *([self.dsl] if self.dsl else []), *(stage.measured for stage in self.two_stage)]
+        both += [self.second_look.measured] if self.second_look else []
         if not all("v2t" in measured.metrics for measured in both):
             raise ValueError("all scores but qbnorm need v2t too")
         return self

@@ -19,6 +19,8 @@ from distill.model.reading import ScorePart
 from distill.model.similarity import cosine, unit
 from distill.model.towers import ClipConfig
 
+ANSWER_TEMPERATURE = 0.1  # a frame whose cosine with the text is 0.07 below the best counts half
+
 
 class RetrievalConfig(Config):
     """Base of every model's config, with the facts that a recipe needs before the model is built."""
@@ -102,6 +104,19 @@ class RetrievalModel(nn.Module, ABC):
         """Return everything that losses see of a global batch; caption i belongs to video i."""
         return TrainingScores.of(self.logits(text, video), video.relevance)
 
+    def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
+        """Return how well each frame of video i answers text i: scores whose softmax over its frames are weights.
+
+        Here the cosine of sentence and frame, divided by 0.1. It asks for no features but `sentence` and `frames`.
+        """
+        return self.frame_cosines(text, video) / ANSWER_TEMPERATURE
+
+    def frame_cosines(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
+        """Return the cosine of sentence i with each frame of video i, padding included, in float32 or better."""
+        assert video.frames is not None, "relevance is that of frames"
+        with torch.autocast(video.frames.device.type, enabled=False):
+            return torch.einsum("pd,pfd->pf", unit(text.sentence), unit(video.frames))
+
     def score_parts(self) -> tuple[ScorePart, ...]:
         """Return the parts of which `similarity` is the sum, the first saying nearly all; () where it is no such sum.
 
@@ -150,6 +165,10 @@ class Teacher(RetrievalModel):
     def logits(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
         """Return the interaction's scores, with the logit scale."""
         return self.interaction(text, video)
+
+    def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
+        """Return the interaction's relevance, which a label set stores."""
+        return self.interaction.relevance(text, video)
 
 
 def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:

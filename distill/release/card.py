@@ -67,9 +67,10 @@ def model_card(
 ) -> str:
     """Return the card of a model of that kind as text.
 
-    It shows of `provenance`, where present, `name`, `test` (the summary of ranks by direction, `t2v` and `v2t`),
-    `evaluated_on`, `parents` (name -> manifest id), `seconds` and `versions`, or the file that converted weights came
-    from. `stored` are the bytes that a gallery holds per video (`distill.retrieval.stored.bytes_per_video`) of a model
+    It shows of `provenance`, where present, `name`, `test` (the summary of ranks by direction, `t2v` and `v2t`, and
+    the same under `second_look`), `evaluated_on`, `parents` (name -> manifest id), `seconds` and `versions`, or the
+    file that converted weights came from.
+    `stored` are the bytes that a gallery holds per video (`distill.retrieval.stored.bytes_per_video`) of a model
     that can be searched. `parameters` are counted in the file, `left_out` were needed in training only.
     """
     name, metrics = provenance.get("name", kind), provenance.get("test", {})
@@ -87,7 +88,7 @@ def model_card(
     sections = {
         "What it is": f"{WHAT.format(kind=kind)}\n\n{SIZE.format(parameters, 4e-6 * parameters)}{trained}",
         "How to use it": f"{USAGE}\n{TEACH if kind in INTERACTIONS else SEARCH}{_stored(stored)}",
-        "Measured": _table(measured, evaluated_on) if measured else "Not evaluated.",
+        "Measured": _table(measured, metrics.get("second_look", {}), evaluated_on) if measured else "Not evaluated.",
         "Training": _training(provenance),
         "Limits": LIMITS,
         "Licence": LICENCE,
@@ -129,13 +130,19 @@ def _results(measured: Mapping[str, Mapping[str, float]], evaluated_on: str) -> 
     ]
 
 
-def _table(measured: Mapping[str, Mapping[str, float]], evaluated_on: str) -> str:
+def _table(
+    measured: Mapping[str, Mapping[str, float]], looked_again: Mapping[str, Mapping[str, float]], evaluated_on: str
+) -> str:
     columns = [metric for metric in METRICS if any(metric in summary for summary in measured.values())]
     lines = [f"On {evaluated_on}. R@k in percent; MdR and MnR are the median and the mean rank.", ""]
     lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for direction, summary in measured.items():
+    rows = [(DIRECTIONS[direction], summary) for direction, summary in measured.items()]
+    rows += [(f"{DIRECTIONS[direction]}, with a second look", summary) for direction, summary in looked_again.items()]
+    for title, summary in rows:
         cells = [f"{summary[metric]:.1f}" if metric in summary else "" for metric in columns]
-        lines.append(f"| {DIRECTIONS[direction]} | {' | '.join(cells)} |")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    if looked_again:
+        lines += ["", "A second look also compares the text with the video's frames (`--second-look` of a search)."]
     return "\n".join(lines)
 
 

@@ -6,12 +6,11 @@
     README.md           the model card
     manifest.json       the seal; its id is what a gallery records
 
-`write_release` publishes the folder with one rename, so it is whole or absent. `load` verifies every hash and gives a
-`Release`: texts or videos in, features out. Axes: text, video, frame (padded to `num_frames`), dim; pixels are uint8
-RGB, [frame, 3, size, size] or [frame, height, width, 3].
+`writing.write_release` publishes the folder with one rename, so it is whole or absent. `load` verifies every hash and
+gives a `Release`: texts or videos in, features out. Axes: text, video, frame (padded to `num_frames`), dim; pixels are
+uint8 RGB, [frame, 3, size, size] or [frame, height, width, 3].
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
-from distill import __version__
 from distill.catalogue import INTERACTIONS, build, parse_model_config
 from distill.config import Config
 from distill.data.loader import pad
@@ -32,16 +30,14 @@ from distill.data.sampler import Sampler
 from distill.data.sampling import sample_one
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError, first_few
-from distill.manifest import Manifest, open_sealed, seal, sealed_file
-from distill.model.contract import RetrievalConfig, RetrievalModel
+from distill.manifest import Manifest, open_sealed
+from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.second_look import SecondLook
 from distill.model.towers import UNBUILDABLE, Towers, too_large
-from distill.publishing import publish, published_folder
-from distill.records import json_sha256, read_json, write_json
-from distill.release.card import model_card
-from distill.retrieval.stored import bytes_per_video
+from distill.records import read_json
 
-VERSION = 1
+VERSION, READ = 2, (1, 2)  # written, and read: 1 had no second look
 WEIGHTS, CONFIG, PROVENANCE, CARD = "model.safetensors", "config.json", "provenance.json", "README.md"
 BATCH = 64  # texts or videos encoded at once
 
@@ -67,6 +63,7 @@ class ReleaseConfig(Config):
     architecture: dict[str, Any]  # of the towers: an open_clip model_cfg
     text: TextConfig
     frames: FramesConfig
+    second_look: SecondLook | None = None  # chosen on validation
     toolkit: str
     provenance_sha256: str
 
@@ -75,100 +72,14 @@ class ReleaseConfig(Config):
         return self.model_dump(exclude={"toolkit", "provenance_sha256"})
 
 
-def write_release(
-    folder: Path,
-    *,
-    model: RetrievalModel,
-    model_config: RetrievalConfig,
-    weights: dict[str, Tensor],
-    text: dict[str, Any],
-    frames_config: dict[str, Any],
-    provenance: dict[str, Any],
-) -> Manifest:
-    """Publishes `folder`, its card included. Writing the same model there again keeps it; another model is refused.
-
-    `weights` is the full state dict in any precision, of which what `model` lacks is left out; `text` holds `max_words`
-    and `vocabulary`, `frames_config` is the config of the frame set's manifest. `provenance` is plain JSON; its
-    `parents` (name -> manifest id) are recorded in the manifest, and `model_card` says what else it shows.
-    """
-    assert weights.keys() >= model.state_dict().keys(), "weights of the model are missing"
-    kept = {name: weights[name] for name in model.state_dict()}
-    config = ReleaseConfig(
-        model=_without_paths(model_config),
-        architecture=model.clip.architecture,
-        text=TextConfig(**text),
-        frames=FramesConfig.model_validate({key: frames_config[key] for key in FramesConfig.model_fields}),
-        toolkit=__version__,
-        provenance_sha256=json_sha256(provenance),
-    )
-    teacher, frames = model_config.kind in INTERACTIONS, config.frames
-    stored = None if teacher else bytes_per_video(model, frames.sampler.num_frames, frames.size)
-    parameters, trained = (sum(tensor.numel() for tensor in table.values()) for table in (kept, weights))
-    card = model_card(model_config.kind, provenance, stored, parameters=parameters, left_out=trained - parameters)
-    with published_folder(folder) as part:
-        manifest = _fill(part, config, kept, provenance, card)
-        if folder.is_dir() and any(folder.iterdir()):
-            manifest = _existing(folder, config, manifest)
-            shutil.rmtree(part)
-    return manifest
-
-
-def _fill(
-    part: Path, config: ReleaseConfig, weights: dict[str, Tensor], provenance: dict[str, Any], card: str
-) -> Manifest:
-    # One metadata key only: safetensors writes several in an order that changes from run to run, and so the hash.
-    publish(part / WEIGHTS, save(_fp32(weights), {"format": f"retrieval-distill {__version__}"}))
-    write_json(part / CONFIG, config.model_dump(mode="json"))
-    write_json(part / PROVENANCE, provenance)
-    publish(part / CARD, card.encode())
-    manifest = Manifest(
-        kind="release",
-        version=VERSION,
-        config={"model": config.model["kind"], "provenance_sha256": config.provenance_sha256},
-        counts={"parameters": sum(tensor.numel() for tensor in weights.values())},
-        parents=provenance.get("parents", {}),
-        files={
-            WEIGHTS: sealed_file(part / WEIGHTS, len(weights)),
-            **{name: sealed_file(part / name) for name in (CONFIG, PROVENANCE, CARD)},
-        },
-    )
-    return seal(part, manifest)
-
-
-def _existing(folder: Path, config: ReleaseConfig, new: Manifest) -> Manifest:
-    """The manifest of a release that stands in the way, if it is the same model."""
-    found = open_sealed(folder, "release", VERSION)
-    same_weights = found.files[WEIGHTS].sha256 == new.files[WEIGHTS].sha256
-    if not same_weights or _read_config(folder).what_it_computes() != config.what_it_computes():
-        raise ArtefactError(f"{folder}: already holds another release; delete it or choose another folder")
-    return found
-
-
-def _fp32(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    plain = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
-    broken = [name for name, tensor in plain.items() if not tensor.isfinite().all()]
-    if broken:
-        raise ExpectedError(
-            f"not released: {first_few(broken)} not finite; the training diverged, lower its learning rate"
-        )
-    return plain
-
-
-def _without_paths(model_config: RetrievalConfig) -> dict[str, Any]:
-    """The config with the name of the towers' folder in place of its path, which means nothing elsewhere."""
-    tree = model_config.model_dump(mode="json")
-    tree["clip"]["model"] = Path(tree["clip"]["model"]).resolve().name
-    return tree
-
-
 def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
     """Opens a release on `device`, ready to encode; a damaged or foreign folder is an `ArtefactError`."""
     folder = Path(path)
-    manifest = open_sealed(folder, "release", VERSION)
+    manifest = open_sealed(folder, "release", *READ)
     unlisted = [name for name in (CONFIG, WEIGHTS) if name not in manifest.files]
     if unlisted:
         raise ArtefactError(f"{folder}: the manifest lists no {unlisted[0]}; release again")
-    config = _read_config(folder)
+    config = read_config(folder)
     try:
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -188,7 +99,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
     return Release(folder, manifest, config, model.eval().to(device))
 
 
-def _read_config(folder: Path) -> ReleaseConfig:
+def read_config(folder: Path) -> ReleaseConfig:
+    """Read `config.json`, or raise `ArtefactError`."""
     return read_json(folder / CONFIG, ReleaseConfig, "release again with this version")
 
 
@@ -226,6 +138,7 @@ class Release:
         self.dim = model.clip.dim
         self.searchable = config.model["kind"] not in INTERACTIONS  # False: a teacher, which has no vectors to search
         self.pool_temperature = model.pool_temperature
+        self.second_look = config.second_look  # None: it has none
         self._device = next(model.parameters()).device
 
     @torch.inference_mode()
