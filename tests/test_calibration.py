@@ -1,5 +1,8 @@
 """Calibration: a gallery puts back what comes up for everything, in the order of evaluation's QB-Norm."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -59,9 +62,36 @@ def test_a_calibrated_gallery_answers_in_the_order_of_query_bank_normalisation(g
         assert [hit.video for hit in hits[query]] == [f"v{row}" for row in expected[query].tolist()]
         scores = similarity[query, expected[query]].tolist()
         assert [hit.score for hit in hits[query]] == pytest.approx(scores, abs=1e-6), "scores stay similarities"
-    assert found.search(asked, 20, calibrated=False) == plain != hits
+    unsaid = [[replace(hit, fits=None) for hit in hits] for hits in found.search(asked, 20, calibrated=False)]
+    assert unsaid == plain and [[hit.video for hit in found] for found in hits] != [[h.video for h in p] for p in plain]
     assert found.like("v3", 5) == gallery.like("v3", 5)
     assert len(found.search(asked[:1], ROWS + 9)[0]) == ROWS
+
+
+def test_something_fits_a_query_as_far_above_the_mean_as_for_98_in_100_of_the_bank(gallery):
+    gone = [gallery.about(row)["id"] for row in range(0, ROWS, 5)]
+    upkeep.delete(gallery.path, gone)
+    upkeep.calibrate(gallery.path, gallery.release, numbers(0, BANK))
+    live = torch.ones(ROWS, dtype=torch.bool)
+    live[::5] = False
+    above = {
+        name: (found := similarities(gallery, asked)[:, live]) - found.mean(1, keepdim=True)
+        for name, asked in (("bank", numbers(0, BANK)), ("asked", numbers(BANK, BANK + ASKED)))
+    }
+    above = {name: found.topk(3, 1).values.mean(1).numpy() for name, found in above.items()}
+    expected = above["asked"] >= np.quantile(above["bank"], 0.02)
+    assert 0 < expected.sum() < ASKED
+    for calibrated, k in ((True, 10), (False, 10), (False, 1)):
+        answers = gallery.refreshed().search(numbers(BANK, BANK + ASKED), k, calibrated=calibrated)
+        assert [{hit.fits for hit in hits} for hits in answers] == [{bool(fits)} for fits in expected]
+    assert {hit.fits for hits in gallery.search(["0"], 3) for hit in hits} == {None}, "not calibrated then"
+    assert {hit.fits for hit in gallery.refreshed().like("v1", 3)} == {None}, "no words were asked"
+
+
+def test_a_calibration_of_a_former_version_says_nothing_of_fitting(tmp_path):
+    save_file({"log_sum": torch.zeros(3), "first": torch.zeros(3, dtype=torch.bool)}, tmp_path / "file")
+    old = Calibration(tmp_path / "file", {"covers": 3, "queries": 2})
+    assert old.fits(torch.zeros(1, 4), torch.zeros(1, 3)) is None
 
 
 def test_what_is_deleted_or_comes_later_is_ranked_beside_it(gallery, corpus):  # noqa: F811

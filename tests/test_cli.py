@@ -13,7 +13,7 @@ from distill.conversion import options
 from distill.data import labels, sampler
 from distill.deprecation import keep_old_option
 from distill.packing import layouts
-from distill.retrieval import export, gallery, vectors
+from distill.retrieval import export, finding, vectors
 from tools import convert_checkpoint, dump_soft_labels, export_gallery, index, pack_frames
 
 SECONDS = 0.5  # of processor time that --help may take
@@ -79,7 +79,7 @@ def test_defaults_named_in_help_are_those_of_the_modules():
     shown = " ".join(helped(["tools/convert_checkpoint.py", "--help"])[0].split())
     assert f"tokens of a caption (default {options.WORDS};" in shown
     assert f"frames of a video (default {options.FRAMES};" in shown
-    assert f"(default {gallery.CANDIDATES})" in helped(["tools/search.py", "--help"])[0]
+    assert f"(default {finding.CANDIDATES})" in helped(["tools/search.py", "--help"])[0]
     assert f"(default {vectors.KINDS[0]})" in " ".join(helped(["tools/index.py", "--help"])[0].split())
 
 

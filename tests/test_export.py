@@ -139,7 +139,8 @@ def grown(gallery, path, rows, dim):
     manifest: Manifest = gallery.manifest
     files = {f"segments/00001/{name}": file for name, file in sealed_segment(out).items()}
     counts = {"videos": rows, "rows": rows, "generation": 1, "dim": dim, "vector_bytes": 4 * dim}
-    seal(path, manifest.model_copy(update={"files": files, "counts": counts}))
+    config = manifest.config | {"stored_frames": "none"}
+    seal(path, manifest.model_copy(update={"config": config, "files": files, "counts": counts}))
 
 
 def test_a_search_looks_at_patches_of_the_best_alone_unless_it_is_exact(small):

@@ -19,6 +19,7 @@ from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
 from distill.model import inplace
+from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.model.towers import Towers
@@ -40,6 +41,7 @@ class ColourModel:
     """Everything that a gallery asks of a model of one stage."""
 
     rerank_fields = ()
+    relevance, frame_cosines = RetrievalModel.relevance, RetrievalModel.frame_cosines
 
     def __init__(self, pool_temperature):
         self.pool_temperature = pool_temperature
@@ -59,7 +61,7 @@ class ColourEncoder:
 
     def __init__(self, path, pool_temperature):
         self.path, self.num_frames, self.searchable, self.model = path, 8, True, ColourModel(pool_temperature)
-        self.max_words = 77
+        self.max_words, self.second_look = 77, None
         self.frames_config = {"sampler": {**FRAMES["sampler"], **SAMPLER_REST, "num_frames": 8}, "size": 32}
         self.manifest = Manifest(
             kind="release", version=1, config={"t": pool_temperature}, counts={}, parents={}, files={}
@@ -78,7 +80,8 @@ class ColourEncoder:
             weights = (relevance / temperature).exp()
         weights = weights * real
         vector = (weights.unsqueeze(-1) * colour).sum(1)
-        return VideoFeatures(vector=vector, relevance=None if temperature is None else relevance, real=real)
+        learned = None if temperature is None else relevance
+        return VideoFeatures(vector=vector, frames=colour, relevance=learned, real=real)
 
     def encode_video(self, video):
         (sampled,) = sample_video(video, [None], Clip4ClipSampler(kind="clip4clip", num_frames=8), 32)
@@ -227,7 +230,7 @@ def test_a_gallery_of_two_stages_reranks_its_candidates(model, dim, token_bytes,
     sizes = {"dim": dim, "vector_bytes": 4 * dim, "token_bytes": token_bytes}
     assert gallery.manifest.counts == {"videos": 3, "rows": 3, "generation": 1} | sizes
     assert gallery.manifest.config["tokens"] == ["vector", *loaded.model.rerank_fields]
-    assert gallery.manifest.config["frame_weights"] == "tokens"
+    assert gallery.manifest.config["frame_weights"] == "resemblance"
     assert torch.allclose(gallery.table.frame_weights(gallery.table.rows()).sum(1), torch.ones(3))
     query = "a red square moves"
     videos = VideoFeatures.cat([loaded.encode_video(frames.pixels(number)) for number in range(3)])
@@ -294,7 +297,8 @@ def test_one_vector_leaves_nothing_to_rerank(corpus, tmp_path):
     assert "token_bytes" not in Gallery.open(tmp_path / "gallery", encoder).manifest.counts
     assert {str(path.relative_to(tmp_path / "gallery")) for path in (tmp_path / "gallery").rglob("*.*")} == {
         *(".lock", "manifest.json", "files/00001.jsonl"),
-        *(f"segments/00001/{name}" for name in ("vectors.safetensors", "videos.jsonl", "rows.safetensors")),
+        *(f"segments/00001/{name}.safetensors" for name in ("vectors", "frames", "rows")),
+        "segments/00001/videos.jsonl",
         *(f"segments/00001/{name}" for name in ("posters.bin", "posters.safetensors")),
     }
     with pytest.raises(ExpectedError, match="one vector per video and nothing to rerank; leave it out"):

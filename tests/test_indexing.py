@@ -82,7 +82,7 @@ def test_a_pool_of_processes_gives_the_same_bytes(tmp_path, capsys):
     said = python(
         *("tools/index.py", tmp_path / "release", tmp_path / "videos", "--out", tmp_path / "two", "--workers", "2")
     ).stdout
-    assert "18 videos, 256 bytes of vectors a video" in said
+    assert "18 videos, 256 bytes of vectors and 276 of frames a video" in said
     assert "left out 1/01 (1/01.mkv): same id as 1/01.mp4; rename one" in said
     assert "left out empty (empty.webm): empty file" in said and "left out 0/cut (0/cut.mp4): " in said
     index.main([*map(str, (tmp_path / "release", tmp_path / "videos", "--out", tmp_path / "one", "--workers", "1"))])
@@ -123,7 +123,7 @@ def test_adding_deleting_and_compacting_keep_what_is_there(corpus, tmp_path):  #
     assert old.refreshed() is old
     build_gallery(encoder, corpus / "frames8", path, videos=corpus / "videos", append=True)
     manifest = build_gallery(encoder, corpus / "frames8", path, videos=corpus / "videos", append=True)
-    assert manifest.counts == {"videos": 3, "rows": 3, "generation": 2, "dim": 3, "vector_bytes": 12}
+    assert manifest.counts == {"videos": 3, "rows": 3, "generation": 2, "dim": 3, "vector_bytes": 12, "frame_bytes": 64}
     assert manifest.parents["frames"] == FrameSet(corpus / "frames8").manifest.id
     assert ids(old) == {"red", "green"} and old.search(["blue"], 3)[0][0].video != "blue", "keeps its generation"
     new = old.refreshed()

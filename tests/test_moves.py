@@ -75,11 +75,18 @@ def test_videos_that_were_moved_alone_are_found_by_their_new_folder(corpus, vide
 
 
 def as_before(path, given, encoder):
-    """Make of a gallery one of format 2: its folders are as they were given, and it has no ledger."""
+    """Make of a gallery one of format 2: its folders are as they were given, and it has neither ledger nor frames."""
     manifest = json.loads((path / NAME).read_text())
     made = {"source": given, "items_sha256": manifest["config"]["made_of"][0]["items_sha256"]}
     manifest["config"] |= {"folders": [given], "release": str(encoder.path), "made_of": [made]}
-    manifest |= {"version": 2, "files": {n: f for n, f in manifest["files"].items() if n.startswith("segments")}}
+    del manifest["config"]["stored_frames"], manifest["counts"]["frame_bytes"]
+    frames = [name for name in manifest["files"] if name.endswith("frames.safetensors")]
+    files = {
+        name: file for name, file in manifest["files"].items() if name.startswith("segments") and name not in frames
+    }
+    manifest |= {"version": 2, "files": files}
+    for name in frames:
+        (path / name).unlink()
     (path / NAME).write_text(json.dumps(manifest))
     shutil.rmtree(path / "files")
     return Gallery.open(path, encoder)
@@ -101,7 +108,7 @@ def test_a_gallery_of_the_version_before_is_synced_and_keeps_what_was_deleted(ab
     upkeep.delete(path, ["red"])
     assert build_gallery(encoder, videos, path, append=True).version == 2, "still nothing to do"
     after = build_gallery(encoder, videos, path, sync=True)
-    assert (after.version, after.config["folders"], after.counts["videos"]) == (3, ["../videos"], 2)
+    assert (after.version, after.config["folders"], after.counts["videos"]) == (4, ["../videos"], 2)
     assert build_gallery(encoder, videos, path, sync=True).id == after.id
     monkeypatch.chdir("/")
     assert Gallery.open(path, encoder).file("green") == videos / "green.mp4"
@@ -117,7 +124,7 @@ def test_a_gallery_of_the_version_before_is_moved_and_remembers_what_was_deleted
     as_before(path, str(videos), encoder)
     upkeep.delete(path, ["red"])
     videos.rename(moved)
-    assert upkeep.move(path, moved, None).version == 3
+    assert upkeep.move(path, moved, None).version == 4
     upkeep.verify(path)
     assert upkeep.compact(path).counts["rows"] == 2
     build_gallery(encoder, moved, path, sync=True)
@@ -141,7 +148,7 @@ def test_galleries_of_the_version_before_take_new_videos(corpus, tmp_path):  # n
     (answers,) = old.search(["a red square"], 3, exact=True)
     build_gallery(loaded, OLD / "frames", path, sync=True, captions=True)
     new = old.refreshed()
-    assert new.manifest.version == 3 and ids(new) == ids(old)
+    assert new.manifest.version == 4 and ids(new) == ids(old)
     assert new.search(["a red square"], 3, exact=True)[0] == [
         replace(hit, source=os.path.abspath(hit.source)) for hit in answers
     ]

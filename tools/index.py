@@ -21,7 +21,9 @@ The gallery remembers its release and the videos relative to itself, so all can 
 picture is kept, for pages that cannot play the file (--no-posters: none).
 
 Every model stores a vector per video, by whose inner product with a query videos are found. One of two stages (EERCF,
-GLSCL) also stores tokens, in float16, from which the likeliest are ordered anew. What that takes per video is printed.
+GLSCL) also stores tokens, in float16, from which the likeliest are ordered anew. One of one stage (TeachCLIP,
+CLIP4Clip) also stores the frames of which its vector was pooled: they say which second answers a query, and order anew
+what was found by a second look (tools/search.py). What all that takes per video is printed.
 """
 
 import argparse
@@ -38,6 +40,7 @@ from distill.remote import locate
 from distill.terminal import Parser, show
 
 STORED = ("float32", "float16", "int8")  # as which vectors are
+FRAMES = ("int8", "float16", "none")
 SHOWN = 10  # broken videos
 
 
@@ -52,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     modes.add_argument("--sync", action="store_true", help="... and replace what changed, and delete what is gone")
     parser.add_argument("--videos", type=Path, metavar="DIR", help="folder of the video files (default: SOURCE's)")
     parser.add_argument("--vectors", choices=STORED, help="how vectors are stored (default float32)")
+    parser.add_argument("--frames", choices=FRAMES, help="how frames are stored (default int8)")
     parser.add_argument("--segments", type=float, metavar="SECONDS", help="cut longer files into spans of this length")
     parser.add_argument("--overlap", type=float, default=0.0, metavar="SECONDS", help="... that share so much (0)")
     parser.add_argument("--captions", action="store_true", help="store a frame set's captions, for video-to-text")
@@ -79,6 +83,7 @@ def _index(args: argparse.Namespace) -> None:
         args.out,
         videos=args.videos,
         vectors=args.vectors,
+        frames=args.frames,
         cut=cut,
         captions=args.captions,
         posters=not args.no_posters,
@@ -97,8 +102,10 @@ def _report(out: Path, manifest: Any) -> None:
     from distill.retrieval.segment import POSTERS
 
     counts, left_out = manifest.counts, notes(out, manifest)
-    tokens, captions = counts.get("token_bytes", 0), counts.get("captions", 0)
-    stored = f"{counts['vector_bytes']:,} bytes of vectors" + (f" and {tokens:,} of tokens" if tokens else "")
+    captions = counts.get("captions", 0)
+    stored = f"{counts['vector_bytes']:,} bytes of vectors"
+    for what in ("token", "frame"):
+        stored += f" and {counts[f'{what}_bytes']:,} of {what}s" if f"{what}_bytes" in counts else ""
     total = sum(file.bytes for file in manifest.files.values())
     what = f"{counts['videos']:,} videos" + (f", {captions:,} captions" if captions else "")
     pictures = sum(file.bytes for name, file in manifest.files.items() if Path(name).name == POSTERS)

@@ -1,14 +1,19 @@
-"""Finds the videos of a gallery that match a query, and the seconds of each that matter most to the model.
+"""Finds the videos of a gallery that match a query, and the seconds of each that answer it.
 
     python tools/search.py gallery "a red star falls" --k 5
     python tools/search.py gallery --queries queries.txt --json     (- reads them from stdin, one in every line)
+    python tools/search.py gallery "a red star falls" --second-look
     python tools/search.py gallery --like video7
     python tools/search.py gallery --like video7 --captions
 
 --like takes the id of a video in the gallery or a file, and finds videos that are like it, or with --captions the
 stored captions that fit it. A model of two stages (EERCF, GLSCL) retrieves candidates by one inner product each, then
 reranks them with the full score. `--candidates` says how many: more take longer, and miss less that only the full score
-would find.
+would find. `--second-look` does the like for a model of one stage: what its vectors found is ordered anew by the frames
+that the gallery stores, with the weights that were chosen on the validation set when the release was trained.
+
+Seconds are those whose frames answer the query. A gallery without stored frames, and --like, show those that weigh most
+in the video instead, whatever is asked, and say so. Spans of one film (--segments) are one line, with its best moments.
 """
 
 import argparse
@@ -27,7 +32,8 @@ from distill.errors import ExpectedError, door
 from distill.terminal import Parser, printable, show
 
 if TYPE_CHECKING:
-    from distill.retrieval.gallery import CaptionHit, Gallery, Hit
+    from distill.retrieval.gallery import Gallery
+    from distill.retrieval.hits import CaptionHit, Hit
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         "--candidates", type=int, metavar="N", help="how many are reranked, in two stages (default 200)"
     )
     keep_old_option(parser, "--recall", candidates)
+    parser.add_argument("--second-look", action="store_true", help="order what was found by its frames, in one stage")
+    parser.add_argument("--spans", action="store_true", help="a line for every span of a film, not for the film")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--release", type=Path, metavar="PATH", help="where the gallery's release is, if it was moved")
     parser.add_argument("--videos", type=Path, metavar="DIR", help="where the videos are, if they were moved")
@@ -52,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         raise ExpectedError("expected one of QUERY, --queries FILE and --like VIDEO (--captions goes with --like)")
     if args.like is not None and args.candidates is not None and not args.captions:
         raise ExpectedError("--candidates: videos like a video are found in one stage; leave it out")
+    if args.like is not None and args.second_look:
+        raise ExpectedError("--second-look: compares frames with words; leave it out with --like")
     _answer(args)
 
 
@@ -69,7 +79,7 @@ def _answer(args: argparse.Namespace) -> None:
     where = "QUERY" if args.queries is None else "stdin" if args.queries == "-" else args.queries
     warn_of_cuts(queries, release.max_words, where, "say in fewer words what the video shows", "queries")
     if args.queries is not None:
-        answers = dict(zip(queries, gallery.search(queries, args.k, args.candidates), strict=True))
+        answers = dict(zip(queries, _searched(gallery, queries, args), strict=True))
         plain = {query: [asdict(hit) for hit in hits] for query, hits in answers.items()}
         table = "\n\n".join(f"{printable(query)}\n{_table(hits)}" for query, hits in answers.items())
     else:
@@ -78,12 +88,19 @@ def _answer(args: argparse.Namespace) -> None:
     show(*(json.dumps(plain, indent=1, ensure_ascii=False) if args.json else table).split("\n"))
 
 
+def _searched(gallery: "Gallery", queries: list[str], args: argparse.Namespace) -> "list[list[Hit]]":
+    options = {"second_look": args.second_look, "by_file": not args.spans}
+    return gallery.search(queries, args.k, args.candidates, **options)
+
+
 def _one(gallery: "Gallery", args: argparse.Namespace) -> "list[Hit] | list[CaptionHit]":
     """The hits of QUERY, or of --like."""
     if args.like is None:
-        return gallery.search([args.query], args.k, args.candidates)[0]
+        return _searched(gallery, [args.query], args)[0]
     video = args.like if args.like in gallery or not Path(args.like).is_file() else Path(args.like)
-    return gallery.search_captions(video, args.k, args.candidates) if args.captions else gallery.like(video, args.k)
+    if args.captions:
+        return gallery.search_captions(video, args.k, args.candidates)
+    return gallery.like(video, args.k, by_file=not args.spans)
 
 
 def _queries(args: argparse.Namespace) -> list[str]:
@@ -105,7 +122,7 @@ def _stdin() -> list[str]:
 
 
 def _table(hits: "list[Hit] | list[CaptionHit]") -> str:
-    from distill.retrieval.gallery import CaptionHit
+    from distill.retrieval.hits import CaptionHit, Hit
 
     rows = [("rank", "score", "seconds", "file")]
     for rank, hit in enumerate(hits, 1):
@@ -113,12 +130,14 @@ def _table(hits: "list[Hit] | list[CaptionHit]") -> str:
             rows[0] = ("rank", "score", "video", "caption")
             rows.append((str(rank), f"{hit.score:.4f}", printable(hit.video), printable(hit.text)))
         else:
-            seconds = f"{hit.seconds[0]:.1f}-{hit.seconds[1]:.1f}"
+            seconds = ", ".join(f"{one.seconds[0]:.1f}-{one.seconds[1]:.1f}" for one in (hit, *hit.others))
             rows.append((str(rank), f"{hit.score:.4f}", seconds, printable(hit.source)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=False)) + f"  {row[3]}" for row in rows
-    )
+    cells = ([cell.rjust(width) for cell, width in zip(row, widths, strict=False)] + [row[3]] for row in rows)
+    lines = ["  ".join(line) for line in cells]
+    if any(isinstance(hit, Hit) and hit.weighed_by == "video" for hit in hits):
+        lines.append("(seconds: what weighs most in the video, whatever is asked)")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,55 @@
 """The contenders of the bench of searches: releases on the videos and captions of a frame set, or untrained models on
 synthetic features."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from distill import catalogue
-from distill.bench.operations import KINDS, Operations
+from distill.bench.operations import KINDS, Operations, second_look_operations
 from distill.bench.synthetic import Sizes, Synthetic, World
 from distill.catalogue import INTERACTIONS, parse_model_config
 from distill.data.frames import FrameSet
 from distill.evaluation.evaluate import encode_texts, encode_videos, texts_of, video_numbers
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.reading import ScorePart
+from distill.model.second_look import SecondLook, second_look
 from distill.model.towers import Towers
+from distill.ranking.executor import of_parts, of_texts
 from distill.ranking.topk import top_k
+from distill.ranking.two_stage import Parts
 from distill.release.release import Release
 from distill.retrieval.approximate import Approximate, build
+from distill.retrieval.frames import FLOAT16, INT8, Frames, encode
 from distill.retrieval.stored import FLOAT_BYTES, Tokens, row_bytes, stored
 from distill.retrieval.upkeep import LEAST
 
 TEMPORAL = {"layers": 1, "init": "normal"}  # the features are drawn, so the towers may be tiny
+
+
+LOOK = SecondLook(temperature=0.1, t2v=1.0, v2t=0.0)  # as the demo's releases choose it, or nearly
+
+
+@dataclass(frozen=True)
+class StoredFrames:
+    """The frames of all videos as a gallery stores them, and the vectors beside them."""
+
+    frames: Frames
+    vectors: Float[Tensor, "video dim"]
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return them as they are stored."""
+        return self.frames.columns
+
+    def __getitem__(self, rows: Int64[Tensor, " row"]) -> VideoFeatures:
+        return self.frames.of(rows, self.vectors[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +62,22 @@ class Contender:
     text: TextFeatures
     vectors: Float[Tensor, "video dim"] | None  # of the first stage, or the only ones; None: a teacher has none
     exact: VideoFeatures | Tokens | None  # read by an exhaustive search; None: the model has one vector a video
-    tokens: Tokens | None  # read by a second stage
+    tokens: Tokens | StoredFrames | None  # read by a second stage
     index: Approximate | None  # may choose the candidates of a second stage
     stored: tuple[int, int]  # bytes a video: vectors (of a teacher all its features), tokens
     videos: int
+    look: ScorePart | None = None  # the second stage is a second look with this score
+
+    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        """Return the full score."""
+        return self.model.similarity(text, video) if self.look is None else self.look.score(text, video)
+
+    def parts(self, text: TextFeatures) -> Parts:
+        """Return the score of the second stage where texts ask."""
+        if isinstance(self.tokens, StoredFrames):
+            return [(of_texts(self.similarity, text, self.tokens), 1)]
+        assert self.tokens is not None, "a second stage reads what is stored"
+        return of_parts(self.model, text, self.tokens.only)
 
 
 @torch.inference_mode()
@@ -67,7 +102,23 @@ def synthetic(videos: int, queries: int, sizes: Sizes, world: World) -> tuple[li
     others = tuple(name for name in model.rerank_fields if name != "patches")
     tokens = Tokens(stored(video, others) | {"patches": drawn.patches(plots, video.frames)})
     contenders.append(contender("EERCF with patches", config, model, text, video, sizes, tokens))
+    contenders += [looking_again(contenders[0], kind, video, sizes) for kind in (INT8, FLOAT16)]
     return contenders, torch.arange(queries)
+
+
+def looking_again(one: Contender, kind: str, video: VideoFeatures, sizes: Sizes) -> Contender:
+    """Return a model of one vector with a second look at its frames, stored in a kind of `retrieval.frames.KINDS`."""
+    assert one.vectors is not None and video.frames is not None and video.real is not None
+    frames = Frames(encode(video.frames, video.real, kind))
+    return replace(
+        one,
+        name=f"TeachCLIP, second look at {kind} frames",
+        operations=second_look_operations(sizes),
+        exact=_only(replace(video, vector=one.vectors), ("frames", "real")),
+        tokens=StoredFrames(frames, one.vectors),
+        stored=(one.stored[0], row_bytes(frames.columns)),
+        look=second_look(LOOK.temperature, LOOK.t2v),
+    )
 
 
 def built(raw: dict[str, Any], sizes: Sizes, seed: int) -> tuple[Any, RetrievalModel]:

@@ -26,8 +26,9 @@ from distill.bench.rounds import Goal, peak_memory, ratio, take_turns, timed
 from distill.bench.written import NAME, Written, write
 from distill.evaluation.report import aligned
 from distill.retrieval import upkeep
-from distill.retrieval.gallery import Gallery, Hit
+from distill.retrieval.gallery import Gallery
 from distill.retrieval.generation import APPROXIMATE as APPROXIMATE_FOLDER
+from distill.retrieval.hits import Hit
 
 AT_ONCE = (1, 64)
 ROUNDS = {1: 20, 64: 5}

@@ -53,6 +53,11 @@ def one_vector(s: Sizes, config: Any) -> Operations:
     return Operations(inner=s.dim)
 
 
+def second_look_operations(s: Sizes) -> Operations:
+    """Count a second look (distill/model/second_look.py): the cosine once more, those with the frames, their mean."""
+    return Operations(inner=s.dim, products=s.dim + s.frames * s.dim, sums=s.frames)
+
+
 def ts2net(s: Sizes, config: Any) -> Operations:
     """Count TS2-Net (section 3.3 of the paper): cosines with frames, weighted by their own softmax."""
     return Operations(products=s.frames * s.dim, sums=s.frames)

@@ -8,6 +8,8 @@ A contender is a model with the features of a gallery and of queries. Its search
                   that change it little are added for the best of them only (`score_parts`)
     by index      the same with candidates chosen by the estimates of an approximate index
 
+A second look (distill/model/second_look.py) is a search in two stages from stored frames.
+
 Time is the median over queries that come one by one, or per query where some come at once (`AT_ONCE`); searches take
 turns. It leaves out encoding the query, as the counted operations do (`operations`). The answers of a search are
 compared with the model's own exhaustive search in float32 (with patches: float16), over all queries.
@@ -73,9 +75,9 @@ class TwoStage:
 
     def __call__(self, text: TextFeatures) -> tuple[Tensor, Tensor]:
         """Return the scores and the numbers of the best videos of every query."""
-        contender, model = self.contender, self.contender.model
-        assert contender.tokens is not None and contender.vectors is not None
-        parts, vectors = executor.of_parts(model, text, contender.tokens.only), model.query_vectors(text)
+        contender = self.contender
+        assert contender.vectors is not None
+        parts, vectors = contender.parts(text), contender.model.query_vectors(text)
         if self.index is None:
             return two_stage.search(parts, vectors, contender.vectors, BEST, self.candidates)
         chosen = self.index.candidates(vectors, self.candidates, contender.vectors.__getitem__, NONE)[1]
@@ -90,7 +92,9 @@ class TwoStage:
         """
         contender, parts = self.contender, self.contender.model.score_parts()
         assert contender.tokens is not None
-        first = contender.tokens.only(parts[0].fields if parts else contender.model.rerank_fields)
+        first: executor.Stored = contender.tokens
+        if isinstance(first, Tokens):
+            first = first.only(parts[0].fields if parts else contender.model.rerank_fields)
         in_place = parts != () and executor.reads_in_place(first, parts[0], contender.text)
         calls = 1 if in_place else -(-self.candidates // executor.in_one_call(first))
         of_best = BEST * (parts[-1].of_best if parts else 1)
@@ -215,6 +219,6 @@ def _one_stage(contender: Contender, at_once: int) -> Search:
 
 def _scores(contender: Contender, text: TextFeatures, starts: Iterable[int], size: int) -> Float[Tensor, "text video"]:
     """Return full scores, in calls of `size` videos that begin at `starts`."""
-    exact, similarity = contender.exact, contender.model.similarity
+    exact = contender.exact
     assert exact is not None
-    return torch.cat([similarity(text, exact[start : start + size]) for start in starts], 1)
+    return torch.cat([contender.similarity(text, exact[start : start + size]) for start in starts], 1)

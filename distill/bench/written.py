@@ -24,6 +24,7 @@ from distill.log import progress
 from distill.manifest import Manifest
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.second_look import SecondLook
 from distill.ranking.topk import best
 from distill.retrieval import generation, places
 from distill.retrieval.generation import SEGMENTS, VERSION
@@ -50,6 +51,7 @@ class Release:
     frames_config: dict[str, Any] = field(default_factory=dict)
     max_words: int = CONTEXT
     searchable: bool = True
+    second_look: SecondLook | None = None
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         """Return the features of queries that are given as numbers."""

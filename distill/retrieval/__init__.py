@@ -1,5 +1,6 @@
 """Galleries of video vectors, and ranking them for a query."""
 
-from distill.retrieval.gallery import CaptionHit, Gallery, Hit
+from distill.retrieval.gallery import Gallery
+from distill.retrieval.hits import CaptionHit, Hit
 
 __all__ = ["CaptionHit", "Gallery", "Hit"]

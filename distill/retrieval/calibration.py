@@ -1,6 +1,7 @@
-"""Calibration: demotes videos that match almost every query (hubness), by a bank of known queries (QB-Norm).
+"""Calibration: what a bank of known queries says of a gallery: which videos match almost every query, and how well the
+best video of a query matches at least.
 
-    calibration/00005.safetensors   `log_sum` [row], `first` [row]
+    calibration/00005.safetensors   `log_sum` [row], `first` [row], `mean` [dim]
 
 A query whose best video is also the best for at least one query b of the bank is answered in the order of
 
@@ -9,6 +10,10 @@ A query whose best video is also the best for at least one query b of the bank i
 the dynamic inverted softmax of Bogolin et al. (CVPR 2022, section 3); any other keeps the order of its similarity s.
 The file holds the logarithm of that sum for every row, and whether the row is the best for any b. Only the order
 changes: scores stay similarities. Rows added later count with the median sum until the gallery is calibrated again.
+
+Something fits a query if the mean similarity of its three best videos is as far above that of the `mean` of all vectors
+as it is for 98 of 100 queries of the bank (`weakest`, among the facts). Words that mean nothing to a model are nearly
+as similar to all videos as to the best, whatever the numbers are. Files of former versions know no mean.
 """
 
 from collections.abc import Iterator
@@ -16,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
@@ -27,18 +33,31 @@ MEND = "make it again with tools/gallery.py calibrate"
 BETA = 20.0  # inverse temperature, for similarities that behave like cosines (the paper's section 4)
 AMONG = 200  # best videos by similarity that are put in order, at least; four times as many as are asked for, if more
 SPARE = 4
+BEST = 3  # videos whose mean similarity says whether anything fits: one alone may be there by chance
+ALARMS = 0.02  # part of the bank's queries whose best video is said not to fit
 CELLS = 2**22  # similarities of rows and bank held at once, in double precision
 
 
 def write(
-    path: Path, rows: Iterator[Float[Tensor, "_ dim"]], bank: Float[Tensor, "query dim"], best: Int64[Tensor, "query 1"]
+    path: Path,
+    blocks: Iterator[tuple[Float[Tensor, "_ dim"], Bool[Tensor, " _"]]],
+    bank: Float[Tensor, "query dim"],
+    best: Answer,
 ) -> dict[str, Any]:
-    """Compare all rows, given in blocks, with a bank of queries, whose `best` rows are known; return the facts."""
-    log_sum = torch.cat([torch.logsumexp(BETA * (block @ bank.T).double(), 1).float() for block in rows])
-    first = torch.zeros(len(log_sum), dtype=torch.bool)
-    first[best.flatten()] = True
-    write_columns(path, {"log_sum": log_sum, "first": first})
-    return {"queries": len(bank)}
+    """Compare all rows with a bank of queries, whose `BEST` scores and rows are known; return the facts.
+
+    Rows come in blocks, with a mask that is False on deleted ones.
+    """
+    sums, total, count = [], torch.zeros(bank.shape[1], dtype=torch.float64), 0
+    for rows, live in blocks:
+        sums.append(torch.logsumexp(BETA * (rows @ bank.T).double(), 1).float())
+        total, count = total + rows[live].double().sum(0), count + int(live.sum())
+    first = torch.zeros(sum(map(len, sums)), dtype=torch.bool)
+    first[best[1][:, 0]] = True
+    mean = (total / count).float()
+    write_columns(path, {"log_sum": torch.cat(sums), "first": first, "mean": mean})
+    above = np.quantile((best[0].mean(1) - bank @ mean).numpy(), ALARMS)
+    return {"queries": len(bank), "weakest": float(above)}
 
 
 def inverted_softmax(
@@ -52,9 +71,10 @@ class Calibration:
     """A calibration file, mapped into memory."""
 
     def __init__(self, path: Path, facts: dict[str, Any]):
-        self.path, self.covers = path, facts["covers"]
-        found = mapped_whole(path, MEND, log_sum=(1, torch.float32), first=(1, torch.bool))
-        self.log_sum, self.first = found["log_sum"], found["first"]
+        self.path, self.covers, self.weakest = path, facts["covers"], facts.get("weakest")
+        mean = {} if self.weakest is None else {"mean": (1, torch.float32)}
+        found = mapped_whole(path, MEND, log_sum=(1, torch.float32), first=(1, torch.bool), **mean)
+        self.log_sum, self.first, self.mean = found["log_sum"], found["first"], found.get("mean")
         if len(self.log_sum) != self.covers or len(self.first) != self.covers:
             odd = f"holds log_sum [{len(self.log_sum)}], first [{len(self.first)}], expected {self.covers}"
             raise damaged(path, odd, MEND)
@@ -69,6 +89,16 @@ class Calibration:
         ranked = inverted_softmax(scores, log_sum, (self.first[at] & known)[:, :1])
         order = ranked.sort(dim=1, descending=True, stable=True).indices[:, :k]
         return scores.gather(1, order), rows.gather(1, order)
+
+    def fits(
+        self, queries: Float[Tensor, "query dim"], best: Float[Tensor, "query best"]
+    ) -> Bool[Tensor, " query"] | None:
+        """Return whether anything fits the queries, whose best similarities are given; None where it is not known."""
+        if self.mean is None or self.weakest is None:
+            return None
+        if self.mean.shape != queries.shape[1:] or not self.mean.isfinite().all():
+            raise damaged(self.path, f"mean {list(self.mean.shape)}", MEND)
+        return best.mean(1) - queries @ self.mean >= self.weakest
 
     @cached_property
     def _common(self) -> Float[Tensor, ""]:

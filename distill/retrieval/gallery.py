@@ -8,9 +8,8 @@ One-stage models rank by the inner products of their vectors. Two-stage models (
 inner product, then rerank them with the full score, from their tokens.
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,42 +18,22 @@ from torch import Tensor
 
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
-from distill.model.features import VideoFeatures
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.second_look import second_look as look_again
 from distill.ranking.executor import of_parts, of_texts
-from distill.ranking.two_stage import best_of
+from distill.ranking.topk import Answer
+from distill.ranking.two_stage import Parts, best_of
 from distill.retrieval import generation
-from distill.retrieval.calibration import AMONG, SPARE
-from distill.retrieval.encoder import Encoder
-from distill.retrieval.moment import best_moment
+from distill.retrieval.encoder import Encoder, check_release
+from distill.retrieval.finding import CANDIDATES, Finding
+from distill.retrieval.hits import CaptionHit, Hit, enough_files, fitted, grouped, hits_of
 from distill.retrieval.segment import Segment, StoredVideo
 from distill.retrieval.stored import damaged
 from distill.retrieval.table import Table
+from distill.retrieval.where import Where
 
-CANDIDATES = 200  # videos to rerank: 99 % of the best ten in 10,000 are among them (tools/bench_retrieval.py)
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One answer: a video, how well it matches, and when. Seconds are those of the file."""
-
-    video: str  # id
-    source: str  # the file, inside the video folder where the gallery knows it
-    score: float  # the model's
-    seconds: tuple[float, float]  # the moment with the highest frame weights
-    duration: float  # of the file
-    timestamps: tuple[float, ...]  # of the frames that the model saw
-    weights: tuple[float, ...]  # of these frames; padding, if the model pools it too, has the rest of 1
-    span: tuple[float, float] | None  # seconds of the file that this row stands for; None: the whole file
-
-
-@dataclass(frozen=True)
-class CaptionHit:
-    """One answer of `search_captions`: a stored caption, the video that it was said of, and how well it matches."""
-
-    caption: str  # id
-    text: str
-    video: str  # id
-    score: float
+Find = Callable[[int], Answer]  # so many best rows of every query
+Asking = str | Path | VideoFeatures  # an id of a gallery, a file, or features of the release
 
 
 class Gallery:
@@ -154,52 +133,73 @@ class Gallery:
         *,
         exact: bool = False,
         calibrated: bool = True,
+        second_look: bool = False,
+        by_file: bool = False,
+        where: Where | None = None,
     ) -> list[list[Hit]]:
         """Return the `k` best videos for each query, best first; among equal scores the lower row.
 
         Where tokens are stored, `candidates` videos (default `CANDIDATES`, at least `k`) are reranked by full score.
-        A gallery with a calibration answers in its order, unless `calibrated` is False; scores stay similarities.
-        `exact` compares with every vector even where there is an approximate index, and scores candidates in full.
-        Raises `ExpectedError` for an empty query, `k` or `candidates` below 1, and `candidates` where nothing reranks.
+        With `second_look` they are reranked by their frames (distill/model/second_look.py), whose score is then the
+        hits'. Otherwise a gallery with a calibration answers in its order, unless `calibrated` is False; scores stay
+        similarities. `exact` compares with every vector even where there is an approximate index, and scores candidates
+        in full. With `by_file` the spans of a cut file are one hit. Videos that do not fit `where` count as deleted.
+        Raises `ExpectedError` for an empty query, `k` or `candidates` below 1, `candidates` where nothing reranks, and
+        `second_look` where the release has none or the gallery no frames.
         """
-        self._check_asked(k, candidates)
+        self._check_asked(k, candidates, second_look)
         if not all(query.strip() for query in queries):
             raise ExpectedError("empty query; say in a few words what the video shows")
-        if not queries or not len(self):
+        rows = None if where is None else self.table.fitting(where)
+        if not queries or not len(self) or (rows is not None and not len(rows)):
             return [[] for _ in queries]
-        text = self.release.encode_text(queries)
-        vectors = self.release.model.query_vectors(text).cpu()
-        calibration = self.table.calibration if calibrated else None
-        if calibration is not None:
-            among = max(AMONG, SPARE * k)
-            return self._hits(*calibration.best(*self.table.nearest(vectors, among, exact=exact), k))
+        text, model = self.release.encode_text(queries), self.release.model
+        nearest = partial(self.table.nearest, exact=exact, rows=rows)
+        parts = self._parts(text, exact, second_look)
+        vectors, calibration = model.query_vectors(text).cpu(), self.table.calibration
+        find = Finding(vectors, nearest, calibration, parts, candidates, in_its_order=calibrated)
+        return fitted(self._answers(text, find, k, by_file), find.fits())
+
+    def _parts(self, text: TextFeatures, exact: bool, second_look: bool) -> Parts | None:
+        """Return the score of a second stage; None where there is one stage."""
+        model, table, look = self.release.model, self.table, self.release.second_look
+        if second_look:
+            frames = table.frames()
+            assert look is not None and frames is not None, "checked before"
+            return [(of_texts(look_again(look.temperature, look.t2v).score, text, frames), 1)]
         if not self.reranks:
-            return self._hits(*self.table.nearest(vectors, k, exact=exact))
-        model = self.release.model
-        parts = of_parts(model, text, self.table.tokens)
-        if exact:
-            parts = [(of_texts(model.similarity, text, self.table.tokens(model.rerank_fields)), 1)]
-        chosen = self.table.nearest(vectors, max(k, candidates or CANDIDATES), exact=exact, candidates=True)[1]
-        return self._hits(*best_of(parts, chosen, k))
+            return None
+        whole = [(of_texts(model.similarity, text, table.tokens(model.rerank_fields)), 1)]
+        return whole if exact else of_parts(model, text, table.tokens)
+
+    def _answers(self, text: TextFeatures | None, find: Find, k: int, by_file: bool) -> list[list[Hit]]:
+        """Return hits for the `k` best rows, or `by_file` for the `k` best files, each with its best spans."""
+        if not (by_file and self.table.has_spans):
+            return self._hits(text, *find(k))
+        found, files = enough_files(self.table, find, k)
+        return [grouped(zip(*pair, strict=True), k) for pair in zip(files, self._hits(text, *found), strict=True)]
 
     @torch.inference_mode()
-    def like(self, video: str | Path | VideoFeatures, k: int) -> list[Hit]:
+    def like(self, video: Asking, k: int, *, by_file: bool = False, where: Where | None = None) -> list[Hit]:
         """Return the `k` videos most like a video: an id of this gallery, a file, or features (one row) of the release.
 
         Scores are inner products of vectors, for two-stage models too, whose full score needs a text. A video given by
-        id is left out of its own answer, and so are other spans of its file.
+        id is left out of its own answer, and so are other spans of its file; `by_file` and `where` as in `search`.
         Raises `ExpectedError` for an unknown id, `VideoError` for a file that cannot be read.
         """
         self._check_asked(k, None)
         _, vector, own = self._asking(video)
-        scores, rows = self.table.nearest(vector, k + len(own))
-        others = [place for place, row in enumerate(rows[0].tolist()) if row not in own][:k]
-        return self._hits(scores[:, others], rows[:, others])[0]
+        meant = None if where is None else self.table.fitting(where)
+
+        def find(asked: int) -> Answer:
+            scores, rows = self.table.nearest(vector, asked + len(own), rows=meant)
+            others = [place for place, row in enumerate(rows[0].tolist()) if row not in own][:asked]
+            return scores[:, others], rows[:, others]
+
+        return self._answers(None, find, k, by_file)[0]
 
     @torch.inference_mode()
-    def search_captions(
-        self, video: str | Path | VideoFeatures, k: int, candidates: int | None = None
-    ) -> list[CaptionHit]:
+    def search_captions(self, video: Asking, k: int, candidates: int | None = None) -> list[CaptionHit]:
         """Return the `k` stored captions that match a video best; `video` as in `like`.
 
         Where the model reranks, `candidates` captions are reranked by its full score. Their texts are encoded again for
@@ -234,38 +234,29 @@ class Gallery:
         """Whether searching has a second stage."""
         return bool(self.table.config.tokens)
 
-    def _hits(self, scores: Float[Tensor, "query k"], rows: Int64[Tensor, "query k"]) -> list[list[Hit]]:
-        self._check_scores(scores)
-        answers = zip(scores.tolist(), rows.tolist(), strict=True)
-        return [[self._hit(row, score) for score, row in zip(*answer, strict=True)] for answer in answers]
+    @property
+    def no_second_look(self) -> str:
+        """Why no second look can be taken, as words; "" if it can."""
+        if self.reranks:
+            return f"{self.release.path} searches in two stages already; leave it out"
+        if self.release.second_look is None:
+            return f"{self.release.path} carries none; train it again with this version"
+        if self.table.frames() is None:
+            return f"{self.path} stores no frames; index again with tools/index.py --frames int8"
+        return ""
 
-    def _hit(self, row: int, score: float) -> Hit:
-        part, own = self.table.place(row)
-        about, weights = part.about[own], part.frame_weights[own].tolist()
-        if not 0 < len(about["timestamps"]) <= len(weights) or not all(math.isfinite(weight) for weight in weights):
-            raise damaged(part.folder, f"frame weights of {about['id']!r} are missing or not finite")
-        timestamps, duration, span = about["timestamps"], about["duration"], about.get("span")
-        folder = self.table.folder(about)
-        begin, end = span or (0.0, duration)
-        return Hit(
-            video=about["id"],
-            source=about["source"] if folder is None else str(folder / about["source"]),
-            score=score,
-            seconds=best_moment(weights, timestamps, end, begin),
-            duration=duration,
-            timestamps=tuple(timestamps),
-            weights=tuple(weights[: len(timestamps)]),
-            span=None if span is None else (begin, end),
-        )
+    def _hits(
+        self, text: TextFeatures | None, scores: Float[Tensor, "query k"], rows: Int64[Tensor, "query k"]
+    ) -> list[list[Hit]]:
+        self._check_scores(scores)
+        return hits_of(self.table, self.release.model.relevance, text, scores, rows)
 
     def _check_scores(self, scores: Float[Tensor, "query k"]) -> None:
         """Refuse scores that are not finite: opening a gallery reads no vectors, so damage may show only here."""
         if not scores.isfinite().all():
             raise damaged(self.path, "a score is not finite: tools/gallery.py verify finds the file")
 
-    def _asking(
-        self, video: str | Path | VideoFeatures
-    ) -> tuple[VideoFeatures | None, Float[Tensor, "1 dim"], list[int]]:
+    def _asking(self, video: Asking) -> tuple[VideoFeatures | None, Float[Tensor, "1 dim"], list[int]]:
         """Return a video's features (None for an id), its vector, and the rows of the same file, its own row first."""
         if not isinstance(video, str):
             features = self.release.encode_video(video) if isinstance(video, Path) else video
@@ -277,22 +268,14 @@ class Gallery:
         others = set(self.table.find(about.get("file", about["id"]))) - {row}
         return None, self.table.vectors(torch.tensor([row])), [row, *others]
 
-    def _check_asked(self, k: int, candidates: int | None) -> None:
+    def _check_asked(self, k: int, candidates: int | None, second_look: bool = False) -> None:
         if k < 1:
             raise ExpectedError(f"k: {k}, expected the number of videos to show, at least 1")
-        if candidates is not None and not self.reranks:
+        if second_look and (reason := self.no_second_look):
+            raise ExpectedError(f"second look: {reason}")
+        if candidates is not None and not (self.reranks or second_look):
             raise ExpectedError(
                 f"candidates: {self.path} holds one vector per video and nothing to rerank; leave it out"
             )
         if candidates is not None and candidates < 1:
             raise ExpectedError(f"candidates: {candidates}, expected the number of videos to rerank, at least 1")
-
-
-def check_release(path: Path, manifest: Manifest, release: Encoder) -> None:
-    """Raise `ArtefactError` for a release that did not make the gallery."""
-    found, expected = release.manifest.id, manifest.parents["release"]
-    if found != expected:
-        raise ArtefactError(
-            f"{path}: made by release {expected[:12]}, but {release.path} is {found[:12]}; "
-            "open it with its own release or run tools/index.py again"
-        )

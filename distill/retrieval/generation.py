@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64
-from pydantic import Field, PositiveInt
+from pydantic import Field, FiniteFloat, PositiveInt
 from torch import Tensor
 
 from distill import publishing
@@ -34,11 +34,11 @@ from distill.errors import ArtefactError, placing
 from distill.locks import acquired, open_lock
 from distill.manifest import NAME, Manifest, SealedFile, check_files, read_manifest, seal, sealed_file
 from distill.records import T, View
-from distill.retrieval import ledger
+from distill.retrieval import frames, ledger
 from distill.retrieval.segment import VIDEOS, Segment, merge, sealed_segment
 from distill.retrieval.stored import MEND, damaged, mapped_whole, write_columns
 
-VERSION, READ = 3, (2, 3)  # written, and read
+VERSION, READ = 4, (2, 3, 4)  # written, and read
 SEGMENTS, DELETED, WORK, LOCK = "segments", "deleted", ".work", ".lock"
 APPROXIMATE, CALIBRATION = "approximate", "calibration"
 DERIVED = (APPROXIMATE, CALIBRATION)  # made of rows as they are numbered
@@ -61,6 +61,7 @@ class _ApproximateFacts(_Facts):
 
 class _CalibrationFacts(_Facts):
     queries: int
+    weakest: FiniteFloat | None = None
 
 
 class GalleryConfig(View):
@@ -71,6 +72,7 @@ class GalleryConfig(View):
     folders: list[str]  # of video files
     made_of: list[dict[str, Any]] = Field(default=[])
     tokens: list[str] = Field(default=[])  # of the second stage, if there is one
+    stored_frames: str = frames.NONE  # how frames are stored beside the vectors of a model of one stage
     approximate: _ApproximateFacts | None = None
     calibration: _CalibrationFacts | None = None
 

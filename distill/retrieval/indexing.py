@@ -10,7 +10,7 @@ Encoded in the same batches, both give the same row bit for bit; in batches of o
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -25,15 +25,14 @@ from distill.records import canonical_json, json_sha256
 from distill.remote import Place
 from distill.retrieval import difference, generation, ledger, places
 from distill.retrieval.difference import Difference
-from distill.retrieval.encoder import Encoder, weighing
-from distill.retrieval.gallery import check_release
+from distill.retrieval.encoder import Encoder, check_release, weighing
+from distill.retrieval.kept import Kept, kept
 from distill.retrieval.ledger import KnownFile, Ledger, StoredNote
 from distill.retrieval.parts import PartMaker, finished
 from distill.retrieval.segment import Segment
 from distill.retrieval.sources import Cut, FileSource, Item, Note, VideoSource, open_source
 from distill.retrieval.stored import row_bytes
 from distill.retrieval.table import Table
-from distill.retrieval.vectors import KINDS
 
 BATCH = 64  # videos encoded at once
 log = logging.getLogger(__name__)
@@ -46,6 +45,7 @@ def build_gallery(
     *,
     videos: Path | None = None,
     vectors: str | None = None,
+    frames: str | None = None,
     cut: Cut | None = None,
     captions: bool = False,
     posters: bool = True,
@@ -63,6 +63,7 @@ def build_gallery(
 
     Videos that cannot be read are left out and listed in the gallery's notes, with the reason. `videos` is the folder
     of the video files, so that answers name files; `vectors` one of `vectors.KINDS` (float32, or what the gallery has);
+    `frames` one of `frames.KINDS` (int8, or what the gallery has), for models of one stage alone;
     `captions` stores those of a frame set, `posters` a small picture of every row; `workers` (one per core) decode.
     """
     if not release.searchable:
@@ -78,7 +79,10 @@ def build_gallery(
         if captions:
             _check_captions(source, path, release)
         with generation.changing(out) as before:
-            return _Index(release, source, path, out, before, vectors, captions, posters, cut, batch).run(append, sync)
+            config = None if before is None else places.present_config(out, before)
+            wanted = {"vectors_as": vectors, "frames_as": frames, "captions": captions, "posters": posters}
+            keep = kept(release, out, config, **wanted)
+            return _Index(release, source, path, out, before, config or {}, keep, cut, batch).run(append, sync)
 
 
 def _check_captions(source: VideoSource, path: Place, release: Encoder) -> None:
@@ -105,18 +109,12 @@ class _Index:
     path: Place
     out: Path
     before: Manifest | None
-    vectors: str | None
-    captions: bool
-    posters: bool
+    config: Mapping[str, Any]  # of the gallery, as it is from here
+    kept: Kept
     cut: Cut | None
     batch: int
 
     def __post_init__(self):
-        self.config = {} if self.before is None else places.present_config(self.out, self.before)
-        had = self.config.get("vectors")
-        self.kind = kind = self.vectors or had or KINDS[0]
-        if kind != (had or kind):
-            raise ArtefactError(f"{self.out}: holds {had} vectors, not {kind}; leave --vectors out, or index anew")
         if self.before is not None:
             check_release(self.out, self.before, self.release)
         self.made_of: list[dict[str, Any]] = list(self.config.get("made_of", []))
@@ -129,7 +127,7 @@ class _Index:
             folder = places.stored(self.out, self.source.folder)
             self.folders += [] if folder in self.folders else [folder]
             self.folder = {"folder": self.folders.index(folder)}
-        self.maker = PartMaker(self.release, self.source, kind, self.captions, self.posters, self.batch, self.folder)
+        self.maker = PartMaker(self.release, self.source, self.kept, self.batch, self.folder)
 
     def run(self, append: bool, sync: bool) -> Manifest:
         """Makes the parts that are missing, joins them, and publishes the manifest."""
@@ -161,7 +159,11 @@ class _Index:
         made = {"source": places.stored(self.out, self.path), "items_sha256": json_sha256(marks)}
         if self.cut is not None:
             made |= {"seconds": self.cut.seconds, "overlap": self.cut.overlap}
-        return made | ({"captions": True} if self.captions else {}) | ({} if self.posters else {"posters": False})
+        return (
+            made
+            | ({"captions": True} if self.kept.captions else {})
+            | ({} if self.kept.posters else {"posters": False})
+        )
 
     def _compare(self, sync: bool) -> Difference:
         """Return what is to be done, and say so."""
@@ -265,6 +267,7 @@ class _Index:
         if segment is not None:
             counts |= {"dim": segment.vectors.stored.shape[1], "vector_bytes": row_bytes(segment.vectors.columns)}
             counts |= {} if segment.tokens is None else {"token_bytes": row_bytes(segment.tokens.tensors())}
+            counts |= {} if segment.frames is None else {"frame_bytes": row_bytes(segment.frames.columns)}
             said = old.get("captions", 0) + (0 if segment.captions is None else len(segment.captions))
             counts |= {"captions": said} if said else {}
         made = self.made if complete else {key: self.made[key] for key in self.made if key != "items_sha256"}
@@ -272,11 +275,11 @@ class _Index:
         config = {
             "release": places.stored(self.out, self.release.path),
             "frames": self.release.frames_config,
-            "vectors": self.kind,
+            "vectors": self.kept.vectors,
             "folders": self.folders,
             "made_of": [*self.made_of[: self.of], made, *self.made_of[self.of + 1 :]],
             **weighing(self.release),
-        } | ({"tokens": ["vector", *fields]} if fields else {})
+        } | ({"tokens": ["vector", *fields]} if fields else {"stored_frames": self.kept.frames})
         derived = {kind: self.config[kind] for kind in generation.DERIVED if kind in self.config}
         return Manifest(
             kind="gallery",

@@ -6,7 +6,7 @@ A killed index that is started again finds the parts that it finished, and ends 
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from distill.data.pictures import encode_poster
 from distill.errors import ArtefactError, check_regular
 from distill.manifest import SealedFile, check_hash
 from distill.records import View, canonical_json, parsed, read_record, write_record
+from distill.retrieval import frames
 from distill.retrieval.encoder import Encoder, frame_weights
 from distill.retrieval.generation import VERSION, WORK
+from distill.retrieval.kept import Kept
 from distill.retrieval.segment import Segment, sealed_segment, write_segment
 from distill.retrieval.sources import Item, Loaded, Note, VideoSource
 from distill.retrieval.stored import bytes_per_video, joined, stored
@@ -37,6 +39,7 @@ class _Rows:
     about: list[dict[str, Any]] = field(default_factory=list)
     columns: list[dict[str, Tensor]] = field(default_factory=list)
     tokens: list[dict[str, Tensor]] = field(default_factory=list)
+    frames: list[dict[str, Tensor]] = field(default_factory=list)
     posters: list[bytes] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
     broken: list[Note] = field(default_factory=list)
@@ -62,18 +65,9 @@ def finished(folder: Path, *, verify: bool) -> tuple[Segment | None, list[Note]]
 class PartMaker:
     """Makes the parts of one index: encodes videos of a source with a release, and writes them as small segments."""
 
-    def __init__(
-        self,
-        release: Encoder,
-        source: VideoSource,
-        kind: str,
-        captions: bool,
-        posters: bool,
-        batch: int,
-        folder: dict[str, int],
-    ):
+    def __init__(self, release: Encoder, source: VideoSource, kept: Kept, batch: int, folder: dict[str, int]):
         self.release, self.model, self.source = release, release.model, source
-        self.kind, self.captions, self.posters, self.batch, self.folder = kind, captions, posters, batch, folder
+        self.kept, self.batch, self.folder = kept, batch, folder
 
     def plan(self, out: Path, items: Sequence[Item]) -> Iterator[tuple[Path, Sequence[Item]]]:
         """Return the folder of each part, and its items."""
@@ -82,8 +76,7 @@ class PartMaker:
         if self.model.rerank_fields:
             tokens = bytes_per_video(self.model, self.release.num_frames, config["size"])[1]
             rows = max(1, min(PART, PART_BYTES // tokens))
-        settings = [VERSION, self.release.manifest.id, self.kind, config, self.captions, self.posters, self.batch]
-        settings.append(self.folder)
+        settings = [VERSION, self.release.manifest.id, asdict(self.kept), config, self.batch, self.folder]
         for start in range(0, len(items), rows):
             some = items[start : start + rows]
             content = canonical_json([settings, [[item.id, *item.mark, item.changed] for item in some]])
@@ -115,23 +108,27 @@ class PartMaker:
         names = [loaded.item.id for loaded in batch]
         vectors = self.model.index_vectors(video).cpu()
         _check_finite(self.release, "vector", names, vectors)
-        weights = frame_weights(self.release, pixels, real, video.to("cpu"))
-        if self.posters:
+        weights = frame_weights(self.release, real, video.to("cpu"))
+        if self.kept.posters:
             rows.posters += [_poster(loaded, own) for loaded, own in zip(batch, weights, strict=True)]
-        rows.columns.append({"frame_weights": weights} | encode(vectors, self.kind))
+        rows.columns.append({"frame_weights": weights} | encode(vectors, self.kept.vectors))
         if self.model.rerank_fields:
             kept = stored(video, self.model.rerank_fields)
             for name, value in kept.items():
                 _check_finite(self.release, f"{name} in float16", names, value)
             rows.tokens.append(kept)
+        elif self.kept.frames != frames.NONE:
+            assert video.frames is not None, "every model that can be searched gives its frames"
+            _check_finite(self.release, "frames", names, video.frames.cpu())
+            rows.frames.append(frames.encode(video.frames.cpu(), real, self.kept.frames))
         rows.about += [loaded.about | self.folder for loaded in batch]
         rows.items += [loaded.item for loaded in batch]
 
     def _write(self, folder: Path, rows: _Rows) -> None:
         if rows.about:
-            columns, tokens = joined(rows.columns), joined(rows.tokens) if rows.tokens else None
-            said = self._said(rows.items) if self.captions else None
-            write_segment(folder, rows.about, columns, tokens, said, rows.posters)
+            tokens, kept = (joined(tables) if tables else None for tables in (rows.tokens, rows.frames))
+            said = self._said(rows.items) if self.kept.captions else None
+            write_segment(folder, rows.about, joined(rows.columns), tokens, said, rows.posters, kept)
         files = sealed_segment(folder) if rows.about else {}
         write_record(folder / DONE, _Record(broken=rows.broken, files=files).model_dump())
 
@@ -145,7 +142,9 @@ class PartMaker:
         vectors = torch.cat([self.model.query_vectors(self.release.encode_text(part)).cpu() for part in parts])
         _check_finite(self.release, "vector of a caption", [items[row].id for row, _, _ in said], vectors)
         rows = torch.tensor([row for row, _, _ in said])
-        return [{"id": name, "text": text} for _, name, text in said], encode(vectors, self.kind) | {"rows": rows}
+        return [{"id": name, "text": text} for _, name, text in said], encode(vectors, self.kept.vectors) | {
+            "rows": rows
+        }
 
 
 def _poster(loaded: Loaded, weights: Float[Tensor, " frame"]) -> bytes:

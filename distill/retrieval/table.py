@@ -3,13 +3,15 @@
 A deleted row keeps its number until the gallery is compacted; nothing here gives it out.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from distill.data.frames import StoredCaption
@@ -20,9 +22,15 @@ from distill.ranking.topk import Answer, best
 from distill.retrieval import generation, places
 from distill.retrieval.approximate import Approximate
 from distill.retrieval.calibration import Calibration
+from distill.retrieval.frames import NONE, Frames
 from distill.retrieval.segment import Segment, StoredVideo
 from distill.retrieval.stored import Tokens, damaged
-from distill.retrieval.vectors import among, nearest
+from distill.retrieval.vectors import among, nearest, nearest_of
+from distill.retrieval.where import Where
+
+NONE_YET = np.zeros(0, np.int64)  # a gallery without videos may have no segment
+FEW = 3  # times as few rows are copied to be compared; where it is more, reading all of them takes less time
+SEEN = ("frames", "real")  # the fields, beside `vector`, that say which frames of a video answer a text
 
 
 class Table:
@@ -36,7 +44,7 @@ class Table:
         known: Mapping[str, Segment] | None = None,
         videos: Path | None = None,
     ):
-        self.path, self.videos = path, videos
+        self.path, self.device, self.videos = path, device, videos
         old = known or {}
         names = generation.segments(manifest)
         self.segments = {name: old.get(name) or Segment(path / generation.SEGMENTS / name, device) for name in names}
@@ -60,6 +68,8 @@ class Table:
                 raise damaged(part.folder, f"{len(part)} rows of {dim} numbers, expected {expected}")
             if tokens != set(self.config.tokens):
                 raise damaged(part.folder, f"tokens {sorted(tokens)}")
+            if (part.frames is None) != (self.config.stored_frames == NONE):
+                raise damaged(part.folder, f"frames {'are missing' if part.frames is None else 'are not expected'}")
         if len(self.deleted) and not 0 <= self.deleted[0] <= self.deleted[-1] < len(self):
             raise damaged(path, f"row {int(self.deleted[-1])} of {len(self)} is deleted")
         if len(self) - len(self.deleted) != manifest.counts["videos"]:
@@ -88,6 +98,11 @@ class Table:
         """Return what is stored of a row."""
         part, own = self.place(row)
         return part.about[own]
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether files were cut, so that one may have several rows."""
+        return any("seconds" in made for made in self.config.made_of)
 
     @property
     def has_posters(self) -> bool:
@@ -126,14 +141,59 @@ class Table:
         """`vector` and the other `fields` that a second stage scores, of all rows."""
         return TableTokens(self, fields)
 
+    def frames(self) -> "TableFrames | TableTokens | None":
+        """`vector`, `frames` and `real` of all rows; None where no frames are stored."""
+        if self.config.tokens:
+            return self.tokens(SEEN) if set(SEEN) <= set(self.config.tokens) else None
+        return None if self.config.stored_frames == NONE else TableFrames(self)
+
+    def fitting(self, where: Where) -> Int64[Tensor, " row"]:
+        """The rows of the files that are meant, ascending, without those that are deleted."""
+        rows = self._fits(where).nonzero()[:, 0]
+        return rows[~among(rows, self.deleted)]
+
+    def files(self, where: Where) -> Int64[Tensor, " file"]:
+        """The first row of each of the files that are meant, ascending; a file that was cut has several rows."""
+        return self._firsts[self._fits(where)[self._firsts]]
+
+    @cached_property
+    def folder_sizes(self) -> Counter[str]:
+        """How many files each folder holds, in it or below it, by its path below the video folder."""
+        found: Counter[str] = Counter()
+        for base, part in self.based():
+            own = self._firsts[(self._firsts >= base) & (self._firsts < base + len(part))] - base
+            found.update(part.facts.counts(own.numpy()))
+        return found
+
+    @cached_property
+    def _firsts(self) -> Int64[Tensor, " file"]:
+        rows = self.rows()
+        files = np.concatenate([NONE_YET, *(part.facts.files for part in self.parts)])[rows.numpy()]
+        return rows[torch.from_numpy(np.sort(np.unique(files, return_index=True)[1]))]
+
+    def _fits(self, where: Where) -> Bool[Tensor, " row"]:
+        return torch.from_numpy(np.concatenate([NONE_YET > 0, *(part.facts.fit(where) for part in self.parts)]))
+
     def nearest(
-        self, queries: Float[Tensor, "query dim"], k: int, *, exact: bool = False, candidates: bool = False
+        self,
+        queries: Float[Tensor, "query dim"],
+        k: int,
+        *,
+        exact: bool = False,
+        candidates: bool = False,
+        rows: Int64[Tensor, " row"] | None = None,
     ) -> Answer:
         """The `k` rows of highest inner product, best first; fewer if there are. Among equals the lower row.
 
         Through the approximate index where there is one, unless `exact`, or unless it finds fewer than `k`. If they
-        are mere `candidates`, which something else will score, its estimates may do.
+        are mere `candidates`, which something else will score, its estimates may do. Where only some `rows` are meant,
+        all of them are compared.
         """
+        if rows is not None:
+            if FEW * len(rows) < len(self):
+                return nearest_of(queries, self.vectors, rows, k)
+            others = torch.ones(len(self), dtype=torch.bool).index_fill(0, rows, False).nonzero()[:, 0]
+            return nearest(queries, [part.vectors for part in self.parts], k, others)
         if self.approximate is not None and not exact:
             covered = self.approximate.covers
             find = self.approximate.candidates if candidates else self.approximate.top
@@ -188,6 +248,25 @@ class Table:
         found = [read(self.parts[o], rows[p] - self.bases[o]) for o, p in zip(used, places, strict=True)]
         joined = VideoFeatures.cat(found) if isinstance(found[0], VideoFeatures) else torch.cat(found)
         return joined[torch.cat(places).argsort()]
+
+
+class TableFrames:
+    """Stored frames of all segments: indexing with row numbers reads those, as float32 on the model's device."""
+
+    def __init__(self, table: Table):
+        self.table = table
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Those of the first segment, as they are stored."""
+        return _frames(self.table.parts[0]).columns
+
+    def __getitem__(self, rows: Int64[Tensor, " row"]) -> VideoFeatures:
+        return self.table.gather(rows, lambda part, own: _frames(part).of(own, part.vectors[own])).to(self.table.device)
+
+
+def _frames(part: Segment) -> Frames:
+    assert part.frames is not None, "a gallery that stores frames has them in every segment"
+    return part.frames
 
 
 class TableTokens:

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from distill.errors import ExpectedError, first_few
 from distill.log import progress
 from distill.manifest import Manifest, SealedFile, check_files, sealed_file
 from distill.retrieval import calibration, difference, generation, ledger, places
 from distill.retrieval.approximate import build, check_installed
-from distill.retrieval.encoder import Encoder
-from distill.retrieval.gallery import check_release
+from distill.retrieval.encoder import Encoder, check_release
 from distill.retrieval.generation import APPROXIMATE, CALIBRATION, DELETED, DERIVED, WORK
 from distill.retrieval.ledger import Ledger
+from distill.retrieval.segment import Segment
 from distill.retrieval.table import Table
+from distill.retrieval.vectors import among
 
 LEAST = 400  # videos that an approximate index takes
 TOGETHER = 256  # queries encoded at once
@@ -144,11 +146,16 @@ def calibrate(path: Path, release: Encoder, queries: Sequence[str]) -> Manifest:
         starts = progress(range(0, len(queries), TOGETHER), f"encode {len(queries)} queries (batches)")
         asked = (release.encode_text(queries[start : start + TOGETHER]) for start in starts)
         bank = torch.cat([model.query_vectors(text).cpu() for text in asked])
-        best = table.nearest(bank, 1, exact=True)[1]
+        best = table.nearest(bank, calibration.BEST, exact=True)
         size = max(1, calibration.CELLS // len(bank))
-        places = [(part, start) for part in table.parts for start in range(0, len(part), size)]
+        places = [(base, part, start) for base, part in table.based() for start in range(0, len(part), size)]
         compared = progress(places, f"compare {len(table)} videos (blocks)")
-        blocks = (part.vectors[start : start + size] for part, start in compared)
+
+        def block(base: int, part: Segment, start: int) -> tuple[Tensor, Tensor]:
+            rows = torch.arange(start, min(start + size, len(part)))
+            return part.vectors[rows], ~among(rows + base, table.deleted)
+
+        blocks = (block(*place) for place in compared)
         rows = before.counts["videos"]
         return _with_file(path, before, CALIBRATION, rows, lambda file: calibration.write(file, blocks, bank, best))
 

@@ -21,6 +21,7 @@ from distill.retrieval.stored import read_rows
 
 KINDS = ("float32", "float16", "int8")
 BLOCK = 2048  # rows that are float32 at a time: 4 MiB at 512 dimensions, which a processor's cache holds
+GATHERED = 16384  # rows that are copied at a time where only some are compared: 32 MiB at 512 dimensions
 QUERIES = 64  # searched at once: 32 MiB of scores for each of `top_k`'s chunks
 SPARE, MORE = 16, 4  # rows asked for beyond k where some are deleted; times as many if that was too few
 LEVELS = 127
@@ -79,6 +80,24 @@ def nearest(
         answers.append(
             best(parts, k) if parts else (asking.new_empty(len(asking), 0), deleted.new_empty(len(asking), 0))
         )
+    return torch.cat([scores for scores, _ in answers]), torch.cat([rows for _, rows in answers])
+
+
+def nearest_of(
+    queries: Float[Tensor, "query dim"],
+    read: Callable[[Int64[Tensor, " row"]], Float[Tensor, "row dim"]],
+    rows: Int64[Tensor, " row"],
+    k: int,
+) -> Answer:
+    """Return the `k` best of some rows, which ascend; `read` gives the vectors of a block of them."""
+    answers = []
+    for asking in queries.split(QUERIES):
+        found = asking.new_empty(len(asking), 0), rows.new_empty(len(asking), 0)
+        for start in range(0, len(rows), GATHERED):
+            block = rows[start : start + GATHERED]
+            scores, places = top_k(asking, read(block), k)
+            found = best([(0, found), (0, (scores, block[places]))], k)
+        answers.append(found)
     return torch.cat([scores for scores, _ in answers]), torch.cat([rows for _, rows in answers])
 
 

@@ -1,0 +1,55 @@
+"""Finding the rows that answer queries: by their vectors, then in the order of a second stage or of a calibration."""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from distill.ranking.topk import Answer
+from distill.ranking.two_stage import Parts, best_of
+from distill.retrieval.calibration import AMONG, BEST, SPARE, Calibration
+
+CANDIDATES = 200  # videos to rerank: 99 % of the best ten in 10,000 are among them (tools/bench_retrieval.py)
+
+
+class Finding:
+    """The search for some queries, of which any number of rows can be asked."""
+
+    def __init__(
+        self,
+        queries: Float[Tensor, "query dim"],
+        nearest: Callable[..., Answer],
+        calibration: Calibration | None,
+        parts: Parts | None,
+        candidates: int | None,
+        *,
+        in_its_order: bool,
+    ):
+        """Take query vectors, their `Table.nearest`, the gallery's calibration, and the score of a second stage.
+
+        `candidates` go into the second stage; without one the order is the calibration's if `in_its_order`.
+        """
+        self.queries, self.calibration, self.parts, self.candidates = queries, calibration, parts, candidates
+        self._nearest, self._in_its_order = nearest, in_its_order and calibration is not None
+        self._best: Float[Tensor, "query best"] | None = None  # similarities
+
+    def __call__(self, k: int) -> Answer:
+        """Return scores and rows of the `k` best videos for each query."""
+        if self.parts is not None:
+            return best_of(self.parts, self._by_vector(max(k, self.candidates or CANDIDATES), candidates=True)[1], k)
+        if self._in_its_order and self.calibration is not None:
+            return self.calibration.best(*self._by_vector(max(AMONG, SPARE * k)), k)
+        return self._by_vector(k)
+
+    def fits(self) -> list[bool | None]:
+        """Return for each query whether anything that was found fits it well; None where it is not known."""
+        known = (
+            None if self.calibration is None or self._best is None else self.calibration.fits(self.queries, self._best)
+        )
+        return [None] * len(self.queries) if known is None else known.tolist()
+
+    def _by_vector(self, k: int, **options: bool) -> Answer:
+        asked = k if self.calibration is None else max(k, BEST)
+        scores, rows = self._nearest(self.queries, asked, **options)
+        self._best = scores[:, :BEST]
+        return scores[:, :k], rows[:, :k]

@@ -1,0 +1,143 @@
+"""Hits: a video that answers, how well it matches, and when.
+
+Where a gallery stores frames (or tokens, in two stages), the frames of a hit are weighed by the query: by the softmax
+of `RetrievalModel.relevance`, each model's own. Otherwise, and where a video asks, by what weighs most in the video.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from distill.model.features import TextFeatures, VideoFeatures
+from distill.ranking.topk import Answer
+from distill.retrieval.moment import best_moment
+from distill.retrieval.stored import damaged
+from distill.retrieval.table import Table
+
+Relevance = Callable[[TextFeatures, VideoFeatures], Float[Tensor, "pair frame"]]  # a model's
+SPANS = 4  # rows asked for in place of a file, and again as many if these are of too few files
+OTHERS = 4  # further spans of a file under one hit, at most
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer: a video, how well it matches, and when. Seconds are those of the file."""
+
+    video: str  # id
+    source: str  # the file, inside the video folder where the gallery knows it
+    score: float  # the model's
+    seconds: tuple[float, float]  # the moment with the highest frame weights
+    duration: float  # of the file
+    timestamps: tuple[float, ...]  # of the frames that the model saw
+    weights: tuple[float, ...]  # of these frames; padding, if the model pools it too, has the rest of 1
+    span: tuple[float, float] | None  # seconds of the file that this row stands for; None: the whole file
+    weighed_by: Literal["query", "video"]  # whether weights say what answers the query, or what weighs most in it
+    fits: bool | None = None  # whether anything here fits the query as well as known queries fit; None: not known
+    others: tuple["Hit", ...] = ()  # further spans of its file that match, best first, where hits are grouped by file
+
+
+@dataclass(frozen=True)
+class CaptionHit:
+    """One answer of `search_captions`: a stored caption, the video that it was said of, and how well it matches."""
+
+    caption: str  # id
+    text: str
+    video: str  # id
+    score: float
+
+
+def hits_of(
+    table: Table,
+    relevance: Relevance,
+    text: TextFeatures | None,
+    scores: Float[Tensor, "query k"],
+    rows: Int64[Tensor, "query k"],
+) -> list[list[Hit]]:
+    """Return the hits of rows that were found for some texts, or for something else (None).
+
+    `relevance` weighs frames for a text (`RetrievalModel.relevance`).
+    """
+    answers = []
+    if not rows.shape[1]:
+        return [[] for _ in range(len(rows))]
+    for query in range(len(rows)):
+        found = rows[query]
+        answering = None if text is None else _answering(table, relevance, text[query : query + 1], found)
+        weights = table.frame_weights(found) if answering is None else answering
+        by: Literal["query", "video"] = "video" if answering is None else "query"
+        triples = zip(found.tolist(), scores[query].tolist(), weights.tolist(), strict=True)
+        answers.append([_hit(table, row, score, own, by) for row, score, own in triples])
+    return answers
+
+
+def _file(table: Table, row: int) -> str:
+    """Return the id of the file of a row, which is the row's own unless the file was cut."""
+    about = table.about(row)
+    return about.get("file", about["id"])
+
+
+def enough_files(table: Table, find: Callable[[int], Answer], k: int) -> tuple[Answer, list[list[str]]]:
+    """Return rows of at least `k` files for every query, or all there are, as `find` does, and the file of each row."""
+    asked = SPANS * k
+    while True:
+        answer = find(asked)
+        files = [[_file(table, row) for row in rows] for rows in answer[1].tolist()]
+        if answer[1].shape[1] < asked or asked >= len(table) or all(len(set(found)) >= k for found in files):
+            return answer, files
+        asked *= SPANS
+
+
+def grouped(hits: Iterable[tuple[str, Hit]], k: int) -> list[Hit]:
+    """Return the best `k` files of hits (each after its file), best first, each with its other spans."""
+    files: dict[str, list[Hit]] = {}
+    for file, hit in hits:
+        if file in files or len(files) < k:
+            files.setdefault(file, []).append(hit)
+    return [replace(first, others=tuple(others[:OTHERS])) for first, *others in files.values()]
+
+
+def fitted(answers: Sequence[Sequence[Hit]], fits: Sequence[bool | None]) -> list[list[Hit]]:
+    """Return the hits of some queries with what is known of how anything fits each of them."""
+    return [
+        [replace(hit, fits=fit, others=tuple(replace(other, fits=fit) for other in hit.others)) for hit in hits]
+        for hits, fit in zip(answers, fits, strict=True)
+    ]
+
+
+def _answering(
+    table: Table, relevance: Relevance, text: TextFeatures, rows: Int64[Tensor, " k"]
+) -> Float[Tensor, "k frame"] | None:
+    """Return the weight of every frame of some rows for one text; None where the gallery stores no frames."""
+    stored = table.frames()
+    if stored is None or not len(rows):
+        return None
+    video = stored[rows]
+    assert video.real is not None, "frames are stored with what is padding"
+    scores = relevance(text[torch.zeros(len(rows), dtype=torch.int64)], video)
+    return scores.masked_fill(~video.real, -torch.inf).softmax(-1).cpu()
+
+
+def _hit(table: Table, row: int, score: float, weights: Sequence[float], by: Literal["query", "video"]) -> Hit:
+    part, _ = table.place(row)
+    about = table.about(row)
+    if not 0 < len(about["timestamps"]) <= len(weights) or not all(math.isfinite(weight) for weight in weights):
+        raise damaged(part.folder, f"frame weights of {about['id']!r} are missing or not finite")
+    timestamps, duration, span = about["timestamps"], about["duration"], about.get("span")
+    folder = table.folder(about)
+    begin, end = span or (0.0, duration)
+    return Hit(
+        video=about["id"],
+        source=about["source"] if folder is None else str(folder / about["source"]),
+        score=score,
+        seconds=best_moment(weights, timestamps, end, begin),
+        duration=duration,
+        timestamps=tuple(timestamps),
+        weights=tuple(weights[: len(timestamps)]),
+        span=None if span is None else (begin, end),
+        weighed_by=by,
+    )
