@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from conftest import ROOT, World
 from test_release import make, release
 
+from distill.data.video import write_video
+from distill.model.second_look import SecondLook
 from distill.release.release import load
 from distill.retrieval.indexing import build_gallery
+from distill.retrieval.sources import Cut
 
 ODD = '<img src=x onerror=alert(1)> "ü" & #1? 50%.mp4'  # a file name that has to be quoted wherever it goes
 LIMITED = "from distill.errors import door; from distill.serving import limits; from tools import serve"
@@ -80,3 +84,20 @@ def _copy(source: Path, target: Path, padding: int) -> None:
         if padding:
             file.write(struct.pack(">I4s", padding, b"free"))
             file.truncate(file.tell() + padding - 8)  # a hole: it takes no room on the disk
+
+
+FILMS = {"holiday/beach/red.mp4": 4, "holiday/blue.mp4": 8, "city/green.mp4": 6, ODD: 2, "films/long.mp4": 24}
+FILMS |= {f"many/{number}.mp4": 1 + number % 3 for number in range(6)}  # seconds of each file
+
+
+def make_films(folder: Path) -> Path:
+    """A gallery of eleven files in folders, of which one is cut into three spans; its release can look again."""
+    draw = np.random.default_rng(3)
+    for name, seconds in FILMS.items():
+        shots = draw.integers(0, 256, (seconds, 6, 8, 3), dtype=np.uint8)
+        clip = shots.repeat(4, axis=0).repeat(8, axis=1).repeat(8, axis=2)
+        (folder / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(folder / "videos" / name, clip, fps=4)
+    release(folder / "release", *make(), second_look=SecondLook(temperature=0.1, t2v=5.0, v2t=0.0))
+    build_gallery(load(folder / "release"), folder / "videos", folder / "gallery", cut=Cut(10.0), workers=1)
+    return folder / "gallery"

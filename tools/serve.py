@@ -2,6 +2,7 @@
 
     python tools/serve.py gallery
     python tools/serve.py gallery --port 8080 --examples "a hatching chick" "a red apple, then a fire engine"
+    python tools/serve.py gallery --second-look             # rank what was found once more, by its frames
 
 It is there for this machine alone unless --host says otherwise; whoever reaches it can see all videos of the gallery.
 Ctrl-C stops it.
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 for any free one (default 8000)")
     parser.add_argument("--examples", nargs="+", default=EXAMPLES, metavar="QUERY", help="searches the page offers")
+    parser.add_argument("--second-look", action="store_true", help="take a second look at frames with every search")
     parser.add_argument("--release", type=Path, metavar="PATH", help="where the gallery's release is, if it was moved")
     parser.add_argument("--videos", type=Path, metavar="DIR", help="where the videos are, if they were moved")
     args = parser.parse_args(argv)
@@ -43,11 +45,14 @@ def main(argv: list[str] | None = None) -> None:
     log.setup()
     release = load(release_path(args.gallery, args.release), comm.device())
     gallery = Gallery.open(args.gallery, release, args.videos)
+    if args.second_look and (reason := gallery.no_second_look):
+        raise ExpectedError(f"--second-look: {reason}")
 
     def ready(url: str) -> None:
         show(f"{len(gallery)} videos of {args.gallery} at {url} (Ctrl-C stops)")
 
-    serve(gallery, host=args.host, port=args.port, examples=args.examples, ready=ready)
+    options = {"host": args.host, "port": args.port, "examples": args.examples, "second_look": args.second_look}
+    serve(gallery, **options, ready=ready)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
     GET  /                 the page (page.html, which loads nothing else)
     POST /search           {"query": "a hatching chick", "k": 12} -> ranked videos, their seconds and frame weights
+    POST /search/file      the bytes of a picture or a clip -> the videos most like it
+    GET  /videos           a list of the videos, page by page
     GET  /videos/{id}      a video's file; ranges, ETag and If-Range as in RFC 9110
     GET  /posters/{id}     a small picture of a video, where the gallery keeps one
     GET  /about            the size of the gallery, examples and limits, for the page
@@ -12,34 +14,49 @@ Every refusal is JSON, {"error": "..."}, in words that tell nothing of this mach
 while the server runs are there, or gone, with the next request.
 """
 
+import asyncio
 import base64
 import hashlib
-import logging
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
-from distill.data.tokens import is_cut
 from distill.errors import ExpectedError
 from distill.retrieval.gallery import Gallery
+from distill.retrieval.where import Where
 from distill.serving import limits
 from distill.serving.batching import Batcher, Busy
-from distill.serving.guard import Guard
-from distill.serving.messages import About, Answer, Answers, Found, Health, Question, problems
+from distill.serving.guard import LARGE, Guard, Refused
+from distill.serving.messages import (
+    About,
+    Answer,
+    Answers,
+    Browse,
+    Filters,
+    Health,
+    Likeness,
+    Listing,
+    Question,
+    problems,
+)
+from distill.serving.searches import Manner, Newest, Searches
 from distill.serving.videos import poster_response, video_response
 
-log = logging.getLogger(__name__)
-
 _BYTES = {"content": {"video/*": {"schema": {"type": "string", "format": "binary"}}}}
+_FILE = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 _VIDEO: dict[int | str, dict[str, Any]] = {
     200: {"description": "the file", **_BYTES},
     206: {"description": "the range that was asked for", **_BYTES},
@@ -72,31 +89,22 @@ class _IdConvertor(PathConvertor):
 register_url_convertor("id", _IdConvertor())
 
 
-class Newest:
-    """The newest generation of the gallery, or the former one where that cannot be read. Any thread may call it."""
-
-    def __init__(self, gallery: Gallery):
-        self._gallery, self._lock, self._complaint = gallery, threading.Lock(), ""
-
-    def __call__(self) -> Gallery:
-        with self._lock:
-            try:
-                self._gallery, self._complaint = self._gallery.refreshed(), ""
-            except (ExpectedError, OSError) as error:
-                if str(error) != self._complaint:  # log once, not with every request
-                    log.error("the gallery changed and cannot be read, so its former state is served: %s", error)
-                self._complaint = str(error)
-            return self._gallery
-
-
-def application(gallery: Gallery, *, examples: Sequence[str] = (), hosts: frozenset[str] | None = None) -> Guard:
+def application(
+    gallery: Gallery,
+    *,
+    examples: Sequence[str] = (),
+    hosts: frozenset[str] | None = None,
+    second_look: bool = False,
+) -> Guard:
     """Return the web application, for any ASGI server; `server.serve` runs it.
 
     The page offers the queries in `examples`. If `hosts` is given, requests must be addressed to one of these names.
+    With `second_look`, searches take one where the gallery allows it, unless they say otherwise.
     """
     newest = Newest(gallery)
     page = files("distill.serving").joinpath("page.html").read_text(encoding="utf-8")
-    batcher = _batcher(newest)
+    searches = Searches(newest, second_look)
+    batcher = Batcher(searches)
     app = FastAPI(
         title="Find a moment",
         description="Searches the videos of a gallery in words.",
@@ -108,29 +116,16 @@ def application(gallery: Gallery, *, examples: Sequence[str] = (), hosts: frozen
         responses=problems(400, 408, 413, 421, 431, 503),  # the guard may give these to any request
     )
     _explain_refusals(app)
-    _add_page(app, page, newest, examples)
+    _add_page(app, page, searches, examples)
     _add_search(app, batcher)
+    _add_likeness(app, searches)
+    _add_list(app, searches)
     _add_videos(app, newest)
     _add_posters(app, newest)
     return Guard(app, headers=_security(page), hosts=hosts)
 
 
-def _batcher(newest: Newest) -> Batcher[Answer]:
-    def answer(queries: Sequence[str], k: int, candidates: int | None) -> list[Answer]:
-        current = newest()
-        if candidates is not None and not current.reranks:
-            reason = "candidates: this gallery keeps one vector per video and nothing to rerank by; leave it out"
-            raise HTTPException(409, reason)
-        answers, room = zip(queries, current.search(queries, k, candidates), strict=True), current.release.max_words
-        return [
-            Answer(query=query, cut=is_cut(query, room), hits=[Found.of(hit, current) for hit in hits])
-            for query, hits in answers
-        ]
-
-    return Batcher(answer)
-
-
-def _add_page(app: FastAPI, page: str, newest: Newest, examples: Sequence[str]) -> None:
+def _add_page(app: FastAPI, page: str, searches: Searches, examples: Sequence[str]) -> None:
     @app.head("/", include_in_schema=False)
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def home() -> HTMLResponse:
@@ -140,22 +135,56 @@ def _add_page(app: FastAPI, page: str, newest: Newest, examples: Sequence[str]) 
     @app.head("/about", include_in_schema=False)
     @app.get("/about")
     def about() -> About:
-        """The size of the gallery, queries to try, and the limits of a search."""
-        return About(videos=len(newest()), examples=list(examples))
+        """The size of the gallery, its folders, queries to try, and the limits of a search."""
+        return searches.about(examples)
 
 
-def _add_search(app: FastAPI, batcher: Batcher[Answer]) -> None:
-    @app.post("/search", responses=problems(409, 422))
+def _add_search(app: FastAPI, batcher: Batcher[Manner, Answer | Refused]) -> None:
+    @app.post("/search", responses=problems(404, 409, 422))
     async def search(question: Question) -> Answers:
-        """Rank the gallery's videos for a query, or for each of several."""
-        queries, candidates = question.queries or [question.query], question.candidates or question.recall
-        return Answers(results=await batcher.search(queries, question.k, candidates))
+        """Rank the gallery's videos for a query, for each of several, or by how much they are like a video."""
+        manner = Manner(
+            question.k,
+            _meant(question),
+            question.spans,
+            bool(question.like),
+            question.candidates or question.recall,
+            question.second_look,
+        )
+        results = await batcher.search(question.queries or [question.like or question.query], manner)
+        for result in results:
+            if isinstance(result, Refused):
+                raise result
+        return Answers(results=[result for result in results if isinstance(result, Answer)])
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Health:
         """Whether searches are answered, and how many queries wait."""
         return Health(status="ok", waiting=batcher.waiting)
+
+
+def _add_likeness(app: FastAPI, searches: Searches) -> None:
+    @app.post(LARGE, responses=problems(409, 422), openapi_extra=_FILE)
+    async def likeness(request: Request, asked: Annotated[Likeness, Query()]) -> Answer:
+        """Rank the gallery's videos by how much they are like a picture (JPEG, PNG) or a clip, the request's body."""
+        manner = Manner(asked.k, _meant(asked), asked.spans)
+        return await asyncio.to_thread(searches.by_file, await request.body(), manner)
+
+
+def _add_list(app: FastAPI, searches: Searches) -> None:
+    @app.head("/videos", include_in_schema=False)
+    @app.get("/videos", responses=problems(409, 422))
+    def videos(page: Annotated[Browse, Query()]) -> Listing:
+        """List the gallery's videos in its order, page by page."""
+        return searches.browse(page, _meant(page))
+
+
+def _meant(filters: Filters) -> Where:
+    try:
+        return filters.where()
+    except ExpectedError as error:
+        raise Refused(409, str(error)) from None
 
 
 def _add_videos(app: FastAPI, newest: Newest) -> None:
@@ -205,6 +234,10 @@ def _explain_refusals(app: FastAPI) -> None:
         reason = _INVALID.get(first["type"]) or first.get("ctx", {}).get("error") or first["msg"]
         status = 400 if first["type"] == "json_invalid" else 422
         return problem(status, f"{where}: {reason}" if where else str(reason))
+
+    @app.exception_handler(Refused)
+    async def unanswered(_: Request, error: Refused) -> JSONResponse:
+        return problem(error.status, str(error))
 
     @app.exception_handler(Busy)
     async def busy(_: Request, error: Busy) -> JSONResponse:

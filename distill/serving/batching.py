@@ -1,6 +1,6 @@
 """The batching of searches: requests that arrive together are answered together, from a bounded queue by one thread.
 
-Queries that ask for different numbers of videos go into different batches: no answer depends on other requests.
+Requests that want to be searched in different manners go into different batches: no answer depends on other requests.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ from typing import Generic, TypeVar
 from distill.serving import limits
 
 T = TypeVar("T")
-Search = Callable[[Sequence[str], int, int | None], list[T]]  # queries, k, candidates -> an answer for each query
+M = TypeVar("M")
+Search = Callable[[Sequence[str], M], list[T]]  # queries and their manner -> an answer for each query
 
 
 class Busy(Exception):
@@ -22,20 +23,20 @@ class Busy(Exception):
 
 
 @dataclass(frozen=True)
-class Waiting(Generic[T]):
+class Waiting(Generic[M, T]):
     """The queries of one request, and the future of their answers."""
 
     queries: tuple[str, ...]
-    depth: tuple[int, int | None]  # k and candidates
+    manner: M
     answers: "asyncio.Future[list[T]]"
 
 
-class Batcher(Generic[T]):
+class Batcher(Generic[M, T]):
     """A queue of queries that one worker thread hands to `search`, within the limits of distill/serving/limits.py."""
 
-    def __init__(self, search: Search[T]):
+    def __init__(self, search: Search[M, T]):
         self._search = search
-        self._queue: deque[Waiting[T]] = deque()
+        self._queue: deque[Waiting[M, T]] = deque()
         self._arrived = asyncio.Event()
 
     @property
@@ -43,12 +44,12 @@ class Batcher(Generic[T]):
         """The number of queries in the queue, without those that the worker has."""
         return sum(len(request.queries) for request in self._queue)
 
-    async def search(self, queries: Sequence[str], k: int, candidates: int | None) -> list[T]:
+    async def search(self, queries: Sequence[str], manner: M) -> list[T]:
         """Return an answer for each query; raise `Busy` if the queue is full or the answer late."""
         if self.waiting + len(queries) > limits.CAPACITY:
             raise Busy("too many searches are waiting")
         answers: asyncio.Future[list[T]] = asyncio.get_running_loop().create_future()
-        self._queue.append(Waiting(tuple(queries), (k, candidates), answers))
+        self._queue.append(Waiting(tuple(queries), manner, answers))
         self._arrived.set()
         try:
             return await asyncio.wait_for(answers, limits.PATIENCE)  # cancels `answers` if they are late
@@ -74,15 +75,15 @@ class Batcher(Generic[T]):
         with suppress(asyncio.CancelledError):
             await worker
 
-    def _take(self) -> list[Waiting[T]]:
-        """Take the oldest request and others of the same depth from the queue, until the batch is full."""
-        together: list[Waiting[T]] = []
-        left: deque[Waiting[T]] = deque()
+    def _take(self) -> list[Waiting[M, T]]:
+        """Take the oldest request and others of the same manner from the queue, until the batch is full."""
+        together: list[Waiting[M, T]] = []
+        left: deque[Waiting[M, T]] = deque()
         room = limits.BATCH
         for request in self._queue:
             if request.answers.done():  # its client gave up
                 continue
-            if not together or (request.depth == together[0].depth and len(request.queries) <= room):
+            if not together or (request.manner == together[0].manner and len(request.queries) <= room):
                 together.append(request)
                 room -= len(request.queries)
             else:
@@ -92,11 +93,11 @@ class Batcher(Generic[T]):
             self._arrived.clear()
         return together
 
-    async def _answer(self, together: Sequence[Waiting[T]], worker: ThreadPoolExecutor) -> None:
+    async def _answer(self, together: Sequence[Waiting[M, T]], worker: ThreadPoolExecutor) -> None:
         queries = [query for request in together for query in request.queries]
         try:
             loop = asyncio.get_running_loop()
-            results = await loop.run_in_executor(worker, self._search, queries, *together[0].depth)
+            results = await loop.run_in_executor(worker, self._search, queries, together[0].manner)
         except Exception as error:  # of this batch alone: the next ones must be served
             for request in together:
                 if not request.answers.done():

@@ -12,6 +12,8 @@ from typing import Any
 
 from distill.serving import limits
 
+LARGE = "/search/file"  # the address whose requests hold a file
+
 log = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]
@@ -36,7 +38,7 @@ class Guard:
     """
 
     def __init__(self, app: App, *, headers: dict[str, str], hosts: frozenset[str] | None):
-        self._app, self._hosts, self._requests = app, hosts, 0
+        self._app, self._hosts, self._requests, self._files = app, hosts, 0, 0
         self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -52,18 +54,21 @@ class Guard:
                 message["headers"] = [*message["headers"], *self._headers]
             await send(message)
 
+        large = scope["path"] == LARGE
         self._requests += 1  # the event loop is one thread, so no lock is needed
+        self._files += large
         try:
             await self._admit(scope, receive, send_with_headers)
         finally:
             self._requests -= 1
+            self._files -= large
             path = scope["raw_path"].decode("ascii", "backslashreplace")  # as sent: not decoded, and without its query
             log.info("%s %s %d %.0f ms", scope["method"], path[:200], status, 1000 * (time.monotonic() - began))
 
     async def _admit(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         try:
-            self._check(scope)
-            body = await self._body(receive)
+            most, seconds = self._check(scope)
+            body = await self._body(receive, most, seconds)
         except Refused as refused:
             await self._refuse(send, refused)
             return
@@ -77,7 +82,10 @@ class Guard:
 
         await self._app(scope, replay, send)
 
-    def _check(self, scope: MutableMapping[str, Any]) -> None:
+    def _check(self, scope: MutableMapping[str, Any]) -> tuple[int, float]:
+        """Return how many bytes the body may have, and in how many seconds it must come."""
+        large = scope["path"] == LARGE
+        most, seconds = (limits.MAX_FILE, limits.FILE_SLOWEST) if large else (limits.MAX_BODY, limits.SLOWEST)
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
         if size > limits.MAX_HEADERS:
             raise Refused(431, f"address and headers are too large; at most {limits.MAX_HEADERS} bytes are read")
@@ -90,26 +98,29 @@ class Guard:
             )
         if self._requests > limits.MAX_REQUESTS:
             raise Refused(503, "too many requests are under way; try again in a moment")
+        if large and self._files > limits.FILES:
+            raise Refused(503, "too many files are searched by; try again in a moment")
         length = headers.get(b"content-length", b"0")
-        if len(length) > 15 or int(length) > limits.MAX_BODY:  # h11 accepts digits only
-            raise _too_large()
+        if len(length) > 15 or int(length) > most:  # h11 accepts digits only
+            raise _too_large(most)
+        return most, seconds
 
-    async def _body(self, receive: Receive) -> bytes | None:
+    async def _body(self, receive: Receive, most: int, seconds: float) -> bytes | None:
         """Return the whole body; None if the client has gone."""
         body = bytearray()
         try:
-            async with asyncio.timeout(limits.SLOWEST):
+            async with asyncio.timeout(seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
                     body += message.get("body", b"")
-                    if len(body) > limits.MAX_BODY:  # a chunked body states no length beforehand
-                        raise _too_large()
+                    if len(body) > most:  # a chunked body states no length beforehand
+                        raise _too_large(most)
                     if not message.get("more_body", False):
                         return bytes(body)
         except TimeoutError:
-            raise Refused(408, f"the request's body did not come within {limits.SLOWEST:g} seconds") from None
+            raise Refused(408, f"the request's body did not come within {seconds:g} seconds") from None
 
     async def _refuse(self, send: Send, refused: Refused) -> None:
         body = json.dumps({"error": str(refused)}).encode()
@@ -122,5 +133,5 @@ class Guard:
         await send({"type": "http.response.body", "body": body})
 
 
-def _too_large() -> Refused:
-    return Refused(413, f"the request's body is too large; at most {limits.MAX_BODY} bytes are read")
+def _too_large(most: int) -> Refused:
+    return Refused(413, f"the request's body is too large; at most {most} bytes are read")

@@ -2,12 +2,16 @@
 
 MAX_CHARACTERS, MAX_QUERIES = 500, 64  # of a query; of a request
 MAX_K, MAX_CANDIDATES = 100, 2000  # videos of an answer; videos that are reranked
+MAX_NAME, MAX_FOLDER = 4096, 600  # characters of the id of a video; of a folder, which addresses must hold
+MAX_FOLDERS = 100  # folders that the page offers
 MAX_BODY, MAX_HEADERS = 1 << 18, 1 << 14  # bytes
 MAX_REQUESTS = 256  # under way at once, of any kind
+MAX_FILE, FILES = 64 << 20, 4  # bytes of a file to search by; such files in memory, of which one is decoded at a time
+FRAMES, PIXELS = 10_000, 64_000_000  # of such a clip: five minutes at 30 a second; of such a picture
 BATCH, CAPACITY = 64, 256  # queries searched together; queries that may wait
 GATHER = 0.003  # seconds for which an idle worker waits for more queries
 PATIENCE = 10.0  # seconds after which a search without an answer is given up
-SLOWEST = 10.0  # seconds in which a client must send its headers, and again its body
+SLOWEST, FILE_SLOWEST = 10.0, 120.0  # seconds in which a client must send its headers, and again its body; or a file
 GRACE = 10  # seconds for requests to end when the server is stopped
 PIECE = 1 << 18  # bytes of a range, for clients that ask for pieces
 RETRY = 1  # seconds after which a client may ask an overloaded server again

@@ -57,11 +57,20 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
-def serve(gallery: Gallery, *, host: str, port: int, examples: Sequence[str], ready: Callable[[str], None]) -> None:
+def serve(
+    gallery: Gallery,
+    *,
+    host: str,
+    port: int,
+    examples: Sequence[str],
+    second_look: bool,
+    ready: Callable[[str], None],
+) -> None:
     """Serve in the main thread until SIGTERM or Ctrl-C, answer the requests that have arrived by then, and return.
 
     Calls `ready` with the server's address once it accepts connections. Port 0 stands for any free one. On a loopback
-    address, requests must be addressed to localhost. Raises `ExpectedError` if host or port cannot be used.
+    address, requests must be addressed to localhost. With `second_look`, searches take one unless they say otherwise.
+    Raises `ExpectedError` if host or port cannot be used.
     """
     if not 0 <= port < 1 << 16:
         raise ExpectedError(f"--port {port}: expected 1 to 65535, or 0 for any free port")
@@ -75,7 +84,12 @@ def serve(gallery: Gallery, *, host: str, port: int, examples: Sequence[str], re
         ) from None
     bound, port = listener.getsockname()[:2]
     config = uvicorn.Config(
-        application(gallery, examples=examples, hosts=LOOPBACK if ipaddress.ip_address(bound).is_loopback else None),
+        application(
+            gallery,
+            examples=examples,
+            hosts=LOOPBACK if ipaddress.ip_address(bound).is_loopback else None,
+            second_look=second_look,
+        ),
         http=Connection,
         h11_max_incomplete_event_size=limits.MAX_HEADERS,
         ws="none",
