@@ -42,7 +42,7 @@ videos: install  ## 200 drawn videos beside a decoder of all frames: seconds, pi
 	$(BIN)/python tests/videos --count 200
 
 fuzz: install  ## thousands of made-up requests at the server that `make serve` runs; no finding is allowed
-	$(BIN)/schemathesis run http://127.0.0.1:$(PORT)/openapi.json --checks all -n 2000
+	$(BIN)/schemathesis --config-file tests/schemathesis.toml run http://127.0.0.1:$(PORT)/openapi.json --checks all -n 2000
 
 two-hosts: install  ## launches over two network namespaces with ssh, as root; docs/multi-node.md
 	$(BIN)/python tests/two_hosts.py

@@ -30,8 +30,11 @@ ARCHITECTURE = {
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
-LONGEST = "training bench_training faults label_jobs page server recipes convert loader demo_corpus odd_folder store "
-LONGEST += "arrow prompt_switch plan indexing glscl interruptions label_tiers export memory eercf parity bench wheel"
+LONGEST = "training bench_training faults label_jobs page page_search page_player server recipes convert loader "
+LONGEST += (
+    "demo_corpus odd_folder store arrow prompt_switch plan indexing glscl interruptions label_tiers export memory "
+)
+LONGEST += "eercf parity bench wheel"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,7 @@ from distill.publishing import check_writable
 from distill.terminal import Parser
 
 RUNS = Path("runs/demo")
+NONSENSE = 200  # queries
 SEARCHES = ("a hatching chick", "a red apple, then a fire engine", "an octopus spins on a blue background")
 
 
@@ -30,13 +31,18 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check_writable(RUNS, Path("demo"))
 
+    from distill.data.frames import FrameSet
     from distill.demo import story
     from distill.demo.commands import Command, Commands, tool
+    from distill.demo.nonsense import caught, nonsense
+    from distill.evaluation.evaluate import texts_of
     from distill.evaluation.report import aligned
     from distill.records import write_json
+    from distill.release.release import load
+    from distill.retrieval.gallery import Gallery
 
     began = time.monotonic()
-    commands = Commands(RUNS / "logs", total=len(story.SPLITS) + story.num_commands(story.DEMO) + 2)
+    commands = Commands(RUNS / "logs", total=len(story.SPLITS) + story.num_commands(story.DEMO) + 3)
     story.corpus(commands, args.clips)
     story.train_all(commands, story.DEMO, RUNS, story.LABELS, seed=0)
     release, gallery = RUNS / story.TAUGHT.key / "release", Path("demo/gallery")
@@ -44,15 +50,26 @@ def main(argv: list[str] | None = None) -> None:
     videos = ("--videos", story.CORPUS / "videos")
     title = "index the test videos with the distilled student"
     commands.run(Command(title, (*index, *videos), gallery / "manifest.json"))
+    calibrate = (*tool("gallery"), gallery, "calibrate", story.FRAMES / "train")
+    commands.run(Command("calibrate it with the training captions", calibrate, gallery / "calibration"))
     found = story.results(story.DEMO, RUNS)
     gains = story.intervals(story.DEMO, [RUNS])
     print(f"\nMeasured on the test split, in this run:\n\n{aligned(story.table([found]))}\n\n{story.gains_text(gains)}")
     print("(difference, 95 % interval of a paired bootstrap over videos; mass: weight on truly relevant frames)\n")
+    opened, captions = Gallery.open(gallery, load(release)), texts_of(FrameSet(story.FRAMES / "test"))
+    judged = {
+        "captions": caught(opened.search, captions),
+        "nonsense": caught(opened.search, nonsense(NONSENSE, seed=0)),
+    }
+    print(
+        f"Nothing fits well, says the gallery of {judged['captions']:.1f} % of its {len(captions):,} captions, and of "
+        f"{judged['nonsense']:.1f} % of {NONSENSE} queries without sense.\n"
+    )
     for query in SEARCHES:
-        print(f'$ distill search {gallery} "{query}" --k 3', flush=True)
-        subprocess.run([*tool("search"), gallery, query, "--k", "3"], check=True)
+        print(f'$ distill search {gallery} "{query}" --k 3 --second-look', flush=True)
+        subprocess.run([*tool("search"), gallery, query, "--k", "3", "--second-look"], check=True)
     seconds = round(time.monotonic() - began, 1)
-    write_json(RUNS / "summary.json", {"rows": found, "gains": gains, "seconds": seconds})
+    write_json(RUNS / "summary.json", {"rows": found, "gains": gains, "nothing_fits": judged, "seconds": seconds})
     print(f"\n{seconds:.0f} s in all; these numbers are in {RUNS / 'summary.json'}")
 
 

@@ -7,28 +7,24 @@ prints what they leave. A command whose result is already there is not run again
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
 from distill.config import ROOT
 from distill.data.frames import FrameSet
 from distill.demo.commands import Command, Commands, tool
-from distill.evaluation.evaluate import encode_texts, encode_videos, texts_of
+from distill.demo.measuring import measured
 from distill.evaluation.metrics import paired_bootstrap
-from distill.model.features import TextFeatures, VideoFeatures
-from distill.release.release import Release, load
+from distill.release.release import load
 
 CORPUS, FRAMES, LABELS = Path("demo/corpus"), Path("demo/frames"), Path("demo/labels")
 SIZE = 64  # pixels
 SPLITS = ("train", "val", "test")
-QUERIES = 50  # timed one by one
 METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 
@@ -42,6 +38,17 @@ class Trial:
     changes: tuple[str, ...] = ()
     taught_by: tuple[str, ...] = ()  # keys of the teachers whose labels it is trained on
     teaches: bool = False
+    of: str = ""  # key of the row whose release takes a second look here; "": this row has a release of its own
+
+    @property
+    def folder(self) -> str:
+        """The name of its run."""
+        return self.of or self.key
+
+
+def looking_again(row: Trial) -> Trial:
+    """Return the row of a student's second look."""
+    return replace(row, key=f"{row.key}+look", title=f"{row.title}, second look", of=row.key)
 
 
 MEAN = Trial("mean", "CLIP4Clip, mean pooling", "clip4clip")
@@ -66,9 +73,22 @@ OTHERS = tuple(
 TEACHER = Trial("xclip", "X-CLIP (teacher)", "xclip", teaches=True)
 TS2NET = Trial("ts2net", "TS2-Net (teacher)", "ts2net", teaches=True)
 XPOOL = Trial("xpool", "X-Pool (teacher)", "xpool", teaches=True)
-DEMO = (MEAN, PLAIN, LONG, TAUGHT, TEACHER)
-STUDY = (MEAN, SEQ, PLAIN, LONG, PUBLISHED, TAUGHT, BY_TS2NET, BY_XPOOL, BY_TWO, *OTHERS, TEACHER, TS2NET, XPOOL)
-PAIRS = (  # whose R@1 is compared
+FOR_LOOK = Trial("teachclip-look", "... trained for a second look", "teachclip", ("model.second={}",), ("xclip",))
+LOOK, PLAIN_LOOK, FOR_LOOK_LOOK = (looking_again(row) for row in (TAUGHT, PLAIN, FOR_LOOK))
+DEMO = (MEAN, PLAIN, LONG, TAUGHT, LOOK, TEACHER)
+STUDENTS = (MEAN, SEQ, PLAIN, PLAIN_LOOK, LONG, PUBLISHED, TAUGHT, LOOK, FOR_LOOK, FOR_LOOK_LOOK)
+STUDY = (*STUDENTS, BY_TS2NET, BY_XPOOL, BY_TWO, *OTHERS, TEACHER, TS2NET, XPOOL)
+COMPARED = ("R@1", "R@10", "MnR")
+PAIRS = (  # which are compared
+    (LOOK, TAUGHT),
+    (PLAIN_LOOK, PLAIN),
+    (LOOK, PLAIN_LOOK),
+    (FOR_LOOK, TAUGHT),
+    (FOR_LOOK_LOOK, LOOK),
+    (FOR_LOOK_LOOK, OTHERS[1]),
+    (FOR_LOOK_LOOK, OTHERS[3]),
+    (LOOK, OTHERS[1]),
+    (LOOK, OTHERS[3]),
     (TEACHER, TAUGHT),
     (TAUGHT, PLAIN),
     (BY_TS2NET, PLAIN),
@@ -94,9 +114,15 @@ def corpus(commands: Commands, clips: int) -> None:
         commands.run(Command(f"pack {split} frames", (*pack, *options), FRAMES / split / "manifest.json"))
 
 
+def chosen(rows: Sequence[Trial], keys: Sequence[str]) -> tuple[Trial, ...]:
+    """Return the rows of these keys, and those whose releases or labels they need, in the order of `rows`."""
+    wanted = {key for row in rows if row.key in keys for key in (row.key, row.of, *row.taught_by)}
+    return tuple(row for row in rows if row.key in wanted)
+
+
 def num_commands(rows: Sequence[Trial]) -> int:
     """Return the number of commands that `train_all` runs: one for every row, and one for every teacher's labels."""
-    return len(rows) + sum(row.teaches for row in rows)
+    return sum(not row.of for row in rows) + sum(row.teaches for row in rows)
 
 
 def train_all(commands: Commands, rows: Sequence[Trial], runs: Path, labels: Path, seed: int) -> None:
@@ -107,7 +133,7 @@ def train_all(commands: Commands, rows: Sequence[Trial], runs: Path, labels: Pat
         dump = (*tool("dump_soft_labels"), release, FRAMES / "train", "--out", out)
         jobs.append(_training(teacher, runs, labels, seed))
         jobs.append(Command(f"write the labels of {teacher.title}", dump, out / "manifest.json", needs=(release,)))
-    students = [row for row in rows if not row.teaches]
+    students = [row for row in rows if not row.teaches and not row.of]
     students.sort(key=lambda row: row is not LONG)  # the longest is not left to the end
     commands.side_by_side([*jobs, *(_training(row, runs, labels, seed) for row in students)])
 
@@ -129,86 +155,50 @@ def results(rows: Sequence[Trial], runs: Path) -> dict[str, dict]:
     """Return the figures of every row: test metrics, mass, milliseconds, seconds of training."""
     frames, found = FrameSet(FRAMES / "test", verify=False), {}
     for row in rows:
-        folder = runs / row.key
+        folder = runs / row.folder
         release = load(folder / "release")
         provenance = json.loads((folder / "release" / "provenance.json").read_text())
+        tested = json.loads((folder / "test.json").read_text())
         found[row.key] = {
             "title": row.title,
-            **json.loads((folder / "test.json").read_text()),
-            **_measured(release, frames, CORPUS / "relevance.json"),
+            **(tested["second_look"] if row.of else {name: tested[name] for name in ("t2v", "v2t")}),
+            **measured(release, frames, CORPUS / "relevance.json", second_look=bool(row.of)),
             "train_seconds": provenance["seconds"],
         }
     return found
 
 
-def intervals(rows: Sequence[Trial], runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
-    """Return R@1 of the first minus that of the second row of each pair, in points: [difference, low, high].
+def intervals(rows: Sequence[Trial], runs: Sequence[Path]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Return R@1, R@10 (points) and MnR of the first minus those of the second row of each pair, by direction.
 
-    A paired bootstrap over videos; with several runs (seeds), every draw takes a video with its queries in all of them.
+    Each is [difference, low, high] of a paired bootstrap over videos; with several runs (seeds), every draw takes a
+    video with its queries in all of them.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for pair in (pair for pair in PAIRS if set(pair) <= set(rows)):
-        a, b = ([load_file(run / row.key / "test_ranks.safetensors") for run in runs] for row in pair)
+        a, b = ([load_file(run / row.folder / "test_ranks.safetensors") for run in runs] for row in pair)
         text = torch.cat([ranks["video_of_text"] for ranks in a])
         video = torch.cat([torch.arange(len(ranks["v2t"])) for ranks in a])
         found[f"{pair[0].key} - {pair[1].key}"] = {
-            name: list(paired_bootstrap(_joined(a, name), _joined(b, name), groups, seed=0))
+            name: {
+                metric: list(paired_bootstrap(_joined(a, pair[0], name), _joined(b, pair[1], name), groups, 0, metric))
+                for metric in COMPARED
+            }
             for name, groups in (("t2v", text), ("v2t", video))
         }
     return found
 
 
-def _joined(ranks: Sequence[dict[str, Tensor]], name: str) -> Tensor:
-    return torch.cat([table[name] for table in ranks])
-
-
-def _measured(release: Release, frames: FrameSet, truth: Path) -> dict[str, float]:
-    """Return `mass` and `ms` of a release on a frame set of the demo; `truth` is the corpus's `relevance.json`."""
-    with torch.inference_mode():
-        video = encode_videos(release.model, frames)
-        text = encode_texts(release.model, texts_of(frames)[:QUERIES], release.tokenizer)
-        return {"mass": _relevance_mass(release, frames, video, truth), "ms": _query_ms(release, text, video)}
-
-
-def _relevance_mass(release: Release, frames: FrameSet, video: VideoFeatures, truth: Path) -> float:
-    """Return the percent of the frame weights on frames that are relevant to the caption, the mean over all captions.
-
-    A model that averages frames weights all alike.
-    """
-    relevant = json.loads(truth.read_text())["captions"]
-    if video.relevance is None or release.pool_temperature is None:
-        weights = torch.full((len(frames), release.num_frames), 1 / release.num_frames)
-    else:
-        weights = (video.relevance.float() / release.pool_temperature).softmax(-1)
-    shares = [
-        float(weights[row] @ _at(relevant[about.id][caption.id], about.timestamps, release.num_frames))
-        for row, about in enumerate(frames.videos)
-        for caption in about.captions
-    ]
-    return 100 * statistics.fmean(shares)
-
-
-def _query_ms(release: Release, text: TextFeatures, video: VideoFeatures) -> float:
-    """Return the median milliseconds to score one encoded query with all videos and take the ten best."""
-    times = []
-    for query in range(-3, len(text)):  # the first three warm up
-        one = text[slice(max(query, 0), max(query, 0) + 1)]
-        start = time.perf_counter()
-        release.model.similarity(one, video).topk(min(10, len(video)))
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[3:])
-
-
-def _at(seconds: list[int], timestamps: tuple[float, ...], num_frames: int) -> Float[Tensor, " frame"]:
-    """Return 0 or 1 for every packed frame, from 0 or 1 for every second."""
-    values = [float(seconds[min(int(at), len(seconds) - 1)]) for at in timestamps]
-    return torch.tensor(values + [0.0] * (num_frames - len(values)))
+def _joined(ranks: Sequence[dict[str, Tensor]], row: Trial, name: str) -> Tensor:
+    return torch.cat([table[f"second_{name}" if row.of else name] for table in ranks])
 
 
 COLUMNS: dict[str, Callable[[dict], float]] = {
     **{f"T2V {name}": lambda row, name=name: row["t2v"][name] for name in METRICS},
     **{f"V2T {name}": lambda row, name=name: row["v2t"][name] for name in ("R@1", "R@10", "MnR")},
     "mass %": lambda row: row["mass"],
+    "moment %": lambda row: row["moment"],
+    "of a part": lambda row: row["moment_part"],
     "ms/query": lambda row: row["ms"],
     "train s": lambda row: row["train_seconds"],
 }
@@ -234,10 +224,11 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([bars[0], "|---" * len(lines[0]) + "|", *bars[1:]])
 
 
-def gains_text(gains: dict[str, dict[str, list[float]]]) -> str:
-    """Return the differences with their intervals, a line each."""
+def gains_text(gains: dict[str, dict[str, dict[str, list[float]]]]) -> str:
+    """Return the differences with their intervals, a line for each pair and direction."""
     return "\n".join(
-        f"R@1 {pair}: "
-        + ", ".join(f"{name.upper()} {d:+.1f} [{low:+.1f}, {high:+.1f}]" for name, (d, low, high) in sides.items())
+        f"{pair}, {name.upper()}: "
+        + ", ".join(f"{metric} {d:+.1f} [{low:+.1f}, {high:+.1f}]" for metric, (d, low, high) in found.items())
         for pair, sides in gains.items()
+        for name, found in sides.items()
     )
