@@ -99,6 +99,32 @@ def test_bootstrap_draws_videos_not_captions():
     assert paired_bootstrap(*repeated, seed=1) == pytest.approx(once)
 
 
+def test_a_gain_of_one_run_in_three_is_not_certain():
+    """However many videos there are: another three runs may be without it."""
+    groups, runs = torch.arange(400).repeat(3), torch.arange(3).repeat_interleave(400)
+    good, poor = torch.zeros(1200, dtype=torch.long), ((runs == 0) & (groups % 2 == 0)).long()
+    difference, low, high = paired_bootstrap(good, poor, groups, 0, "R@1", runs)
+    assert difference == pytest.approx(50 / 3) and low == 0 and high > 30
+    assert paired_bootstrap(good, poor, groups, 0)[1] > 10, "over videos alone it looks certain"
+
+
+def test_bootstrap_over_runs_and_videos_agrees_with_drawing_them_one_by_one():
+    rng = np.random.default_rng(4)
+    sizes = rng.integers(1, 4, 30)  # captions of a video
+    groups = torch.from_numpy(np.tile(np.repeat(np.arange(30), sizes), 4))
+    runs = torch.arange(4).repeat_interleave(int(sizes.sum()))
+    good, poor = (torch.from_numpy(rng.integers(0, 3, len(groups))) for _ in range(2))
+    gain = (poor - good).double().numpy()
+    table = [[gain[(runs == r).numpy() & (groups == g).numpy()] for g in range(30)] for r in range(4)]
+    drawn = []
+    for _ in range(4000):
+        videos, chosen = rng.integers(30, size=30), rng.integers(4, size=4)
+        drawn.append(np.concatenate([table[r][g] for r in chosen for g in videos]).mean())
+    difference, low, high = paired_bootstrap(poor, good, groups, 0, "MnR", runs)
+    assert difference == pytest.approx(gain.mean())
+    assert (low, high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.05)
+
+
 @st.composite
 def retrieval(draw):
     """Scores and the video of every text, several captions a video, every video with one at least; ties or none."""

@@ -171,8 +171,8 @@ def results(rows: Sequence[Trial], runs: Path) -> dict[str, dict]:
 def intervals(rows: Sequence[Trial], runs: Sequence[Path]) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Return R@1, R@10 (points) and MnR of the first minus those of the second row of each pair, by direction.
 
-    Each is [difference, low, high] of a paired bootstrap over videos; with several runs (seeds), every draw takes a
-    video with its queries in all of them.
+    Each is [difference, low, high] of a paired bootstrap over videos and, if there are several, over runs (seeds): a
+    draw takes some runs, and the same videos with their queries in each.
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for pair in (pair for pair in PAIRS if set(pair) <= set(rows)):
@@ -181,12 +181,21 @@ def intervals(rows: Sequence[Trial], runs: Sequence[Path]) -> dict[str, dict[str
         video = torch.cat([torch.arange(len(ranks["v2t"])) for ranks in a])
         found[f"{pair[0].key} - {pair[1].key}"] = {
             name: {
-                metric: list(paired_bootstrap(_joined(a, pair[0], name), _joined(b, pair[1], name), groups, 0, metric))
+                metric: list(
+                    paired_bootstrap(
+                        _joined(a, pair[0], name), _joined(b, pair[1], name), groups, 0, metric, _of_run(groups, runs)
+                    )
+                )
                 for metric in COMPARED
             }
             for name, groups in (("t2v", text), ("v2t", video))
         }
     return found
+
+
+def _of_run(groups: Tensor, runs: Sequence[Path]) -> Tensor:
+    """Return the run of every query; all runs have answered the same ones, one after the other."""
+    return torch.arange(len(runs)).repeat_interleave(len(groups) // len(runs))
 
 
 def _joined(ranks: Sequence[dict[str, Tensor]], row: Trial, name: str) -> Tensor:

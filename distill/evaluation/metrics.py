@@ -72,14 +72,17 @@ def paired_bootstrap(
     groups: Int[Tensor, " query"],
     seed: int,
     metric: str = "R@1",
+    runs: Int[Tensor, " query"] | None = None,
 ) -> tuple[float, float, float]:
     """Return the metric (R@k in percentage points, or MnR) of a minus that of b, and the ends of its 95 % interval.
 
-    Whole groups (videos) are drawn with replacement, not captions: the captions of one video are not independent.
+    Whole groups (videos) are drawn with replacement, not captions: the captions of one video are not independent. With
+    `runs` (trainings of both models, each of another seed) these are drawn with replacement too, and every run drawn
+    answers the queries of the same videos.
     """
     assert len(ranks_a) == len(ranks_b) == len(groups), "the two models must have answered the same queries"
     gain = _of_query(ranks_a, metric) - _of_query(ranks_b, metric)
-    return float(gain.mean()), *_interval(gain, groups, seed)
+    return float(gain.mean()), *_interval(gain, groups, seed, runs)
 
 
 def _of_query(ranks: Int[Tensor, " query"], metric: str) -> Float[Tensor, " query"]:
@@ -87,14 +90,24 @@ def _of_query(ranks: Int[Tensor, " query"], metric: str) -> Float[Tensor, " quer
     return ranks.double() + 1 if metric == "MnR" else 100 * (ranks < int(metric.removeprefix("R@"))).double()
 
 
-def _interval(values: Float[Tensor, " query"], groups: Int[Tensor, " query"], seed: int) -> tuple[float, float]:
-    """Return the 2.5th and 97.5th percentile of the mean value, over draws of groups with replacement."""
-    _, group = np.unique(groups.cpu().numpy(), return_inverse=True)
-    sums, sizes = np.bincount(group, weights=values.cpu().numpy()), np.bincount(group)
+def _interval(
+    values: Float[Tensor, " query"],
+    groups: Int[Tensor, " query"],
+    seed: int,
+    runs: Int[Tensor, " query"] | None = None,
+) -> tuple[float, float]:
+    """Return the 2.5th and 97.5th percentile of the mean value, over draws of groups, and of runs, with replacement."""
+    names, group = np.unique(groups.cpu().numpy(), return_inverse=True)
+    trained, run = np.unique(np.zeros(len(group)) if runs is None else runs.cpu().numpy(), return_inverse=True)
+    shape = len(names), len(trained)
+    cell = group * shape[1] + run
+    sums = np.bincount(cell, weights=values.cpu().numpy(), minlength=shape[0] * shape[1]).reshape(shape)
+    sizes = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
     rng = np.random.default_rng(seed)
     # How often each group is drawn follows a multinomial; this avoids an index array of draws x groups.
-    picked = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=DRAWS)  # draw group
-    low, high = np.percentile((picked @ sums) / (picked @ sizes), [2.5, 97.5])
+    by_group, by_run = (rng.multinomial(count, np.full(count, 1 / count), size=DRAWS) for count in shape)
+    total, number = (((by_group @ table) * by_run).sum(1) for table in (sums, sizes))
+    low, high = np.percentile(total / number, [2.5, 97.5])
     return float(low), float(high)
 
 
