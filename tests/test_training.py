@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, World, command, launch, metrics, python, steps
 from labelling import write_labels
 from processes import Ranks
@@ -33,7 +34,7 @@ from distill.model.towers import WEIGHTS_FILE
 from distill.recipe import Recipe
 from distill.release.release import load
 from distill.training import batches, checkpoint
-from distill.training.folder import kept_apart
+from distill.training.folder import choose_folder, kept_apart
 from distill.training.loop import seed_of
 
 # Rates at which rounding stays rounding. Adam divides a gradient by its own size, so what is 1e-7 of a gradient that is
@@ -243,6 +244,16 @@ def test_an_unfinished_run_is_kept_apart_from_what_would_change_its_numbers(fold
     assert kept_apart(tree(), tree("init=runs/before/release")) == ["init"]
     half = tree("train.precision=bf16", "train.zero=1", "data.workers=1")
     assert kept_apart(tree(), half) == ["train.precision", "train.zero"]  # bf16 shows in which order it was summed
+
+
+def test_a_run_that_began_before_some_keys_were_added_is_continued(folder: Path, tmp_path: Path):
+    recipe, run = read_recipe(folder / "student.yaml", [], Recipe), tmp_path / "student"
+    tree = recipe.model_dump(mode="json")
+    del tree["init"], tree["model"]["second"]
+    run.mkdir()
+    for seed, chosen in ((recipe.seed, run), (recipe.seed + 1, tmp_path / "student-2")):
+        (run / "recipe.yaml").write_text(yaml.safe_dump(tree | {"seed": seed}))
+        assert choose_folder(run, recipe) == chosen
 
 
 def test_a_finished_run_is_left_alone(teacher_run: Path):

@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from distill import comm
-from distill.config import Config, dump_recipe, read_tree
+from distill.config import Config, dump_recipe, read_tree, validate
 from distill.errors import ExpectedError, RecipeError
 from distill.locks import UnlockableError, acquired, open_lock
 from distill.publishing import publish, sweep
@@ -24,7 +24,6 @@ LOCK = ".lock"
 # 1e-5 (as on another number of processes), those of bf16 only to its own, far coarser, rounding.
 EXACT = {"data.workers", "data.memory_gb", "data.cache", "data.cache_gb", "train.activation_checkpointing"}
 EXACT |= {"train.checkpoint_every", "train.checkpoint_minutes", "train.timeout_minutes", "train.log_every"}
-ADDED = {"init": None}  # keys that recipes of version 0.2.0 lacked, with what they mean there
 ROUNDING = {"train.zero", "train.accumulate", "train.compile", "train.stem_cache_gb"}
 
 
@@ -79,7 +78,9 @@ def _begun_otherwise(folder: Path, recipe: Config) -> bool:
     """Whether the unfinished run in the folder must be left as it is; logs why, or what has changed."""
     new = recipe.model_dump(mode="json")
     try:
-        old = ADDED | read_tree(folder / RECIPE, recipe.old_keys)
+        # Keys that it lacks were added since; their defaults are what was done before.
+        tree = read_tree(folder / RECIPE, recipe.old_keys)
+        old = validate(tree, type(recipe), where=str(folder / RECIPE)).model_dump(mode="json")
     except RecipeError as error:
         log.info(f"{folder}: left as it is: {error}")
         return True
