@@ -1,8 +1,8 @@
 """The server's searches, in this process: filters, films, likeness, files of one's own, second looks and lists."""
 
+import asyncio
 import io
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +17,7 @@ from distill.release.release import load
 from distill.retrieval import Gallery, upkeep
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.where import Where
-from distill.serving import limits, searches
-from distill.serving.application import application
+from distill.serving import application, limits, uploads
 
 QUERIES = ["a red square", "a blue circle", "the green star falls"]
 
@@ -36,7 +35,7 @@ def here(gallery):
 @contextmanager
 def asking(opened, **options):
     with TestClient(
-        application(opened, **options), base_url="http://localhost", raise_server_exceptions=False
+        application.application(opened, **options), base_url="http://localhost", raise_server_exceptions=False
     ) as client:
         yield client
 
@@ -266,16 +265,16 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(client, gallery, monk
 
 def test_files_are_decoded_one_at_a_time_and_more_than_a_few_are_refused(client, monkeypatch):
     under_way, most, content = [], [], picture(format="PNG")[0]
-    decode = searches.features
+    decode = application.decoded
 
-    def slowly(*given):
+    async def slowly(*given):
         under_way.append(1)
         most.append(len(under_way))
-        time.sleep(0.15)
+        await asyncio.sleep(0.15)
         under_way.pop()
-        return decode(*given)
+        return await decode(*given)
 
-    monkeypatch.setattr(searches, "features", slowly)
+    monkeypatch.setattr(application, "decoded", slowly)
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda _: client.post("/search/file", content=content), range(12)))
     codes = [answer.status_code for answer in answers]
@@ -285,6 +284,63 @@ def test_files_are_decoded_one_at_a_time_and_more_than_a_few_are_refused(client,
     refused(busy, 503, "too many files")
     assert busy.headers["retry-after"] == "1"
     assert client.post("/search/file", content=content).status_code == 200
+
+
+def children() -> list[str]:
+    """The processes that this one has started and that still run."""
+    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+
+
+def test_a_clip_that_takes_long_to_decode_is_refused_and_its_process_ends(client, gallery, monkeypatch):
+    video, before = (gallery.parent / "videos" / "holiday" / "blue.mp4").read_bytes(), children()
+    monkeypatch.setattr(limits, "DECODING", 0.05)
+    answer = client.post("/search/file", content=video)
+    refused(answer, 422, "decoding it takes more than 0.05 seconds; cut out the part that counts")
+    assert set(children()) <= set(before)
+    assert limits.TURN + 6.0 < limits.GRACE, "so that what is under way ends before a server that is stopped"
+
+
+def test_a_decoder_that_crashes_or_wants_too_much_memory_takes_nothing_with_it(client, gallery, monkeypatch, tmp_path):
+    video = (gallery.parent / "videos" / "holiday" / "blue.mp4").read_bytes()
+    (tmp_path / "crash.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(uploads, "DECODER", tmp_path / "crash.py")
+        refused(client.post("/search/file", content=video), 422, "its decoder failed")
+    monkeypatch.setattr(limits, "DECODER", 1 << 28)  # less than the libraries take
+    refused(client.post("/search/file", content=video), 422, "cannot be searched by")
+    monkeypatch.undo()
+    assert client.post("/search/file", content=video).status_code == 200
+
+
+def test_what_a_client_that_has_gone_asked_for_is_no_longer_decoded(here, gallery, monkeypatch, tmp_path):
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(uploads, "DECODER", tmp_path / "slow.py")
+    monkeypatch.setattr(limits, "DECODING", 600.0)
+    video = (gallery.parent / "videos" / "holiday" / "blue.mp4").read_bytes()
+    before, sent = children(), []
+
+    async def leaves_after_its_body() -> None:
+        messages = [{"type": "http.request", "body": video, "more_body": False}]
+        gone = asyncio.get_running_loop().time() + 0.5
+
+        async def receive() -> dict:
+            if messages:
+                return messages.pop()
+            if (left := gone - asyncio.get_running_loop().time()) > 0:
+                await asyncio.sleep(left)
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+
+        address = {"path": "/search/file", "raw_path": b"/search/file", "query_string": b"k=1", "root_path": ""}
+        server = {"scheme": "http", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "http_version": "1.1"}
+        scope = {"type": "http", "method": "POST", "headers": [(b"host", b"localhost")], **address, **server}
+        await asyncio.wait_for(application.application(here)(scope, receive, send), 60)
+        assert len(set(children()) - set(before)) <= 1
+
+    asyncio.run(leaves_after_its_body())
+    assert sent[0]["status"] == 499 and not set(children()) - set(before)
 
 
 def test_a_listed_video_that_was_deleted_is_gone_at_once(here, gallery, tmp_path):

@@ -9,7 +9,7 @@ ms            milliseconds to answer one encoded query
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,15 +27,16 @@ QUERIES = 50  # timed one by one
 
 
 @torch.inference_mode()
-def measured(release: Release, frames: FrameSet, truth: Path, *, second_look: bool) -> dict[str, float]:
-    """Return the figures; `truth` is the corpus's `relevance.json`. A second look costs time and changes no weights."""
+def measured(release: Release, frames: FrameSet, truth: Path, looks: Sequence[bool]) -> list[dict[str, float]]:
+    """Return the figures, once for each of `looks`: a second look costs time and changes no weights.
+
+    `truth` is the corpus's `relevance.json`.
+    """
     seen = encode(release.model, frames, release.tokenizer, all_features=True)
     relevant, part = _truth(frames, truth, release.num_frames)
-    return {
-        "mass": _mass(release, seen, relevant),
-        **_moments(release, seen, relevant, part),
-        "ms": _milliseconds(_looking(release, seen.video) if second_look else _scoring(release, seen.video), seen.text),
-    }
+    figures = {"mass": _mass(release, seen, relevant), **_moments(release, seen, relevant, part)}
+    scores = (_looking(release, seen.video) if look else _scoring(release, seen.video) for look in looks)
+    return [{**figures, "ms": _milliseconds(score, seen.text)} for score in scores]
 
 
 def _truth(frames: FrameSet, truth: Path, num_frames: int) -> tuple[Bool[Tensor, "text frame"], Bool[Tensor, " text"]]:

@@ -154,18 +154,16 @@ def _training(row: Trial, runs: Path, labels: Path, seed: int) -> Command:
 def results(rows: Sequence[Trial], runs: Path) -> dict[str, dict]:
     """Return the figures of every row: test metrics, mass, milliseconds, seconds of training."""
     frames, found = FrameSet(FRAMES / "test", verify=False), {}
-    for row in rows:
-        folder = runs / row.folder
+    for name in dict.fromkeys(row.folder for row in rows):
+        folder, own = runs / name, [row for row in rows if row.folder == name]
         release = load(folder / "release")
         provenance = json.loads((folder / "release" / "provenance.json").read_text())
         tested = json.loads((folder / "test.json").read_text())
-        found[row.key] = {
-            "title": row.title,
-            **(tested["second_look"] if row.of else {name: tested[name] for name in ("t2v", "v2t")}),
-            **measured(release, frames, CORPUS / "relevance.json", second_look=bool(row.of)),
-            "train_seconds": provenance["seconds"],
-        }
-    return found
+        figures = measured(release, frames, CORPUS / "relevance.json", [bool(row.of) for row in own])
+        for row, figure in zip(own, figures, strict=True):
+            ranked = tested["second_look"] if row.of else {side: tested[side] for side in ("t2v", "v2t")}
+            found[row.key] = {"title": row.title, **ranked, **figure, "train_seconds": provenance["seconds"]}
+    return {row.key: found[row.key] for row in rows}
 
 
 def intervals(rows: Sequence[Trial], runs: Sequence[Path]) -> dict[str, dict[str, dict[str, list[float]]]]:

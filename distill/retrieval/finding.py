@@ -36,7 +36,10 @@ class Finding:
     def __call__(self, k: int) -> Answer:
         """Return scores and rows of the `k` best videos for each query."""
         if self.parts is not None:
-            return best_of(self.parts, self._by_vector(max(k, self.candidates or CANDIDATES), candidates=True)[1], k)
+            # Whether anything fits is said of similarities; an index alone has estimates of them.
+            quickly = self.calibration is None
+            _, rows = self._by_vector(max(k, self.candidates or CANDIDATES), candidates=quickly)
+            return best_of(self.parts, rows, k)
         if self._in_its_order and self.calibration is not None:
             return self.calibration.best(*self._by_vector(max(AMONG, SPARE * k)), k)
         return self._by_vector(k)

@@ -274,6 +274,8 @@ class Gallery:
         if second_look and (reason := self.no_second_look):
             raise ExpectedError(f"second look: {reason}")
         if candidates is not None and not (self.reranks or second_look):
+            if not self.no_second_look:
+                raise ExpectedError("candidates: they are what a second look reranks; take one too, or leave them out")
             raise ExpectedError(
                 f"candidates: {self.path} holds one vector per video and nothing to rerank; leave it out"
             )

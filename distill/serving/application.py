@@ -18,7 +18,7 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any
@@ -29,7 +29,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
-from distill.errors import ExpectedError
+from distill.errors import ExpectedError, VideoError
 from distill.retrieval.gallery import Gallery
 from distill.retrieval.where import Where
 from distill.serving import limits
@@ -48,6 +48,7 @@ from distill.serving.messages import (
     problems,
 )
 from distill.serving.searches import Manner, Newest, Searches
+from distill.serving.uploads import decoded
 from distill.serving.videos import poster_response, video_response
 
 _BYTES = {"content": {"video/*": {"schema": {"type": "string", "format": "binary"}}}}
@@ -165,11 +166,41 @@ def _add_search(app: FastAPI, batcher: Batcher[Manner, Answer | Refused]) -> Non
 
 
 def _add_likeness(app: FastAPI, searches: Searches) -> None:
+    turn = asyncio.Lock()  # one file is decoded at a time
+
     @app.post(LARGE, responses=problems(409, 422), openapi_extra=_FILE)
     async def likeness(request: Request, asked: Annotated[Likeness, Query()]) -> Answer:
         """Rank the gallery's videos by how much they are like a picture (JPEG, PNG) or a clip, the request's body."""
-        manner = Manner(asked.k, _meant(asked), asked.spans)
-        return await asyncio.to_thread(searches.by_file, await request.body(), manner)
+        manner, content = Manner(asked.k, _meant(asked), asked.spans), await request.body()
+
+        async def answer() -> Answer:
+            try:
+                await asyncio.wait_for(turn.acquire(), limits.TURN)
+            except TimeoutError:
+                raise Busy("other files are searched by") from None
+            try:
+                pixels = await decoded(searches.release, content)
+                return await asyncio.to_thread(searches.by_pixels, pixels, manner)
+            except VideoError as error:
+                raise Refused(422, f"the file cannot be searched by: {error}") from None
+            finally:
+                turn.release()
+
+        return await _while_awaited(request, answer())
+
+
+async def _while_awaited(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
+    """Return an answer; where its client goes before, end the work on it."""
+    task = asyncio.ensure_future(answer)
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=limits.GLANCE)
+            if not task.done() and await request.is_disconnected():
+                raise Refused(499, "the client is gone")
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 def _add_list(app: FastAPI, searches: Searches) -> None:

@@ -5,16 +5,18 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from distill.data.tokens import is_cut
 from distill.errors import ExpectedError
 from distill.model.features import VideoFeatures
+from distill.retrieval.encoder import Encoder
 from distill.retrieval.gallery import Gallery
 from distill.retrieval.hits import Hit
 from distill.retrieval.where import Where
 from distill.serving import limits
 from distill.serving.guard import Refused
 from distill.serving.messages import About, Answer, Browse, Folder, Found, Listed, Listing
-from distill.serving.uploads import features
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ def _looks_again(gallery: Gallery, manner: Manner, by_default: bool) -> bool:
         raise Refused(409, f"second_look: {reason}")
     looks = not manner.like and not gallery.no_second_look and (by_default if asked is None else asked)
     if manner.candidates is not None and not gallery.reranks and not looks:
+        if not gallery.no_second_look:
+            raise Refused(409, "candidates: they are what a second look reranks; ask for second_look too")
         raise Refused(409, "candidates: this gallery keeps one vector per video and nothing to rerank by; leave it out")
     return looks
 
@@ -96,7 +100,7 @@ class Searches:
 
     def __init__(self, newest: Newest, second_look: bool):
         """With `second_look`, searches take one unless they say otherwise, where the gallery allows it."""
-        self._newest, self._second_look, self._decoding = newest, second_look, threading.Lock()
+        self._newest, self._second_look = newest, second_look
         newest().table.files(Where())  # reads what filters need, so that no request waits for it
 
     def __call__(self, asked: Sequence[str], manner: Manner) -> list[Answer | Refused]:
@@ -118,11 +122,15 @@ class Searches:
         pairs = zip(asked, found, strict=True)
         return [_answer(gallery, query, hits, among, cut=is_cut(query, room)) for query, hits in pairs]
 
-    def by_file(self, content: bytes, manner: Manner) -> Answer:
-        """Return the videos most like a picture or a clip, one such file at a time; `Refused` if it is neither."""
-        with self._decoding:
-            asking = features(self._newest().release, content)
+    @property
+    def release(self) -> Encoder:
+        """The release that encodes what clients ask by."""
+        return self._newest().release
+
+    def by_pixels(self, pixels: np.ndarray, manner: Manner) -> Answer:
+        """Return the videos most like a picture or a clip, which `uploads.decoded` has decoded."""
         gallery = self._newest()
+        asking = gallery.release.encode_video(pixels)
         return _like(gallery, asking, manner, _among(gallery, manner), "")
 
     def browse(self, page: Browse, where: Where) -> Listing:

@@ -1,45 +1,53 @@
 """Files that clients search by: a picture, or a clip, decoded from memory; nothing of it touches a disk."""
 
+import asyncio
 import io
-from typing import cast
+import json
+import sys
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from pydantic import TypeAdapter
 
 from distill.data.pictures import decode_picture, is_picture
-from distill.data.sampler import Sampler
-from distill.data.sampling import sample_one
-from distill.data.video import probe
 from distill.errors import VideoError
-from distill.model.features import VideoFeatures
 from distill.retrieval.encoder import Encoder
 from distill.serving import limits
-from distill.serving.guard import Refused
+
+DECODER = Path(__file__).with_name("decoding.py")
 
 
-def features(release: Encoder, content: bytes) -> VideoFeatures:
-    """Return the features (one row) of a picture, as of a video of one frame, or of a clip, sampled as in training.
+async def decoded(release: Encoder, content: bytes) -> UInt8[np.ndarray, "frame _ _ _"]:
+    """Return the pixels of a picture, as of a video of one frame, or the frames of a clip that the release sees.
 
-    Raises `Refused` for what is neither, or larger than the limits.
+    Raises `VideoError` for what is neither, larger than the limits, or slow to decode. If it is cancelled, it stops.
     """
     if not content:
-        raise Refused(422, "the body is empty; send the bytes of a picture or of a clip")
+        raise VideoError("it is empty; send the bytes of a picture or of a clip")
+    if is_picture(content):
+        return (await asyncio.to_thread(decode_picture, content, limits.PIXELS))[None]
+    return await _frames(release, content)
+
+
+async def _frames(release: Encoder, content: bytes) -> UInt8[np.ndarray, "frame 3 height width"]:
+    """Decode a clip in a process of its own, which ends with this call."""
+    settings = {name: release.frames_config[name] for name in ("sampler", "size")}
+    settings |= {"most": limits.FRAMES, "memory": limits.DECODER}
+    command, pipe = (sys.executable, DECODER, json.dumps(settings)), asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
     try:
-        if is_picture(content):
-            return release.encode_video(decode_picture(content, limits.PIXELS)[None])
-        return release.encode_video(_sampled(release, content))
-    except VideoError as error:
-        raise Refused(422, f"the file cannot be searched by: {error}") from None
-
-
-def _sampled(release: Encoder, content: bytes) -> UInt8[np.ndarray, "frame 3 height width"]:
-    """Return the frames of a clip that the release sees."""
-    clip = cast(io.BufferedReader, io.BufferedReader(io.BytesIO(content)))  # typed by what it wraps
-    frames = len(probe(clip))
-    if frames > limits.FRAMES:
+        async with asyncio.timeout(limits.DECODING):
+            frames, said = await process.communicate(content)
+    except TimeoutError:
         raise VideoError(
-            f"{frames:,} frames, of which at most {limits.FRAMES:,} are read; cut out the part that counts"
-        )
-    sampler: Sampler = TypeAdapter(Sampler).validate_python(release.frames_config["sampler"])
-    return sample_one(clip, None, sampler, release.frames_config["size"]).pixels()
+            f"decoding it takes more than {limits.DECODING:g} seconds; cut out the part that counts, or make it smaller"
+        ) from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()  # until its pipes are closed, too
+    if process.returncode == 2:
+        raise VideoError(said.decode(errors="replace").strip())
+    if process.returncode:
+        raise VideoError("its decoder failed")
+    return np.load(io.BytesIO(frames), allow_pickle=False)
