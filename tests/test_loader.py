@@ -194,6 +194,7 @@ def test_a_cache_that_neighbouring_batches_do_not_fit_is_refused(shards: Path):
     check_cache_size([source, source], 0, 2 * sum(sizes) / 1e9)
 
 
+@pytest.mark.slow
 def test_a_streamed_run_on_two_processes_equals_a_local_one_on_one(world: World, shards: Path, tmp_path: Path):
     data = {"train": str(shards), "shuffle_shards": 2}
     python("distill/run.py", world.recipe("local", "clip4clip", tmp_path, data=data, train={"stem_cache_gb": 0.0}))

@@ -41,5 +41,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1])
     except (VideoError, MemoryError) as error:
-        print(str(error) or "too large to be decoded here", file=sys.stderr)
+        sys.stderr.write(str(error) or "too large to be decoded here")
         sys.exit(2)
