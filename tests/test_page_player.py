@@ -8,7 +8,7 @@ import pytest
 from pages import focus, needs_chromium, wait
 
 pytest_plugins = ("browsing",)
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
 

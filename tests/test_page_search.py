@@ -17,7 +17,7 @@ from distill.retrieval.indexing import build_gallery
 from distill.serving import limits
 
 pytest_plugins = ("browsing",)
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 
 LOADED = "[...document.querySelectorAll('#hits img')].every(image => image.complete && image.naturalWidth > 0)"
 
