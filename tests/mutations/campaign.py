@@ -146,7 +146,9 @@ def apart(reader: Reader, path: Path, whole: Whole, expected: str | None) -> tup
         _child(reader, path, whole, into)
     os.close(into)
     ended = os.pidfd_open(child)
-    hung = not select.select([ended], [], [], SECONDS)[0]
+    watch = select.poll()  # not `select`, which takes no descriptor above 1,023
+    watch.register(ended, select.POLLIN)
+    hung = not watch.poll(1000 * SECONDS)
     if hung:
         os.kill(child, signal.SIGKILL)
     _, status, used = os.wait4(child, 0)
