@@ -189,6 +189,7 @@ def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
     assert names == {
         *("CLIP4Clip, TeachCLIP", "X-CLIP", "TS2-Net", "X-Pool", "GLSCL by coarse vector", "GLSCL by concepts"),
         *("EERCF", "EERCF with patches"),
+        *(f"TeachCLIP, second look at {kind} frames" for kind in ("float16", "int8")),
     }
     fields = {*ModelSearch.__dataclass_fields__}
     for entry in (*real["rows"], *drawn["rows"]):
@@ -196,7 +197,7 @@ def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
         assert entry["milliseconds"].keys() == {"1", "16", "64"} and min(entry["milliseconds"].values()) > 0
         assert (entry["candidates"] is None) == (entry["shared"] is None) == ("two stages" not in entry["search"])
     nearly_all = [entry for entry in drawn["rows"] if entry["candidates"] == 39]
-    assert len(nearly_all) == 4 and all(entry["shared"] > 0.97 for entry in nearly_all)
+    assert len(nearly_all) == 6 and all(entry["shared"] > 0.97 for entry in nearly_all)
     assert [entry["model"] for entry in real["rows"]] == [
         *(f"X-CLIP ({tmp_path / 'xclip'})", f"TeachCLIP ({tmp_path / 'teachclip'})"),
         *[f"EERCF ({tmp_path / 'eercf'})"] * 2,
