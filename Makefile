@@ -17,7 +17,7 @@ demo: install  ## the whole arrow on the embedded corpus, and one table
 serve: install  ## after `make demo`: a page that searches its gallery (PORT=8000)
 	$(BIN)/python tools/serve.py demo/gallery --port $(PORT) --examples "a hatching chick" "a red apple, then a fire engine" "an octopus spins on a blue background"
 
-study: install  ## the demo's comparison over several seeds, with intervals (takes two hours or so)
+study: install  ## the demo's comparison over several seeds, with intervals (many hours; tools/demo_study.py --rows runs some rows)
 	$(BIN)/python tools/demo_study.py
 
 test: install lint  ## lint, types and all tests but the slow ones

@@ -18,7 +18,7 @@ from distill.data.labelset import LabelSet
 from distill.data.tokens import Tokenizer, read_vocabulary, warn_of_cuts
 from distill.errors import RecipeError
 from distill.evaluation.choosing import choose, look_again
-from distill.evaluation.evaluate import Ranks, encode, score, texts_of
+from distill.evaluation.evaluate import Ranks, encode, rank, texts_of
 from distill.model.blocks import require_compiler
 from distill.model.contract import RetrievalModel
 from distill.model.second_look import SecondLook
@@ -73,8 +73,7 @@ def run(recipe: Recipe) -> None:
         if test is not None:
             log.info(f"testing on {test.path}: {len(test)} videos")
             seen = encode(job.model, test, job.tokenizer, **options, all_features=look is not None)
-            similarity = score(job.model, seen.text, seen.video)
-            plain = Ranks.of(similarity, similarity, seen.video_of_text)
+            plain = rank(job.model, seen)
             second = None if look is None else Ranks.of(*look_again(look, seen.text, seen.video), seen.video_of_text)
             tested = _Tested(plain, second, seen.video_of_text)
         if comm.rank() == 0:

@@ -46,10 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--captions", action="store_true", help="with --like: find captions, not videos")
     parser.add_argument("--k", type=int, default=5, metavar="N", help="how many to show (default 5)")
     candidates = parser.add_argument(
-        "--candidates",
-        type=int,
-        metavar="N",
-        help="how many a second stage reranks (default 200)",
+        "--candidates", type=int, metavar="N", help="how many a second stage reranks (default 200)"
     )
     keep_old_option(parser, "--recall", candidates)
     parser.add_argument("--second-look", action="store_true", help="order what was found by its frames, in one stage")

@@ -35,8 +35,9 @@ SHORT = 1.0  # seconds that these may lack
 BACK, AHEAD = 1, 10  # seconds by which a clock that jumps back, or in broadcasts ahead, has started again
 WIDEST = 8  # of a pixel, width to height
 STRETCHED = 8192  # pixels; wider pictures are not made wider, but lower
-LARGEST = 8192 * 4352  # pixels of a frame (HEVC and AV1, level 6): a decoder takes ten bytes and more for each
-EXPECTED = "expected at most 8192 x 4352"
+WIDTH, HEIGHT = 8192, 4352  # of the largest frames of HEVC and AV1 at level 6
+LARGEST = WIDTH * HEIGHT  # pixels of a frame: a decoder takes ten bytes and more for each
+EXPECTED = f"expected at most {WIDTH} x {HEIGHT}"
 LIMIT = {"max_pixels": str(LARGEST)}  # of FFmpeg, for streams whose frames grow
 Source = str | Path | io.BufferedReader  # a path or an open file, such as a member of a tar
 

@@ -53,22 +53,10 @@ class Encoded:
     video_of_text: Int[Tensor, " text"]
 
 
-def evaluate(
-    model: RetrievalModel,
-    frames: FrameSet,
-    tokenizer: Tokenizer,
-    *,
-    bf16: bool = False,
-    stems: Tensor | None = None,
-    workers: int = 0,
-) -> Ranks:
-    """Rank all videos of `frames` for all its captions, and the reverse.
-
-    A collective: all processes must call it, and all return the same ranks. `stems` as in `encode`.
-    """
-    encoded = encode(model, frames, tokenizer, bf16=bf16, stems=stems, workers=workers)
-    similarity = score(model, encoded.text, encoded.video)  # outside autocast: ranks need fp32
-    return Ranks.of(similarity, similarity, encoded.video_of_text)
+def rank(model: RetrievalModel, seen: Encoded) -> Ranks:
+    """Rank all videos of a frame set for all its captions, and the reverse. A collective, which all return alike."""
+    similarity = score(model, seen.text, seen.video)  # outside autocast: ranks need fp32
+    return Ranks.of(similarity, similarity, seen.video_of_text)
 
 
 def encode(

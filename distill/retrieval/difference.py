@@ -17,7 +17,7 @@ import torch
 from distill.manifest import Manifest
 from distill.retrieval import places
 from distill.retrieval.ledger import Excluded, KnownFile, Ledger
-from distill.retrieval.segment import id_hash
+from distill.retrieval.segment import file_of, id_hash
 from distill.retrieval.sources import Item, Note
 from distill.retrieval.table import Table
 from distill.retrieval.vectors import among
@@ -141,7 +141,7 @@ def _rows(table: Table | None, file: str) -> list[int]:
     if table is None:
         return []
     abouts = [(row, table.about(row)) for row in table.find(file)]
-    return [row for row, about in abouts if about.get("file", about["id"]) == file]
+    return [row for row, about in abouts if file_of(about) == file]
 
 
 def held(table: Table | None, names: Sequence[str]) -> set[str]:
@@ -162,13 +162,13 @@ def known(path: Path, before: Manifest, table: Table) -> Ledger:
     for part, own in table.live():
         for row in own.tolist():
             about = part.about[row]
-            file = about.get("file", about["id"])
+            file = file_of(about)
             ledger.files[file] = KnownFile(file=file, of=of, source=about["source"], seen=[])
             if "folder" in about:
                 ledger.files[file]["folder"] = about["folder"]
     for about in map(table.about, table.deleted.tolist()):
         if not table.find(about["id"]):
-            ledger.excluded[about["id"]] = Excluded(id=about["id"], file=about.get("file", about["id"]))
+            ledger.excluded[about["id"]] = Excluded(id=about["id"], file=file_of(about))
     return ledger
 
 

@@ -30,7 +30,7 @@ class Finding:
         `candidates` go into the second stage; without one the order is the calibration's if `in_its_order`.
         """
         self.queries, self.calibration, self.parts, self.candidates = queries, calibration, parts, candidates
-        self._nearest, self._in_its_order = nearest, in_its_order and calibration is not None
+        self._nearest, self._in_its_order = nearest, in_its_order
         self._best: Float[Tensor, "query best"] | None = None  # similarities
 
     def __call__(self, k: int) -> Answer:
@@ -46,9 +46,9 @@ class Finding:
 
     def fits(self) -> list[bool | None]:
         """Return for each query whether anything that was found fits it well; None where it is not known."""
-        known = (
-            None if self.calibration is None or self._best is None else self.calibration.fits(self.queries, self._best)
-        )
+        known = None
+        if self.calibration is not None and self._best is not None:
+            known = self.calibration.fits(self.queries, self._best)
         return [None] * len(self.queries) if known is None else known.tolist()
 
     def _by_vector(self, k: int, **options: bool) -> Answer:

@@ -27,7 +27,7 @@ from distill.retrieval import generation
 from distill.retrieval.encoder import Encoder, check_release
 from distill.retrieval.finding import CANDIDATES, Finding
 from distill.retrieval.hits import CaptionHit, Hit, enough_files, fitted, grouped, hits_of
-from distill.retrieval.segment import Segment, StoredVideo
+from distill.retrieval.segment import Segment, StoredVideo, file_of
 from distill.retrieval.stored import damaged
 from distill.retrieval.table import Table
 from distill.retrieval.where import Where
@@ -265,7 +265,7 @@ class Gallery:
         if row is None:
             raise ExpectedError(f"{self.path}: has no video {video!r}; give an id that it has, or the path of a file")
         about = self.about(row)
-        others = set(self.table.find(about.get("file", about["id"]))) - {row}
+        others = set(self.table.find(file_of(about))) - {row}
         return None, self.table.vectors(torch.tensor([row])), [row, *others]
 
     def _check_asked(self, k: int, candidates: int | None, second_look: bool = False) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.ranking.topk import Answer
 from distill.retrieval.moment import best_moment
+from distill.retrieval.segment import file_of
 from distill.retrieval.stored import damaged
 from distill.retrieval.table import Table
 
@@ -62,9 +63,9 @@ def hits_of(
 
     `relevance` weighs frames for a text (`RetrievalModel.relevance`).
     """
-    answers = []
     if not rows.shape[1]:
         return [[] for _ in range(len(rows))]
+    answers = []
     for query in range(len(rows)):
         found = rows[query]
         answering = None if text is None else _answering(table, relevance, text[query : query + 1], found)
@@ -75,18 +76,12 @@ def hits_of(
     return answers
 
 
-def _file(table: Table, row: int) -> str:
-    """Return the id of the file of a row, which is the row's own unless the file was cut."""
-    about = table.about(row)
-    return about.get("file", about["id"])
-
-
 def enough_files(table: Table, find: Callable[[int], Answer], k: int) -> tuple[Answer, list[list[str]]]:
     """Return rows of at least `k` files for every query, or all there are, as `find` does, and the file of each row."""
     asked = SPANS * k
     while True:
         answer = find(asked)
-        files = [[_file(table, row) for row in rows] for rows in answer[1].tolist()]
+        files = [[file_of(table.about(row)) for row in rows] for rows in answer[1].tolist()]
         if answer[1].shape[1] < asked or asked >= len(table) or all(len(set(found)) >= k for found in files):
             return answer, files
         asked *= SPANS

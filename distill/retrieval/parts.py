@@ -142,9 +142,8 @@ class PartMaker:
         vectors = torch.cat([self.model.query_vectors(self.release.encode_text(part)).cpu() for part in parts])
         _check_finite(self.release, "vector of a caption", [items[row].id for row, _, _ in said], vectors)
         rows = torch.tensor([row for row, _, _ in said])
-        return [{"id": name, "text": text} for _, name, text in said], encode(vectors, self.kept.vectors) | {
-            "rows": rows
-        }
+        columns = encode(vectors, self.kept.vectors) | {"rows": rows}
+        return [{"id": name, "text": text} for _, name, text in said], columns
 
 
 def _poster(loaded: Loaded, weights: Float[Tensor, " frame"]) -> bytes:

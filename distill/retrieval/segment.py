@@ -58,6 +58,11 @@ class StoredVideo(TypedDict):
     span: NotRequired[Annotated[list[float], Field(min_length=2, max_length=2)]]  # begin and end in seconds
 
 
+def file_of(about: Mapping[str, Any]) -> str:
+    """Return the id of the file of a row, which is the row's own unless the file was cut."""
+    return about.get("file", about["id"])
+
+
 class Pieces:
     """The pieces of a mapped file, one after the other."""
 
@@ -136,7 +141,7 @@ class Segment:
         """The facts of every row that filters need; kept, because segments never change."""
         starts = progress(range(0, len(self), READ), f"read the folders of {self.folder.name} (blocks)")
         rows = chain.from_iterable(self._filed(start, min(start + READ, len(self))) for start in starts)
-        return Facts((id_hash(row.get("file", row["id"])), row["source"], row["duration"]) for row in rows)
+        return Facts((id_hash(file_of(row)), row["source"], row["duration"]) for row in rows)
 
     def _filed(self, begin: int, end: int) -> list[Filed]:
         where = f"{self.about.path}: lines {begin + 1} to {end}"
@@ -216,7 +221,7 @@ def write_segment(
     for name, table in ((TOKENS, tokens), (FRAMES, frames)):
         if table is not None:
             write_columns(folder / name, table)
-    names = [(id_hash(name), row) for row, a in enumerate(about) for name in {a["id"], a.get("file", a["id"])}]
+    names = [(id_hash(name), row) for row, a in enumerate(about) for name in {a["id"], file_of(a)}]
     hashes, rows = torch.tensor(sorted(names), dtype=torch.int64).reshape(-1, 2).T.contiguous()
     starts = _write_lines(folder / VIDEOS, (canonical_json(a) + b"\n" for a in about))
     write_columns(folder / ROWS, {"lines": starts, "hashes": hashes.clone(), "rows": rows.clone()})

@@ -21,7 +21,7 @@ from distill.retrieval.approximate import build, check_installed
 from distill.retrieval.encoder import Encoder, check_release
 from distill.retrieval.generation import APPROXIMATE, CALIBRATION, DELETED, DERIVED, WORK
 from distill.retrieval.ledger import Ledger
-from distill.retrieval.segment import Segment
+from distill.retrieval.segment import Segment, file_of
 from distill.retrieval.table import Table
 from distill.retrieval.vectors import among
 
@@ -48,7 +48,7 @@ def delete(path: Path, names: Sequence[str]) -> Manifest:
         files, replaced = generation.write_deleted(path, number, rows), [DELETED]
         if before.version > places.AS_GIVEN:  # an earlier version remembers by the deleted rows alone
             abouts = {video: table.about(rows[0]) for video, rows in found.items()}
-            gone = {name: ledger.Excluded(id=name, file=about.get("file", name)) for name, about in abouts.items()}
+            gone = {name: ledger.Excluded(id=name, file=file_of(about)) for name, about in abouts.items()}
             files |= ledger.write_excluded(path, number, (Ledger.read(path, before).excluded | gone).values())
             replaced.append(ledger.EXCLUDED)
         after = before.model_copy(update={"counts": before.counts | {"videos": before.counts["rows"] - len(rows)}})

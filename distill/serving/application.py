@@ -177,7 +177,7 @@ def _add_likeness(app: FastAPI, searches: Searches) -> None:
             try:
                 await asyncio.wait_for(turn.acquire(), limits.TURN)
             except TimeoutError:
-                raise Busy("other files are searched by") from None
+                raise Busy("other files are being searched by") from None
             try:
                 pixels = await decoded(searches.release, content)
                 return await asyncio.to_thread(searches.by_pixels, pixels, manner)

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from distill.errors import VideoError
 from distill.retrieval.encoder import Encoder
 from distill.serving import limits
 
+log = logging.getLogger(__name__)
 DECODER = Path(__file__).with_name("decoding.py")
 
 
@@ -49,5 +51,6 @@ async def _frames(release: Encoder, content: bytes) -> UInt8[np.ndarray, "frame 
     if process.returncode == 2:
         raise VideoError(said.decode(errors="replace").strip())
     if process.returncode:
-        raise VideoError("its decoder failed")
+        log.error("a decoder ended with %d: %s", process.returncode, said.decode(errors="replace").strip()[-500:])
+        raise VideoError("its decoder failed; the server's log has the reason")
     return np.load(io.BytesIO(frames), allow_pickle=False)

@@ -23,7 +23,7 @@ from distill.data.labelset import LabelSet
 from distill.data.loader import Batch, DataConfig, PairDataset
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError
-from distill.evaluation.evaluate import evaluate
+from distill.evaluation.evaluate import encode, rank
 from distill.model.blocks import checkpoint_blocks, compile_blocks
 from distill.model.contract import Interaction, RetrievalModel
 from distill.publishing import publish
@@ -193,13 +193,12 @@ class _Run:
         if not ended and step != self.plan.total_steps:
             return
         signals.heed()
-        scores = evaluate(
-            job.model, job.val, job.tokenizer, bf16=job.bf16, stems=self.val_stems, workers=job.data.workers
-        )
-        t2v = scores.metrics["t2v"]
+        seen = encode(job.model, job.val, job.tokenizer, bf16=job.bf16, stems=self.val_stems, workers=job.data.workers)
+        metrics = rank(job.model, seen).metrics
+        t2v = metrics["t2v"]
         log.info(f"validation after step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in t2v.items()))
         if self.monitor:
-            self.monitor.row(step, {"val": scores.metrics})
+            self.monitor.row(step, {"val": metrics})
         signals.hold()
         if t2v["R@1"] <= self.progress.best_score:
             return
