@@ -103,6 +103,31 @@ def test_products_and_sums_are_those_of_the_formula(videos, parts, dim, rows, te
     assert torch.equal(inplace.products(query, keys, rows, unit=unit), products)
 
 
+@given(
+    st.sampled_from([torch.float32, torch.int8]),
+    st.sampled_from([1, 7, 16, 31, 64, 200, 513, 1100]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_products_with_keys_of_other_kinds_are_those_of_their_numbers(kind, dim, unit, seed):
+    generator = torch.Generator().manual_seed(seed)
+    keys, query = torch.randn(5, 3, dim, generator=generator), torch.randn(dim, generator=generator) / dim**0.5
+    scales, stored = None, keys
+    if kind == torch.int8:
+        scales = keys.abs().amax(2) / 127
+        stored = (keys / scales.unsqueeze(2)).round().to(torch.int8)
+        keys = stored * scales.unsqueeze(2)
+    rows = torch.tensor([4, 0, 0, 2])
+    found = inplace.products(query, stored, rows, unit=unit, scales=scales)
+    expected = (keys.double()[rows] @ query.double()) / (keys.double()[rows].norm(dim=2) if unit else 1)
+    assert torch.allclose(found.double(), expected, atol=3e-6, rtol=3e-6)
+
+
+def test_padding_of_int8_is_zero():
+    keys, scales = torch.zeros(1, 2, 64, dtype=torch.int8), torch.full((1, 2), torch.finfo(torch.float32).tiny)
+    assert not inplace.products(torch.ones(64), keys, torch.tensor([0]), unit=True, scales=scales).any()
+
+
 def test_a_mask_of_frames_stands_for_their_patches():
     generator = torch.Generator().manual_seed(0)
     keys, query = torch.randn(3, 12, 16, generator=generator).half(), torch.randn(16, generator=generator)
@@ -155,6 +180,17 @@ def test_what_would_be_misread_is_refused():
         given = {"query": query, "keys": keys, "values": keys, "rows": rows, "counted": None} | wrong
         with pytest.raises(ValueError, match=words):
             inplace._attend(*(given[name] for name in ("query", "keys", "values", "rows", "counted")), 1.0, False)
+    whole = torch.ones(3, 4, 8, dtype=torch.int8)
+    for kind, scales, words in [
+        (whole, None, "int8 keys without scales"),
+        (keys, torch.ones(3, 4), "float16 keys with scales"),
+        (whole, torch.ones(3, 5), r"\[3, 4\] .* \[3, 5\]"),
+        (whole, torch.ones(3, 4).double(), "expected torch.float32"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            inplace._attend(query, kind, None, rows, None, 1.0, False, scales)
+    with pytest.raises(ValueError, match=r"expected torch.float16 .* found torch.int8"):
+        inplace._attend(query, whole, whole, rows, None, 1.0, False, None)
 
 
 @pytest.mark.parametrize("rows", [[0, 3], [-1, 0], [2, 1 << 60]])

@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from closeness import same_hits
 from test_gallery import ColourEncoder, corpus  # noqa: F401
 from test_glscl import build as build_glscl
 
 from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
+from distill.model import inplace
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.second_look import SecondLook, second_look
 from distill.retrieval import Gallery, frames, upkeep
@@ -153,9 +155,12 @@ def test_a_second_look_is_the_cosine_and_the_gated_mean_of_the_frames(temperatur
             assert found[t, v] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_second_look_orders_the_candidates_of_a_gallery_anew(films, corpus, tmp_path):  # noqa: F811
+@pytest.mark.parametrize(("vectors", "kept"), [("float32", "float16"), ("float16", "int8"), ("int8", "int8")])
+def test_a_second_look_orders_the_candidates_of_a_gallery_anew(vectors, kept, films, corpus, tmp_path, monkeypatch):  # noqa: F811
     encoder, path = ColourEncoder(tmp_path / "release", 0.1), tmp_path / "gallery"
-    build_gallery(encoder, films, path, frames="float16")
+    calls, attend = [], inplace._attend
+    monkeypatch.setattr(inplace, "_attend", lambda *given: calls.append(given) or attend(*given))
+    build_gallery(encoder, films, path, frames=kept, vectors=vectors)
     build_gallery(encoder, corpus / "videos", path, append=True, videos=corpus / "videos")
     plain = Gallery.open(path, encoder)
     with pytest.raises(ExpectedError, match=r"second look: .* carries none"):
@@ -171,6 +176,10 @@ def test_a_second_look_orders_the_candidates_of_a_gallery_anew(films, corpus, tm
         assert [hit.score for hit in hits] == pytest.approx(scores[order].tolist(), abs=1e-5)
         few = gallery.search([query], 2, candidates=2, second_look=True)[0]
         assert {hit.video for hit in few} == {hit.video for hit in plain.search([query], 2)[0]}
+    assert bool(calls) == inplace.built(), "frames and vectors are read where they lie"
+    together = gallery.search(["red", "green", "blue"], 5, second_look=True)
+    alone = [gallery.search([query], 5, second_look=True)[0] for query in ("red", "green", "blue")]
+    assert same_hits(together, alone, ulps=64)
     with pytest.raises(ExpectedError, match="candidates: they are what a second look reranks; take one too"):
         gallery.search(["red"], 2, candidates=2)
     build_gallery(encoder, films, tmp_path / "bare", frames="none")

@@ -1,7 +1,7 @@
 """The contenders of the bench of searches: releases on the videos and captions of a frame set, or untrained models on
 synthetic features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.reading import ScorePart
 from distill.model.second_look import SecondLook, second_look
 from distill.model.towers import Towers
-from distill.ranking.executor import of_parts, of_texts
+from distill.ranking.executor import of_part, of_parts
 from distill.ranking.topk import top_k
 from distill.ranking.two_stage import Parts
 from distill.release.release import Release
@@ -48,6 +48,10 @@ class StoredFrames:
         """Return them as they are stored."""
         return self.frames.columns
 
+    def scored(self, rows: Int64[Tensor, " row"], score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
+        """Score rows where they are stored, as a gallery does."""
+        return score(self.frames.beside({"vectors": self.vectors}), rows)
+
     def __getitem__(self, rows: Int64[Tensor, " row"]) -> VideoFeatures:
         return self.frames.of(rows, self.vectors[rows])
 
@@ -72,10 +76,15 @@ class Contender:
         """Return the full score."""
         return self.model.similarity(text, video) if self.look is None else self.look.score(text, video)
 
+    @property
+    def score_parts(self) -> tuple[ScorePart, ...]:
+        """The parts of the full score; none if it is no sum of such."""
+        return self.model.score_parts() if self.look is None else (self.look,)
+
     def parts(self, text: TextFeatures) -> Parts:
         """Return the score of the second stage where texts ask."""
         if isinstance(self.tokens, StoredFrames):
-            return [(of_texts(self.similarity, text, self.tokens), 1)]
+            return [(of_part(part, text, self.tokens), part.of_best) for part in self.score_parts]
         assert self.tokens is not None, "a second stage reads what is stored"
         return of_parts(self.model, text, self.tokens.only)
 
@@ -116,6 +125,7 @@ def looking_again(one: Contender, kind: str, video: VideoFeatures, sizes: Sizes)
         operations=second_look_operations(sizes),
         exact=_only(replace(video, vector=one.vectors), ("frames", "real")),
         tokens=StoredFrames(frames, one.vectors),
+        index=_index(one.vectors) if len(one.vectors) >= LEAST else None,
         stored=(one.stored[0], row_bytes(frames.columns)),
         look=second_look(LOOK.temperature, LOOK.t2v),
     )

@@ -12,7 +12,7 @@ FOUND = 0.99  # of the exhaustive ten best: a search that finds less is no fair 
 
 @dataclass(frozen=True)
 class Claim:
-    """A paper's claim, and the fastest search that finds enough, if there is one."""
+    """A paper's claim or a goal of ours, and the fastest search that finds enough, if there is one."""
 
     words: str
     model: str
@@ -27,6 +27,7 @@ class Claim:
 CLAIMS = (
     Claim("EERCF in two stages costs 1/50 of X-CLIP (abstract: nearly 50 times faster)", "EERCF", 50),
     Claim("GLSCL costs 1/220 of X-CLIP (abstract: nearly 220 times)", "GLSCL", 220),
+    Claim("a second look costs 1/220 of X-CLIP (our goal: as GLSCL)", "TeachCLIP, second look", 220),
 )
 
 
@@ -43,7 +44,7 @@ class RetrievalReport:
 
 
 def claims(rows: Sequence[ModelSearch]) -> list[Claim]:
-    """Judge every paper's claim at the fastest two-stage search of the model that finds enough."""
+    """Judge every claim at the fastest two-stage search of the model that finds enough."""
     heavy = next(row for row in rows if row.model == "X-CLIP")
     judged = []
     for claim in CLAIMS:

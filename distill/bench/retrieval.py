@@ -90,7 +90,7 @@ class TwoStage:
         An index counts as the product that it estimates, because it adds no more numbers a video than a vector has, and
         as the products of the query with its centres.
         """
-        contender, parts = self.contender, self.contender.model.score_parts()
+        contender, parts = self.contender, self.contender.score_parts
         assert contender.tokens is not None
         first: executor.Stored = contender.tokens
         if isinstance(first, Tokens):

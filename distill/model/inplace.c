@@ -1,7 +1,7 @@
 /* One query attends to stored parts of videos, read where they lie (see inplace.py, which calls this).
 
-   A search scores a few hundred of all videos for one query. Their float16 numbers are spread over a file that is
-   mapped into memory, so it waits for memory: every number is fetched once, ahead of its use, and nothing is copied.
+   A search scores a few hundred of all videos for one query. Their numbers are spread over a file that is mapped into
+   memory, so it waits for memory: every number is fetched once, ahead of its use, and nothing is copied.
 
    Built by setuptools if there is a C compiler that knows _Float16, as GCC 12 does; else PyTorch does the same. */
 
@@ -95,41 +95,58 @@ static void softmax(float *scores, int64_t count) {
         scores[i] /= total;
 }
 
+FOR_EVERY_PROCESSOR static void widen_bytes(const int8_t *from, float scale, float *to, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        to[i] = scale * from[i];
+}
+
+enum { HALF, BYTE, WHOLE }; /* float16, int8 with a scale for every part, float32 */
+static const int64_t SIZES[] = {sizeof(_Float16), sizeof(int8_t), sizeof(float)};
+
 /* Widens the vector `from`, while memory gets `next`. */
-static void take(const _Float16 *from, const _Float16 *next, float *to, int64_t dim) {
+static void take(const char *from, const char *next, int kind, float scale, float *to, int64_t dim) {
+    const int64_t size = SIZES[kind];
     for (int64_t d = 0; d < dim; d += TURN) {
         const int64_t count = dim - d < TURN ? dim - d : TURN;
-        for (const char *line = (const char *)(next + d); line < (const char *)(next + d + count); line += LINE)
+        const char *here = from + d * size, *ahead = next + d * size;
+        for (const char *line = ahead; line < ahead + count * size; line += LINE)
             __builtin_prefetch(line);
-        widen(from + d, to + d, count);
+        if (kind == HALF)
+            widen((const _Float16 *)here, to + d, count);
+        else if (kind == BYTE)
+            widen_bytes((const int8_t *)here, scale, to + d, count);
+        else
+            memcpy(to + d, here, count * size);
     }
 }
 
-const int inplace_version = 1; /* of what `attend` takes and gives: inplace.py calls no other */
+const int inplace_version = 2; /* of what `attend` takes and gives: inplace.py calls no other */
 
-/* keys, values [video, part, dim], counted [video, part / alike] or NULL, rows [count]: videos, query [dim].
+/* keys, values [video, part, dim] of a kind, scales [video, part] of keys that are bytes, counted [video, part / alike]
+   or NULL, rows [count]: videos, query [dim].
 
    products [count, part]: <query, key>, divided by the key's length if `unit`.
    pooled [count] or NULL: <query, s> / |s|, where s is the sum of the values (of length 1 if `unit`) with the softmax
-   of products / temperature as weights; parts that are not counted, `alike` at a time, have none.
+   of products / temperature as weights; parts that are not counted, `alike` at a time, have none. Not of bytes.
    room: dim numbers, or (part + 1) * dim + part if pooled.
 
    Returns 1, without having read anything outside, if a row is no video; otherwise 0. */
-int attend(const _Float16 *keys, const _Float16 *values, const bool *counted, int64_t alike, const int64_t *rows,
-           int64_t count, int64_t videos, int64_t parts, int64_t dim, const float *query, float temperature,
-           bool unit, float *products, float *pooled, float *room) {
-    const int64_t size = parts * dim;
+int attend(const char *keys, const float *scales, const char *values, int kind, const bool *counted, int64_t alike,
+           const int64_t *rows, int64_t count, int64_t videos, int64_t parts, int64_t dim, const float *query,
+           float temperature, bool unit, float *products, float *pooled, float *room) {
+    const int64_t size = parts * dim, step = dim * SIZES[kind], whole = size * SIZES[kind];
     float *sum = room + (pooled ? size : 0), *weights = sum + dim;
 
     for (int64_t r = 0; r < count; r++)
         if (rows[r] < 0 || rows[r] >= videos)
             return 1;
     for (int64_t r = 0; r < count; r++) {
-        const int64_t here = rows[r] * size, next = rows[r + 1 < count ? r + 1 : r] * size;
+        const int64_t here = rows[r] * whole, next = rows[r + 1 < count ? r + 1 : r] * whole;
         float *own = products + r * parts;
         for (int64_t p = 0; p < parts; p++) {
             float *wide = room + (pooled ? p * dim : 0);
-            take(keys + here + p * dim, keys + next + p * dim, wide, dim);
+            const float scale = scales ? scales[rows[r] * parts + p] : 1;
+            take(keys + here + p * step, keys + next + p * step, kind, scale, wide, dim);
             own[p] = inner(query, wide, dim) / (unit ? length(wide, dim) : 1);
         }
         if (!pooled)
@@ -141,7 +158,7 @@ int attend(const _Float16 *keys, const _Float16 *values, const bool *counted, in
         for (int64_t p = 0; p < parts; p++) {
             along += weights[p] * own[p];
             if (values != keys)
-                take(values + here + p * dim, values + next + p * dim, room + p * dim, dim);
+                take(values + here + p * step, values + next + p * step, kind, 1, room + p * dim, dim);
             if (unit)
                 weights[p] /= length(room + p * dim, dim);
         }

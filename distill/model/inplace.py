@@ -1,4 +1,4 @@
-"""A query attends to stored features where they lie: the float16 tokens of a gallery, mapped into memory.
+"""A query attends to stored features where they lie: tokens, vectors and frames of a gallery, mapped into memory.
 
 PyTorch would copy the rows that were asked for, widen them to float32, and read them again for every operation. Here
 they are read once (inplace.c), which is three to eight times faster, and most of the time of a search's second stage.
@@ -11,13 +11,15 @@ import importlib.util
 from functools import cache
 
 import torch
-from jaxtyping import Bool, Float16, Float32, Int64
+from jaxtyping import Bool, Float16, Float32, Int8, Int64
 from torch import Tensor
 
 LIBRARY = "distill.model._inplace"  # never imported: it is no Python module, only built and found like one
-VERSION = 1
+VERSION = 2
+KINDS = {torch.float16: 0, torch.int8: 1, torch.float32: 2}  # as inplace.c numbers them
 
-Keys = Float16[Tensor, "video part dim"]
+Halves = Float16[Tensor, "video part dim"]
+Keys = Halves | Int8[Tensor, "video part dim"] | Float32[Tensor, "video part dim"]
 Products = Float32[Tensor, "row part"]
 
 
@@ -27,19 +29,25 @@ def built() -> bool:
 
 
 def products(
-    query: Float32[Tensor, " dim"], keys: Keys, rows: Int64[Tensor, " row"], *, unit: bool = False
+    query: Float32[Tensor, " dim"],
+    keys: Keys,
+    rows: Int64[Tensor, " row"],
+    *,
+    unit: bool = False,
+    scales: Float32[Tensor, "video part"] | None = None,
 ) -> Products:
     """Return the inner products of a query with every part of some videos, or with the `unit` vectors of these parts.
 
-    Raises `ValueError` for tensors that do not lie in memory row after row, `IndexError` for rows that are no videos.
+    Keys of int8 have `scales`. Raises `ValueError` for tensors that do not lie in memory row after row, `IndexError`
+    for rows that are no videos.
     """
-    return _attend(query, keys, None, rows, None, 1.0, unit)[0]
+    return _attend(query, keys, None, rows, None, 1.0, unit, scales)[0]
 
 
 def pooled(
     query: Float32[Tensor, " dim"],
-    keys: Keys,
-    values: Keys,
+    keys: Halves,
+    values: Halves,
     rows: Int64[Tensor, " row"],
     *,
     temperature: float,
@@ -63,16 +71,19 @@ def _attend(
     counted: Tensor | None,
     temperature: float,
     unit: bool,
+    scales: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     library, (videos, parts, dim) = _library(), keys.shape
     assert library is not None, "ask built() first"
-    groups = _checked_groups(query, keys, values, rows, counted)
+    groups = _checked_groups(query, keys, values, rows, counted, scales)
     scores = torch.empty(len(rows), parts)
     cosines = torch.empty(len(rows) if values is not None else 0)
     room = torch.empty(dim if values is None else (parts + 1) * dim + parts)
     outside = library.attend(
         keys.data_ptr(),
+        None if scales is None else scales.data_ptr(),
         None if values is None else values.data_ptr(),
+        KINDS[keys.dtype],
         None if counted is None else counted.data_ptr(),
         parts // groups,
         rows.data_ptr(),
@@ -92,12 +103,18 @@ def _attend(
     return scores, cosines
 
 
-def _checked_groups(query: Tensor, keys: Tensor, values: Tensor | None, rows: Tensor, counted: Tensor | None) -> int:
+def _checked_groups(
+    query: Tensor, keys: Tensor, values: Tensor | None, rows: Tensor, counted: Tensor | None, scales: Tensor | None
+) -> int:
     """Refuse tensors that the library would misread; return how many entries of `counted` a video has."""
     videos, parts, dim = keys.shape
     _check(query, torch.float32, (dim,))
-    _check(keys, torch.float16, keys.shape)
+    _check(keys, keys.dtype if keys.dtype in KINDS and values is None else torch.float16, keys.shape)
     _check(rows, torch.int64, (len(rows),))
+    if (scales is not None) != (keys.dtype == torch.int8):
+        raise ValueError(f"{keys.dtype} keys {'with' if scales is not None else 'without'} scales, which int8 has")
+    if scales is not None:
+        _check(scales, torch.float32, (videos, parts))
     if values is not None:
         _check(values, torch.float16, keys.shape)
     if counted is not None:
@@ -128,7 +145,8 @@ def _library() -> ctypes.CDLL | None:
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.attend.argtypes = [
-        *(pointer, pointer, pointer, number, pointer, number),  # keys, values, counted, alike, rows and their number
+        *(pointer, pointer, pointer, ctypes.c_int),  # keys, their scales, values, and of which kind these are
+        *(pointer, number, pointer, number),  # counted, alike, rows and their number
         *(number, number, number, pointer),  # videos, parts, dim, query
         *(ctypes.c_float, ctypes.c_bool, pointer, pointer, pointer),  # temperature, unit, products, pooled, room
     ]

@@ -1,6 +1,6 @@
 """Scores of pairs of texts and videos from stored features: the one executor of score parts (distill/model/reading.py).
 
-A text that comes alone, as in a search, reads float16 features where they are stored, in C (distill/model/inplace.py);
+A text that comes alone, as in a search, reads features where they are stored, in C (distill/model/inplace.py);
 several texts are scored by matrix products of copied rows, and so is one where that library is missing, or on a GPU.
 """
 
@@ -35,10 +35,15 @@ class Stored(Protocol):
 
 @runtime_checkable
 class InMemory(Stored, Protocol):
-    """Stored features, float16, that may be read where they lie."""
+    """Stored features that may be read where they lie: float16 or float32, or int8 with `scales(name)` beside them."""
 
     def scored(self, rows: Tensor, score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
         """Score rows; `score` gets the stored tensors, and row numbers in them."""
+
+
+def scales(name: str) -> str:
+    """Return the name of the scales of a field that is stored as int8."""
+    return f"{name}_scales"
 
 
 def of_parts(
@@ -51,10 +56,11 @@ def of_parts(
     parts = model.score_parts()
     if not parts:
         return [(of_texts(model.similarity, text, tokens(model.rerank_fields)), 1)]
-    return [(_of_part(part, text, tokens(part.fields)), part.of_best) for part in parts]
+    return [(of_part(part, text, tokens(part.fields)), part.of_best) for part in parts]
 
 
-def _of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
+def of_part(part: ScorePart, text: TextFeatures, video: Stored) -> Pairs:
+    """Return one part of a score where texts ask."""
     together = of_texts(part.score, text, video)
     if not reads_in_place(video, part, text):
         return together
@@ -92,7 +98,9 @@ def _read(reading: Reading, query: Float32[Tensor, " dim"], stored: Mapping[str,
     keys = parts_of(stored, reading.keys, query)
     mask = None if reading.mask is None else stored[reading.mask]
     if reading.values is None:
-        products, cosine = inplace.products(query, keys, rows, unit=reading.unit), None
+        of_keys = stored.get(scales(reading.keys))
+        of_keys = None if of_keys is None else of_keys.reshape(keys.shape[:2])
+        products, cosine = inplace.products(query, keys, rows, unit=reading.unit, scales=of_keys), None
     else:
         values = parts_of(stored, reading.values, query)
         products, along = inplace.pooled(

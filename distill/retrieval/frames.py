@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.model.features import VideoFeatures
 from distill.model.similarity import unit
+from distill.ranking.executor import scales
 from distill.retrieval.stored import read_rows
 
 INT8, FLOAT16, NONE = "int8", "float16", "none"
@@ -28,8 +29,8 @@ def encode(frames: Float[Tensor, "row frame dim"], real: Bool[Tensor, "row frame
     vectors = unit(frames).masked_fill(~real.unsqueeze(-1), 0)
     if kind == FLOAT16:
         return {"frames": vectors.half(), "real": real}
-    scales = vectors.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
-    return {"scales": scales, "frames": (vectors / scales.unsqueeze(-1)).round().to(torch.int8), "real": real}
+    steps = vectors.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
+    return {"scales": steps, "frames": (vectors / steps.unsqueeze(-1)).round().to(torch.int8), "real": real}
 
 
 class Frames:
@@ -40,6 +41,12 @@ class Frames:
 
     def __len__(self) -> int:
         return len(self.columns["real"])
+
+    def beside(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return them and columns of vectors (distill/retrieval/vectors.py) as fields that are read where they lie."""
+        named = {"vector": vectors["vectors"], scales("vector"): vectors.get("scales")}
+        named |= {"frames": self.columns["frames"], scales("frames"): self.columns.get("scales")}
+        return {name: value for name, value in named.items() if value is not None} | {"real": self.columns["real"]}
 
     def of(self, rows: Tensor, vectors: Float[Tensor, "row dim"]) -> VideoFeatures:
         """Return the features of some rows, whose vectors are given: `vector`, `frames` in float32, and `real`."""

@@ -20,7 +20,7 @@ from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.second_look import second_look as look_again
-from distill.ranking.executor import of_parts, of_texts
+from distill.ranking.executor import of_part, of_parts, of_texts
 from distill.ranking.topk import Answer
 from distill.ranking.two_stage import Parts, best_of
 from distill.retrieval import generation
@@ -166,7 +166,7 @@ class Gallery:
         if second_look:
             frames = table.frames()
             assert look is not None and frames is not None, "checked before"
-            return [(of_texts(look_again(look.temperature, look.t2v).score, text, frames), 1)]
+            return [(of_part(look_again(look.temperature, look.t2v), text, frames), 1)]
         if not self.reranks:
             return None
         whole = [(of_texts(model.similarity, text, table.tokens(model.rerank_fields)), 1)]

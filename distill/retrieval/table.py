@@ -260,6 +260,10 @@ class TableFrames:
         """Those of the first segment, as they are stored."""
         return _frames(self.table.parts[0]).columns
 
+    def scored(self, rows: Int64[Tensor, " row"], score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
+        """Scores of rows, where they are stored: `score` gets the tensors of a segment, and its own row numbers."""
+        return self.table.gather(rows, lambda part, own: score(_frames(part).beside(part.vectors.columns), own))
+
     def __getitem__(self, rows: Int64[Tensor, " row"]) -> VideoFeatures:
         return self.table.gather(rows, lambda part, own: _frames(part).of(own, part.vectors[own])).to(self.table.device)
 
