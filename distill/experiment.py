@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from torch import Tensor
 
 import distill
 from distill import catalogue, comm
+from distill.data.datasets import UnpairedSource
 from distill.data.frames import FrameSet
+from distill.data.labels import StoredLabels
 from distill.data.labelset import LabelSet
+from distill.data.textlabels import TextLabels
+from distill.data.texts import Texts
 from distill.data.tokens import Tokenizer, read_vocabulary, warn_of_cuts
 from distill.errors import RecipeError
 from distill.evaluation.choosing import choose, look_again
-from distill.evaluation.evaluate import Ranks, encode, rank, texts_of
+from distill.evaluation.evaluate import Ranks, check_captions, encode, rank, texts_of
 from distill.model.blocks import require_compiler
 from distill.model.contract import RetrievalModel
 from distill.model.second_look import SecondLook
@@ -92,8 +97,14 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
     torch.manual_seed(recipe.seed)
     model, began_with = _begin(recipe)
     frames, val, test = _open_frames(recipe)
-    sources = [_open_labels(recipe, label, frames) for label in recipe.labels]
-    _check_towers(recipe, model, frames)
+    unpaired = _open_unpaired(recipe)
+    sources = [_open_labels(recipe, label, frames, unpaired) for label in recipe.labels]
+    unpaired = replace(
+        unpaired,
+        video_labels=[source.unlabelled for source in sources if source.unlabelled is not None],
+        text_labels=[source.texts for source in sources if source.texts is not None],
+    )
+    _check_towers(recipe, model, train=frames, unlabelled=unpaired.videos)
     return Job(
         folder=Path(recipe.out) / recipe.name,
         seed=recipe.seed,
@@ -102,6 +113,7 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
         train=frames,
         val=val,
         sources=sources,
+        unpaired=unpaired,
         data=recipe.data,
         losses=recipe.losses,
         optim=recipe.optim,
@@ -120,12 +132,17 @@ def _begin(recipe: Recipe) -> tuple[RetrievalModel, str | None]:
 def _check_processes(recipe: Recipe) -> None:
     world = comm.world_size()
     parts = world * recipe.train.accumulate
-    if recipe.data.batch_size % parts:
-        micro = f" in {recipe.train.accumulate} micro-batches each (train.accumulate)" if parts > world else ""
-        raise RecipeError(
-            f"data.batch_size: {recipe.data.batch_size} pairs cannot be shared equally by {world} processes{micro}; "
-            f"use a multiple of {parts}"
-        )
+    data = recipe.data
+    sizes = {"batch_size": (data.batch_size, "pairs")}
+    sizes |= {"unlabelled_size": (data.unlabelled_size, "videos")} if data.unlabelled else {}
+    sizes |= {"texts_size": (data.texts_size, "captions")} if data.texts else {}
+    for key, (size, what) in sizes.items():
+        if size % parts:
+            micro = f" in {recipe.train.accumulate} micro-batches each (train.accumulate)" if parts > world else ""
+            raise RecipeError(
+                f"data.{key}: {size} {what} cannot be shared equally by {world} processes{micro}; use a multiple of "
+                f"{parts}"
+            )
 
 
 def _open_frames(recipe: Recipe) -> tuple[FrameSet, FrameSet, FrameSet | None]:
@@ -140,26 +157,72 @@ def _open_frames(recipe: Recipe) -> tuple[FrameSet, FrameSet, FrameSet | None]:
         return frames
 
     data = recipe.data
-    return opened(data.train), opened(data.val), opened(data.test) if data.test else None
+    train, val, test = opened(data.train), opened(data.val), opened(data.test) if data.test else None
+    for ranked in (val, *([] if test is None else [test])):
+        check_captions(ranked)
+    silent = sum(not video.captions for video in train.videos)
+    if silent == len(train):
+        raise RecipeError(
+            f"data.train: no video of {train.path} has a caption; give it as data.unlabelled beside pairs"
+        )
+    if silent:
+        log.warning(f"{train.path}: {silent} of {len(train)} videos have no captions and are in no pair")
+    return train, val, test
 
 
-def _open_labels(recipe: Recipe, label: LabelConfig, frames: FrameSet) -> LabelSource:
-    """A label set with every tier that the recipe's losses read."""
+def _open_unpaired(recipe: Recipe) -> UnpairedSource:
+    """The videos without captions and the captions without videos, still without labels."""
+    data, verify = recipe.data, comm.rank() == 0
+    videos = texts = None
+    if data.unlabelled is not None:
+        videos = FrameSet(data.unlabelled, verify=verify, cache=data.open_cache())
+        data.check(videos, str(videos.path))
+    if data.texts is not None:
+        texts = Texts.open(data.texts, verify=verify, cache=data.open_cache())
+        mend = "raise data.max_words, as far as the text tower goes, or shorten them"
+        warn_of_cuts(texts.captions, data.max_words, str(texts.path), mend)
+    return UnpairedSource(videos, texts)
+
+
+def _open_labels(recipe: Recipe, label: LabelConfig, frames: FrameSet, unpaired: UnpairedSource) -> LabelSource:
+    """A label set with every tier that the recipe's losses read, and the same teacher's of what is unpaired."""
     coarse = label.coarse if recipe.losses.coarse.weight else None
     label_set = LabelSet(label.path, frames, verify=comm.rank() == 0, coarse=coarse, on_mismatch=label.on_mismatch)
     if coarse:
         label_set.require(coarse, "losses.coarse")
     if recipe.losses.fine.weight:
         label_set.require("relevance", "losses.fine")
-    return LabelSource(label_set, catalogue.scoring_head(label_set), label.weight)
+    videos = texts = None
+    verify = comm.rank() == 0
+    if label.unlabelled is not None and unpaired.videos is not None:
+        videos = LabelSet(label.unlabelled, unpaired.videos, verify=verify)
+    if label.texts is not None and unpaired.texts is not None:
+        texts = TextLabels(label.texts, unpaired.texts, verify=verify)
+    for beside in (videos, texts):
+        if beside is not None:
+            beside.require("features", "losses.coarse")
+            _check_teacher(label_set, beside)
+    return LabelSource(label_set, catalogue.scoring_head(label_set), label.weight, videos, texts)
 
 
-def _check_towers(recipe: Recipe, model: RetrievalModel, frames: FrameSet) -> None:
-    """Refuse frames and captions of a size that the towers cannot take."""
-    size = model.clip.architecture["vision_cfg"]["image_size"]
-    if frames.size != size:
+def _check_teacher(labels: StoredLabels, beside: StoredLabels) -> None:
+    """Refuse labels of another teacher: its features say nothing to this one's scoring head."""
+    first, other = (stored.manifest.config["teacher"] for stored in (labels, beside))
+    if first != other:
         raise RecipeError(
-            f"data.train: {frames.path} was packed with {frames.size} pixels, but {recipe.model.clip.model} takes "
+            f"labels: {beside.path} was made by teacher {other[:12]}, but {labels.path} by {first[:12]}; name label "
+            f"sets of one teacher"
+        )
+
+
+def _check_towers(recipe: Recipe, model: RetrievalModel, **frame_sets: FrameSet | None) -> None:
+    """Refuse frames (by their key under `data`) and captions of a size that the towers cannot take."""
+    size = model.clip.architecture["vision_cfg"]["image_size"]
+    for key, frames in frame_sets.items():
+        if frames is None or frames.size == size:
+            continue
+        raise RecipeError(
+            f"data.{key}: {frames.path} was packed with {frames.size} pixels, but {recipe.model.clip.model} takes "
             f"{size}; pack again with --size {size}"
         )
     context = model.clip.text.context
@@ -208,13 +271,25 @@ def _release(
     show(json.dumps({"release": str(release), "test": metrics}))
 
 
+def caption_sources(frames: FrameSet) -> dict[str, int]:
+    """Return how many captions each source wrote; `unknown` where annotations do not say."""
+    return dict(Counter(said.source or "unknown" for video in frames.videos for said in video.captions))
+
+
 def _provenance(recipe: Recipe, job: Job, metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
     parents = {"frames": job.train.manifest.id} | ({"init": job.began_with} if job.began_with else {})
-    parents |= {f"labels {source.labels.path.name}": source.labels.manifest.id for source in job.sources}
+    if job.unpaired.videos is not None:
+        parents["unlabelled"] = job.unpaired.videos.manifest.id
+    if job.unpaired.texts is not None:
+        parents["texts"] = job.unpaired.texts.id
+    for source in job.sources:
+        given = {"": source.labels, " unlabelled": source.unlabelled, " texts": source.texts}
+        parents |= {f"labels {labels.path.name}{of}": labels.manifest.id for of, labels in given.items() if labels}
     return {
         "name": recipe.name,
         "recipe": recipe.model_dump(mode="json"),
         "parents": parents,
+        "captions": caption_sources(job.train),
         "evaluated_on": recipe.data.test or "",
         "test": metrics,
         "seconds": round(seconds, 1),

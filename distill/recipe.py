@@ -6,9 +6,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from distill.catalogue import ModelConfig
 from distill.config import Config
+from distill.data.dataconfig import DataConfig
 from distill.data.labels import Coarse
 from distill.data.labelset import Mismatch
-from distill.data.loader import DataConfig
 from distill.training.loop import TrainConfig
 from distill.training.objective import CoarseConfig, FineConfig, LossConfig
 from distill.training.optim import OptimConfig
@@ -19,6 +19,8 @@ class LabelConfig(Config):
     its relevance may be interpolated in time."""
 
     path: str  # folder or URL of a label set
+    unlabelled: str | None = None  # the same teacher's label set of `data.unlabelled`
+    texts: str | None = None  # and of `data.texts`
     weight: float = Field(default=1.0, gt=0)  # of its losses beside those of the other sets; the weighted mean is taken
     coarse: Coarse = "features"  # tier that the coarse loss reads
     on_mismatch: Mismatch = "error"  # labels of other frames: refuse them, or interpolate in time
@@ -53,6 +55,7 @@ class Recipe(Config):
             raise ValueError(f"name: {self.name!r} cannot be a folder name under {self.out}")
         self._check_sizes()
         self._check_targets("coarse", self.losses.coarse, self.model.coarse_targets(), "logits to rank a batch with")
+        self._check_unpaired()
         self._check_targets("fine", self.losses.fine, self.model.fine_targets(), "frame scores to teach")
         return self
 
@@ -71,6 +74,28 @@ class Recipe(Config):
                 f"data.num_frames: {self.data.num_frames}, but {self.model.kind}, as configured, takes a multiple of "
                 f"{self.model.frame_step()} frames"
             )
+
+    def _check_unpaired(self) -> None:
+        """Refuse videos and captions that nothing would teach, and labels of such that are not drawn."""
+        for key, given in (("unlabelled", self.data.unlabelled), ("texts", self.data.texts)):
+            if given is None:
+                if any(getattr(label, key) is not None for label in self.labels):
+                    raise ValueError(
+                        f"labels: {key} names labels, but data.{key} is not set; set it to what they are of"
+                    )
+                continue
+            if not self.labels or not self.losses.coarse.weight:
+                raise ValueError(
+                    f"data.{key}: only the coarse loss learns from it; name labels and give losses.coarse.weight"
+                )
+            for label in self.labels:
+                if getattr(label, key) is None:
+                    raise ValueError(
+                        f"labels: {label.path} has no {key}; name this teacher's label set of {given}: "
+                        f"{{path: {label.path}, {key}: ...}}"
+                    )
+                if label.coarse == "topk":
+                    raise ValueError(f"labels: {label.path}: coarse: topk knows no data.{key}; use coarse: features")
 
     def _check_targets(self, name: str, loss: CoarseConfig | FineConfig, targets: tuple[str, ...], what: str) -> None:
         if not self.labels or not loss.weight:

@@ -218,6 +218,16 @@ class Eercf(RetrievalModel):
             own={"constraint": torch.stack(constraints).sum()} if constraints else {},
         )
 
+    def rankings(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Float[Tensor, "text video"]]:
+        """Return the logits of the coarse vectors and of the weak group."""
+        scores = {"video": self.query_vectors(text) @ self.index_vectors(video).T}
+        for level in LEVELS:
+            if level == "frame" or (self.patches and self.weights.weak_patch):
+                seen = read(self._reading(level, gated=False), unit(text.sentence), video)
+                scores[f"weak_{level}"] = self._weak(level, seen)
+        scale = self.clip.logit_scale
+        return {"coarse": scale(scores["video"]), "weak": scale(_sum(scores, self.weights, WEAK))}
+
     def _reading(self, level: str, gated: bool) -> Reading:
         """Let a sentence read frames or patches and, if `gated`, sum up those that its gate lets through (TIB)."""
         keys, values, temperature = LEVELS[level]

@@ -165,18 +165,23 @@ class Glscl(RetrievalModel):
         """Return the whole score and the local one, two scores of the frames, and the two losses on the concepts."""
         text, video = self.read_text(text), self.read_video(video)
         assert text.concepts is not None and video.concepts is not None and video.reading is not None
-        local = local_score(text, video)
-        whole = self.clip.logit_scale(self.global_score(text, video) + self.local_weight * local)
+        rankings = self.rankings(text, video)
         through = self._read_through_concepts(text.concepts, video.concepts, video.reading)
         return TrainingScores(
-            contrasts=[(1.0, whole)],
-            rankings={"whole": whole, "local": self.clip.logit_scale(local)},
+            contrasts=[(1.0, rankings["whole"])],
+            rankings=rankings,
             frames={"gate": self.relevance(text, video), "concepts": through},
             own={
                 "idl": self.alpha * diversity(video.concepts),
                 "icl": consistency(text.concepts, video.concepts, self.beta, self.over),
             },
         )
+
+    def rankings(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Float[Tensor, "text video"]]:
+        """Return the logits of the whole score and of the local one."""
+        text, video = self.read_text(text), self.read_video(video)
+        local, scale = local_score(text, video), self.clip.logit_scale
+        return {"whole": scale(self.global_score(text, video) + self.local_weight * local), "local": scale(local)}
 
     def _read_through_concepts(
         self,

@@ -8,7 +8,7 @@ and token ids [text, word] go in.
 from dataclasses import replace
 from typing import Literal
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
@@ -65,11 +65,19 @@ class TeachClip(RetrievalModel):
         scores, look = super().training_scores(text, video, pair), self.second
         if look is None:
             return scores
-        logits = self.clip.logit_scale(second_look(look.temperature, look.weight).score(text, video))
+        second = self._second_logits(look, text, video)
         cosines = self.frame_cosines(text, video) / look.temperature
         return replace(
             scores,
-            contrasts=[*scores.contrasts, (look.contrastive, logits)],
-            rankings=scores.rankings | {"second": logits},
+            contrasts=[*scores.contrasts, (look.contrastive, second)],
+            rankings=scores.rankings | {"second": second},
             frames=scores.frames | {"second": cosines},
         )
+
+    def rankings(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Float[Tensor, "text video"]]:
+        """Return the logits of the vector and, if the student is trained for that, of the second look."""
+        found = super().rankings(text, video)
+        return found if self.second is None else found | {"second": self._second_logits(self.second, text, video)}
+
+    def _second_logits(self, look: TaughtLook, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
+        return self.clip.logit_scale(second_look(look.temperature, look.weight).score(text, video))

@@ -13,7 +13,8 @@ from distill.bench import planning, steps
 from distill.bench.drawn import draw_frames
 from distill.bench.rounds import Goal, ratio, take_turns
 from distill.bench.waiting import LEFT_OUT
-from distill.data.loader import PairDataset, VideoDataset, load_batches
+from distill.data.datasets import PairDataset, VideoDataset
+from distill.data.loader import load_batches
 from distill.errors import ExpectedError
 from tools import bench as tools_bench
 

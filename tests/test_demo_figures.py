@@ -3,17 +3,21 @@
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from test_demo_corpus import CORPUS
 from test_release import make
 
+from distill.config import read_recipe
 from distill.data.frames import Caption, FrameSet
-from distill.demo import measuring, story
+from distill.demo import measuring, search, story, trials
 from distill.demo.nonsense import WORDS, caught, nonsense
 from distill.evaluation.evaluate import Encoded
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.recipe import Recipe
 from distill.release.release import Release
 from distill.retrieval import Hit
 
@@ -72,9 +76,36 @@ def test_queries_without_sense_say_nothing_that_a_clip_shows():
 
 
 def test_a_study_of_some_rows_has_the_rows_that_they_need():
-    rows = [row.key for row in story.chosen(story.STUDY, ["teachclip-two", "teachclip-look+look"])]
+    rows = [row.key for row in trials.chosen(trials.ROWS, ["teachclip-two", "teachclip-look+look"])]
     assert sorted(rows) == ["teachclip-look", "teachclip-look+look", "teachclip-two", "ts2net", "xclip"]
-    assert story.chosen(story.STUDY, [row.key for row in story.STUDY]) == story.STUDY
+    assert trials.chosen(trials.ROWS, [row.key for row in trials.ROWS]) == trials.ROWS
+    assert len({row.key for row in trials.ROWS}) == len(trials.ROWS)
+    known = set(trials.ROWS)
+    for pair in trials.PAIRS:
+        assert set(pair) <= known, pair
+
+
+@pytest.mark.parametrize("row", [row for row in trials.ROWS if not row.of], ids=lambda row: row.key)
+def test_every_row_is_a_recipe_that_is_read(row):
+    command = story._training(row, Path("runs"), Path("labels"), 0)
+    words = [str(word) for word in command.arguments]
+    recipe, *changes = words[next(n for n, word in enumerate(words) if word.endswith("run.py")) + 1 :]
+    found = read_recipe(recipe, changes, Recipe)
+    assert found.name == row.key and found.train.epochs == row.epochs
+    assert bool(found.labels) == bool(row.taught_by) and bool(found.data.texts) == ("texts" in row.beside)
+
+
+def test_a_search_marks_the_best_setting_of_each_student_on_validation(tmp_path):
+    rows = search.rows(["teachclip", "glscl"])
+    assert len(rows) == 1 + 2 * len(search.GRID) and all("data.test=null" in row.changes for row in rows)
+    for number, row in enumerate(rows[1:]):
+        (tmp_path / row.key).mkdir()
+        values = [{"t2v": {"R@1": float(number % 5 + v)}, "v2t": {"R@1": 50.0 - v}} for v in (0, 1)]
+        lines = [{"step": 1, "loss": 2.0}, *({"val": {"t2v": v["t2v"], "v2t": v["v2t"]}} for v in values)]
+        (tmp_path / row.key / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = search.results(rows, [tmp_path])
+    assert [row["key"] for row in found if row["chosen"]] == ["teachclip-kl-8", "glscl-kl-8"]
+    assert [line[-1] for line in search.table(found)[1:]].count("chosen") == 2
 
 
 def test_a_query_is_caught_if_no_hit_fits():

@@ -12,7 +12,7 @@ from test_release import ARCHITECTURE, FRAMES, TEMPORAL, make, release
 
 from distill.catalogue import build, parse_model_config
 from distill.data.frames import FrameSet
-from distill.data.loader import pad
+from distill.data.padding import pad
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.sampling import sample_video
 from distill.data.video import write_video

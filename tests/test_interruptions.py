@@ -16,9 +16,10 @@ from conftest import ROOT, World, metrics, one_line_error, python, steps, tree_b
 from processes import Ranks
 
 from distill import comm
+from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
-from distill.data.loader import VideoDataset, load_batches
+from distill.data.loader import load_batches
 from distill.errors import ArtefactError, ExpectedError
 from distill.training import checkpoint
 from distill.training.checkpoint import Progress

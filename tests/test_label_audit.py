@@ -16,7 +16,8 @@ from distill.data.frames import FrameSet
 from distill.data.labels import StoredLabels
 from distill.data.labelset import LabelSet
 from distill.errors import ArtefactError, ExpectedError
-from distill.labelling.audit import agreement, check_rows, compare, recompute, statistics
+from distill.labelling.audit import agreement, check_rows, compare, statistics
+from distill.labelling.recompute import recompute
 
 ALL = ("relevance", "topk", "features")
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from labelling import label_job, pack_shards, write_labels
 
 from distill import catalogue
+from distill.data.datasets import PairDataset
 from distill.data.frames import FrameSet
 from distill.data.labels import Coarse, Storage, rebuilt_logits
 from distill.data.labelset import LabelSet, interpolated
-from distill.data.loader import PairDataset
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError
 from distill.labelling.shortlist import BEST, LIST, SCORES, TAIL, Shortlist

@@ -10,10 +10,11 @@ from safetensors.torch import load as load_tensors
 
 import distill.release
 from distill import catalogue
+from distill.data.batch import Batch
+from distill.data.datasets import PairDataset
 from distill.data.frames import FrameSet
 from distill.data.labels import Storage
 from distill.data.labelset import LabelSet
-from distill.data.loader import Batch, PairDataset
 from distill.errors import ArtefactError
 from distill.model.contract import teacher_logits
 from distill.model.features import TextFeatures

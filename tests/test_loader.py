@@ -14,8 +14,11 @@ from labelling import pack_shards
 from test_remote import Server, serving
 
 from distill.cache import Cache
+from distill.data.batch import Draw
+from distill.data.dataconfig import DataConfig
+from distill.data.datasets import PairDataset
 from distill.data.frames import FrameSet
-from distill.data.loader import MOST_AHEAD, DataConfig, PairDataset, batches_ahead, load_batches
+from distill.data.loader import MOST_AHEAD, batches_ahead, load_batches
 from distill.data.plan import Plan
 from distill.data.prefetch import check_cache_size, fetched_ahead
 from distill.data.tokens import Tokenizer
@@ -146,12 +149,13 @@ def test_a_worker_that_dies_is_one_line(shards: Path, monkeypatch: pytest.Monkey
         list(load_batches(dataset, [[(0, 0)]], 1))
 
 
-def windows(frames: FrameSet, window: int) -> tuple[list[list[tuple[int, int]]], list[int]]:
+def windows(frames: FrameSet, window: int) -> tuple[list[Draw], list[int]]:
     """Batches of two epochs, and the shard of every video."""
     shards = [number for number, rows in enumerate(frames.shards().values()) for _ in rows]
     sizes = [len(rows) for rows in frames.shards().values()]
     plan = Plan([len(v.captions) for v in frames.videos], 4, 2, seed=1, shards=sizes, window=window)
-    return [[(int(v), int(c)) for v, c in plan.batch(step)] for step in range(plan.total_steps)], shards
+    steps = [[(int(v), int(c)) for v, c in plan.batch(step)] for step in range(plan.total_steps)]
+    return [Draw(pairs, [], []) for pairs in steps], shards
 
 
 @pytest.mark.parametrize("window", [0, 1, 2])
@@ -163,12 +167,12 @@ def test_shards_are_fetched_before_their_batches_and_not_much_before(shards: Pat
         ahead = fetched_ahead(batches, [frames.source()], window)
         names = list(frames.shards())
         assert next(ahead) == batches[0] and not _fetched(server) and threading.active_count() == before
-        touched = {names[shard[video]] for video, _ in batches[0]}
+        touched = {names[shard[video]] for video, _ in batches[0].pairs}
         for batch in batches[1:]:
             assert next(ahead) == batch
-            touched |= {names[shard[video]] for video, _ in batch}
+            touched |= {names[shard[video]] for video, _ in batch.pairs}
             deadline = time.monotonic() + 10
-            while not touched - {names[shard[v]] for v, _ in batches[0]} <= _fetched(server):
+            while not touched - {names[shard[v]] for v, _ in batches[0].pairs} <= _fetched(server):
                 assert time.monotonic() < deadline, "nobody fetched what this batch needs"
                 time.sleep(0.005)
             if window and len(_fetched(server)) < len(names):

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from distill import catalogue
 from distill.config import read_recipe
-from distill.data.loader import Batch
+from distill.data.batch import Batch
 from distill.errors import RecipeError
 from distill.experiment import prepare
 from distill.model.blocks import checkpoint_blocks, compile_blocks

@@ -8,6 +8,7 @@ from conftest import World
 
 from distill.config import read_recipe
 from distill.errors import RecipeError
+from distill.losses.coarse import coarse
 from distill.losses.contrastive import contrastive
 from distill.losses.fine import fine, standardised
 from distill.model.contract import TrainingScores
@@ -65,6 +66,31 @@ def test_the_fine_loss_equals_a_numpy_oracle(masked: bool, reduction: str):
     expected = np.concatenate(rows).mean() if reduction == "frame" else np.mean([row.sum() for row in rows])
     found = fine(SCORES, RELEVANCE[0], 0.5, REAL if masked else None, reduction=reduction)
     assert found.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_kl_is_hintons_distance_of_rows_and_columns(temperature: float):
+    student, teacher = LOGITS[:, :3], TEACHERS[0][:, :3]  # rows and columns of other numbers
+    expected = 0.0
+    for own, other in ((student.numpy(), teacher.numpy()), (student.numpy().T, teacher.numpy().T)):
+        rows = []
+        for one, two in zip(own / temperature, other / temperature, strict=True):
+            p, q = softmax(two), softmax(one)
+            rows.append((p * np.log(p / q)).sum())
+        expected += temperature**2 * np.mean(rows)
+    found = coarse(student, teacher, temperature, "kl")
+    assert found.item() == pytest.approx(expected) and coarse(teacher, teacher, temperature, "kl").item() < 1e-12
+
+
+def test_kl_keeps_the_size_of_its_gradient_as_the_temperature_grows():
+    """Hinton et al., section 2.1: at high temperatures it is that of half the squared distance of centred logits."""
+    student = (0.1 * LOGITS).requires_grad_()
+    teacher = 0.1 * TEACHERS[0]
+    off = student - teacher
+    by_row, by_column = (off - off.mean(axis, keepdim=True) for axis in (1, 0))
+    expected = (by_row / 5 + by_column / 5) / 5  # over the number of columns, averaged over rows; and the other way
+    (found,) = torch.autograd.grad(coarse(student, teacher, 1e4, "kl"), student)
+    torch.testing.assert_close(found, expected.detach(), atol=1e-6, rtol=1e-3)
 
 
 def test_captions_of_one_video_are_no_negatives_when_masked():

@@ -24,9 +24,9 @@ from distill.conversion.authors import Checkpoint
 from distill.conversion.convert import convert
 from distill.conversion.names import TRANSPOSED
 from distill.conversion.options import Options
+from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
-from distill.data.loader import VideoDataset
 from distill.data.sampler import SAMPLERS, PromptSwitchSampler
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError, RecipeError, VideoError

@@ -9,7 +9,7 @@ from conftest import ROOT, World
 from labelling import write_labels
 
 from distill.config import read_recipe
-from distill.data.loader import PairDataset
+from distill.data.datasets import PairDataset
 from distill.data.plan import Plan
 from distill.errors import RecipeError
 from distill.experiment import prepare

@@ -23,8 +23,9 @@ from processes import Ranks
 from safetensors.torch import load_file, save_file
 
 from distill.config import read_recipe
+from distill.data.datasets import PairDataset, TrainingDataset
 from distill.data.frames import FrameSet
-from distill.data.loader import PairDataset, load_batches
+from distill.data.loader import load_batches
 from distill.data.plan import VERSION, Plan
 from distill.errors import ExpectedError
 from distill.experiment import prepare
@@ -47,6 +48,7 @@ RECIPES = {  # the student learns by all three losses; TS2-Net's selection draws
     "xpool": ("xpool", {"optim": SLOW, "data": MEET}),
     "bertadam": ("clip4clip", {"optim": {**SLOW, "kind": "bertadam"}}),
     "looks": ("teachclip", {"optim": SLOW, "model": {"second": {}}}),  # labels teach its second look too
+    "beside": ("teachclip", {"optim": SLOW}),  # and rank videos without captions and captions without videos
     "plain": ("clip4clip", {"losses": {"contrastive": {"weight": 1.0}}}),
 }
 BF16 = ("train.precision=bf16", "train.epochs=2")
@@ -60,6 +62,9 @@ ALONE = {  # run -> recipe, and what is changed in it
     "bertadam": ("bertadam",),
     "further": ("further",),
     "looks": ("looks",),
+    "beside": ("beside",),
+    "beside-micro": ("beside", "train.accumulate=2"),
+    "beside-pixels": ("beside", "train.stem_cache_gb=0.0", "data.workers=1"),
     "plain-meanP": ("plain", *BF16),
     "plain-seqTransf": ("plain", *BF16, "model.head=seqTransf"),
 }
@@ -70,10 +75,11 @@ TOGETHER = {  # by two processes
     "ts2net-2-zero3": ("ts2net", "train.zero=3", "train.accumulate=2"),
     "xpool-2": ("xpool",),
     "bertadam-2-zero2": ("bertadam", "train.zero=2"),
+    "beside-2-zero1": ("beside", "train.zero=1"),
     "looks-2-zero2": ("looks", "train.zero=2", "train.accumulate=2"),
 }
-TAUGHT = ("student", "looks")  # by labels
-EQUAL = ["student-micro", "student-pixels", *TOGETHER]  # to the run of the same recipe on one process
+TAUGHT = ("student", "looks")  # by labels of the pairs alone
+EQUAL = ["student-micro", "student-pixels", "beside-micro", "beside-pixels", *TOGETHER]  # to the recipe's plain run
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +88,17 @@ def folder(world: World, teacher: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("training")
     labels = write_labels(world, "xclip", folder / "labels")
     capped = _capped_towers(world, folder / "towers")
+    beside = {
+        split: write_labels(world, "xclip", folder / split, frames=world.frames[split]) for split in ("val", "test")
+    }
+    given = {name: [str(labels)] for name in TAUGHT}
+    given["beside"] = [{"path": str(labels), "unlabelled": str(beside["val"]), "texts": str(beside["test"])}]
     for name, (kind, sections) in RECIPES.items():
         taught = world if name != "ts2net" else replace(world, towers=capped)
-        taught.recipe(name, kind, folder, labels=[str(labels)] if name in TAUGHT else [], **sections)
+        if name == "beside":
+            unpaired = {"unlabelled": str(world.frames["val"]), "unlabelled_size": 4}
+            sections = sections | {"data": {**unpaired, "texts": str(world.frames["test"]), "texts_size": 8}}
+        taught.recipe(name, kind, folder, labels=given.get(name, []), **sections)
     world.recipe("further", "xclip", folder, init=str(teacher), optim=SLOW)
     return folder
 
@@ -211,15 +225,15 @@ def test_a_killed_run_from_a_release_continues_at_its_checkpoint_and_not_on_othe
 @pytest.mark.slow
 def test_a_run_killed_twice_continues_on_one_process_then_on_two(alone: Path, tmp_path: Path):
     """And of other ZeRO stages, and in micro-batches: none of it makes another run of it."""
-    options = (alone / "student.yaml", f"out={tmp_path}", "train.checkpoint_every=2")
-    run = tmp_path / "student"
+    options = (alone / "beside.yaml", f"out={tmp_path}", "train.checkpoint_every=2")
+    run = tmp_path / "beside"
     killed = _kill(run, random.randint(3, 5), *options, "train.zero=3", processes=2)
     killed = _kill(run, killed + 2, *options, "train.zero=2", "train.accumulate=2")
-    assert killed < len(steps(alone / "student"))
+    assert killed < len(steps(alone / "beside"))
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     last = command(*launcher, "distill/run.py", *options, "train.zero=3")
     assert f"{run}: continued with another train.accumulate, train.zero\n" in last.stderr
-    same(run, alone / "student")
+    same(run, alone / "beside")
 
 
 def test_a_run_under_zero_3_that_was_killed_while_it_validated_validates_before_its_next_step(
@@ -248,7 +262,7 @@ def test_an_unfinished_run_is_kept_apart_from_what_would_change_its_numbers(fold
 def test_a_run_that_began_before_some_keys_were_added_is_continued(folder: Path, tmp_path: Path):
     recipe, run = read_recipe(folder / "student.yaml", [], Recipe), tmp_path / "student"
     tree = recipe.model_dump(mode="json")
-    del tree["init"], tree["model"]["second"]
+    del tree["init"], tree["data"]["unlabelled"], tree["labels"][0]["texts"], tree["model"]["second"]
     run.mkdir()
     for seed, chosen in ((recipe.seed, run), (recipe.seed + 1, tmp_path / "student-2")):
         (run / "recipe.yaml").write_text(yaml.safe_dump(tree | {"seed": seed}))
@@ -324,9 +338,10 @@ def test_a_loader_that_ends_before_the_plan_stops_the_run(alone: Path, tmp_path:
     job, _ = prepare(recipe)
     monkeypatch.setattr(batches, "load_batches", lambda *args: itertools.islice(load_batches(*args), 3))
     plan = batches.plan_batches(job.train, job.data, job.config.epochs, job.seed)
-    dataset = PairDataset(job.train, [], job.tokenizer, pixels=True)
+    dataset = TrainingDataset(PairDataset(job.train, [], job.tokenizer, pixels=True), job.unpaired)
+    cycles = batches.plan_unpaired(job.unpaired, job.data, job.seed)
     with pytest.raises(ExpectedError, match=rf"no batch came for step 6 of {plan.total_steps}; run the same"):
-        list(batches.load_shares(dataset, plan, job.data, 2))
+        list(batches.load_shares(dataset, plan, cycles, job.data, 2))
 
 
 def test_captions_that_no_batch_takes_are_told(alone: Path, caplog: pytest.LogCaptureFixture):

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     check_writable(RUNS, Path("demo"))
 
     from distill.data.frames import FrameSet
-    from distill.demo import story
+    from distill.demo import story, trials
     from distill.demo.commands import Command, Commands, tool
     from distill.demo.nonsense import caught, nonsense
     from distill.evaluation.evaluate import texts_of
@@ -42,18 +42,18 @@ def main(argv: list[str] | None = None) -> None:
     from distill.retrieval.gallery import Gallery
 
     began = time.monotonic()
-    commands = Commands(RUNS / "logs", total=len(story.SPLITS) + story.num_commands(story.DEMO) + 3)
-    story.corpus(commands, args.clips)
-    story.train_all(commands, story.DEMO, RUNS, story.LABELS, seed=0)
-    release, gallery = RUNS / story.TAUGHT.key / "release", Path("demo/gallery")
+    commands = Commands(RUNS / "logs", total=len(story.SPLITS) + story.num_commands(trials.DEMO) + 3)
+    story.corpus(commands, args.clips, trials.DEMO)
+    story.train_all(commands, trials.DEMO, RUNS, story.LABELS, seed=0)
+    release, gallery = RUNS / trials.TAUGHT.key / "release", Path("demo/gallery")
     index = (*tool("index"), release, story.FRAMES / "test", "--out", gallery)
     videos = ("--videos", story.CORPUS / "videos")
     title = "index the test videos with the distilled student"
     commands.run(Command(title, (*index, *videos), gallery / "manifest.json"))
     calibrate = (*tool("gallery"), gallery, "calibrate", story.FRAMES / "train")
     commands.run(Command("calibrate it with the training captions", calibrate, gallery / "calibration"))
-    found = story.results(story.DEMO, RUNS)
-    gains = story.intervals(story.DEMO, [RUNS])
+    found = story.results(trials.DEMO, RUNS)
+    gains = story.intervals(trials.DEMO, [RUNS])
     print(f"\nMeasured on the test split, in this run:\n\n{aligned(story.table([found]))}\n\n{story.gains_text(gains)}")
     print("(difference, 95 % interval of a paired bootstrap over videos; mass: weight on truly relevant frames)\n")
     opened, captions = Gallery.open(gallery, load(release)), texts_of(FrameSet(story.FRAMES / "test"))

@@ -10,6 +10,9 @@ text x video logits of any batch: `features` exactly, with the teacher's feature
 space, with each caption's K best videos of the whole frame set and the mass of the rest. `--plan` prints what would be
 written and how long it would take, and writes nothing.
 
+Videos without captions get features alone (FRAMES need none), and so do captions without videos: FRAMES may be a text
+file with one a line. A student learns from both through the rankings of its batches (data.unlabelled, data.texts).
+
 An interrupted command continues when it is started again. The result has the same bytes for any number of processes and
 interruptions. Processes that torchrun starts divide the missing shards among themselves, and take over those of a
 process that was lost; with --max-restarts torchrun starts it again. `--part I/N` (I from 1) makes part I of N of all
@@ -30,19 +33,21 @@ from distill.remote import Place, locate
 from distill.terminal import Parser, show
 
 if TYPE_CHECKING:
-    from distill.labelling.job import LabelJob
+    from distill.labelling.job import LabelJob, LabelJobConfig
+    from distill.release.release import Release
 
 DTYPES = ("bfloat16", "float16", "float32")
 TIERS = ("relevance", "topk", "features")
+TIERS_BY_DEFAULT = ["relevance", "features"]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Label a frame set, or a part of it."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", type=Path, help="release folder of a teacher")
-    parser.add_argument("frames", type=locate, help="frame set to label")
+    parser.add_argument("frames", type=locate, help="frame set to label, or a text file with a caption in each line")
     parser.add_argument("--out", type=locate, required=True, help="folder of the label set")
-    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=["relevance", "features"])
+    parser.add_argument("--tiers", nargs="+", choices=TIERS, default=TIERS_BY_DEFAULT)
     parser.add_argument("--top", type=int, default=256, metavar="K", help="videos per caption in tier topk (256)")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float16", help="of stored features and topk scores (float16)"
@@ -63,6 +68,9 @@ def _label(args: argparse.Namespace) -> None:
     log.setup(rank)
     if not args.plan and not (args.out / "manifest.json").is_file():  # a sealed set is only read
         check_writable(args.out)
+    if isinstance(args.frames, Path) and args.frames.is_file():
+        _label_texts(args, rank, size)
+        return
     job = _job(args)
     if args.plan:
         if rank == 0:
@@ -87,14 +95,55 @@ def _label(args: argparse.Namespace) -> None:
         )
 
 
+def _label_texts(args: argparse.Namespace, rank: int, size: int) -> None:
+    """Label the captions of a text file."""
+    from distill.data.texts import Texts
+    from distill.data.tokens import warn_of_cuts
+    from distill.labelling.job import CAPTIONS_PER_VIDEO
+    from distill.labelling.teacher import TeacherRelease
+    from distill.labelling.textjob import TextJob
+
+    if args.part or args.tiers != TIERS_BY_DEFAULT:
+        raise ExpectedError(
+            f"{args.frames}: captions without videos take no --part, --plan and --tiers; leave them out"
+        )
+    texts, release, config = Texts.open(args.frames), *_teacher(args)
+    mend = "labels are of what is left; a teacher with more words has a larger data.max_words"
+    warn_of_cuts(texts.captions, release.tokenizer.max_words, str(texts.path), mend)
+    batch = config.batch * CAPTIONS_PER_VIDEO
+    teacher = TeacherRelease.of(release)
+    job = TextJob(teacher, texts, args.out, storage=config.storage, batch=batch, precision=config.precision)
+    if args.plan:
+        numbers, seconds = job.forecast()
+        left = f"{len(job.shards.missing())} of {len(job.shards.names)} shards left"
+        show(f"{args.out}: {len(texts.captions)} captions, {numbers:,} bytes of features, {left}")
+        show(f"about {seconds / 60 / size:.1f} minutes for {size} process(es) like this one")
+        return
+    manifest = job.begin(verify=rank == 0) or job.label(rank, size)
+    if manifest is not None:
+        show(f"{args.out}: labels of {manifest.counts['captions']} captions without videos")
+
+
 def _job(args: argparse.Namespace) -> "LabelJob":
+    from distill import comm
+    from distill.data.frames import FrameSet
+    from distill.labelling.job import LabelJob
+    from distill.labelling.teacher import TeacherRelease
+
+    frames = FrameSet(args.frames, verify=comm.rank() == 0)
+    release, config = _teacher(args)
+    teacher = TeacherRelease.of(release)
+    frames.check_settings(release.frames_config, release.path)
+    return LabelJob(teacher, frames, args.out, config)
+
+
+def _teacher(args: argparse.Namespace) -> tuple["Release", "LabelJobConfig"]:
+    """Return the teacher's release on this process's device, and the settings of its job."""
     import torch
 
     from distill import comm
     from distill.config import validate
-    from distill.data.frames import FrameSet
-    from distill.labelling.job import LabelJob, LabelJobConfig
-    from distill.labelling.teacher import TeacherRelease
+    from distill.labelling.job import LabelJobConfig
     from distill.release.release import load
 
     device = comm.device()
@@ -103,10 +152,7 @@ def _job(args: argparse.Namespace) -> "LabelJob":
     given = {"tiers": args.tiers, "storage": args.dtype, "batch": args.batch, "workers": args.workers, "top": args.top}
     given["precision"] = "bf16" if device.type == "cuda" else "fp32"
     config = validate(given, LabelJobConfig, where="options")
-    frames, release = FrameSet(args.frames, verify=comm.rank() == 0), load(args.teacher, device)
-    teacher = TeacherRelease.of(release)
-    frames.check_settings(release.frames_config, release.path)
-    return LabelJob(teacher, frames, args.out, config)
+    return load(args.teacher, device), config
 
 
 def _print_plan(out: Place, job: "LabelJob", processes: int) -> None:

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     verify.add_argument("labels", type=locate, help="label set")
     verify.add_argument("--teacher", type=Path, help="release folder of the set's teacher, to compute some rows again")
-    verify.add_argument("--frames", type=locate, help="frame set that was labelled; needed with --teacher")
+    verify.add_argument("--frames", type=locate, help="frame set or text file that was labelled; needed with --teacher")
     verify.add_argument("--rows", type=int, default=20, help="how many random rows to compute again (20)")
     verify.add_argument("--seed", type=int, default=0, help="seed of the choice of rows (0)")
     stats = commands.add_parser("stats", help="sizes, coverage, entropy; agreement of two teachers")
@@ -73,7 +73,9 @@ def _verify(args: argparse.Namespace) -> None:
     from distill import comm
     from distill.data.frames import FrameSet
     from distill.data.labels import StoredLabels
-    from distill.labelling.audit import check_rows, recompute
+    from distill.data.texts import Texts
+    from distill.labelling.audit import check_rows
+    from distill.labelling.recompute import recompute, recompute_texts
     from distill.labelling.teacher import TeacherRelease
     from distill.release.release import load
 
@@ -82,7 +84,10 @@ def _verify(args: argparse.Namespace) -> None:
     lines = []
     if args.teacher is not None:
         teacher = TeacherRelease.of(load(args.teacher, comm.device()))
-        differences = recompute(stored, teacher, FrameSet(args.frames), args.rows, args.seed)
+        if stored.config.sampler is None:
+            differences = recompute_texts(stored, teacher, Texts.open(args.frames), args.rows, args.seed)
+        else:
+            differences = recompute(stored, teacher, FrameSet(args.frames), args.rows, args.seed)
         found["recomputed"] = {name: asdict(difference) for name, difference in differences.items()}
         lines = [["recomputed", "largest difference", "largest value"]]
         lines += [[name, f"{one.largest:.2g}", f"{one.scale:.2g}"] for name, one in differences.items()]
@@ -105,8 +110,8 @@ def _stats(args: argparse.Namespace) -> None:
         ["frames a video", *(_spread(each.frames) for each in found)],
         ["videos with padding", *(f"{each.short:,}" for each in found)],
         *([f"bytes of {tier}", *(f"{each.bytes.get(tier, 0):,}" for each in found)] for tier in tiers),
-        ["entropy of relevance", *(f"{each.entropy:.3f} nat" for each in found)],
-        ["  relative to uniform", *(f"{each.relative_entropy:.4f}" for each in found)],
+        ["entropy of relevance, nat", *(_number(each.entropy) for each in found)],
+        ["  relative to uniform", *(_number(each.relative_entropy) for each in found)],
     ]
     for low in range(BINS):
         spans = f"  rows {low / BINS:.1f} to {(low + 1) / BINS:.1f}"
@@ -143,7 +148,7 @@ def _merge(args: argparse.Namespace) -> None:
     from distill.labelling.sealing import merge_labels
 
     counts = merge_labels(args.parts, args.out).counts
-    show(f"{args.out}: {counts['captions']} captions and {counts['videos']} videos from {len(args.parts)} parts")
+    show(f"{args.out}: {counts['captions']} captions and {counts.get('videos', 0)} videos from {len(args.parts)} parts")
 
 
 def _show(args: argparse.Namespace, found: dict[str, Any], text: str, lines: list[list[str]]) -> None:

@@ -25,6 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--clips", type=int, default=700, metavar="N", help="training clips (default 700)")
+    parser.add_argument(
+        "--more", type=int, default=0, metavar="N", help="more clips like those, as a split of their own"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, another corpus (default 0)")
     args = parser.parse_args(argv)
     check_writable(args.out)
@@ -33,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     from distill.demo.build import make_corpus
 
     log.setup()
-    counts = make_corpus(args.out, args.clips, args.seed)
+    counts = make_corpus(args.out, args.clips, args.seed, more=args.more)
     parts = ", ".join(f"{count} {split}" for split, count in counts.items())
     show(f"{args.out}: {sum(counts.values())} clips ({parts})")
 

@@ -5,7 +5,8 @@
 
 ANNOTATIONS is the file of one split; what to give depends on the layout:
 
-    csv          yours: a header video,caption[,start,end] and a row per caption; a video may be in a sub-folder
+    csv          yours: a header video,caption[,start,end][,source] and a row per caption; a video may be in a
+                 sub-folder; source is who wrote the caption: human, or a model and its revision
     msrvtt       MSRVTT_train.9k.csv or .7k.csv with MSRVTT_data.json beside it; MSRVTT_JSFUSION_test.csv alone;
                  any csv key,video_id,sentence; VATEX_train.csv with VATEX_data.json beside it
     msvd         train_list.txt, val_list.txt or test_list.txt with captions_msvd.json or raw-captions.json beside it
@@ -15,6 +16,9 @@ ANNOTATIONS is the file of one split; what to give depends on the layout:
     didemo       train_data.json, val_data.json or test_data.json (or didemo_ before it); train_list.txt, val_list.txt
                  or test_list.txt beside it, if any, decides the videos
     webdataset   the folder of 00000.tar ... that img2dataset or video2dataset made; the videos are in it too
+
+A folder of videos alone, `tools/pack_frames.py my/clips --out frames/unlabelled`, is packed without captions: a student
+learns from its videos through a teacher's features (data.unlabelled of a recipe).
 
 Frames are sampled as CLIP4Clip does: one per second, then --frames of them evenly; --sampler glscl is GLSCL's rule of
 the same kind, which takes other frames where the frame rate is no whole number; --sampler prompt_switch is Prompt
@@ -40,7 +44,7 @@ SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
 def main(argv: list[str] | None = None) -> None:
     """Pack one split and say what became of its videos."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("annotations", type=Path, help="annotation file of one split, see above")
+    parser.add_argument("annotations", type=Path, help="annotation file of one split, or a folder, see above")
     parser.add_argument("videos", type=Path, nargs="?", help="folder with the video files (not of webdataset)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the frame set")
     parser.add_argument("--layout", choices=LAYOUTS, default="csv", help="of the annotation file")
@@ -49,7 +53,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sampler", choices=SAMPLERS, default="clip4clip", help="rule that chooses them")
     parser.add_argument("--prompts", type=int, help="prompt_switch: frames of one pass over the video (default 6)")
     args = parser.parse_args(argv)
-    together = args.layout == "webdataset"
+    alone = args.layout == "csv" and args.annotations.is_dir()
+    if alone and args.videos is not None:
+        raise ExpectedError(
+            f"{args.annotations}: a folder has no captions; give an annotation file, or the folder alone"
+        )
+    layout, together = ("folder" if alone else args.layout), alone or args.layout == "webdataset"
     if args.videos is None and not together:
         raise ExpectedError(f"--layout {args.layout}: give the folder with the video files after {args.annotations}")
     if together and args.videos not in (None, args.annotations):
@@ -65,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     rule = {"kind": args.sampler, "num_frames": args.frames} | ({"prompts": args.prompts} if args.prompts else {})
     chosen = validate(rule, sampler.SAMPLERS[args.sampler], where=f"--sampler {args.sampler}")
     config = PackConfig(sampler=chosen, size=args.size)
-    manifest = pack(args.annotations, args.layout, args.videos or args.annotations, args.out, config)
+    manifest = pack(args.annotations, layout, args.videos or args.annotations, args.out, config)
     counts = manifest.counts
     show(f"{args.out}: {counts['videos']} videos, {counts['captions']} captions, {counts['frames']} frames")
     for note in manifest.notes[:10]:

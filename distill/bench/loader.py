@@ -18,8 +18,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from distill.bench.rounds import Goal, ratio, take_turns, timed
+from distill.data.datasets import PairDataset
 from distill.data.frames import FrameSet
-from distill.data.loader import PairDataset, load_batches
+from distill.data.loader import load_batches
 from distill.data.shards import Shards
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError

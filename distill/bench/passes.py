@@ -13,9 +13,11 @@ from pathlib import Path
 
 from distill import comm
 from distill.bench.steps import Setting, build, build_teachers, labelled, objective, write_labels
+from distill.data.batch import Batch
+from distill.data.datasets import PairDataset
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
-from distill.data.loader import Batch, PairDataset, load_batches
+from distill.data.loader import load_batches
 from distill.data.plan import Plan
 from distill.evaluation.report import aligned
 from distill.log import progress

@@ -18,10 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill import catalogue, comm
 from distill.bench.rounds import Goal, ratio, take_turns, timed
+from distill.data.batch import Batch
+from distill.data.dataconfig import DataConfig
+from distill.data.datasets import PairDataset
 from distill.data.frames import FrameSet
 from distill.data.labels import Storage
 from distill.data.labelset import LabelSet
-from distill.data.loader import Batch, DataConfig, PairDataset
 from distill.data.tokens import Tokenizer, read_vocabulary
 from distill.evaluation.report import aligned
 from distill.labelling.job import LabelJob, LabelJobConfig

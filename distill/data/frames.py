@@ -8,13 +8,17 @@ The manifest lists the videos that could not be used, each with the reason. dist
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import (
+    Annotated,
+    Any,
+    NotRequired,  # pydantic needs this one before Python 3.12
+)
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 from pydantic import Field, with_config
-from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+from typing_extensions import TypedDict
 
 from distill.cache import Cache
 from distill.data.pictures import decode_jpeg
@@ -32,10 +36,14 @@ VERSION = 2  # in version 1 the index lacked the descriptions of the videos
 
 @dataclass(frozen=True, slots=True)  # there may be millions
 class Caption:
-    """A sentence or paragraph that describes a video; `id` is unique within an annotation file."""
+    """A sentence or paragraph that describes a video; `id` is unique within an annotation file.
+
+    `source` says who wrote it, where that is known: human, or a model and its revision.
+    """
 
     id: str
     text: str
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,7 @@ class StoredCaption(TypedDict):
 
     id: str
     text: str
+    source: NotRequired[str]
 
 
 @with_config(STRICT)
@@ -148,7 +157,7 @@ class FrameSet:
             id=known["video"],
             key=key,
             source=known["source"],
-            captions=tuple(Caption(caption["id"], caption["text"]) for caption in known["captions"]),
+            captions=tuple(Caption(said["id"], said["text"], said.get("source")) for said in known["captions"]),
             timestamps=tuple(known["timestamps"]),
             duration=known["duration"],
             frames_sha256=known["frames_sha256"],

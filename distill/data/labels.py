@@ -43,6 +43,7 @@ DUMP = MAKER["labels"]
 INTERACTION = "interaction.safetensors"
 Tier = Literal["relevance", "topk", "features"]
 Coarse = Literal["features", "topk"]
+Side = Literal["text", "video", "both"]
 Storage = Literal["float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED = (*DTYPES.values(), torch.int32)  # types that a label set may hold
@@ -106,7 +107,7 @@ class LabelsConfig(View):
 
     tiers: list[Tier]
     interaction: ScoringHead
-    sampler: SampledFrames
+    sampler: SampledFrames | None = None  # None: the set is of captions without videos
 
 
 class StoredLabels:
@@ -118,6 +119,14 @@ class StoredLabels:
         self.config = self.manifest.view(LabelsConfig, self.path)
         self.tiers, self.keys = self.config.tiers, self.shards.keys
         self._headers: dict[str, dict[str, Entry]] = {}
+
+    def require(self, tier: Tier, why: str) -> None:
+        """Refuses a set that lacks a tier."""
+        if tier not in self.tiers:
+            raise ArtefactError(
+                f"{self.path}: holds tiers {', '.join(self.tiers)}, but {why} needs {tier!r}; "
+                f"rerun tools/dump_soft_labels.py with --tiers {' '.join(dict.fromkeys([*self.tiers, tier]))}"
+            )
 
     def about(self, key: str) -> LabelledVideo:
         """Return what is known of the video of a sample."""
@@ -138,11 +147,14 @@ class StoredLabels:
         data = bytearray(self.shards.read_at(key, offset + begin, end - begin))
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
-    def rows(self, places: Sequence[tuple[str, int]], tier: Tier) -> dict[str, Tensor]:
-        """One tier of (key, caption row) pairs by name, real numbers as fp32; the first axis is the pair."""
-        found = {}
+    def rows(self, places: Sequence[tuple[str, int]], tier: Tier, side: Side = "both") -> dict[str, Tensor]:
+        """One tier of (key, caption row) pairs by name, real numbers as fp32; the first axis is the pair.
+
+        `side` leaves out what belongs to the video, or to the caption.
+        """
+        found, left_out = {}, {"both": None, "text": True, "video": False}[side]
         for name in self.header(places[0][0]):
-            if tier_of(name) == tier:
+            if tier_of(name) == tier and (name in PER_VIDEO) != left_out:
                 rows = [(key, self.tensor(key, name, None if name in PER_VIDEO else row)) for key, row in places]
                 stacked = self.stacked(name, rows)
                 found[name] = stacked.float() if stacked.is_floating_point() else stacked

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.data.frames import FrameSet
-from distill.data.labels import Coarse, StoredLabels, Tier, text_sha256
+from distill.data.labels import Coarse, StoredLabels, text_sha256
 from distill.data.prefetch import ShardSource
 from distill.errors import ArtefactError
 from distill.remote import Place
@@ -66,14 +66,6 @@ class LabelSet(StoredLabels):
             if "labels.safetensors" not in self.shards.extensions(there.key):
                 raise ArtefactError(f"{self.path}: no labels for video {video.id} ({video.key}); make the set again")
 
-    def require(self, tier: Tier, why: str) -> None:
-        """Refuses a set that lacks a tier."""
-        if tier not in self.tiers:
-            raise ArtefactError(
-                f"{self.path}: holds tiers {', '.join(self.tiers)}, but {why} needs {tier!r}; "
-                f"rerun tools/dump_soft_labels.py with --tiers {' '.join(dict.fromkeys([*self.tiers, tier]))}"
-            )
-
     def source(self) -> ShardSource:
         """Where the labels of every video come from."""
         return ShardSource(self.shards, [place.key for place in self._places])
@@ -90,6 +82,11 @@ class LabelSet(StoredLabels):
         if there.labelled is None:
             return row
         return interpolated(row, there.labelled, self._frames.videos[video].timestamps, self._frames.num_frames)
+
+    def videos(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Features of videos by name, as fp32; the first axis is the video. Their captions, if any, are not read."""
+        rows = [(self._places[number].key, 0) for number in numbers]
+        return self.rows(rows, "features", "video") if rows else {}
 
     def batch(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """Rows of (video, caption) pairs by name, real numbers as fp32; the first axis is the pair."""
@@ -133,7 +130,8 @@ def _aligned(stored: StoredLabels, frames: FrameSet) -> list[_Place]:
         distance = np.abs(np.subtract.outer(video.timestamps, labelled)).min(axis=1).max()
         if distance > gap:
             gap, widest = float(distance), video.id
-        same = labelled == video.timestamps and stored.tensor(key, "relevance", 0).numel() == frames.num_frames
+        same = labelled == video.timestamps
+        same = same and (not rows or stored.tensor(key, "relevance", 0).numel() == frames.num_frames)
         places.append(_Place(key, [row for row in rows if row is not None], None if same else labelled))
     log.info(
         f"{stored.path}: made on other frames, relevance is interpolated in time; the largest gap between a training "

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from distill.data.video import write_video
-from distill.demo.corpus import SPLITS, ClipSpec, plan
+from distill.demo.corpus import MORE, SPLITS, ClipSpec, plan
 from distill.demo.draw import FPS, draw_clip
 from distill.demo.emoji import ATTRIBUTION, EMOJI, sprite
 from distill.errors import ExpectedError
@@ -25,21 +25,24 @@ VERSION = 1  # raise it with any change to script, drawing or encoding, so that 
 MARK = "corpus.json"
 
 
-def make_corpus(out: Path, num_clips: int, seed: int, workers: int | None = None) -> dict[str, int]:
+def make_corpus(out: Path, num_clips: int, seed: int, workers: int | None = None, more: int = 0) -> dict[str, int]:
     """Write the corpus for `num_clips` training clips into `out`; return the number of clips of each split.
 
-    Raises `ExpectedError` for numbers out of range, and for a folder that holds something else.
+    `more` clips like those of training may be added at any time. Raises `ExpectedError` for numbers out of range, and
+    for a folder that holds something else.
     """
     if num_clips < 1:
         raise ExpectedError(f"--clips {num_clips}: expected at least 1 training clip")
+    if more < 0:
+        raise ExpectedError(f"--more {more}: expected 0 or more")
     if seed < 0:
         raise ExpectedError(f"--seed {seed}: expected 0 or more")
     sprite(EMOJI[0].char)  # raises now if the package of pictures is missing, before the folder is touched
-    clips = plan(num_clips, seed)
+    clips, splits = plan(num_clips, seed, more), (*SPLITS, *([MORE] if more else []))
     _claim_folder(out, {"version": VERSION, "clips": num_clips, "seed": seed})
     _write_videos(clips, out / "videos", seed, workers or os.cpu_count() or 1)
-    _write_annotations(clips, out)
-    return {split: sum(clip.split == split for clip in clips) for split in SPLITS}
+    _write_annotations(clips, splits, out)
+    return {split: sum(clip.split == split for clip in clips) for split in splits}
 
 
 def _write_clip(clip: ClipSpec, folder: Path, seed: int) -> None:
@@ -80,7 +83,7 @@ def _write_videos(clips: Sequence[ClipSpec], folder: Path, seed: int, workers: i
             pass
 
 
-def _write_annotations(clips: Sequence[ClipSpec], out: Path) -> None:
+def _write_annotations(clips: Sequence[ClipSpec], splits: Sequence[str], out: Path) -> None:
     """Write the csv of every split, `MSRVTT_data.json`, `relevance.json` and the licence of the pictures.
 
     In `relevance.json`, "captions" maps video id -> sentence id -> 0 or 1 per second, and "content" maps video id ->
@@ -98,6 +101,8 @@ def _write_annotations(clips: Sequence[ClipSpec], out: Path) -> None:
     write_json(out / "MSRVTT_data.json", {"videos": videos, "sentences": sentences})
     publish(out / "relevance.json", canonical_json(relevance))
     publish(out / "LICENSE-twemoji.txt", ATTRIBUTION.encode())
-    for split in SPLITS:
+    if MORE not in splits:
+        (out / f"{MORE}.csv").unlink(missing_ok=True)
+    for split in splits:
         lines = ["video_id", *(clip.video for clip in clips if clip.split == split)]
         publish(out / f"{split}.csv", "".join(f"{line}\n" for line in lines).encode())

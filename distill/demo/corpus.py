@@ -44,6 +44,7 @@ MOTIONS = {  # singular -> plural
 ACTIONS = list(itertools.product(MOTIONS, BACKGROUNDS))
 FILLERS = ("title card", "camera noise", "empty background", "fade", "logo")
 SPLITS = {"train": 1.0, "val": 0.4, "test": 1.4, "unseen": 0.2}  # clips, as a share of the training clips
+MORE = "more"  # clips like those of training, which may be used without their captions
 DEALT = {"train": 38, "val": 7, "test": 19}  # of an emoji's 64 combinations
 HELD_OUT = 0.1  # of the emoji
 EMOJI_PER_CLIP = 0.25  # emoji for every training clip, while there are as many
@@ -132,8 +133,11 @@ class ClipSpec:
         return [second for shot in self.shots for second in range(shot.start, shot.start + shot.seconds)]
 
 
-def plan(num_clips: int, seed: int) -> list[ClipSpec]:
-    """Return the corpus for `num_clips` training clips: train, val, test, unseen, numbered in this order."""
+def plan(num_clips: int, seed: int, more: int = 0) -> list[ClipSpec]:
+    """Return the corpus for `num_clips` training clips: train, val, test, unseen, numbered in this order.
+
+    Behind them stand so many `more` clips, made of what training clips are made of; the others do not depend on them.
+    """
     rng = np.random.default_rng([seed, 0])
     held, seen = _actors(num_clips, rng)
     hands = {emoji: _deal(rng) for emoji in seen}  # the combinations of each split
@@ -142,6 +146,9 @@ def plan(num_clips: int, seed: int) -> list[ClipSpec]:
         actors = dict.fromkeys(held, ACTIONS) if split == "unseen" else {e: hands[e][split] for e in seen}
         gallery = _Split(split, actors, rng).draw(max(1, round(share * num_clips)))
         corpus += [replace(clip, number=len(corpus) + place) for place, clip in enumerate(gallery)]
+    if more:
+        drawn = _Split(MORE, {e: hands[e]["train"] for e in seen}, np.random.default_rng([seed, 1])).draw(more)
+        corpus += [replace(clip, number=len(corpus) + place) for place, clip in enumerate(drawn)]
     return corpus
 
 
@@ -186,7 +193,7 @@ class _Split:
             lead = next(leads)
             partners = self._pick(2, but=lead)  # the same two for the whole family: hard wrong answers
             clips += [self._clip(lead, partners) for _ in range(min(FAMILY, count - len(clips)))]
-        return clips if self.name == "train" else self._unambiguous(clips)
+        return clips if self.name in ("train", MORE) else self._unambiguous(clips)
 
     def _unambiguous(self, clips: list[ClipSpec]) -> list[ClipSpec]:
         """Redraw clips without any unambiguous caption until every clip has one; then drop the ambiguous captions."""

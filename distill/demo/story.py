@@ -8,7 +8,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,137 +17,88 @@ from torch import Tensor
 from distill.config import ROOT
 from distill.data.frames import FrameSet
 from distill.demo.commands import Command, Commands, tool
+from distill.demo.corpus import MORE
 from distill.demo.measuring import measured
+from distill.demo.trials import PAIRS, TAUGHT, Trial
 from distill.evaluation.metrics import paired_bootstrap
 from distill.release.release import load
 
 CORPUS, FRAMES, LABELS = Path("demo/corpus"), Path("demo/frames"), Path("demo/labels")
 SIZE = 64  # pixels
 SPLITS = ("train", "val", "test")
+CLIPS_MORE = 3  # of split `more`, for every training clip
 METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One row of the demo's table: a recipe of the folder `recipes`, and the changes to it."""
-
-    key: str
-    title: str
-    recipe: str
-    changes: tuple[str, ...] = ()
-    taught_by: tuple[str, ...] = ()  # keys of the teachers whose labels it is trained on
-    teaches: bool = False
-    of: str = ""  # key of the row whose release takes a second look here; "": this row has a release of its own
-
-    @property
-    def folder(self) -> str:
-        """The name of its run."""
-        return self.of or self.key
-
-
-def looking_again(row: Trial) -> Trial:
-    """Return the row of a student's second look."""
-    return replace(row, key=f"{row.key}+look", title=f"{row.title}, second look", of=row.key)
-
-
-MEAN = Trial("mean", "CLIP4Clip, mean pooling", "clip4clip")
-SEQ = Trial("seqtransf", "CLIP4Clip, temporal transformer", "clip4clip", ("model.head=seqTransf",))
-PLAIN = Trial("afa", "TeachCLIP without labels", "teachclip", ("labels=[]",))
-LONG = Trial("afa3x", "TeachCLIP without labels, 3 x steps", "teachclip", ("labels=[]", "train.epochs=36"))
-TAUGHT = Trial("teachclip", "TeachCLIP with X-CLIP's labels", "teachclip", taught_by=("xclip",))
-BY_TS2NET = Trial("teachclip-ts2net", "TeachCLIP with TS2-Net's labels", "teachclip", taught_by=("ts2net",))
-BY_XPOOL = Trial("teachclip-xpool", "TeachCLIP with X-Pool's labels", "teachclip", taught_by=("xpool",))
-BY_TWO = Trial("teachclip-two", "TeachCLIP with X-CLIP's and TS2-Net's", "teachclip", taught_by=("xclip", "ts2net"))
-ONES = ("losses.coarse.temperature=1.0", "losses.fine.temperature=1.0")
-PUBLISHED = Trial("teachclip-t1", "TeachCLIP with labels, temperatures 1", "teachclip", ONES, taught_by=("xclip",))
-ALONE = ("labels=[]", "losses.contrastive.weight=1.0")  # as each paper trains
-OTHERS = tuple(
-    trial
-    for key, title in (("eercf", "EERCF"), ("glscl", "GLSCL"), ("prompt_switch", "Prompt Switch"))
-    for trial in (
-        Trial(key, f"{title} without labels", key, ALONE),
-        Trial(f"{key}-taught", f"{title} with X-CLIP's labels", key, taught_by=("xclip",)),
-    )
-)
-TEACHER = Trial("xclip", "X-CLIP (teacher)", "xclip", teaches=True)
-TS2NET = Trial("ts2net", "TS2-Net (teacher)", "ts2net", teaches=True)
-XPOOL = Trial("xpool", "X-Pool (teacher)", "xpool", teaches=True)
-FOR_LOOK = Trial("teachclip-look", "... trained for a second look", "teachclip", ("model.second={}",), ("xclip",))
-LOOK, PLAIN_LOOK, FOR_LOOK_LOOK = (looking_again(row) for row in (TAUGHT, PLAIN, FOR_LOOK))
-DEMO = (MEAN, PLAIN, LONG, TAUGHT, LOOK, TEACHER)
-STUDENTS = (MEAN, SEQ, PLAIN, PLAIN_LOOK, LONG, PUBLISHED, TAUGHT, LOOK, FOR_LOOK, FOR_LOOK_LOOK)
-STUDY = (*STUDENTS, BY_TS2NET, BY_XPOOL, BY_TWO, *OTHERS, TEACHER, TS2NET, XPOOL)
 COMPARED = ("R@1", "R@10", "MnR")
-PAIRS = (  # which are compared
-    (LOOK, TAUGHT),
-    (PLAIN_LOOK, PLAIN),
-    (LOOK, PLAIN_LOOK),
-    (FOR_LOOK, TAUGHT),
-    (FOR_LOOK_LOOK, LOOK),
-    (FOR_LOOK_LOOK, OTHERS[1]),
-    (FOR_LOOK_LOOK, OTHERS[3]),
-    (LOOK, OTHERS[1]),
-    (LOOK, OTHERS[3]),
-    (TEACHER, TAUGHT),
-    (TAUGHT, PLAIN),
-    (BY_TS2NET, PLAIN),
-    (BY_XPOOL, PLAIN),
-    (BY_TWO, PLAIN),
-    (BY_TWO, TAUGHT),
-    (TAUGHT, LONG),
-    (TAUGHT, PUBLISHED),
-    (PLAIN, SEQ),
-    (PLAIN, MEAN),
-    *zip(OTHERS[1::2], OTHERS[::2], strict=True),
-)
 
 
-def corpus(commands: Commands, clips: int) -> None:
-    """Draw the corpus and pack its splits."""
+def splits(rows: Sequence[Trial]) -> tuple[str, ...]:
+    """Return the splits that rows need."""
+    return (*SPLITS, *([MORE] if any(row.beside for row in rows) else []))
+
+
+def corpus(commands: Commands, clips: int, rows: Sequence[Trial]) -> None:
+    """Draw the corpus that rows need and pack its splits."""
+    needed = splits(rows)
     make = (*tool("make_demo"), "--out", CORPUS, "--clips", str(clips), "--seed", "0")
+    make += ("--more", str(CLIPS_MORE * clips)) if MORE in needed else ()
     title = f"draw {clips} training clips and the galleries as mp4 files"
-    commands.run(Command(title, make, CORPUS / "train.csv"))
-    for split in SPLITS:
+    commands.run(Command(title, make, CORPUS / f"{needed[-1]}.csv"))
+    for split in needed:
         pack = (*tool("pack_frames"), CORPUS / f"{split}.csv", CORPUS / "videos")
         options = ("--layout", "msrvtt", "--size", str(SIZE), "--out", FRAMES / split)
         commands.run(Command(f"pack {split} frames", (*pack, *options), FRAMES / split / "manifest.json"))
 
 
-def chosen(rows: Sequence[Trial], keys: Sequence[str]) -> tuple[Trial, ...]:
-    """Return the rows of these keys, and those whose releases or labels they need, in the order of `rows`."""
-    wanted = {key for row in rows if row.key in keys for key in (row.key, row.of, *row.taught_by)}
-    return tuple(row for row in rows if row.key in wanted)
-
-
 def num_commands(rows: Sequence[Trial]) -> int:
-    """Return the number of commands that `train_all` runs: one for every row, and one for every teacher's labels."""
-    return sum(not row.of for row in rows) + sum(row.teaches for row in rows)
+    """Return the number of commands that `train_all` runs: one for every row, and one for every set of labels."""
+    return sum(not row.of for row in rows) + len(_labelled(rows)) * sum(row.teaches for row in rows)
+
+
+def _labelled(rows: Sequence[Trial]) -> tuple[str, ...]:
+    """Return the splits that a teacher labels."""
+    return ("train", *splits(rows)[len(SPLITS) :])
 
 
 def train_all(commands: Commands, rows: Sequence[Trial], runs: Path, labels: Path, seed: int) -> None:
     """Train every row into RUNS/KEY, teachers first, and write the teachers' labels into LABELS/KEY."""
     jobs = []
     for teacher in (row for row in rows if row.teaches):
-        release, out = runs / teacher.key / "release", labels / teacher.key
-        dump = (*tool("dump_soft_labels"), release, FRAMES / "train", "--out", out)
+        release = runs / teacher.key / "release"
         jobs.append(_training(teacher, runs, labels, seed))
-        jobs.append(Command(f"write the labels of {teacher.title}", dump, out / "manifest.json", needs=(release,)))
+        for split in _labelled(rows):
+            out = _labels(labels, teacher.key, split)
+            dump = (*tool("dump_soft_labels"), release, FRAMES / split, "--out", out)
+            title = f"write the labels of {teacher.title}, {split}"
+            jobs.append(Command(title, dump, out / "manifest.json", needs=(release,)))
     students = [row for row in rows if not row.teaches and not row.of]
-    students.sort(key=lambda row: row is not LONG)  # the longest is not left to the end
+    students.sort(key=lambda row: -row.epochs)  # the longest is not left to the end
     commands.side_by_side([*jobs, *(_training(row, runs, labels, seed) for row in students)])
 
 
 def _training(row: Trial, runs: Path, labels: Path, seed: int) -> Command:
     changes = [f"name={row.key}", f"out={runs}", f"seed={seed}", *row.changes]
-    sets = [labels / teacher for teacher in row.taught_by]
-    if sets:
-        changes.append(f"labels=[{', '.join(map(str, sets))}]")
+    sets = [_labels(labels, teacher, "train") for teacher in row.taught_by]
+    if row.beside:
+        sets += [_labels(labels, teacher, MORE) for teacher in row.taught_by]
+        changes += [f"data.{side}={FRAMES / MORE}" for side in row.beside]
+    if row.taught_by:
+        changes.append(f"labels=[{', '.join(_label(labels, teacher, row.beside) for teacher in row.taught_by)}]")
     launcher = [sys.executable]
-    if row is TAUGHT:  # the demo's main run goes through DeepSpeed's launcher
+    if row == TAUGHT:  # the demo's main run goes through DeepSpeed's launcher
         launcher += ["-m", "deepspeed.launcher.runner", "--master_port", "0", "--num_accelerators", "1"]
     arguments = [*launcher, ROOT / "distill/run.py", f"recipes/{row.recipe}.yaml", *changes]
     needs = tuple(folder / "manifest.json" for folder in sets)
     return Command(f"train {row.title}", arguments, runs / row.key / "release", needs)
+
+
+def _labels(labels: Path, teacher: str, split: str) -> Path:
+    return labels / (teacher if split == "train" else f"{teacher}-{split}")
+
+
+def _label(labels: Path, teacher: str, beside: Sequence[str]) -> str:
+    """Return the entry of one teacher's label sets in a recipe."""
+    sets = {"path": _labels(labels, teacher, "train"), **dict.fromkeys(beside, _labels(labels, teacher, MORE))}
+    return f"{{{', '.join(f'{key}: {path}' for key, path in sets.items())}}}"
 
 
 def results(rows: Sequence[Trial], runs: Path) -> dict[str, dict]:

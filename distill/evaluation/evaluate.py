@@ -9,9 +9,12 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from distill import comm
+from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet
-from distill.data.loader import VideoDataset, load_batches, real
+from distill.data.loader import load_batches
+from distill.data.padding import real
 from distill.data.tokens import Tokenizer
+from distill.errors import ArtefactError, first_few
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.log import progress
 from distill.model.contract import RetrievalModel, Teacher
@@ -81,6 +84,16 @@ def encode(
         video = encode_videos(model, frames, stems=stems, workers=workers, all_features=all_features)
     model.train(training)
     return Encoded(text, video, video_numbers(frames))
+
+
+def check_captions(frames: FrameSet) -> None:
+    """Raise `ArtefactError` if a video has no captions: it could not be ranked for any, nor any for it."""
+    silent = [video.id for video in frames.videos if not video.captions]
+    if silent:
+        raise ArtefactError(
+            f"{frames.path}: {len(silent)} of {len(frames)} videos have no captions ({first_few(silent, 3)}); evaluate "
+            f"on a frame set that was packed with captions"
+        )
 
 
 def texts_of(frames: FrameSet) -> list[str]:

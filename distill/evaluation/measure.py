@@ -16,7 +16,15 @@ from distill.data.frames import FrameSet
 from distill.data.tokens import Tokenizer, warn_of_cuts
 from distill.errors import ExpectedError
 from distill.evaluation.choosing import look_again
-from distill.evaluation.evaluate import encode_texts, encode_videos, score, texts_of, two_stage, video_numbers
+from distill.evaluation.evaluate import (
+    check_captions,
+    encode_texts,
+    encode_videos,
+    score,
+    texts_of,
+    two_stage,
+    video_numbers,
+)
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
 from distill.evaluation.normalise import bank_of, dual_softmax, query_bank_t2v
 from distill.evaluation.result import RECALLS, BankMetrics, LookedAgain, Metrics, Reranked, Result, Subject
@@ -52,6 +60,7 @@ def evaluate_model(
     For each number in `candidates`, a two-stage search scores that many in full. Raises `ExpectedError` if the bank
     holds queries of the test, or if the model has no second stage.
     """
+    check_captions(frames)
     if bank is not None:
         _check_bank(bank, frames)
     if candidates and not model.rerank_fields:

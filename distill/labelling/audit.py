@@ -1,4 +1,4 @@
-"""Statistics of a label set, a comparison of two sets of the same frames, and of a set with what its teacher gives now.
+"""Statistics of a label set, and a comparison of two sets of the same frames.
 
 Entropy is that of the relevance softmaxed over a video's real frames at temperature 1. Relative to the uniform
 distribution's, 1 means that the labels do not tell the frames apart at that temperature. Correlations are Pearson's,
@@ -15,19 +15,13 @@ import torch
 from torch import Tensor
 
 from distill.catalogue import scoring_head
-from distill.data.frames import FrameSet
-from distill.data.labels import PER_VIDEO, SHORTLIST, Coarse, StoredLabels, tier_of
+from distill.data.labels import Coarse, StoredLabels, tier_of
 from distill.errors import ArtefactError
-from distill.labelling.teacher import Encoder, TeacherRelease
 from distill.log import progress
 from distill.model.contract import teacher_logits
 
 BINS = 10  # of the histogram of relative entropies
 BATCHES, PAIRS = 8, 64  # random batches that both sets score, and pairs in each
-# Largest deviation of a recomputed row, over the largest value of its tensor: other processors and other batches round
-# differently, and the storage rounds once more.
-COMPUTED = {"fp32": 1e-3, "bf16": 5e-2}
-STORED = {"float32": 0.0, "float16": 2**-10, "bfloat16": 2**-7}
 
 
 @dataclass(frozen=True)
@@ -48,8 +42,8 @@ class Statistics:
     frames: Spread
     captions: Spread
     short: int  # videos with fewer frames than the sampler takes: the rest is padding
-    entropy: float  # nats, mean over rows
-    relative_entropy: float  # over that of the uniform distribution, mean over rows
+    entropy: float | None  # nats, mean over rows; None without captions
+    relative_entropy: float | None  # over that of the uniform distribution, mean over rows
     histogram: list[int]  # rows by relative entropy, in `BINS` equal steps from 0 to 1
     bytes: dict[str, int]  # by tier
 
@@ -75,22 +69,19 @@ class Comparison:
     coarse: Agreement | None  # on the logits of random batches, if both sets can rebuild them
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Deviation of one stored tensor from what the teacher gives now, over the sampled rows."""
-
-    largest: float
-    scale: float  # the largest value that the teacher gives
-
-
 def check_rows(stored: StoredLabels) -> int:
     """Check that every caption has a finite row of relevance with a value per frame; returns how many rows there are.
 
     Raises `ArtefactError` for the first sample where it is not so, and if the manifest counts other rows.
     """
+    if stored.config.sampler is None:
+        return _check_texts(stored)
     rows, width = 0, stored.config.sampler.num_frames
     for key in progress(stored.keys, f"check {stored.path} (videos)"):
-        captions, relevance = stored.about(key)["captions"], stored.tensor(key, "relevance")
+        captions = stored.about(key)["captions"]
+        if not captions:
+            continue
+        relevance = stored.tensor(key, "relevance")
         if list(relevance.shape) != [len(captions), width] or not relevance.isfinite().all():
             raise ArtefactError(
                 f"{stored.path}: relevance of sample {key} is {list(relevance.shape)}, expected "
@@ -103,29 +94,49 @@ def check_rows(stored: StoredLabels) -> int:
     return rows
 
 
+def _check_texts(stored: StoredLabels) -> int:
+    """Check that every caption of a set without videos has finite features."""
+    rows = 0
+    for key in progress(stored.keys, f"check {stored.path} (thousands of captions)"):
+        for name in stored.header(key):
+            if not stored.tensor(key, name).isfinite().all():
+                raise ArtefactError(f"{stored.path}: {name} of sample {key} is not finite; label again")
+        rows += len(stored.tensor(key, "sentence"))
+    return rows
+
+
+def _frames(stored: StoredLabels) -> int:
+    """Return how many frames a video has; raise `ArtefactError` for captions without videos."""
+    if stored.config.sampler is None:
+        raise ArtefactError(f"{stored.path}: labels of captions without videos; only `verify` reads such a set")
+    return stored.config.sampler.num_frames
+
+
 def statistics(stored: StoredLabels) -> Statistics:
-    """Read every row once and sum up."""
+    """Read every row once and sum up. Raises `ArtefactError` for captions without videos, which have no relevance."""
+    most = _frames(stored)
     entropies, relative, frames, captions = [], [], [], []
     sizes: dict[str, int] = dict.fromkeys(stored.tiers, 0)
-    for key, relevance in _relevance(stored):
-        count = relevance.shape[1]
-        frames.append(count)
-        captions.append(len(relevance))
-        entropy = torch.special.entr(relevance.double().softmax(-1)).sum(-1)
-        entropies += entropy.tolist()
-        if count > 1:
-            relative += (entropy / math.log(count)).tolist()
+    for key in stored.keys:
+        about = stored.about(key)
+        frames.append(len(about["timestamps"]))
+        captions.append(len(about["captions"]))
         for name, entry in stored.header(key).items():
             sizes[tier_of(name)] += entry.end - entry.begin
+    for _, relevance in _relevance(stored):
+        entropy = torch.special.entr(relevance.double().softmax(-1)).sum(-1)
+        entropies += entropy.tolist()
+        if relevance.shape[1] > 1:
+            relative += (entropy / math.log(relevance.shape[1])).tolist()
     histogram, _ = np.histogram(np.clip(relative, 0, 1), bins=BINS, range=(0, 1))
     return Statistics(
         videos=len(frames),
         rows=len(entropies),
         frames=_spread(frames),
         captions=_spread(captions),
-        short=sum(count < stored.config.sampler.num_frames for count in frames),
-        entropy=float(np.mean(entropies)),
-        relative_entropy=float(np.mean(relative)) if relative else 0.0,
+        short=sum(count < most for count in frames),
+        entropy=float(np.mean(entropies)) if entropies else None,
+        relative_entropy=float(np.mean(relative)) if relative else None,
         histogram=histogram.tolist(),
         bytes=sizes,
     )
@@ -145,6 +156,8 @@ def compare(one: StoredLabels, other: StoredLabels, seed: int) -> Comparison:
         if by_row.max() > largest:
             largest, worst = by_row.max().item(), (key, int(by_row.argmax()))
         total, numbers, rows = total + off.double().sum().item(), numbers + off.numel(), rows + len(first)
+    if not rows:
+        raise ArtefactError(f"{one.path}: its videos have no captions, so there is no relevance to compare")
     about = one.about(worst[0])
     coarse = _agreement(_logits(one, other, seed)) if _coarse(one) and _coarse(other) else None
     return Comparison(rows, largest, total / numbers, about["video"], about["captions"][worst[1]]["id"], coarse)
@@ -156,11 +169,13 @@ def _agreement(pairs: Iterable[tuple[Tensor, Tensor]]) -> Agreement:
         correlations += _correlations(first, second)
         same += int((first.argmax(-1) == second.argmax(-1)).sum())
         rows += len(first)
-    return Agreement(rows, float(np.mean(correlations)) if correlations else None, same / rows)
+    return Agreement(rows, float(np.mean(correlations)) if correlations else None, same / rows if rows else 0.0)
 
 
 def _pairs(one: StoredLabels, other: StoredLabels) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield key and both sets' relevance [caption, real frame] of every video; refuse sets of different frames."""
+    for stored in (one, other):
+        _frames(stored)
     frames, others = (labels.manifest.parents["frames"] for labels in (one, other))
     if frames != others:
         raise ArtefactError(
@@ -197,9 +212,9 @@ def _coarse(stored: StoredLabels) -> Coarse | None:
 def _relevance(stored: StoredLabels) -> Iterator[tuple[str, Tensor]]:
     """Yield key and relevance [caption, real frame] of every video that has captions and frames."""
     for key in progress(stored.keys, f"read {stored.path} (videos)"):
-        relevance = stored.tensor(key, "relevance")[:, : len(stored.about(key)["timestamps"])]
-        if relevance.numel():
-            yield key, relevance
+        about = stored.about(key)
+        if about["captions"]:
+            yield key, stored.tensor(key, "relevance")[:, : len(about["timestamps"])]
 
 
 def _correlations(one: Tensor, other: Tensor) -> list[float]:
@@ -211,69 +226,3 @@ def _correlations(one: Tensor, other: Tensor) -> list[float]:
 
 def _spread(counts: list[int]) -> Spread:
     return Spread(min(counts), float(np.mean(counts)), max(counts))
-
-
-def recompute(
-    stored: StoredLabels, release: TeacherRelease, frames: FrameSet, rows: int, seed: int
-) -> dict[str, Difference]:
-    """Compute a random sample of rows again; returns the deviation of every stored tensor by name.
-
-    Raises `ArtefactError` if the teacher or the frames are not those of the set, or if rounding does not explain a
-    deviation. Of shortlists the matched video and the best other one are scored.
-    """
-    config = stored.manifest.config
-    _check_origin(stored, release, frames)
-    encoder = Encoder(release, frames, config["precision"])
-    pairs = [(video, caption) for video, about in enumerate(frames.videos) for caption in range(len(about.captions))]
-    chosen = np.random.default_rng(seed).permutation(len(pairs))[:rows]
-    found: dict[str, list[Difference]] = {}
-    for pair in progress([pairs[i] for i in sorted(chosen)], "recompute (rows)"):
-        for name, (kept, given) in _again(stored, encoder, *pair).items():
-            off = (kept.float() - given.float()).abs().max().item()
-            found.setdefault(name, []).append(Difference(off, given.float().abs().max().item()))
-    differences = {
-        name: Difference(max(d.largest for d in all_of), max(d.scale for d in all_of)) for name, all_of in found.items()
-    }
-    allowed = COMPUTED[config["precision"]] + STORED[config["storage"]]
-    for name, difference in differences.items():
-        if not difference.largest <= allowed * difference.scale:
-            raise ArtefactError(
-                f"{stored.path}: {name} is {difference.largest:.2g} off what the teacher gives (largest value "
-                f"{difference.scale:.2g}), more than rounding explains; the set is not this teacher's: label again"
-            )
-    return differences
-
-
-def _check_origin(stored: StoredLabels, release: TeacherRelease, frames: FrameSet) -> None:
-    teacher, expected = stored.manifest.config["teacher"], stored.manifest.parents["frames"]
-    if frames.manifest.id != expected:
-        found = frames.manifest.id
-        raise ArtefactError(
-            f"{frames.path}: frames {found[:12]}, but {stored.path} was made from {expected[:12]}; give those frames"
-        )
-    if release.id != teacher:
-        raise ArtefactError(
-            f"{stored.path}: was made by teacher {teacher[:12]}, but the release given is {release.id[:12]}; give that "
-            f"teacher's release"
-        )
-
-
-@torch.inference_mode()
-def _again(stored: StoredLabels, encoder: Encoder, video: int, caption: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the stored and the recomputed tensors of one caption and its video, by name."""
-    about = encoder.frames.videos[video]
-    others, kept_scores = [], torch.empty(0)
-    if "topk" in stored.tiers:
-        listed, scores, best, _ = (stored.tensor(about.key, name, caption) for name in SHORTLIST)
-        others, kept_scores = [[number] for number in listed[1:2].tolist()], best + scores[:2].float()
-    features = encoder.videos([[video], *others])
-    own, text = features[slice(0, 1)], encoder.encode_texts([about.captions[caption].text])
-    given = {"relevance": encoder.relevance(video, text, own)}
-    if "features" in stored.tiers:
-        given |= text.tensors() | own.tensors()
-    kept = {name: stored.tensor(about.key, name, None if name in PER_VIDEO else caption) for name in given}
-    pairs = {name: (kept[name], value[0]) for name, value in given.items()}
-    if "topk" in stored.tiers:
-        logits = encoder.interaction(text.to(encoder.device), features.to(encoder.device))
-        pairs[SHORTLIST[1]] = kept_scores, logits[0].cpu()
-    return pairs

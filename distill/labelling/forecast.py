@@ -16,7 +16,6 @@ from torch import Tensor
 
 from distill.data.frames import PackedVideo
 from distill.data.labels import PER_VIDEO, SHORTLIST, Tier, label_sample, tier_of
-from distill.errors import ArtefactError
 from distill.labelling.job import LabelJob
 from distill.labelling.shortlist import SCORED, shortlists
 from distill.labelling.teacher import texts_of
@@ -72,9 +71,7 @@ class _Trial:
 
     def __init__(self, job: LabelJob, shard: str):
         encoder, numbers, workers = job.encoder, job.shards[shard][: job.config.batch], job.config.workers
-        texts = texts_of(job.frames, numbers)[: job.captions.size]
-        if not texts:
-            raise ArtefactError(f"{job.frames.path}: shard {shard} has no captions to label")
+        texts = texts_of(job.frames, numbers)[: job.captions.size] or [""]  # where there are none, for the shapes alone
         decoding, (pixels, real) = _timed(lambda: next(encoder.decoded([numbers])))
         looking, video = _timed(lambda: encoder.encode_videos(numbers, pixels, real), warm=True)
         reading, text = _timed(lambda: encoder.encode_texts(texts), warm=True)
@@ -124,6 +121,7 @@ def _shard_bytes(videos: list[PackedVideo], shapes: dict[str, Tensor], job: Labe
         empty = {
             name: value if name in PER_VIDEO else value[:1].expand(captions, *value.shape[1:]).contiguous()
             for name, value in shapes.items()
+            if captions or name in PER_VIDEO
         }
         return len(save(empty))
 

@@ -195,8 +195,8 @@ class LabelJob:
             if local is not None:
                 shutil.rmtree(local, ignore_errors=True)
 
-    def features_of(self, name: str) -> tuple[VideoFeatures, TextFeatures]:
-        """Return features of a shard's videos and of their captions, video by video."""
+    def features_of(self, name: str) -> tuple[VideoFeatures, TextFeatures | None]:
+        """Return features of a shard's videos and of their captions, video by video; None if there are no captions."""
         numbers, size = self.shards[name], self.config.batch
         batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         video = self.encoder.videos(batches, self.config.workers)
@@ -204,7 +204,10 @@ class LabelJob:
 
     def _encode(self, name: str) -> ShardContent:
         video, text = self.features_of(name)
-        sample = {"videos.safetensors": save(video.tensors()), "texts.safetensors": save(text.tensors())}
+        sample = {
+            "videos.safetensors": save(video.tensors()),
+            "texts.safetensors": save(text.tensors() if text else {}),
+        }
         return ShardContent({name: sample}, {"videos": len(video)})
 
     @cached_property
@@ -217,26 +220,29 @@ class LabelJob:
 
     def _label(self, name: str) -> ShardContent:
         if self.top:
-            video, text = self._kept_videos(name), TextFeatures(**load(self._kept.read(name, "texts.safetensors")))
-            lists = self._shortlists(name, text)
+            tensors = load(self._kept.read(name, "texts.safetensors"))
+            video, text = self._kept_videos(name), TextFeatures(**tensors) if tensors else None
+            lists = self._shortlists(name, text) if text else {}
         else:
             (video, text), lists = self.features_of(name), {}
         samples, first = {}, 0
         for place, number in enumerate(self.shards[name]):
             about = self.frames.videos[number]
             own = slice(first, first + len(about.captions))
-            rows = self.rows(number, text[own], video[slice(place, place + 1)])
+            rows = self.rows(number, text[own] if text and about.captions else None, video[slice(place, place + 1)])
             if not all(value.isfinite().all() for value in rows.values()):
                 raise ArtefactError(f"{self.frames.path}: labels of video {about.id} are not finite; check the teacher")
-            samples[about.key] = label_sample(about, rows | {k: v[own] for k, v in lists.items()}, self.config.storage)
+            rows |= {name: value[own] for name, value in lists.items() if about.captions}
+            samples[about.key] = label_sample(about, rows, self.config.storage)
             first = own.stop
         return ShardContent(samples, {"videos": len(samples)})
 
-    def rows(self, number: int, text: TextFeatures, video: VideoFeatures) -> dict[str, Tensor]:
-        """Return the stored tensors of one video and its captions, without their shortlists."""
-        rows = {"relevance": self.encoder.relevance(number, text, video)}
+    def rows(self, number: int, text: TextFeatures | None, video: VideoFeatures) -> dict[str, Tensor]:
+        """Return the stored tensors of one video and its captions, if it has any, without their shortlists."""
+        rows = {} if text is None else {"relevance": self.encoder.relevance(number, text, video)}
         if "features" in self.config.tiers:
-            rows |= text.tensors() | {name: value[0] for name, value in video.tensors().items()}
+            rows |= {name: value[0] for name, value in video.tensors().items()}
+            rows |= {} if text is None else text.tensors()
         return rows
 
     def _shortlists(self, name: str, text: TextFeatures) -> dict[str, Tensor]:

@@ -30,7 +30,8 @@ class LabelClaim(View):
     """The job that a folder was claimed for: these keys are for sealing, all others are the set's config."""
 
     model_config = ConfigDict(extra="allow")
-    frames: str  # id of the frame set
+    frames: str | None = None  # id of the frame set
+    texts: str | None = None  # or sha256 of the text file
     shards: list[str]
     counts: dict[str, int]
     head: str  # sha256 of the stored scoring head
@@ -68,7 +69,7 @@ def seal_labels(out: Place) -> Manifest | None:
         version=VERSION,
         config=job.model_extra or {},
         counts=job.counts,
-        parents={"frames": job.frames},
+        parents={name: id for name, id in (("frames", job.frames), ("texts", job.texts)) if id is not None},
         files={
             **building.sealed_files(record for record in records.values() if record),
             INTERACTION: SealedFile(sha256=hashlib.sha256(head).hexdigest(), bytes=len(head)),
@@ -110,7 +111,8 @@ def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
             f"{parts[0]}: {len(gaps)} of {len(homes)} shards are in no part: {first_few(gaps)}; label them with "
             f"{DUMP} --part, or name the folder that holds them"
         )
-    building.claim(out, jobs[0].model_dump(), command="tools/labels.py merge")
+    unset = {name for name in ("frames", "texts") if getattr(jobs[0], name) is None}
+    building.claim(out, jobs[0].model_dump(exclude=unset), command="tools/labels.py merge")
     publish(out / INTERACTION, _head(parts[0], jobs[0]))
     for name, home in progress(homes.items(), f"merge into {out} (shards)"):
         assert home is not None

@@ -19,8 +19,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from distill.data.building import ShardContent, build, open_built_shards
+from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet
-from distill.data.loader import VideoDataset, load_batches
+from distill.data.loader import load_batches
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError
 from distill.model.contract import Teacher
@@ -91,14 +92,10 @@ class Encoder:
         read = {name: value for name, value in video.tensors().items() if name in self.interaction.video_fields}
         return VideoFeatures(**{k: v.float() if v.is_floating_point() else v for k, v in read.items()}).to("cpu")
 
-    @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return features of one batch of captions."""
         self.encoded["captions"] += len(texts)
-        ids = torch.from_numpy(self.tokenizer(texts)).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            text = self.model.encode_text(ids)
-        return TextFeatures(**{name: value.float() for name, value in text.tensors().items()}).to("cpu")
+        return encode_texts(self.model, self.tokenizer, texts, "bf16" if self.bf16 else "fp32")
 
     @torch.inference_mode()
     def relevance(self, number: int, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text frame"]:
@@ -112,6 +109,16 @@ class Encoder:
         timestamps = self.frames.videos[number].timestamps
         places = sorted(range(len(timestamps)), key=timestamps.__getitem__)
         return torch.tensor([*places, *range(len(places), self.frames.num_frames)])
+
+
+@torch.inference_mode()
+def encode_texts(model: Teacher, tokenizer: Tokenizer, texts: Sequence[str], precision: Precision) -> TextFeatures:
+    """Return a teacher's features of one batch of captions, float32 on the CPU."""
+    device = next(model.parameters()).device
+    ids = torch.from_numpy(tokenizer(texts)).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        text = model.encode_text(ids)
+    return TextFeatures(**{name: value.float() for name, value in text.tensors().items()}).to("cpu")
 
 
 def texts_of(frames: FrameSet, videos: Sequence[int]) -> list[str]:
@@ -146,8 +153,10 @@ class CaptionBatches:
         groups = {batch: batch.rsplit("-", 1)[0] for batch in self._batches}
         return sum(len(self._batches[batch]) for batch, group in groups.items() if group == SHARED or group in shards)
 
-    def features(self, texts: Sequence[str]) -> TextFeatures:
-        """Return features of one shard's captions, one row each; encodes the batches they need."""
+    def features(self, texts: Sequence[str]) -> TextFeatures | None:
+        """Return features of one shard's captions, one row each; encodes the batches they need. None of no captions."""
+        if not texts:
+            return None
         found: dict[str, TextFeatures] = {}
         for batch in dict.fromkeys(self._batch_of[text] for text in texts):
             found |= self._shared(batch, set(texts)) if batch.startswith(SHARED) else self._encode(batch)

@@ -19,6 +19,7 @@ from distill.model.reading import ScorePart
 from distill.model.similarity import cosine, unit
 from distill.model.towers import ClipConfig
 
+FEATURES = {"text": ("sentence", "words"), "video": ("vector", "frames", "real")}  # that label sets store
 ANSWER_TEMPERATURE = 0.1  # a frame whose cosine with the text is 0.07 below the best counts half
 
 
@@ -54,7 +55,8 @@ class TrainingScores:
     """Scores of a global batch of matched pairs, for the losses. Logits are scaled, frame scores before any softmax."""
 
     contrasts: list[tuple[float, Float[Tensor, "text video"]]]  # weighted groups, each with its own contrastive loss
-    rankings: dict[str, Float[Tensor, "text video"]]  # logits that teachers' rankings teach
+    rankings: dict[str, Float[Tensor, "row column"]]  # logits that teachers' rankings teach; behind those of the pairs
+    # stand texts without videos (rows) and videos without captions (columns)
     frames: dict[str, Float[Tensor, "pair frame"]] = field(default_factory=dict)  # scores that their relevance teaches
     own: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # losses that only this model has, weighted
 
@@ -103,6 +105,10 @@ class RetrievalModel(nn.Module, ABC):
     def training_scores(self, text: TextFeatures, video: VideoFeatures, pair: PairFeatures | None) -> TrainingScores:
         """Return everything that losses see of a global batch; caption i belongs to video i."""
         return TrainingScores.of(self.logits(text, video), video.relevance)
+
+    def rankings(self, text: TextFeatures, video: VideoFeatures) -> dict[str, Float[Tensor, "text video"]]:
+        """Return the logits that teachers' rankings teach, `TrainingScores.rankings`, of any texts and videos."""
+        return {"logits": self.logits(text, video)}
 
     def relevance(self, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "pair frame"]:
         """Return how well each frame of video i answers text i: scores whose softmax over its frames are weights.
@@ -171,13 +177,26 @@ class Teacher(RetrievalModel):
         return self.interaction.relevance(text, video)
 
 
-def teacher_logits(interaction: Interaction, rows: dict[str, Tensor]) -> Tensor:
+def teacher_logits(
+    interaction: Interaction,
+    rows: dict[str, Tensor],
+    texts: dict[str, Tensor] | None = None,
+    videos: dict[str, Tensor] | None = None,
+) -> Float[Tensor, "text video"]:
     """Return the teacher's text x video logits of a batch, rebuilt from stored features by its own scoring head.
 
-    Where the label set gives shortlists instead (tier `topk`), videos that are on none have their caption's tail.
+    `rows` are the labels of the pairs; behind them stand those of `texts` without videos and of `videos` without
+    captions. Where the label set gives shortlists instead (tier `topk`), videos that are on none have their caption's
+    tail; shortlists know pairs alone.
     """
     if SHORTLIST[0] in rows:
+        assert not texts and not videos, "shortlists rank the videos of pairs"
         return rebuilt_logits(rows)
-    text = TextFeatures(sentence=rows["sentence"], words=rows.get("words"))
-    real = rows["real"].bool() if "real" in rows else None
-    return interaction(text, VideoFeatures(vector=rows["vector"], frames=rows.get("frames"), real=real))
+    of = {name: value for name, value in rows.items() if name != "relevance"}
+    text, video = (
+        {name: torch.cat([of[name], more[name]]) if more else of[name] for name in FEATURES[side] if name in of}
+        for side, more in (("text", texts), ("video", videos))
+    )
+    if "real" in video:
+        video["real"] = video["real"].bool()
+    return interaction(TextFeatures(**text), VideoFeatures(**video))

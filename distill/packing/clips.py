@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.data import files
 from distill.data.frames import Caption
 from distill.data.textfiles import refuse_pickle
 from distill.data.timeline import Span
@@ -30,6 +31,8 @@ from distill.packing.layouts import LAYOUTS
 from distill.packing.rows import CaptionRow
 
 log = logging.getLogger(__name__)
+LONGEST_SOURCE = 100  # characters
+FOLDER = "folder"  # the layout without annotations
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,16 @@ def read_annotations(path: Path, layout: str, videos: Path) -> list[Clip]:
     return _clips(path, LAYOUTS[layout](path), _Folder(videos))
 
 
+def folder_clips(folder: Path) -> list[Clip]:
+    """Return the videos of a folder and its sub-folders as clips without captions, with the ids they have in a gallery.
+
+    Those that have no id of their own are unusable, as where the folder is indexed.
+    """
+    _, found, left_out = files.find(folder)
+    clips = [Clip(file.id, (), file.source) for file in found]
+    return clips + [Clip(note["video"], (), note["source"], unusable=note["reason"]) for note in left_out]
+
+
 def _clips(path: Path, rows: Iterable[CaptionRow], folder: "_Folder") -> list[Clip]:
     """Group rows by video."""
     clips: dict[str, tuple[CaptionRow, str, list[Caption]]] = {}  # by video: its first row, its file, its captions
@@ -72,7 +85,8 @@ def _clips(path: Path, rows: Iterable[CaptionRow], folder: "_Folder") -> list[Cl
             raise ArtefactError(f"{row.where}: expected one span of the id {row.video!r}, {found}; change one")
         if row.unusable is not None:
             continue
-        caption = Caption(f"{row.video}#{len(said)}" if row.key is None else row.key, row.text.strip())
+        key = f"{row.video}#{len(said)}" if row.key is None else row.key
+        caption = Caption(key, row.text.strip(), row.source)
         if caption.id in ids:
             raise ArtefactError(f"{row.where}: caption id {caption.id!r} appears twice; ids must be unique")
         said.append(caption)
@@ -101,10 +115,14 @@ def _checked(row: CaptionRow) -> CaptionRow:
     if row.unusable is None:
         for name in names:
             _check_name(row, name)
+        if row.source is not None and not (row.source.isprintable() and len(row.source) <= LONGEST_SOURCE):
+            raise ArtefactError(
+                f"{row.where}: source: expected a name of at most {LONGEST_SOURCE} characters, found {row.source!r:.40}"
+            )
         if not row.text.strip():
             raise ArtefactError(f"{row.where}: empty caption for {row.video!r}; write one or delete it")
         try:
-            f"{row.video}{row.key}{row.text}".encode()
+            f"{row.video}{row.key}{row.text}{row.source}".encode()
         except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, \ud83d
             raise ArtefactError(f"{row.where}: {row.video!r}: not a character: {error.object[error.start]!r}") from None
     video, *files = map(posixpath.normpath, names)

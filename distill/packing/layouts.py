@@ -38,7 +38,8 @@ DIDEMO_END = 31.0  # seconds; longer videos were cut to 30 s for annotation, and
 
 
 def read_csv(path: Path) -> Iterator[CaptionRow]:
-    """Read a plain csv, `video,caption[,start,end]`; each part of a file is a clip of its own, `name#start-end`."""
+    """Read a plain csv, `video,caption[,start,end][,source]`; each part of a file is a clip of its own,
+    `name#start-end`."""
     _, rows = read_rows(path, required=("video", "caption"))
     for number, (where, row) in enumerate(rows):
         name = _filled(where, row, "video")
@@ -48,7 +49,8 @@ def read_csv(path: Path) -> Iterator[CaptionRow]:
             found = f"start {row.get('start', '')!r}, end {row.get('end', '')!r}"
             raise ArtefactError(f"{where}: expected both start and a later end, or neither; found {found}")
         video = stem(name) if span is None else f"{stem(name)}#{span[0]:.12g}-{span[1]:.12g}"
-        yield CaptionRow(where, video, row["caption"], str(number), (name,), span)
+        source = row.get("source", "").strip() or None
+        yield CaptionRow(where, video, row["caption"], str(number), (name,), span, source=source)
 
 
 def read_msrvtt(path: Path) -> Iterator[CaptionRow]:

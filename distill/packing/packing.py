@@ -14,7 +14,7 @@ from typing import Any
 
 from distill.config import Config
 from distill.data.building import Sample, ShardContent, ShardRecord, build, claim, sealed_files, split
-from distill.data.frames import VERSION
+from distill.data.frames import VERSION, Caption, StoredCaption
 from distill.data.pictures import JPEG_QUALITY
 from distill.data.sampler import Sampler
 from distill.data.sampling import SampledVideo, sample_one
@@ -23,7 +23,7 @@ from distill.data.tokens import CONTEXT, warn_of_cuts
 from distill.errors import ArtefactError, VideoError, first_few
 from distill.log import progress
 from distill.manifest import NAME, Manifest, file_sha256, seal
-from distill.packing.clips import Clip, read_annotations
+from distill.packing.clips import FOLDER, Clip, folder_clips, read_annotations
 from distill.packing.downloads import open_video, tars
 from distill.records import canonical_json, json_sha256
 from distill.workers import worker_pool
@@ -42,14 +42,17 @@ def pack(
 ) -> Manifest:
     """Pack every video that `annotations` names into `out` and return the manifest, which lists the unusable ones.
 
+    With the layout FOLDER `annotations` is a folder, whose videos are packed without captions.
+
     A finished set with the same settings is kept. Raises `ArtefactError` for a set with other settings, for faulty
     annotations, and if no video can be used.
     """
-    clips = read_annotations(annotations, layout, videos)
+    clips = folder_clips(annotations) if layout == FOLDER else read_annotations(annotations, layout, videos)
     # The clips are hashed as they were read, because captions may come from a second file (MSR-VTT).
-    read = [[c.video, c.source, *(c.span or (None, None)), [[k.id, k.text] for k in c.captions]] for c in clips]
+    read = [[c.video, c.source, *(c.span or (None, None)), [_told(k) for k in c.captions]] for c in clips]
     settings = config.model_dump(mode="json") | {"jpeg_quality": JPEG_QUALITY, "layout": layout}
-    settings |= {"annotations_sha256": _hash_annotations(annotations), "clips_sha256": json_sha256(read)}
+    hashed = {} if layout == FOLDER else {"annotations_sha256": _hash_annotations(annotations)}
+    settings |= {**hashed, "clips_sha256": json_sha256(read)}
     if (out / NAME).is_file():
         manifest, _ = open_sealed_shards(out, "frames", VERSION)
         if manifest.config != settings:
@@ -133,9 +136,19 @@ def frame_sample(clip: Clip, sampled: SampledVideo) -> Sample:
         "duration": sampled.duration,
         "timestamps": sampled.timestamps,
         "frames_sha256": hashlib.sha256(b"".join(sampled.jpegs)).hexdigest(),
-        "captions": [{"id": caption.id, "text": caption.text} for caption in clip.captions],
+        "captions": [_stored(caption) for caption in clip.captions],
     }
     return {"json": canonical_json(about)} | {f"{i:03d}.jpg": jpeg for i, jpeg in enumerate(sampled.jpegs)}
+
+
+def _stored(caption: Caption) -> StoredCaption:
+    stored: StoredCaption = {"id": caption.id, "text": caption.text}
+    return stored if caption.source is None else {**stored, "source": caption.source}
+
+
+def _told(caption: Caption) -> list[str]:
+    """Return what an annotation file says of a caption, for the hash of all."""
+    return [caption.id, caption.text, *([] if caption.source is None else [caption.source])]
 
 
 def _hash_annotations(path: Path) -> str:

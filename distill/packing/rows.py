@@ -15,4 +15,5 @@ class CaptionRow(NamedTuple):
     files: tuple[str, ...] = ()  # possible names of the video, likeliest first, extension optional; (): its id
     span: Span = None
     unusable: str | None = None  # why the video cannot be packed, if that is known already
+    source: str | None = None  # who wrote the caption: human, or a model and its revision
     published: bool = False  # whether the span is the data set's own, whose frames are counted

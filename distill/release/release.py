@@ -24,7 +24,7 @@ from torch import Tensor
 
 from distill.catalogue import INTERACTIONS, build, parse_model_config
 from distill.config import Config
-from distill.data.loader import pad
+from distill.data.padding import pad
 from distill.data.pictures import decode_jpeg, encode_jpeg
 from distill.data.sampler import Sampler
 from distill.data.sampling import sample_one

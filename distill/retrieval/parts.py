@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.data.loader import pad
+from distill.data.padding import pad
 from distill.data.pictures import encode_poster
 from distill.errors import ArtefactError, check_regular
 from distill.manifest import SealedFile, check_hash

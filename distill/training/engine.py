@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill import comm
-from distill.data.loader import Batch
+from distill.data.batch import Batch
 from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 

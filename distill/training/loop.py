@@ -18,9 +18,12 @@ from torch import Tensor
 
 from distill import comm, signals
 from distill.config import Config
+from distill.data.batch import Batch, Unpaired
+from distill.data.dataconfig import DataConfig
+from distill.data.datasets import PairDataset, TrainingDataset, UnpairedSource
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
-from distill.data.loader import Batch, DataConfig, PairDataset
+from distill.data.textlabels import TextLabels
 from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError
 from distill.evaluation.evaluate import encode, rank
@@ -28,7 +31,7 @@ from distill.model.blocks import checkpoint_blocks, compile_blocks
 from distill.model.contract import Interaction, RetrievalModel
 from distill.publishing import publish
 from distill.training import checkpoint
-from distill.training.batches import load_shares, plan_batches
+from distill.training.batches import load_shares, plan_batches, plan_unpaired
 from distill.training.checkpoint import Progress
 from distill.training.engine import Engine
 from distill.training.monitor import Monitor
@@ -74,6 +77,8 @@ class LabelSource:
     labels: LabelSet
     head: Interaction
     weight: float  # of its losses beside those of the other sources
+    unlabelled: LabelSet | None = None  # its features of the videos without captions
+    texts: TextLabels | None = None  # and of the captions without videos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +92,7 @@ class Job:
     train: FrameSet
     val: FrameSet
     sources: list[LabelSource]
+    unpaired: UnpairedSource
     data: DataConfig
     losses: LossConfig
     optim: OptimConfig
@@ -123,9 +129,14 @@ class _Run:
         for source in job.sources:
             source.head.to(comm.device())
         self.job, self.plan = job, plan_batches(job.train, job.data, job.config.epochs, job.seed)
-        self.stems, self.val_stems = (
-            stem_table(job.model, frames, bf16=job.bf16, workers=job.data.workers, limit_gb=job.config.stem_cache_gb)
-            for frames in (job.train, job.val)
+        self.cycles = plan_unpaired(job.unpaired, job.data, job.seed)
+        self.stems, self.val_stems, self.unpaired_stems = (
+            None
+            if frames is None
+            else stem_table(
+                job.model, frames, bf16=job.bf16, workers=job.data.workers, limit_gb=job.config.stem_cache_gb
+            )
+            for frames in (job.train, job.val, job.unpaired.videos)
         )
         self.engine = _engine(job)
         self.progress = _resume(job, self.engine)
@@ -142,15 +153,16 @@ class _Run:
         signals.hold()
         before = clock = self.saved = time.perf_counter()
         labels = [source.labels for source in job.sources]
-        dataset = PairDataset(job.train, labels, job.tokenizer, pixels=self.stems is None)
-        for step, (batch, pairs) in enumerate(load_shares(dataset, plan, job.data, first), first):
+        pairs = PairDataset(job.train, labels, job.tokenizer, pixels=self.stems is None)
+        loaded = load_shares(TrainingDataset(pairs, job.unpaired), plan, self.cycles, job.data, first)
+        for step, (batch, fingerprint) in enumerate(loaded, first):
             waited = time.perf_counter() - clock
             # Noise and dropout are alike on every rank: they fall where all see the whole batch.
             torch.manual_seed(seed_of(job.seed, step))
             values = self.engine.step(self._on_device(batch), step, plan.total_steps)
             clock = time.perf_counter()
             seconds, before = clock - before, clock
-            self._report(step, pairs, values, seconds, waited)
+            self._report(step, fingerprint, values, seconds, waited)
             done, wanted = step + 1, self._wanted()
             ended = done == plan.total_steps or plan.epoch_of(done) != plan.epoch_of(step)
             if ended or wanted or (job.config.checkpoint_every and done % job.config.checkpoint_every == 0):
@@ -165,13 +177,24 @@ class _Run:
     def _on_device(self, batch: Batch) -> Batch:
         """Return the batch on this process's device, with stem outputs in place of pixels where they are cached."""
         batch = batch.to(comm.device())
-        return batch if self.stems is None else replace(batch, frames=self.stems[batch.videos].to(comm.device()))
+        if self.stems is None:
+            return batch
+        return replace(
+            batch, frames=self.stems[batch.videos].to(comm.device()), unpaired=self._with_stems(batch.unpaired)
+        )
 
-    def _report(self, step: int, pairs: str, values: dict[str, float], seconds: float, waited: float) -> None:
+    def _with_stems(self, unpaired: Unpaired | None) -> Unpaired | None:
+        if unpaired is None:
+            return None
+        table = self.stems if self.unpaired_stems is None else self.unpaired_stems  # the former for no video
+        assert table is not None, "all training frames have stems, or none"
+        return replace(unpaired, frames=table[unpaired.videos].to(comm.device()))
+
+    def _report(self, step: int, fingerprint: str, values: dict[str, float], seconds: float, waited: float) -> None:
         if self.monitor is None:
             return
         timing = {"seconds": round(seconds, 4), "data_wait": round(waited, 4)}
-        self.monitor.row(step + 1, {"epoch": self.plan.epoch_of(step), "batch": pairs, **values, **timing})
+        self.monitor.row(step + 1, {"epoch": self.plan.epoch_of(step), "batch": fingerprint, **values, **timing})
         if (step + 1) % self.job.config.log_every == 0 or step == self.progress.step:
             self.monitor.show(step + 1, values, self.job.data.batch_size, seconds)
 

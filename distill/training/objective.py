@@ -1,11 +1,14 @@
 """The training objective: encode a batch, gather it once over all processes, score it, sum the losses (TeachCLIP).
 
+Where a batch holds videos without captions or captions without videos, the coarse loss compares the ranking of all of
+its texts and videos, and every other loss sees the pairs alone.
+
 `total = w_contrastive L_IN + own + weighted mean over label sets of (w_coarse L_CgT + w_fine L_FgT)`. Without label
 sets the contrastive term and the model's own losses remain.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from distill import comm
 from distill.config import Config
-from distill.data.loader import Batch
+from distill.data.batch import Batch
 from distill.losses import coarse, fine
 from distill.losses.contrastive import contrastive
 from distill.model.blocks import recomputed
@@ -120,6 +123,10 @@ def _frames(
     return torch.stack([fine.fine(student, relevance, *options) for student in taught]).mean()
 
 
+Tables = dict[str, dict[str, Tensor]]  # named tensors of equally many rows, by what they are of
+PAIRED = ("text", "video", "pair")  # features of the pairs
+
+
 class Objective(nn.Module):
     """Named losses of one local batch; every rank returns the same values, those of the global batch.
 
@@ -145,42 +152,70 @@ class Objective(nn.Module):
         self._accumulate = accumulate
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        assert batch.frames is not None, "pixels or stem outputs"
-        encode = self._encode if self._accumulate == 1 else self._encode_in_parts
-        features = encode(batch.ids, batch.frames, batch.real)
+        features = self._features(batch)
         videos = torch.tensor(batch.videos, device=batch.ids.device)
-        text, video, pair, labels, videos = gather(features, batch.labels, videos)
-        with torch.no_grad():
-            coarsely = self._config.coarse.weight
-            teachers = [
-                TeacherScores(
-                    logits=teacher_logits(head, rows) if coarsely else None, relevance=rows["relevance"], weight=weight
-                )
-                for (head, weight), rows in zip(self._heads, labels, strict=bool(labels))
-            ]
+        pairs = gather({**_of(features, PAIRED), **_numbered(batch.labels), "batch": {"videos": videos}})
+        text, video = TextFeatures(**pairs["text"]), VideoFeatures(**pairs["video"])
+        scores = self.model.training_scores(text, video, PairFeatures(**pairs["pair"]) if "pair" in pairs else None)
+        texts, seen = Tables(), Tables()
+        if batch.unpaired is not None:
+            texts = gather({**_of(features, ("texts",)), **_numbered(batch.unpaired.text_labels)})
+            seen = gather({**_of(features, ("videos",)), **_numbered(batch.unpaired.video_labels)})
+            every_text = TextFeatures.cat([text, TextFeatures(**texts["texts"])]) if texts else text
+            every_video = VideoFeatures.cat([video, VideoFeatures(**seen["videos"])]) if seen else video
+            scores = replace(scores, rankings=self.model.rankings(every_text, every_video))
         return total_loss(
-            self.model.training_scores(text, video, pair),
-            teachers,
+            scores,
+            self._teachers(pairs, texts, seen),
             self._config,
             real=video.real if self.model.mask_padding else None,
-            videos=videos if self._mask_same_video else None,
+            videos=pairs["batch"]["videos"] if self._mask_same_video else None,
         )
 
-    def _encode(self, ids: Tensor, frames: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """The features of some pairs by their names in `gather`."""
+    @torch.no_grad()
+    def _teachers(self, pairs: Tables, texts: Tables, videos: Tables) -> list[TeacherScores]:
+        """What each teacher says of the pairs, and of the texts and videos that stand beside them."""
+        found = []
+        for number, (head, weight) in enumerate(self._heads):
+            name = str(number)
+            rows, logits = pairs[name], None
+            if self._config.coarse.weight:
+                logits = teacher_logits(head, rows, texts.get(name), videos.get(name))
+            found.append(TeacherScores(logits=logits, relevance=rows["relevance"], weight=weight))
+        return found
+
+    def _features(self, batch: Batch) -> dict[str, Tensor]:
+        """The features of a batch as `text.sentence`, `video.vector`, `pair.attention`; what stands beside the pairs
+        as `texts.sentence`, `videos.vector` and so on."""
+        assert batch.frames is not None, "pixels or stem outputs"
+        given, more = (batch.ids, batch.frames, batch.real), batch.unpaired
+        if more is None:
+            beside = tuple(whole[:0] for whole in given)
+        else:
+            assert more.frames is not None, "pixels or stem outputs"
+            beside = (more.ids, more.frames, more.real)
+        if self._accumulate == 1:
+            return self._encode(*given, *beside)
+        return self._encode_in_parts(*given, *beside)
+
+    def _encode(
+        self, ids: Tensor, frames: Tensor, real: Tensor, more_ids: Tensor, more_frames: Tensor, more_real: Tensor
+    ) -> dict[str, Tensor]:
+        """The features of some pairs, and of some texts and videos beside them: the towers see each side once."""
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._bf16):
-            text = self.model.encode_text(ids)
-            video = self.model.encode_video(frames, real)
-            pair = self.model.encode_pair(ids, text, video)
-        sides = {"text": text, "video": video, "pair": pair}
+            text = self.model.encode_text(_joined(ids, more_ids))
+            video = self.model.encode_video(_joined(frames, more_frames), _joined(real, more_real))
+            own, rest = slice(0, len(ids)), slice(len(ids), None)
+            pair = self.model.encode_pair(ids, text[own], video[own])
+        sides = {"text": text[own], "video": video[own], "pair": pair, "texts": text[rest], "videos": video[rest]}
         return {
             f"{side}.{name}": value
             for side, features in sides.items()
-            if features is not None
+            if features is not None and len(features)
             for name, value in features.tensors().items()
         }
 
-    def _encode_in_parts(self, ids: Tensor, frames: Tensor, real: Tensor) -> dict[str, Tensor]:
+    def _encode_in_parts(self, *given: Tensor) -> dict[str, Tensor]:
         """The same features, but only one part's activations are ever there (GradCache, Gao et al. 2021).
 
         The first forward keeps nothing but features. When the backward of the whole loss comes to a part, it is encoded
@@ -195,30 +230,38 @@ class Objective(nn.Module):
             names[:] = features
             return tuple(features.values())
 
-        random, parts = torch if ids.device.type == "cpu" else torch.cuda, []
+        random, parts = torch if given[0].device.type == "cpu" else torch.cuda, []
         state = random.get_rng_state()
-        for part in zip(*(whole.chunk(self._accumulate) for whole in (ids, frames, real)), strict=True):
+        for part in zip(*(whole.tensor_split(self._accumulate) for whole in given), strict=True):
             random.set_rng_state(state)
             parts.append(recomputed(encode)(*part))
         return {name: torch.cat(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
 
 
-def gather(
-    features: dict[str, Tensor], labels: list[dict[str, Tensor]], videos: Int[Tensor, " pair"]
-) -> tuple[TextFeatures, VideoFeatures, PairFeatures | None, list[dict[str, Tensor]], Int[Tensor, " pair"]]:
-    """The global batch from all ranks' shares in one collective, with a true gradient; `features` are called
-    `text.sentence`, `video.vector`, `pair.attention` and so on."""
-    flat = features | {f"{number}.{name}": value for number, rows in enumerate(labels) for name, value in rows.items()}
-    whole = comm.gather({**flat, "videos": videos})
+def gather(tables: Tables) -> Tables:
+    """All ranks' rows of the tables, which have equally many, in one collective with a true gradient."""
+    flat = {f"{table}.{name}": value for table, rows in tables.items() for name, value in rows.items()}
+    whole, found = comm.gather(flat) if flat else {}, Tables()
+    for name, value in whole.items():
+        table, _, field = name.partition(".")
+        found.setdefault(table, {})[field] = precise(value) if value.is_floating_point() else value
+    return found
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        own = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
-        return {name: precise(value) if value.is_floating_point() else value for name, value in own.items()}
 
-    tables = [part(f"{number}.") for number in range(len(labels))]
-    pair = part("pair.")
-    pairs = PairFeatures(**pair) if pair else None
-    return TextFeatures(**part("text.")), VideoFeatures(**part("video.")), pairs, tables, whole["videos"]
+def _of(features: dict[str, Tensor], sides: tuple[str, ...]) -> Tables:
+    """Those of `side.name` that are of these sides."""
+    return {
+        side: {name.removeprefix(f"{side}."): value for name, value in features.items() if name.startswith(f"{side}.")}
+        for side in sides
+    }
+
+
+def _numbered(labels: list[dict[str, Tensor]]) -> Tables:
+    return {str(number): rows for number, rows in enumerate(labels)}
+
+
+def _joined(one: Tensor, more: Tensor) -> Tensor:
+    return torch.cat([one, more]) if len(more) else one
 
 
 def _mean(losses: list[Tensor], shares: list[float]) -> Tensor:

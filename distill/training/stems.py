@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from distill import comm
+from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet
-from distill.data.loader import VideoDataset, load_batches
+from distill.data.loader import load_batches
 from distill.errors import RecipeError
 from distill.log import progress
 from distill.model.contract import RetrievalModel

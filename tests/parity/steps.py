@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distill import comm
-from distill.data.loader import Batch
+from distill.data.batch import Batch
 from distill.model.contract import Interaction
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.training.engine import Engine, start
