@@ -9,7 +9,9 @@ are found under their names, `recipes/...`, from any directory.
 import difflib
 import logging
 import os
+import re
 import reprlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -24,6 +26,8 @@ Tree = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent  # a clone, or site-packages
 # PyYAML raises these for text that is not YAML, or that contradicts its tag: `2001-99-99`, `!!int x`, `!!bool x`.
 NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})")
+FRACTION = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+][0-9]{1,4})?")
 LONGEST_PATH = 4096  # characters, as operating systems limit it
 LONGEST_SHOWN = 300  # characters of anything that an error repeats
 _SHOWER = reprlib.Repr()
@@ -38,7 +42,7 @@ class Config(BaseModel):
     `old_keys` of a whole recipe maps dotted keys of the version before to those of now.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     old_keys: ClassVar[dict[str, str]] = {}
 
 
@@ -65,6 +69,8 @@ def read_recipe(path: str | Path, overrides: Sequence[str], root: type[C]) -> C:
 
 def validate(tree: Tree, root: type[C], *, where: str) -> C:
     """Turn a plain tree into a `root`, or raise `RecipeError` naming the first bad key."""
+    if key := _with_nul(tree):
+        raise RecipeError(f"{where}: {key}: holds a NUL character, which no name can; delete it")
     try:
         return root.model_validate(tree)
     except ValidationError as error:
@@ -86,11 +92,26 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands twice", node.start_mark)
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice, times = keys.most_common(1)[0] if keys else ("", 1)
+        if times > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Read a decimal number; YAML 1.1 has others that look like one (`010` is 8, `1:30` is 90, `1_0` is 10)."""
+        text = self.construct_scalar(node)
+        if WHOLE.fullmatch(text):
+            return int(text)
+        if FRACTION.fullmatch(text) or text.lstrip("+-").lower() in (".inf", ".nan"):
+            return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{text} is no decimal number; write one, or quote it as text", node.start_mark
+        )
+
+
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
 
 
 def _short(text: str) -> str:
@@ -153,8 +174,9 @@ def _parse_override(text: str) -> Tree:
         raise RecipeError(f"override {text!r}: expected section.key=value, e.g. optim.lr=0.001")
     try:
         tree = yaml.load(value, _Loader)
-    except NOT_YAML:
-        raise RecipeError(f"override {text!r}: {value!r} is not valid YAML") from None
+    except NOT_YAML as error:
+        why = f": {error.problem}" if isinstance(error, yaml.MarkedYAMLError) else ""
+        raise RecipeError(f"override {_short(text)!r}: {_short(value)!r} is not valid YAML{why}") from None
     for part in reversed(path.split(".")):
         tree = {part: tree}
     return tree
@@ -179,6 +201,17 @@ def _explain(error: ValidationError, tree: Tree, root: type[BaseModel]) -> str:
         return f"{path}: {problem['ctx']['error']}{more}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{path}: found {_SHOWER.repr(found)}, {message}{_advice(found)}{more}"
+
+
+def _with_nul(tree: Any, path: str = "") -> str | None:
+    """Return the first key whose text holds a NUL character."""
+    if isinstance(tree, str):
+        return path if "\0" in tree else None
+    if isinstance(tree, dict):
+        items = [(f"{path}.{key}" if path else str(key), value) for key, value in tree.items()]
+    else:
+        items = [(path, value) for value in tree] if isinstance(tree, list) else []
+    return next((found for key, value in items if (found := _with_nul(value, key))), None)
 
 
 def _siblings(root: type[BaseModel], keys: Sequence[Any]) -> list[str]:

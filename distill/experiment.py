@@ -66,7 +66,7 @@ def run(recipe: Recipe) -> None:
     job, test = prepare(recipe)
     engine.start(recipe.train.timeout_minutes)
     job = replace(job, folder=choose_folder(job.folder, recipe))
-    with alone_in(job.folder):
+    with alone_in(job.folder, recipe):
         log.info(f"{recipe.model.kind} into {job.folder} on {comm.world_size()} process(es), {comm.device().type}")
         weights = train(job)
         job = replace(job, model=_restored(recipe, job.model.clip.architecture, weights))
@@ -263,7 +263,7 @@ def _release(
         weights=weights,
         text={"max_words": recipe.data.max_words, "vocabulary": job.tokenizer.vocabulary},
         frames_config=job.train.manifest.config,
-        provenance=_provenance(recipe, job, metrics, seconds),
+        provenance=provenance(recipe, job, metrics, seconds),
         second_look=look,
     )
     parameters = manifest.counts["parameters"]
@@ -276,15 +276,19 @@ def caption_sources(frames: FrameSet) -> dict[str, int]:
     return dict(Counter(said.source or "unknown" for video in frames.videos for said in video.captions))
 
 
-def _provenance(recipe: Recipe, job: Job, metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
+def provenance(recipe: Recipe, job: Job, metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Return what a release records of its making."""
     parents = {"frames": job.train.manifest.id} | ({"init": job.began_with} if job.began_with else {})
     if job.unpaired.videos is not None:
         parents["unlabelled"] = job.unpaired.videos.manifest.id
     if job.unpaired.texts is not None:
         parents["texts"] = job.unpaired.texts.id
     for source in job.sources:
-        given = {"": source.labels, " unlabelled": source.unlabelled, " texts": source.texts}
-        parents |= {f"labels {labels.path.name}{of}": labels.manifest.id for of, labels in given.items() if labels}
+        name = f"labels {source.labels.path.name}"
+        others = sum(other == name or other.startswith(f"{name} #") for other in parents)
+        name = f"{name} #{others + 1}" if others else name  # folders may share their last name
+        given = {name: source.labels, f"{name}, unlabelled": source.unlabelled, f"{name}, texts": source.texts}
+        parents |= {key: labels.manifest.id for key, labels in given.items() if labels}
     return {
         "name": recipe.name,
         "recipe": recipe.model_dump(mode="json"),

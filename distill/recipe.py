@@ -13,6 +13,8 @@ from distill.training.loop import TrainConfig
 from distill.training.objective import CoarseConfig, FineConfig, LossConfig
 from distill.training.optim import OptimConfig
 
+LONGEST_NAME = 200  # bytes; file systems take 255, and the folder of a second run has a number behind it
+
 
 class LabelConfig(Config):
     """A label set; one that was made on other frames of the same videos (another sampler or number) is an error, unless
@@ -40,7 +42,7 @@ class Recipe(Config):
     }
     name: str  # of the run and of its folder
     out: str = "runs"  # the run goes to OUT/NAME
-    seed: int = 0  # of initial weights, batch order and dropout
+    seed: int = Field(default=0, ge=0, lt=1 << 63)  # of initial weights, batch order and dropout
     model: ModelConfig
     init: str | None = None  # release from whose weights training starts; null: those of model.clip, the rest fresh
     data: DataConfig
@@ -51,8 +53,12 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _combination(self) -> "Recipe":
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"name: {self.name!r} cannot be a folder name under {self.out}")
+        unfit = not self.name.isprintable() or len(self.name.encode()) > LONGEST_NAME
+        if not self.name or "/" in self.name or self.name.startswith(".") or unfit:
+            raise ValueError(
+                f"name: {self.name!r:.60} cannot be a folder name under {self.out}: at most {LONGEST_NAME} bytes, no "
+                f"slash, no dot at its start"
+            )
         self._check_sizes()
         self._check_targets("coarse", self.losses.coarse, self.model.coarse_targets(), "logits to rank a batch with")
         self._check_unpaired()

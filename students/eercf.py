@@ -52,26 +52,26 @@ class LossWeights(Config):
     """Weights of the losses: the five similarities in two groups with a contrastive loss each, and the constraints on
     the channels of the coarse vector and of the gated sums (paper: L_weak, L_strong, L_PC)."""
 
-    video: float = 0.5  # in the weak group
-    weak_frame: float = 0.5  # in the weak group
-    weak_patch: float = 0.05  # in the weak group
-    weak: float = 0.8  # of the three above together
-    strong_frame: float = 1.0  # in the strong group
-    strong_patch: float = 0.0  # in the strong group
-    strong: float = 0.2  # of the two above together
-    constraint_video: float = 0.001  # of L_PC on the coarse vector
-    constraint_frame: float = 0.001  # of L_PC on the gated frames
-    constraint_patch: float = 0.0  # of L_PC on the gated patches
+    video: float = Field(default=0.5, ge=0)  # in the weak group
+    weak_frame: float = Field(default=0.5, ge=0)  # in the weak group
+    weak_patch: float = Field(default=0.05, ge=0)  # in the weak group
+    weak: float = Field(default=0.8, ge=0)  # of the three above together
+    strong_frame: float = Field(default=1.0, ge=0)  # in the strong group
+    strong_patch: float = Field(default=0.0, ge=0)  # in the strong group
+    strong: float = Field(default=0.2, ge=0)  # of the two above together
+    constraint_video: float = Field(default=0.001, ge=0)  # of L_PC on the coarse vector
+    constraint_frame: float = Field(default=0.001, ge=0)  # of L_PC on the gated frames
+    constraint_patch: float = Field(default=0.0, ge=0)  # of L_PC on the gated patches
 
 
 class RerankWeights(Config):
     """The sum that ranks in the second stage. The authors' code has these numbers, which are not those of training."""
 
-    video: float = 0.5  # of the coarse similarity
-    weak_frame: float = 0.8  # of the weak frame similarity
-    weak_patch: float = 0.2  # of the weak patch similarity
-    strong_frame: float = 0.2  # of the gated frames
-    strong_patch: float = 0.0  # of the gated patches
+    video: float = Field(default=0.5, ge=0)  # of the coarse similarity
+    weak_frame: float = Field(default=0.8, ge=0)  # of the weak frame similarity
+    weak_patch: float = Field(default=0.2, ge=0)  # of the weak patch similarity
+    strong_frame: float = Field(default=0.2, ge=0)  # of the gated frames
+    strong_patch: float = Field(default=0.0, ge=0)  # of the gated patches
 
 
 class EercfConfig(RetrievalConfig):

@@ -1,7 +1,11 @@
 """The reader is strict, and its errors say where, what was found, what was expected."""
 
 import os
+import time
+import typing
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -134,3 +138,81 @@ def test_what_a_recipe_extends_is_named_with_the_recipe(tmp_path: Path):
         with pytest.raises(RecipeError, match=rf"{parent}.*child\.yaml") as error:
             read_recipe(tmp_path / "child.yaml", [], Recipe)
         assert words in str(error.value)
+
+
+def configs(root: type[Config], seen: set[type[Config]]) -> set[type[Config]]:
+    """All parts of a recipe tree."""
+    if root not in seen:
+        seen.add(root)
+        for field in root.model_fields.values():
+            for part in parts(field.annotation):
+                if isinstance(part, type) and issubclass(part, Config):
+                    configs(part, seen)
+    return seen
+
+
+def parts(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for inner in typing.get_args(annotation):
+        yield from parts(inner)
+
+
+def test_every_number_of_a_recipe_has_a_lower_bound():
+    for config in configs(Recipe, set()):
+        for name, field in config.model_fields.items():
+            numbers = [part for part in parts(field.annotation) if part in (int, float)]
+            limits = [*field.metadata, *(part for part in parts(field.annotation) if not isinstance(part, type))]
+            bounded = any(getattr(limit, bound, None) is not None for limit in _flat(limits) for bound in ("ge", "gt"))
+            assert not numbers or bounded, f"{config.__name__}.{name}"
+
+
+def _flat(limits: Iterable[Any]) -> Iterator[Any]:
+    for limit in limits:
+        yield limit
+        yield from _flat(getattr(limit, "metadata", ()))
+        yield from _flat(getattr(limit, "__metadata__", ()))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("optim.clip_lr=-0.0006", "optim.clip_lr: found -0.0006, input should be greater than or equal to 0"),
+        ("optim.lr=.nan", "optim.lr: found nan, input should be a finite number"),
+        ("optim.lr=.inf", "optim.lr: found inf, input should be a finite number"),
+        ("optim.lr=1.0e+400", "optim.lr: found inf, input should be a finite number"),
+        ("optim.lr=500.0", "optim.lr: found 500.0, input should be less than or equal to 100"),
+        ("optim.warmup=2.0", "optim.warmup: found 2.0, input should be less than or equal to 1"),
+        ("optim.grad_clip=-1.0", "optim.grad_clip: found -1.0, input should be greater than 0"),
+        ("optim.betas=[1.0, 1.0]", "optim.betas.0: found 1.0, input should be less than 1"),
+        ("losses.contrastive.weight=-1.0", "losses.contrastive.weight: found -1.0, input should be greater than or"),
+        ("train.stem_cache_gb=.nan", "train.stem_cache_gb: found nan, input should be a finite number"),
+        ("data.batch_size=0", "data.batch_size: found 0, input should be greater than or equal to 1"),
+        ("data.max_words=0", "data.max_words: found 0, input should be greater than or equal to 3"),
+        ("seed=-1", "seed: found -1, input should be greater than or equal to 0"),
+        (
+            "train.epochs=010",
+            "override 'train.epochs=010': '010' is not valid YAML: 010 is no decimal number; write one",
+        ),
+        ("train.epochs=0x10", "0x10 is no decimal number"),
+        ("train.epochs=1_0", "1_0 is no decimal number"),
+        ("optim.lr=1:30", "1:30 is no decimal number"),
+        ('name="a\\0b"', "name: holds a NUL character, which no name can; delete it"),
+        ('data.train="a\\0b"', "data.train: holds a NUL character"),
+        (f"name={'x' * 300}", "cannot be a folder name under .*: at most 200 bytes, no slash, no dot at its start"),
+        ('name="a\\nb"', "cannot be a folder name under"),
+    ],
+)
+def test_absurd_numbers_and_names_are_refused_with_the_reason(change: str, reason: str):
+    with pytest.raises(RecipeError, match=reason.replace("[", r"\[")):
+        read_recipe(ROOT / "recipes/teachclip.yaml", [change], Recipe)
+
+
+def test_a_recipe_of_many_keys_is_refused_at_once(tmp_path: Path):
+    (tmp_path / "many.yaml").write_text("".join(f"key{n}: 1\n" for n in range(20_000)))
+    began = time.process_time()
+    with pytest.raises(RecipeError, match=r"missing; .* \(and 20004 more\)"):
+        read_recipe(tmp_path / "many.yaml", [], Recipe)
+    assert time.process_time() - began < 20
+    (tmp_path / "twice.yaml").write_text("name: a\nname: b\n")
+    with pytest.raises(RecipeError, match="'name' stands twice"):
+        read_recipe(tmp_path / "twice.yaml", [], Recipe)

@@ -1,5 +1,6 @@
 """Every interruption ends with one line and a state from which the same command continues."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from conftest import ROOT, World, metrics, one_line_error, python, steps, tree_b
 from processes import Ranks
 
 from distill import comm
+from distill.config import Config
 from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
@@ -88,26 +90,38 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_and_names_the_part(world: Worl
         assert "Traceback" not in "".join(ranks.said(rank))
 
 
-def test_a_second_job_in_the_same_folder_is_refused(tmp_path: Path):
+class Said(Config):
+    """A recipe of one key."""
+
+    seed: int = 0
+
+
+def test_a_second_job_in_the_same_folder_is_refused_and_changes_nothing_in_it(tmp_path: Path):
     path = script(
         tmp_path,
         """
         import time
         from pathlib import Path
+        from distill.config import Config
         from distill.training.folder import alone_in
 
-        with alone_in(Path(sys.argv[1])):
+        class Said(Config):
+            seed: int = 0
+
+        with alone_in(Path(sys.argv[1]), Said()):
             print("in", flush=True)
             time.sleep(600)
         """,
     )
     first = Ranks([path, tmp_path], 1, tmp_path / "log")
     wait_for(lambda: first.said(0) == ["in"], first)
-    with pytest.raises(ExpectedError, match="running already"), alone_in(tmp_path):
+    before = (tmp_path / "recipe.yaml").read_bytes()
+    with pytest.raises(ExpectedError, match="running already"), alone_in(tmp_path, Said(seed=1)):
         pass
+    assert before == b"seed: 0\n" == (tmp_path / "recipe.yaml").read_bytes()
     first.kill_all()
-    with alone_in(tmp_path):
-        pass
+    with alone_in(tmp_path, Said(seed=1)):
+        assert (tmp_path / "recipe.yaml").read_bytes() == b"seed: 1\n"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -353,3 +367,21 @@ def test_metrics_on_a_full_disk_stop_with_a_line_and_whole_rows(small_disk):
     again.row(2, {"total": 0.25})
     again.close()
     assert [row["step"] for row in steps(disk.path)] == [1, 2]
+
+
+def test_metrics_that_were_deleted_or_cut_go_on_without_holes(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    monitor = Monitor(tmp_path, total_steps=10)
+    for step in (1, 2, 3):
+        monitor.row(step, {"loss": 1.0})
+    kept = monitor.bytes()
+    monitor.close()
+    path = tmp_path / "metrics.jsonl"
+    rows = path.read_bytes().splitlines(keepends=True)
+    for left in (b"", rows[0] + rows[1][:5]):
+        path.write_bytes(left)
+        again = Monitor(tmp_path, total_steps=10, keep_bytes=kept)
+        again.row(4, {"loss": 2.0})
+        again.close()
+        found = [json.loads(line) for line in path.read_bytes().splitlines()]
+        assert [row["step"] for row in found] == ([1, 4] if left else [4])
+        assert f"holds {len(left):,} of the {kept:,} bytes" in caplog.text

@@ -5,15 +5,18 @@ import pytest
 import torch
 import yaml
 from conftest import World
+from labelling import random_teacher
 
 from distill.config import read_recipe
+from distill.data.batch import Batch
 from distill.errors import RecipeError
+from distill.experiment import prepare
 from distill.losses.coarse import coarse
 from distill.losses.contrastive import contrastive
 from distill.losses.fine import fine, standardised
 from distill.model.contract import TrainingScores
 from distill.recipe import Recipe
-from distill.training.objective import LossConfig, TeacherScores, total_loss
+from distill.training.objective import LossConfig, Objective, TeacherScores, total_loss
 
 torch.manual_seed(0)
 LOGITS, TEACHERS = 3 * torch.randn(5, 5).double(), 3 * torch.randn(2, 5, 5).double()
@@ -167,3 +170,24 @@ def test_labels_without_a_target_are_refused_with_the_targets_there_are(world: W
     with pytest.raises(RecipeError, match="fine: clip4clip has no frame scores to teach"):
         read_recipe(plain, [], Recipe)
     assert read_recipe(plain, ["losses.fine.weight=0.0", "losses.coarse.targets=[logits]"], Recipe).labels
+
+
+def test_a_teacher_to_whom_all_are_equal_is_named_where_the_loss_is_no_number(world: World, tmp_path):
+    recipe = read_recipe(world.recipe("student", "teachclip", tmp_path), [], Recipe)
+    job, _ = prepare(recipe)
+    head = random_teacher(world, "xpool").interaction
+    objective = Objective(job.model, [(head, 1.0)], LossConfig(), bf16=False)
+    rows = {"vector": torch.randn(4, 32), "frames": torch.randn(4, 12, 32), "real": torch.ones(4, 12)}
+    for sentence, found in (
+        (torch.randn(4, 32), None),
+        (torch.randn(1, 32).expand(4, -1), "for 4 of 4 videos, all captions"),
+    ):
+        batch = Batch(
+            videos=[0, 1, 2, 3],
+            ids=torch.zeros(4, 24, dtype=torch.int64),
+            frames=None,
+            real=torch.ones(4, 12, dtype=torch.bool),
+            labels=[{**rows, "sentence": sentence.contiguous(), "relevance": torch.randn(4, 12)}],
+        )
+        said = objective.why(batch)
+        assert said == found or (said is not None and found is not None and said.startswith(found))

@@ -16,6 +16,7 @@ from conftest import ROOT
 
 from distill.cache import Cache
 from distill.cli import COMMANDS
+from distill.config import Config
 from distill.errors import ArtefactError, ExpectedError
 from distill.locks import UnlockableError
 from distill.publishing import check_writable, check_writable_file, publish, published_folder
@@ -148,7 +149,7 @@ def test_a_file_system_without_locks_is_told_from_a_lock_that_is_held(
         pytest.fail("changed without a lock")
     with pytest.raises(UnlockableError, match=words):
         Cache(tmp_path / "cache").open(locate("file:///none"), "0" * 64, 1)
-    with alone_in(tmp_path):  # a run makes its folder itself, so it goes on
+    with alone_in(tmp_path, Config()):  # a run makes its folder itself, so it goes on
         pass
     assert "nothing else trains into it" in caplog.text and os.strerror(code) in caplog.text
 

@@ -1,6 +1,7 @@
 """Videos without captions and captions without videos: their order, their labels, and what the losses make of them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from distill.data.textlabels import TextLabels
 from distill.data.texts import Texts
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, RecipeError
-from distill.experiment import caption_sources, prepare
+from distill.experiment import caption_sources, prepare, provenance
 from distill.labelling.textjob import TextJob
 from distill.packing.clips import read_annotations
 from distill.packing.packing import PackConfig, pack
@@ -327,3 +328,18 @@ def test_who_wrote_a_caption_is_kept_and_counted(world: World, tmp_path: Path):
         (tmp_path / "odd.csv").write_text(f"video,caption,source\n{video},one,{odd}\n")
         with pytest.raises(ArtefactError, match=r"line 2: source: expected a name of at most 100 characters"):
             read_annotations(tmp_path / "odd.csv", "csv", world.corpus / "videos")
+
+
+def test_every_label_set_is_a_parent_of_the_release(world: World, material, tmp_path: Path):
+    other = shutil.copytree(material["labels"], tmp_path / "labels")  # another folder of the same name
+    file = recipe(world, material, tmp_path)
+    both = f"unlabelled: {material['of-videos']}, texts: {material['of-texts']}"
+    read = read_recipe(file, [f"labels=[{{path: {material['labels']}, {both}}}, {{path: {other}, {both}}}]"], Recipe)
+    job, _ = prepare(read)
+    parents = provenance(read, job, {}, 0.0)["parents"]
+    assert set(parents) == {
+        *("frames", "unlabelled", "texts", "labels labels", "labels labels, unlabelled", "labels labels, texts"),
+        *("labels labels #2", "labels labels #2, unlabelled", "labels labels #2, texts"),
+    }
+    assert parents["unlabelled"] == FrameSet(material["frames"]).manifest.id
+    assert parents["labels labels #2"] == StoredLabels(other).manifest.id

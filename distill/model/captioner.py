@@ -27,7 +27,7 @@ UNKNOWN = 1  # of a pruned token table: the row of every token that was not kept
 class CaptionConfig(Config):
     """Size of the captioner, its weight, and the words that say little: they count `light_weight`, all others 1."""
 
-    weight: float = 0.5  # of the captioning loss
+    weight: float = Field(default=0.5, ge=0)  # of the captioning loss
     layers: int = Field(default=2, ge=1)  # decoder blocks
     heads: int = Field(default=8, ge=1)  # attention heads
     feed_forward: int | None = Field(default=None, ge=1)  # None: four times the size of the features

@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from distill.config import Config
 from distill.data.building import Sample, ShardContent, ShardRecord, build, claim, sealed_files, split
-from distill.data.frames import VERSION, Caption, StoredCaption
+from distill.data.frames import LARGEST, VERSION, Caption, StoredCaption
 from distill.data.pictures import JPEG_QUALITY
 from distill.data.sampler import Sampler
 from distill.data.sampling import SampledVideo, sample_one
@@ -33,8 +35,8 @@ class PackConfig(Config):
     """The settings that decide the bytes of a frame set."""
 
     sampler: Sampler
-    size: int = 224  # pixels, height = width
-    per_shard: int = 100  # videos
+    size: int = Field(default=224, ge=1, le=LARGEST)  # pixels, height = width
+    per_shard: int = Field(default=100, ge=1)  # videos
 
 
 def pack(

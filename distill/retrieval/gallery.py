@@ -8,6 +8,7 @@ One-stage models rank by the inner products of their vectors. Two-stage models (
 inner product, then rerank them with the full score, from their tokens.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -117,7 +118,8 @@ class Gallery:
         if folder is None:
             return None
         path = folder / self.about(rows[0])["source"]
-        return path if path.resolve().is_relative_to(folder.resolve()) else None
+        real = Path(os.path.realpath(path))  # of a link that leads back to itself, where `Path.resolve` raises
+        return path if real.is_relative_to(os.path.realpath(folder)) else None
 
     def poster(self, video: str) -> bytes | None:
         """Return the small picture of a video, a JPEG of the frame that weighs most; None where there is none."""

@@ -6,6 +6,7 @@ under a temporary name and renamed, so what is there under its name is whole; ol
 
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from distill.data.plan import VERSION
 from distill.errors import ArtefactError, ExpectedError, check_free_space, check_regular, writing
 from distill.publishing import published_folder, sync
 from distill.records import View, read_json, write_json
+
+NAME = re.compile("step([0-9]{6,})")
 
 
 class Progress(View):
@@ -76,7 +79,9 @@ def latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress
 
 
 def _published(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step*"), key=lambda path: int(path.name.removeprefix("step")))
+    numbered = [(path, NAME.fullmatch(path.name)) for path in folder.glob("step*")]
+    found = [(int(name[1]), path) for path, name in numbered if name is not None]  # beside what users have put there
+    return [path for _, path in sorted(found)]
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:

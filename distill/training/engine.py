@@ -6,6 +6,7 @@ number of processes that wrote it.
 
 import math
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,26 @@ def start(timeout_minutes: float) -> None:
 
 
 class Engine:
-    """Steps one module. The module's forward returns named losses; their sum under `total` is minimised."""
+    """Steps one module. The module's forward returns named losses; their sum under `total` is minimised.
 
-    def __init__(self, module: nn.Module, model: nn.Module, config: OptimConfig, zero: int, batch_size: int):
+    Where one of them is no number, `why` (a collective) may say what in the batch is the cause.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        model: nn.Module,
+        config: OptimConfig,
+        zero: int,
+        batch_size: int,
+        why: Callable[[Batch], str | None] | None = None,
+    ):
         import deepspeed
 
         for name, parameter in model.named_parameters():
             assert parameter.ndim > 0, f"{name} is 0-d: DeepSpeed cannot broadcast it; give it shape [1]"
             assert parameter.is_contiguous(), f"{name} is not contiguous: DeepSpeed cannot broadcast it"
-        self._model = model
+        self._model, self._why = model, why
         self._config = config
         self._zero = zero
         optimizer = build_optimizer(model, config, fused=torch.cuda.is_available())
@@ -89,6 +101,7 @@ class Engine:
         mend = "lower the learning rates, or look for damaged inputs (the last checkpoint is untouched)"
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
+            mend = (self._why and self._why(batch)) or mend
             raise ExpectedError(f"step {step + 1}: loss part {bad[0]} is {values[bad[0]]}; all parts: {values}; {mend}")
         self._engine.backward(parts["total"])
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]

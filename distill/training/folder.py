@@ -36,11 +36,15 @@ def choose_folder(first: Path, recipe: Config) -> Path:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Refuse a folder into which another job trains; the lock ends with the process of rank 0, however that ends."""
+def alone_in(folder: Path, recipe: Config) -> Iterator[None]:
+    """Refuse a folder into which another job trains, else write the recipe into it.
+
+    The lock ends with the process of rank 0, however that ends. What is refused has changed nothing in the folder.
+    """
     if comm.rank():
         yield
         return
+    folder.mkdir(parents=True, exist_ok=True)
     lock, how = folder / LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB
     with open_lock(lock) as file:
         try:  # not `flock`: worker processes, which may outlive a killed run for a moment, would hold that too
@@ -51,6 +55,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         except UnlockableError as error:
             log.warning(f"{error}; until then see to it that nothing else trains into it")
         sweep(folder)
+        text = dump_recipe(recipe).encode()
+        if not (folder / RECIPE).is_file() or (folder / RECIPE).read_bytes() != text:
+            publish(folder / RECIPE, text)
         yield
 
 
@@ -69,7 +76,6 @@ def _choose(first: Path, recipe: Config) -> Path:
         if old == text and not released:
             return folder
         if old is None or not (released or _begun_otherwise(folder, recipe)):
-            publish(folder / RECIPE, text)
             return folder
         number += 1
 

@@ -47,13 +47,15 @@ CHECKPOINT = 1  # no signal that is heard has this number
 class TrainConfig(Config):
     """How long, how precisely and how safely to train."""
 
-    epochs: int = Field(ge=1)  # passes over all captions
+    epochs: int = Field(ge=1, le=1_000_000)  # passes over all captions
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: the towers run under autocast; weights and losses stay fp32
     zero: Literal[0, 1, 2, 3] = 0  # DeepSpeed ZeRO stage
     accumulate: int = Field(default=1, ge=1)  # micro-batches a step: less memory, the same loss, one more forward
     activation_checkpointing: bool = False  # blocks keep only their inputs: less memory, same bits, one more forward
     compile: bool = False  # torch.compile of the blocks; not with ZeRO 3
-    stem_cache_gb: float = 0.0  # memory for the frozen vision layers' outputs; 0 computes them every time
+    stem_cache_gb: float = Field(
+        default=0.0, ge=0
+    )  # memory for the frozen vision layers' outputs; 0 computes them every time
     validate_every: int = Field(default=1, ge=1)  # epochs between validations; the last epoch's end always has one
     checkpoint_every: int = Field(default=0, ge=0)  # steps between checkpoints, besides the one at each epoch's end
     checkpoint_minutes: float = Field(default=15.0, ge=0)  # and minutes between them; 0: only as above
@@ -253,7 +255,7 @@ def _engine(job: Job) -> Engine:
         compile_blocks(job.model)
     if job.config.activation_checkpointing:
         checkpoint_blocks(job.model)
-    return Engine(objective, job.model, job.optim, job.config.zero, job.data.batch_size)
+    return Engine(objective, job.model, job.optim, job.config.zero, job.data.batch_size, objective.why)
 
 
 def _resume(job: Job, engine: Engine) -> Progress:

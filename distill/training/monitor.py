@@ -21,8 +21,15 @@ class Monitor:
         self._total = total_steps
         self._path = folder / "metrics.jsonl"
         self._file = self._path.open("ab", buffering=0)
-        self._file.truncate(keep_bytes)
+        there = self._file.seek(0, os.SEEK_END)
+        if there < keep_bytes:
+            log.warning(
+                f"{self._path}: holds {there:,} of the {keep_bytes:,} bytes that the run had written; what is gone is "
+                f"not written again, and the rows of this run follow"
+            )
+            keep_bytes = self._path.read_bytes().rfind(b"\n") + 1
         self._bytes = keep_bytes
+        self._file.truncate(self._bytes)
         self._board = None
         if importlib.util.find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter

@@ -29,7 +29,7 @@ from distill.model.similarity import precise
 class ContrastiveConfig(Config):
     """Symmetric InfoNCE on the student's logits (paper: l_IN)."""
 
-    weight: float = 0.2  # of l_IN
+    weight: float = Field(default=0.2, ge=0)  # of l_IN
 
 
 class CoarseConfig(Config):
@@ -39,7 +39,7 @@ class CoarseConfig(Config):
     divides both sides' logits before the softmax; `cross_entropy` and `l1` are the distances it is compared with.
     """
 
-    weight: float = 1.0  # of l_CgT
+    weight: float = Field(default=1.0, ge=0)  # of l_CgT
     temperature: float = Field(default=1.0, gt=0)  # of the softmax of both sides' logits
     distance: coarse.Distance = "pearson"  # between the softmaxed rows and columns
     targets: list[str] = Field(default=[])  # which of the student's logits; none named: all it has
@@ -55,7 +55,7 @@ class FineConfig(Config):
     first brings every pair's relevance to mean 0 and deviation 1, so that one temperature suits teachers of any scale.
     """
 
-    weight: float = 2.0  # of l_FgT
+    weight: float = Field(default=2.0, ge=0)  # of l_FgT
     temperature: float = Field(default=1.0, gt=0)  # divides the teacher's raw relevance
     distance: fine.Distance = "cross_entropy"  # between the two distributions over frames
     reduction: fine.Reduction = "frame"  # mean over pairs and frames (paper), or over pairs
@@ -174,7 +174,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def _teachers(self, pairs: Tables, texts: Tables, videos: Tables) -> list[TeacherScores]:
-        """What each teacher says of the pairs, and of the texts and videos that stand beside them."""
+        """Return the scores of each teacher: of the pairs, and of the texts and videos that stand beside them."""
         found = []
         for number, (head, weight) in enumerate(self._heads):
             name = str(number)
@@ -183,6 +183,25 @@ class Objective(nn.Module):
                 logits = teacher_logits(head, rows, texts.get(name), videos.get(name))
             found.append(TeacherScores(logits=logits, relevance=rows["relevance"], weight=weight))
         return found
+
+    @torch.no_grad()
+    def why(self, batch: Batch) -> str | None:
+        """Say what in the labels of a batch makes its loss no number, if that is the cause. A collective."""
+        if self._config.coarse.distance != "pearson" or not self._config.coarse.weight:
+            return None
+        pairs = gather(_numbered(batch.labels))
+        for number, (head, _) in enumerate(self._heads):
+            logits = teacher_logits(head, pairs[str(number)])
+            for scores, what in ((logits, "captions, all videos"), (logits.T, "videos, all captions")):
+                shares = (scores / self._config.coarse.temperature).softmax(-1)
+                equal = int(((shares - shares.mean(-1, keepdim=True)).norm(dim=-1) == 0).sum())
+                if equal:
+                    return (
+                        f"for {equal} of {len(scores)} {what} of the batch have the same score of teacher "
+                        f"{number + 1}, with which nothing correlates: are captions equal, or is the teacher damaged? "
+                        f"losses.coarse.distance=kl is defined there too"
+                    )
+        return None
 
     def _features(self, batch: Batch) -> dict[str, Tensor]:
         """The features of a batch as `text.sentence`, `video.vector`, `pair.attention`; what stands beside the pairs

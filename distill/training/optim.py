@@ -9,6 +9,9 @@ from torch import nn
 
 from distill.config import Config
 
+Rate = Annotated[float, Field(ge=0, le=100)]  # 0 leaves that part as it is
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimConfig(Config):
     """Learning rates per part of the model (CLIP4Clip, TeachCLIP), and by which rule weights follow the gradient.
@@ -21,14 +24,14 @@ class OptimConfig(Config):
     """
 
     kind: Literal["adamw", "bertadam"] = "adamw"  # update rule and schedule
-    lr: float  # of modules added to CLIP (temporal head, interaction)
-    clip_lr: float  # of the pretrained towers and the logit scale
-    head_lr: float  # of the frame aggregation (10 x lr in TeachCLIP)
-    weight_decay: float = 0.2  # decoupled
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)  # YAML has lists, not tuples
-    eps: float = 1e-6  # added to the root of the second moment
-    warmup: float = 0.1  # fraction of all steps
-    grad_clip: float = 1.0  # largest global norm of the gradient
+    lr: Rate  # of modules added to CLIP (temporal head, interaction)
+    clip_lr: Rate  # of the pretrained towers and the logit scale
+    head_lr: Rate  # of the frame aggregation (10 x lr in TeachCLIP)
+    weight_decay: float = Field(default=0.2, ge=0, le=10)  # decoupled
+    betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.98)  # YAML has lists, not tuples
+    eps: float = Field(default=1e-6, gt=0, le=1)  # added to the root of the second moment
+    warmup: float = Field(default=0.1, ge=0, le=1)  # fraction of all steps
+    grad_clip: float = Field(default=1.0, gt=0)  # largest global norm of the gradient
 
 
 class BertAdam(torch.optim.Optimizer):
