@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -47,14 +48,19 @@ class Server:
 
 
 @contextmanager
-def serving(gallery: Path, log: Path, **limits: float) -> Iterator[Server]:
-    """Serves `gallery`; `limits` replace constants of distill/serving/limits.py. Killed at the end, if need be."""
+def serving(gallery: Path, log: Path, may_open: int | None = None, **limits: float) -> Iterator[Server]:
+    """Serves `gallery`; `limits` replace constants of distill/serving/limits.py. Killed at the end, if need be.
+
+    The server may open no more than `may_open` files at once.
+    """
     changes = "".join(f"; limits.{name} = {value!r}" for name, value in limits.items())
     main = f"{LIMITED}{changes}; door(lambda: serve.main({json.dumps([str(gallery), '--port', '0'])}))"
     arguments = (sys.executable, "-c", main) if limits else (sys.executable, "tools/serve.py", gallery, "--port", "0")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     with log.open("wb") as file:
         process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=file)
+    if may_open is not None:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (may_open, may_open))  # long before it has started
     assert process.stdout is not None
     try:
         line = process.stdout.readline().decode()

@@ -432,13 +432,14 @@ def test_a_crowd_of_requests_of_any_kind_is_thinned(monkeypatch):
         async def app(scope, receive, send):
             await together.wait()
             await send({"type": "http.response.start", "status": 200, "headers": []})
-
-        async def receive():
-            return {"type": "http.request", "body": b"", "more_body": False}
+            await send({"type": "http.response.body", "body": b""})
 
         async def ask():
-            said = []
+            said, messages = [], [{"type": "http.request", "body": b"", "more_body": False}]
             scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
+
+            async def receive():
+                return messages.pop() if messages else await asyncio.sleep(60)
 
             async def send(message):
                 said.append(message)
@@ -451,7 +452,7 @@ def test_a_crowd_of_requests_of_any_kind_is_thinned(monkeypatch):
         asked = [asyncio.create_task(ask()) for _ in range(5)]
         await asyncio.sleep(0.05)
         together.set()
-        return await asyncio.gather(*asked, ask())
+        return [*await asyncio.gather(*asked), await ask()]
 
     monkeypatch.setattr(limits, "MAX_REQUESTS", 3)
     assert asyncio.run(crowd()) == [200, 200, 200, 503, 503, 200]

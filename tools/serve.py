@@ -9,6 +9,7 @@ Ctrl-C stops it.
 """
 
 import argparse
+import faulthandler
 import sys
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     except ModuleNotFoundError as missing:
         raise ExpectedError(f"{missing.name} is missing, which serving needs; run pip install -e '.[serve]'") from None
     log.setup()
+    faulthandler.enable()  # says so if a mapped file is cut
     release = load(release_path(args.gallery, args.release), comm.device())
     gallery = Gallery.open(args.gallery, release, args.videos)
     if args.second_look and (reason := gallery.no_second_look):

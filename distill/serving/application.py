@@ -18,7 +18,7 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any
@@ -172,35 +172,17 @@ def _add_likeness(app: FastAPI, searches: Searches) -> None:
     async def likeness(request: Request, asked: Annotated[Likeness, Query()]) -> Answer:
         """Rank the gallery's videos by how much they are like a picture (JPEG, PNG) or a clip, the request's body."""
         manner, content = Manner(asked.k, _meant(asked), asked.spans), await request.body()
-
-        async def answer() -> Answer:
-            try:
-                await asyncio.wait_for(turn.acquire(), limits.TURN)
-            except TimeoutError:
-                raise Busy("other files are being searched by") from None
-            try:
-                pixels = await decoded(searches.release, content)
-                return await asyncio.to_thread(searches.by_pixels, pixels, manner)
-            except VideoError as error:
-                raise Refused(422, f"the file cannot be searched by: {error}") from None
-            finally:
-                turn.release()
-
-        return await _while_awaited(request, answer())
-
-
-async def _while_awaited(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
-    """Return an answer; where its client goes before, end the work on it."""
-    task = asyncio.ensure_future(answer)
-    try:
-        while not task.done():
-            await asyncio.wait({task}, timeout=limits.GLANCE)
-            if not task.done() and await request.is_disconnected():
-                raise Refused(499, "the client is gone")
-        return task.result()
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+        try:
+            await asyncio.wait_for(turn.acquire(), limits.TURN)
+        except TimeoutError:
+            raise Busy("other files are being searched by") from None
+        try:
+            pixels = await decoded(searches.release, content)
+            return await asyncio.to_thread(searches.by_pixels, pixels, manner)
+        except VideoError as error:
+            raise Refused(422, f"the file cannot be searched by: {error}") from None
+        finally:
+            turn.release()
 
 
 def _add_list(app: FastAPI, searches: Searches) -> None:

@@ -1,18 +1,28 @@
 """The guard before the web application: limits for every request, security headers, and one line of log each.
 
-Plain ASGI. The guard reads a request's body whole, and within limits, before the application sees the request.
+Plain ASGI. The guard reads a request's body whole, and within limits, before the application sees the request, and ends
+the work on an answer whose client is gone.
 """
 
 import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from distill.serving import limits
 
 LARGE = "/search/file"  # the address whose requests hold a file
+GONE = 499  # in the log, of a client that left before its answer began; as nginx has it
+SENT = ("/videos/", "/posters/")  # the addresses whose answers are files
+CROWDS = {
+    "search": "too many requests are under way",
+    "download": "too many files are being sent",
+    "file": "too many files are searched by",
+}
 
 log = logging.getLogger(__name__)
 
@@ -38,53 +48,75 @@ class Guard:
     """
 
     def __init__(self, app: App, *, headers: dict[str, str], hosts: frozenset[str] | None):
-        self._app, self._hosts, self._requests, self._files = app, hosts, 0, 0
+        self._app, self._hosts = app, hosts
+        self._most = {"search": limits.MAX_REQUESTS, "download": limits.DOWNLOADS, "file": limits.FILES}
+        self._under_way: Counter[str] = Counter()  # by kind; changed by one thread alone, so it needs no lock
         self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.monotonic(), 0
+        began, status, kind = time.monotonic(), 0, _kind(scope["path"])
+        under_way = True
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, under_way
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *self._headers]
+            elif not message.get("more_body", False):
+                under_way = False  # before it is sent: the client's next request may come with the same breath
+                self._under_way[kind] -= 1
             await send(message)
 
-        large = scope["path"] == LARGE
-        self._requests += 1  # the event loop is one thread, so no lock is needed
-        self._files += large
+        self._under_way[kind] += 1
         try:
             await self._admit(scope, receive, send_with_headers)
         finally:
-            self._requests -= 1
-            self._files -= large
+            self._under_way[kind] -= under_way
             path = scope["raw_path"].decode("ascii", "backslashreplace")  # as sent: not decoded, and without its query
-            log.info("%s %s %d %.0f ms", scope["method"], path[:200], status, 1000 * (time.monotonic() - began))
+            took = 1000 * (time.monotonic() - began)
+            log.info("%s %s %d %.0f ms", scope["method"], path[:200], status or GONE, took)
 
     async def _admit(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         try:
             most, seconds = self._check(scope)
             body = await self._body(receive, most, seconds)
         except Refused as refused:
-            await self._refuse(send, refused)
+            await _refuse(receive, send, refused)
             return
-        if body is None:
-            return  # the client is gone
-        # The application gets the body as one message, and after it the real messages: a disconnect ends its answer.
+        if body is not None:  # else the client is gone
+            await self._answer(scope, body, receive, send)
+
+    async def _answer(self, scope: MutableMapping[str, Any], body: bytes, receive: Receive, send: Send) -> None:
+        """Let the application answer, until it has or its client is gone."""
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
+        gone, complete = asyncio.ensure_future(receive()), False  # after the body, only the end can come
 
         async def replay() -> Message:
-            return waiting.pop() if waiting else await receive()
+            return waiting.pop() if waiting else await asyncio.shield(gone)
 
-        await self._app(scope, replay, send)
+        async def watched_send(message: Message) -> None:
+            nonlocal complete
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        answer = asyncio.ensure_future(self._app(scope, replay, watched_send))
+        try:
+            await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done() or complete:
+                await answer
+        finally:
+            gone.cancel()
+            answer.cancel()
+            if not answer.done():
+                await asyncio.wait({answer})
 
     def _check(self, scope: MutableMapping[str, Any]) -> tuple[int, float]:
         """Return how many bytes the body may have, and in how many seconds it must come."""
-        large = scope["path"] == LARGE
+        kind = _kind(scope["path"])
+        large = kind == "file"
         most, seconds = (limits.MAX_FILE, limits.FILE_SLOWEST) if large else (limits.MAX_BODY, limits.SLOWEST)
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
         if size > limits.MAX_HEADERS:
@@ -96,10 +128,8 @@ class Guard:
             raise Refused(
                 421, "this server answers to localhost only; to reach it from elsewhere, start it with --host"
             )
-        if self._requests > limits.MAX_REQUESTS:
-            raise Refused(503, "too many requests are under way; try again in a moment")
-        if large and self._files > limits.FILES:
-            raise Refused(503, "too many files are searched by; try again in a moment")
+        if self._under_way[kind] > self._most[kind]:
+            raise Refused(503, f"{CROWDS[kind]}; try again in a moment")
         length = headers.get(b"content-length", b"0")
         if len(length) > 15 or int(length) > most:  # h11 accepts digits only
             raise _too_large(most)
@@ -122,15 +152,37 @@ class Guard:
         except TimeoutError:
             raise Refused(408, f"the request's body did not come within {seconds:g} seconds") from None
 
-    async def _refuse(self, send: Send, refused: Refused) -> None:
-        body = json.dumps({"error": str(refused)}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        if refused.status == 503:
-            headers.append((b"retry-after", str(limits.RETRY).encode()))
-        if refused.status == 408:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+
+def _kind(path: str) -> str:
+    """Return which crowd a request joins."""
+    if path == LARGE:
+        return "file"
+    return "download" if path.startswith(SENT) else "search"
+
+
+async def _refuse(receive: Receive, send: Send, refused: Refused) -> None:
+    """Answer with the reason, and close: what comes of the body would be read without limits else."""
+    body = json.dumps({"error": str(refused)}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers.append((b"connection", b"close"))
+    if refused.status == 503:
+        headers.append((b"retry-after", str(limits.RETRY).encode()))
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    await _linger(receive)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _linger(receive: Receive) -> None:
+    """Read on for a moment: where a connection is closed before all is read, the client may never see the answer."""
+    heard = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limits.LINGER):
+            while heard < limits.LINGERING:
+                message = await receive()
+                heard += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def _too_large(most: int) -> Refused:
