@@ -1,7 +1,8 @@
 """SIGTERM and SIGINT: a command ends at once with one line; training ends after the current step.
 
 Finished work is whole on disk, so a command may stop at any moment: `listen` makes both signals raise `Stopped` in
-the main thread. Between `hold` and `heed` a signal is only remembered, and `waiting` returns it.
+the main thread. Between `hold` and `heed` a signal is only remembered, and `waiting` returns it. A launcher that is
+killed cannot pass on anything: its processes look for it, and stop as by SIGTERM when it is gone.
 """
 
 import contextlib
@@ -11,10 +12,14 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import NoReturn
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Set by torchrun, by accelerate's, by DeepSpeed's launcher; how many processes of it are above this one.
+LAUNCHERS = {"TORCHELASTIC_RUN_ID": 1, "ACCELERATE_MIXED_PRECISION": 1, "CROSS_RANK": 2}
+LOOK = 1.0  # seconds between two looks for the launcher
 PATIENCE = 5.0  # seconds to clean up in; a process that waits inside a library would never see the exception
 
 _holding = False
@@ -41,6 +46,9 @@ def listen() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # a shell ignores SIGINT for jobs in the background
             signal.signal(number, _arrived)
     sys.unraisablehook = _unraisable
+    above = next((number for name, number in LAUNCHERS.items() if name in os.environ), 0)
+    if above:
+        threading.Thread(target=_follow, args=(_ancestors(above),), daemon=True).start()
 
 
 def hold() -> None:
@@ -93,6 +101,24 @@ def _unraisable(found: "sys.UnraisableHookArgs") -> None:
     if isinstance(found.exc_value, Stopped):
         leave(found.exc_value.line, found.exc_value.code)
     sys.__unraisablehook__(found)
+
+
+def _ancestors(number: int) -> list[int]:
+    """Return the process ids of the parent, its parent and so on, as far as the system tells."""
+    found = [os.getppid()]
+    with contextlib.suppress(OSError):
+        while len(found) < number:
+            about = Path(f"/proc/{found[-1]}/stat").read_text()
+            found.append(int(about.rpartition(")")[2].split()[1]))
+    return found
+
+
+def _follow(launcher: list[int]) -> None:
+    """Stop this process as by SIGTERM once a process of its launcher has gone."""
+    while _ancestors(len(launcher)) == launcher:
+        time.sleep(LOOK)
+    log.error("the launcher is gone; it was killed, so this process stops too")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _obey(parent: int) -> None:

@@ -102,7 +102,7 @@ class Ranks:
         self.logs = [log.with_name(f"{log.name}.{rank}") for rank in range(count)]
         self.errors = [path.with_name(f"{path.name}.errors") if apart else path for path in self.logs]
         about = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-        about["MASTER_PORT"] = str(_free_port())
+        about["MASTER_PORT"] = str(free_port())
         self.processes = []
         for rank, (out, errors) in enumerate(zip(self.logs, self.errors, strict=True)):
             place = {**about, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
@@ -180,7 +180,8 @@ def _processes():
             yield int(entry.name), int(fields[3]), fields[0]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
