@@ -9,7 +9,7 @@ PORT ?= 8000
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15
 COMPUTING := indexing gallery two_stage calibration export inplace models clip teachers temporal golden compatibility
 
-.PHONY: demo serve study test slow portable kernels faults mutations videos fuzz two-hosts reference lint install clean
+.PHONY: demo serve study test slow portable kernels faults abuse mutations videos fuzz two-hosts reference lint install clean
 
 demo: install  ## the whole arrow on the embedded corpus, and one table
 	$(BIN)/python tools/demo.py
@@ -32,8 +32,12 @@ portable: install  ## tests that compute, under kernels that every processor has
 kernels: install  ## all tests under every setting that gives the processor other kernels (hours)
 	$(BIN)/python tests/kernels.py
 
-faults: install  ## kills packing, labelling and training at 200 random points (half an hour or so)
-	$(BIN)/python tests/faults --kills 200
+faults: install  ## 400 kills of packing, labelling, training, galleries and servers; random walks of galleries (an hour or so)
+	$(BIN)/python tests/faults --kills 400
+	$(BIN)/python tests/galleries.py --walks 100
+
+abuse: install  ## clients that do not behave, beside others that do: a server under each kind for ten seconds (six minutes)
+	$(PYTEST) -n 0 -s -m slow tests/test_abuse.py
 
 mutations: install  ## 2,000 damaged and hostile files into every reader (a few minutes)
 	$(BIN)/python tests/mutations --count 2000

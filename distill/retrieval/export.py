@@ -65,9 +65,9 @@ def export(path: Path, engine: str, out: Path) -> tuple[int, int]:
 def rows(path: Path, manifest: Manifest) -> Iterator[list[tuple[About, Vectors]]]:
     """The videos of a gallery that are not deleted, in the order of their rows, some at a time."""
     table = Table(path, manifest)
-    for segment, live in table.live():
+    for (base, segment), (_, live) in zip(table.based(), table.live(), strict=True):
         for some in live.split(TOGETHER):
-            vectors = zip(some.tolist(), segment.vectors[some].numpy(), strict=True)
+            vectors = zip(some.tolist(), table.sound_vectors(some + base).numpy(), strict=True)
             if len(some):
                 yield [
                     (_about(table, segment, row), {"vector": vector} | _tokens(segment, row)) for row, vector in vectors

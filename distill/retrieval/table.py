@@ -23,13 +23,14 @@ from distill.retrieval import generation, places
 from distill.retrieval.approximate import Approximate
 from distill.retrieval.calibration import Calibration
 from distill.retrieval.frames import NONE, Frames
-from distill.retrieval.segment import Segment, StoredVideo
+from distill.retrieval.segment import VECTORS, Segment, StoredVideo
 from distill.retrieval.stored import Tokens, damaged
 from distill.retrieval.vectors import among, nearest, nearest_of
 from distill.retrieval.where import Where
 
 NONE_YET = np.zeros(0, np.int64)  # a gallery without videos may have no segment
 FEW = 3  # times as few rows are copied to be compared; where it is more, reading all of them takes less time
+ROUNDED = 0.05  # by which the length of a stored vector may differ from 1; int8 takes some 0.001 at 512 numbers
 SEEN = ("frames", "real")  # the fields, beside `vector`, that say which frames of a video answer a text
 
 
@@ -132,6 +133,22 @@ class Table:
     def vectors(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row dim"]:
         """The stored vectors of some rows."""
         return self.gather(rows, lambda part, own: part.vectors[own])
+
+    def sound_vectors(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row dim"]:
+        """The same for what is made of many: raises `ArtefactError` for one that is not of unit length, or not finite.
+
+        A search looks at its best scores alone.
+        """
+        vectors = self.vectors(rows)
+        lengths = vectors.norm(dim=1)
+        odd = ~((lengths - 1).abs() <= ROUNDED)
+        if odd.any():
+            row, length = int(rows[odd][0]), float(lengths[odd][0])
+            part, _ = self.place(row)
+            raise damaged(
+                part.folder / VECTORS, f"the vector of {self.about(row)['id']!r} has length {length:g}, not 1"
+            )
+        return vectors
 
     def frame_weights(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row frame"]:
         """Return the frame weights of some rows; padding, at the end, weighs nothing."""

@@ -3,6 +3,7 @@
 Each change is a new generation, whole or not at all.
 """
 
+import hashlib
 import itertools
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,12 +17,13 @@ from torch import Tensor
 from distill.errors import ExpectedError, first_few
 from distill.log import progress
 from distill.manifest import Manifest, SealedFile, check_files, sealed_file
+from distill.records import canonical_json
 from distill.retrieval import calibration, difference, generation, ledger, places
 from distill.retrieval.approximate import build, check_installed
 from distill.retrieval.encoder import Encoder, check_release
 from distill.retrieval.generation import APPROXIMATE, CALIBRATION, DELETED, DERIVED, WORK
 from distill.retrieval.ledger import Ledger
-from distill.retrieval.segment import Segment, file_of
+from distill.retrieval.segment import file_of
 from distill.retrieval.table import Table
 from distill.retrieval.vectors import among
 
@@ -33,23 +35,27 @@ def delete(path: Path, names: Sequence[str]) -> Manifest:
     """Deletes videos by id; the id of a file that was cut deletes all its spans. An unknown id is an error.
 
     Rows are only marked, and take their bytes until the gallery is compacted. No index takes what was deleted again,
-    even from a file that has changed, until it is restored.
+    even from a file that has changed, until it is restored. What is deleted already stays so.
     """
     if not names:
         raise ExpectedError(f"{path}: no ids to delete; give some, or a file of them")
     with _existing(path) as before:
         table = Table(path, before)
+        excluded = Ledger.read(path, before).excluded
         found = {video: table.find(video) for video in names}
-        unknown = [video for video, rows in found.items() if not rows]
+        unknown = [video for video, rows in found.items() if not rows and video not in excluded]
         if unknown:
             raise ExpectedError(f"{path}: has no video {first_few([*map(repr, unknown)])}; nothing was deleted")
+        found = {video: rows for video, rows in found.items() if rows}
+        if not found:
+            return before
         number = before.counts["generation"] + 1
         rows = torch.tensor(sorted({*table.deleted.tolist(), *itertools.chain(*found.values())}))
         files, replaced = generation.write_deleted(path, number, rows), [DELETED]
         if before.version > places.AS_GIVEN:  # an earlier version remembers by the deleted rows alone
             abouts = {video: table.about(rows[0]) for video, rows in found.items()}
             gone = {name: ledger.Excluded(id=name, file=file_of(about)) for name, about in abouts.items()}
-            files |= ledger.write_excluded(path, number, (Ledger.read(path, before).excluded | gone).values())
+            files |= ledger.write_excluded(path, number, (excluded | gone).values())
             replaced.append(ledger.EXCLUDED)
         after = before.model_copy(update={"counts": before.counts | {"videos": before.counts["rows"] - len(rows)}})
         return _next(path, after, files, *replaced)
@@ -114,20 +120,25 @@ def compact(path: Path) -> Manifest:
 
 
 def approximate(path: Path) -> Manifest:
-    """Builds an approximate index of all videos, measures what it finds, and stores both."""
+    """Builds an approximate index of all videos, measures what it finds, and stores both; one that is there stays."""
     check_installed()
     with _existing(path) as before:
         table = Table(path, before)
         rows = table.rows()
         if len(rows) < LEAST:
             raise ExpectedError(f"{path}: {len(rows)} videos, expected at least {LEAST}; search so few exactly")
-        exact = partial(table.nearest, exact=True)
-        return _with_file(path, before, APPROXIMATE, len(rows), lambda file: build(file, table.vectors, exact, rows))
+        made, exact = table.approximate, partial(table.nearest, exact=True)
+        if made is not None and made.covers == len(table) and torch.equal(made.rows, rows):
+            return before
+        read = table.sound_vectors
+        return _with_file(path, before, APPROXIMATE, len(rows), lambda file: build(file, read, exact, rows))
 
 
 @torch.inference_mode()
 def calibrate(path: Path, release: Encoder, queries: Sequence[str]) -> Manifest:
     """Stores how well all videos fit a bank of queries, by which searches put hubs back (QB-Norm).
+
+    What is there of the same bank and videos stays.
 
     For models of one stage: the full scores of EERCF and GLSCL have no hubs that this finds (docs/galleries.md).
     """
@@ -143,21 +154,29 @@ def calibrate(path: Path, release: Encoder, queries: Sequence[str]) -> Manifest:
             raise ExpectedError(
                 f"{path}: {found}, expected some of both; give captions or queries, and index videos first"
             )
+        asked = {"bank": hashlib.sha256(canonical_json([*queries])).hexdigest(), "videos": len(table.rows())}
+        made = before.config.get(CALIBRATION, {})
+        if made.get("covers") == len(table) and asked.items() <= made.items():
+            return before
         starts = progress(range(0, len(queries), TOGETHER), f"encode {len(queries)} queries (batches)")
-        asked = (release.encode_text(queries[start : start + TOGETHER]) for start in starts)
-        bank = torch.cat([model.query_vectors(text).cpu() for text in asked])
+        texts = (release.encode_text(queries[start : start + TOGETHER]) for start in starts)
+        bank = torch.cat([model.query_vectors(text).cpu() for text in texts])
         best = table.nearest(bank, calibration.BEST, exact=True)
         size = max(1, calibration.CELLS // len(bank))
-        places = [(base, part, start) for base, part in table.based() for start in range(0, len(part), size)]
-        compared = progress(places, f"compare {len(table)} videos (blocks)")
-
-        def block(base: int, part: Segment, start: int) -> tuple[Tensor, Tensor]:
-            rows = torch.arange(start, min(start + size, len(part)))
-            return part.vectors[rows], ~among(rows + base, table.deleted)
-
-        blocks = (block(*place) for place in compared)
+        starts = progress(range(0, len(table), size), f"compare {len(table)} videos (blocks)")
+        blocks = (_block(table, start, min(start + size, len(table))) for start in starts)
         rows = before.counts["videos"]
-        return _with_file(path, before, CALIBRATION, rows, lambda file: calibration.write(file, blocks, bank, best))
+
+        def make(file: Path) -> dict[str, Any]:
+            return calibration.write(file, blocks, bank, best) | asked
+
+        return _with_file(path, before, CALIBRATION, rows, make)
+
+
+def _block(table: Table, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    """Return the vectors of some rows, and which of these are not deleted."""
+    rows = torch.arange(begin, end)
+    return table.sound_vectors(rows), ~among(rows, table.deleted)
 
 
 def _with_file(

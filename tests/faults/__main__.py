@@ -1,7 +1,7 @@
-"""Kills packing, label dumps and training at random points, and prints what came of it.
+"""Kills packing, label dumps, training, changes of galleries and servers at random points; prints what came of it.
 
     python tests/faults --kills 200 --seed 0
-    python tests/faults --kills 50 --jobs dump "train on 2" --json faults.json
+    python tests/faults --kills 50 --jobs dump "train on 2" append serve --json faults.json
 
 Exit code 1 if anything that was started again ended differently, hung, or left something behind.
 """

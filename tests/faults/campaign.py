@@ -82,6 +82,8 @@ def chain(job: Job, clock: Clock, wanted: int, draw: random.Random, folder: Path
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     out, log, kills = folder / "out", folder / "log", 0
+    if job.beginning is not None:
+        shutil.copytree(job.beginning, out)
     tally.jobs += 1
     while kills < wanted and not job.finished(out):
         count = draw.choice(job.counts)

@@ -25,6 +25,7 @@ class Job(ABC):
     """Something that is begun with `command` on any of `counts` processes, killed, and begun again until it ends."""
 
     name: str
+    beginning: Path | None = None  # a folder of which the job begins with a copy
     ranks = True  # each of `counts` is a number of ranks; else one process has so many workers
 
     def __init__(self, twin: Path, counts: tuple[int, ...]):

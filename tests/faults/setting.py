@@ -2,15 +2,17 @@
 
 import csv
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from conftest import World, python
 
 from faults.campaign import Clock, undisturbed
+from faults.galleries import CHANGES, Change, Serve, Setting
 from faults.jobs import HERE, Dump, Job, Pack, Train
 
-KINDS = ("pack", "dump", "train", "train on 2", "train on 1-2")
+KINDS = ("pack", "dump", "train", "train on 2", "train on 1-2", *CHANGES, "serve")
 
 
 def prepare(folder: Path, world: World, kinds: Sequence[str], clips: int, teacher: Path | None = None):
@@ -35,7 +37,22 @@ def prepare(folder: Path, world: World, kinds: Sequence[str], clips: int, teache
         teacher = teacher or folder / "train" / "run" / "release"
         dump = Dump(folder / "labels", (1, 2, 3, 4), annotations, teacher, frames)
         jobs.append((dump, undisturbed(dump, folder / "labels", 1, folder / "log")))
+    jobs += galleries(folder, world, kinds)
     return [(job, clock) for job, clock in jobs if job.name in kinds]
+
+
+def galleries(folder: Path, world: World, kinds: Sequence[str]) -> Iterator[tuple[Job, Clock]]:
+    """Jobs on galleries, each with the times of its twin."""
+    wanted = [kind for kind in (*CHANGES, "serve") if kind in kinds]
+    if not wanted:
+        return
+    setting = Setting(folder / "galleries", world)
+    for kind in wanted:
+        twin = folder / "twins" / kind
+        job = Serve(twin, setting) if kind == "serve" else Change(kind, twin, setting)
+        if job.beginning is not None:
+            shutil.copytree(job.beginning, twin)
+        yield job, undisturbed(job, twin, 1 if kind != "serve" else 4, folder / "log")
 
 
 def small_world(folder: Path) -> World:

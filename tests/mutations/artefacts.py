@@ -58,6 +58,7 @@ def prepare(folder: Path) -> None:
     with patch.object(_Index, "_join", side_effect=KeyboardInterrupt), suppress(KeyboardInterrupt):
         build_gallery(load(folder / "release"), folder / "frames", folder / "unfinished")
     grown(Gallery.open(folder / "gallery", load(folder / "release")), folder / "approximate", upkeep.LEAST, 64)
+    shutil.copytree(folder / "approximate", folder / "built")
     upkeep.approximate(folder / "approximate")
     upkeep.calibrate(folder / "approximate", load(folder / "release"), [text for _, text in CAPTIONS])
     _checkpoint(folder / "checkpoint")

@@ -28,7 +28,8 @@ from distill.packing.clips import read_annotations
 from distill.packing.packing import PackConfig, pack
 from distill.recipe import Recipe
 from distill.release.release import Release, load
-from distill.retrieval import Gallery
+from distill.retrieval import Gallery, upkeep
+from distill.retrieval.export import export
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.ledger import Ledger
 from distill.training import checkpoint
@@ -76,6 +77,14 @@ def gallery(path: Path, whole: Whole) -> Any:
     return [_searched(found), posters, asdict(Ledger.read(path, found.manifest))]
 
 
+def built(path: Path, whole: Whole) -> Any:
+    """A gallery, when all has been built of it that can be."""
+    upkeep.approximate(path)
+    upkeep.calibrate(path, whole.release, ["a red square", "something blue", "a circle"])
+    export(path, whole.scratch / "out", "bigfile")
+    return gallery(path, whole)
+
+
 def tokens(path: Path, whole: Whole) -> Any:
     return _searched(Gallery.open(path, whole.two_stage))
 
@@ -100,7 +109,7 @@ def latest(path: Path, whole: Whole) -> Any:
 
 
 def recipe(path: Path, whole: Whole) -> Any:
-    return read_recipe(path / "student.yaml", [], Recipe).model_dump(mode="json")
+    return finite(read_recipe(path / "student.yaml", [], Recipe).model_dump(mode="json"))
 
 
 def authors(suffix: str) -> Callable[[Path, Whole], Any]:
@@ -170,6 +179,7 @@ READERS = {
     "towers": Reader(towers),
     "unsealed": Reader(unsealed),
     "approximate": Reader(gallery, sealed=True),
+    "built": Reader(built, sealed=True),
     "unfinished": Reader(unfinished, hashed=True),
     "csv": Reader(annotations("csv", "all.csv")),
     "msrvtt": Reader(annotations("msrvtt", "train.csv")),
