@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, settings
 from processes import QUIET, ROOT, Ranks
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from distill.data.video import decode, probe
 
@@ -165,6 +166,15 @@ class World:
         file = path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(tree))
         return file
+
+
+def diverged(world: World, folder: Path) -> str:
+    """The path of towers whose numbers are finite, and so large that what they give is not."""
+    shutil.copytree(world.towers, folder)
+    weights = load_file(folder / "open_clip_model.safetensors")
+    weights["visual.ln_post.weight"].fill_(3e38)
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return str(folder)
 
 
 @pytest.fixture(scope="session")

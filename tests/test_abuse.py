@@ -34,8 +34,14 @@ LOG = 20_000  # bytes that the log may grow in a second
 
 
 @pytest.fixture(scope="module")
+def server(gallery, tmp_path_factory):
+    with serving(gallery, tmp_path_factory.mktemp("log") / "log", LINGER=0.5) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def gallery(world, tmp_path_factory):
-    """Of files of 64 MiB, which no socket holds."""
+    """A gallery of files of 64 MiB, which no socket holds."""
     return make_gallery(world, tmp_path_factory.mktemp("abused"), videos=6, padding=64 << 20)
 
 
@@ -112,15 +118,14 @@ def endured(gallery: Path, log: Path, name: str, seconds: float) -> str:
         with abused(server, name):
             ended = stopped(server)
         assert server.process.returncode == 0, log.read_text()[-3000:]
-        assert ended < limits.GRACE + 2
+        assert ended < 2 * limits.GRACE, "and no machine is so busy that it takes longer"
         assert "Traceback" not in log.read_text(), log.read_text()[-3000:]
     times = f"p95 {1000 * p95(alone):.0f} ms alone, {1000 * p95(beside):.0f} ms beside it"
     return f"{name}: {len(beside)} searches, {times}, {1000 * p95(after):.0f} ms after; left in {ended:.1f} s"
 
 
-@pytest.mark.parametrize("name", ["nobody reads", "silent connections", "dripping bodies refused early"])
-def test_others_are_served_beside_an_abuse(gallery, tmp_path, name):
-    endured(gallery, tmp_path / "log", name, SHORT)
+def test_others_are_served_beside_clients_that_read_nothing(gallery, tmp_path):
+    endured(gallery, tmp_path / "log", "nobody reads", SHORT)
 
 
 @pytest.mark.slow
@@ -142,35 +147,33 @@ def answers(server: Server, sent: bytes, seconds: float) -> bytes:
         return came
 
 
-def test_whatever_is_refused_before_its_body_came_is_closed_and_the_answer_arrives(gallery, tmp_path):
+def test_whatever_is_refused_before_its_body_came_is_closed_and_the_answer_arrives(server):
     refusals = {
         413: request("search", 1 << 30, "POST"),
         421: request("search", 1 << 30, "POST", host="evil.example"),
         431: request("search", 1 << 30, "POST", more="A: " + "a" * 20_000 + "\r\n"),
     }
-    with serving(gallery, tmp_path / "log") as server:
-        for status, sent in refusals.items():
-            for body in (b"", b"a" * 500_000):
-                answer = answers(server, sent + body, limits.LINGER + 5)
-                assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
-                head, said = answer.split(b"\r\n\r\n", 1)
-                assert b"connection: close" in head.lower()
-                assert list(json.loads(said)) == ["error"]
-        chunks = request("search", method="POST", more="Transfer-Encoding: chunked\r\n")
-        broken = answers(server, chunks + b'5\r\n{"que\r\nzz\r\n', 5)
-        assert broken.startswith(b"HTTP/1.1 400 "), broken
-        assert list(json.loads(broken.split(b"\r\n\r\n", 1)[1])) == ["error"]
+    for status, sent in refusals.items():
+        for body in (b"", b"a" * 500_000):
+            answer = answers(server, sent + body, limits.LINGER + 5)
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
+            head, said = answer.split(b"\r\n\r\n", 1)
+            assert b"connection: close" in head.lower()
+            assert list(json.loads(said)) == ["error"]
+    chunks = request("search", method="POST", more="Transfer-Encoding: chunked\r\n")
+    broken = answers(server, chunks + b'5\r\n{"que\r\nzz\r\n', 5)
+    assert broken.startswith(b"HTTP/1.1 400 "), broken
+    assert list(json.loads(broken.split(b"\r\n\r\n", 1)[1])) == ["error"]
 
 
-def test_no_more_than_some_of_a_refused_body_is_read(gallery, tmp_path):
-    with serving(gallery, tmp_path / "log") as server:
-        sent = 0
-        with socket.create_connection((target(server).host, target(server).port), timeout=10) as client:
-            client.sendall(request("search", 1 << 30, "POST"))
-            with pytest.raises(OSError):
-                while sent < 1 << 30:
-                    sent += client.send(b"a" * 65536)
-        assert sent < limits.LINGERING + (8 << 20), "what both sides' buffers hold comes to it"
+def test_no_more_than_some_of_a_refused_body_is_read(server):
+    sent = 0
+    with socket.create_connection((target(server).host, target(server).port), timeout=10) as client:
+        client.sendall(request("search", 1 << 30, "POST"))
+        with pytest.raises(OSError):
+            while sent < 1 << 30:
+                sent += client.send(b"a" * 65536)
+    assert sent < limits.LINGERING + (8 << 20), "what both sides' buffers hold comes to it"
 
 
 def test_a_client_that_takes_nothing_is_left(gallery, tmp_path):
@@ -190,22 +193,21 @@ def test_a_client_that_takes_nothing_is_left(gallery, tmp_path):
         assert not [file for file in files if file.endswith(".mp4")], "it has let go of the file"
 
 
-def test_a_file_is_not_read_on_for_a_client_that_has_gone(gallery, tmp_path):
-    with serving(gallery, tmp_path / "log") as server:
-        at = target(server)
+def test_a_file_is_not_read_on_for_a_client_that_has_gone(server):
+    at = target(server)
+    with socket.create_connection((at.host, at.port)) as client:
+        client.sendall(request(at.video))
+        client.recv(1000)
+    time.sleep(1)
+    read = Path(f"/proc/{server.process.pid}/io").read_text()
+    before = int(read.split("rchar:")[1].split()[0])
+    for _ in range(5):
         with socket.create_connection((at.host, at.port)) as client:
             client.sendall(request(at.video))
             client.recv(1000)
-        time.sleep(1)
-        read = Path(f"/proc/{server.process.pid}/io").read_text()
-        before = int(read.split("rchar:")[1].split()[0])
-        for _ in range(5):
-            with socket.create_connection((at.host, at.port)) as client:
-                client.sendall(request(at.video))
-                client.recv(1000)
-        time.sleep(2)
-        after = int(Path(f"/proc/{server.process.pid}/io").read_text().split("rchar:")[1].split()[0])
-        assert after - before < 5 * (32 << 20), "of 64 MiB"
+    time.sleep(2)
+    after = int(Path(f"/proc/{server.process.pid}/io").read_text().split("rchar:")[1].split()[0])
+    assert after - before < 5 * (32 << 20), "of 64 MiB"
 
 
 @pytest.mark.parametrize(("may_open", "connections"), [(300, 0), (400, 80), (1024, 512)])

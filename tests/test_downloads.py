@@ -141,8 +141,11 @@ def test_a_pack_of_downloads_continues_and_ends_with_the_same_bytes(tmp_path: Pa
 def test_wrong_arguments_and_shards_are_one_line(tmp_path: Path, mp4: dict[int, bytes]):
     place(tmp_path / "shards", mp4)
     shards, out = str(tmp_path / "shards"), ["--out", str(tmp_path / "f")]
-    with pytest.raises(ExpectedError, match=r"--layout csv: give the folder with the video files"):
+    with pytest.raises(ExpectedError, match=r"no video files; .* its tars need --layout webdataset"):
         pack_frames.main([shards, *out])
+    (tmp_path / "a.csv").write_text("video,caption\n")
+    with pytest.raises(ExpectedError, match=r"--layout csv: give the folder with the video files"):
+        pack_frames.main([str(tmp_path / "a.csv"), *out])
     with pytest.raises(ExpectedError, match=r"of webdataset the videos lie in .* leave it out"):
         pack_frames.main([shards, str(tmp_path), "--layout", "webdataset", *out])
     (tmp_path / "none").mkdir()

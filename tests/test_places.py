@@ -165,7 +165,7 @@ def test_a_lock_that_is_held_is_waited_for_and_never_deleted(
     monkeypatch.setattr(fcntl, "lockf", held)
     with pytest.raises(ExpectedError, match="another process is changing") as one, generation.changing(tmp_path / "g"):
         pass
-    with pytest.raises(ExpectedError, match="is running already") as two, alone_in(tmp_path):
+    with pytest.raises(ExpectedError, match="is running already") as two, alone_in(tmp_path, Config()):
         pass
     assert not any("delete" in str(found.value) or "remove" in str(found.value) for found in (one, two))
 
@@ -173,7 +173,7 @@ def test_a_lock_that_is_held_is_waited_for_and_never_deleted(
 def test_a_lock_file_that_may_not_be_opened_is_not_to_be_deleted(tmp_path: Path):
     """As one of another user is not; here it is a link into a file system that makes no files."""
     (tmp_path / ".lock").symlink_to("/proc/none")
-    for change in (lambda: generation.changing(tmp_path), lambda: alone_in(tmp_path)):
+    for change in (lambda: generation.changing(tmp_path), lambda: alone_in(tmp_path, Config())):
         with (
             pytest.raises(ExpectedError, match=r"\.lock: cannot be opened for writing") as found,
             change(),

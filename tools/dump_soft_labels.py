@@ -107,7 +107,8 @@ def _label_texts(args: argparse.Namespace, rank: int, size: int) -> None:
         raise ExpectedError(
             f"{args.frames}: captions without videos take no --part, --plan and --tiers; leave them out"
         )
-    texts, release, config = Texts.open(args.frames), *_teacher(args)
+    config, texts = _config(args), Texts.open(args.frames)
+    release = _teacher(args)
     mend = "labels are of what is left; a teacher with more words has a larger data.max_words"
     warn_of_cuts(texts.captions, release.tokenizer.max_words, str(texts.path), mend)
     batch = config.batch * CAPTIONS_PER_VIDEO
@@ -130,29 +131,35 @@ def _job(args: argparse.Namespace) -> "LabelJob":
     from distill.labelling.job import LabelJob
     from distill.labelling.teacher import TeacherRelease
 
-    frames = FrameSet(args.frames, verify=comm.rank() == 0)
-    release, config = _teacher(args)
+    config, frames = _config(args), FrameSet(args.frames, verify=comm.rank() == 0)
+    release = _teacher(args)
     teacher = TeacherRelease.of(release)
     frames.check_settings(release.frames_config, release.path)
     return LabelJob(teacher, frames, args.out, config)
 
 
-def _teacher(args: argparse.Namespace) -> tuple["Release", "LabelJobConfig"]:
-    """Return the teacher's release on this process's device, and the settings of its job."""
-    import torch
-
+def _config(args: argparse.Namespace) -> "LabelJobConfig":
+    """Return the settings of a job, before anything is read."""
     from distill import comm
     from distill.config import validate
     from distill.labelling.job import LabelJobConfig
+
+    given = {"tiers": args.tiers, "storage": args.dtype, "batch": args.batch, "workers": args.workers, "top": args.top}
+    given["precision"] = "bf16" if comm.device().type == "cuda" else "fp32"
+    return validate(given, LabelJobConfig, where="options")
+
+
+def _teacher(args: argparse.Namespace) -> "Release":
+    """Return the teacher's release on this process's device."""
+    import torch
+
+    from distill import comm
     from distill.release.release import load
 
     device = comm.device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    given = {"tiers": args.tiers, "storage": args.dtype, "batch": args.batch, "workers": args.workers, "top": args.top}
-    given["precision"] = "bf16" if device.type == "cuda" else "fp32"
-    config = validate(given, LabelJobConfig, where="options")
-    return load(args.teacher, device), config
+    return load(args.teacher, device)
 
 
 def _print_plan(out: Place, job: "LabelJob", processes: int) -> None:

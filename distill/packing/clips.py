@@ -26,7 +26,7 @@ from distill.data.frames import Caption
 from distill.data.textfiles import refuse_pickle
 from distill.data.timeline import Span
 from distill.data.video import EXTENSIONS, stem
-from distill.errors import ArtefactError, first_few
+from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.packing.layouts import LAYOUTS
 from distill.packing.rows import CaptionRow
 
@@ -63,7 +63,12 @@ def folder_clips(folder: Path) -> list[Clip]:
 
     Those that have no id of their own are unusable, as where the folder is indexed.
     """
-    _, found, left_out = files.find(folder)
+    try:
+        _, found, left_out = files.find(folder)
+    except ExpectedError as error:
+        if any(folder.glob("*.tar")):
+            raise ArtefactError(f"{error}; its tars need --layout webdataset") from None
+        raise
     clips = [Clip(file.id, (), file.source) for file in found]
     return clips + [Clip(note["video"], (), note["source"], unusable=note["reason"]) for note in left_out]
 
