@@ -1,9 +1,11 @@
 """A launcher that is killed tells nobody: what it started stops by itself, with a line, and keeps a checkpoint."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -54,17 +56,23 @@ def test_training_stops_when_its_launcher_is_killed(world: World, tmp_path: Path
         while not (run / "metrics.jsonl").is_file():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
-        below = descendants(process.pid)
     finally:
+        below = descendants(process.pid)
         process.kill()
         process.wait()
-    deadline = time.monotonic() + SECONDS
-    while any(map(running, below)):
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.1)
+    try:
+        deadline = time.monotonic() + SECONDS
+        while any(map(running, below)):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+    finally:
+        for pid in below:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     said = log.read_text()
     processes = int(LAUNCHERS[launcher][-1])
-    assert said.count("the launcher is gone; it was killed, so this process stops too") == processes, said
+    told = said.count("the launcher is gone; it was killed, so this process stops too")
+    assert 1 <= told <= processes, said  # the first may tell the others before they have looked
     assert "stopped by SIGTERM" in said and "Traceback" not in said, said
     assert list((run / "checkpoints").iterdir()) and not (run / "release").exists()
 

@@ -49,7 +49,6 @@ class Guard:
 
     def __init__(self, app: App, *, headers: dict[str, str], hosts: frozenset[str] | None):
         self._app, self._hosts = app, hosts
-        self._most = {"search": limits.MAX_REQUESTS, "download": limits.DOWNLOADS, "file": limits.FILES}
         self._under_way: Counter[str] = Counter()  # by kind; changed by one thread alone, so it needs no lock
         self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
@@ -128,7 +127,8 @@ class Guard:
             raise Refused(
                 421, "this server answers to localhost only; to reach it from elsewhere, start it with --host"
             )
-        if self._under_way[kind] > self._most[kind]:
+        at_once = {"search": limits.MAX_REQUESTS, "download": limits.DOWNLOADS, "file": limits.FILES}
+        if self._under_way[kind] > at_once[kind]:
             raise Refused(503, f"{CROWDS[kind]}; try again in a moment")
         length = headers.get(b"content-length", b"0")
         if len(length) > 15 or int(length) > most:  # h11 accepts digits only

@@ -166,18 +166,18 @@ class Objective(nn.Module):
             scores = replace(scores, rankings=self.model.rankings(every_text, every_video))
         return total_loss(
             scores,
-            self._teachers(pairs, texts, seen),
+            self._teachers(len(batch.labels), pairs, texts, seen),
             self._config,
             real=video.real if self.model.mask_padding else None,
             videos=pairs["batch"]["videos"] if self._mask_same_video else None,
         )
 
     @torch.no_grad()
-    def _teachers(self, pairs: Tables, texts: Tables, videos: Tables) -> list[TeacherScores]:
-        """Return the scores of each teacher: of the pairs, and of the texts and videos that stand beside them."""
+    def _teachers(self, number: int, pairs: Tables, texts: Tables, videos: Tables) -> list[TeacherScores]:
+        """Return the scores of so many teachers: of the pairs, and of the texts and videos that stand beside them."""
         found = []
-        for number, (head, weight) in enumerate(self._heads):
-            name = str(number)
+        for place, (head, weight) in enumerate(self._heads[:number]):
+            name = str(place)
             rows, logits = pairs[name], None
             if self._config.coarse.weight:
                 logits = teacher_logits(head, rows, texts.get(name), videos.get(name))

@@ -81,7 +81,7 @@ def built(path: Path, whole: Whole) -> Any:
     """A gallery, when all has been built of it that can be."""
     upkeep.approximate(path)
     upkeep.calibrate(path, whole.release, ["a red square", "something blue", "a circle"])
-    export(path, whole.scratch / "out", "bigfile")
+    export(path, "bigfile", whole.scratch / "out")
     return gallery(path, whole)
 
 
