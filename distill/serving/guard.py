@@ -91,7 +91,13 @@ class Guard:
     async def _answer(self, scope: MutableMapping[str, Any], body: bytes, receive: Receive, send: Send) -> None:
         """Let the application answer, until it has or its client is gone."""
         waiting = [{"type": "http.request", "body": body, "more_body": False}]
-        gone, complete = asyncio.ensure_future(receive()), False  # after the body, only the end can come
+        own, complete = asyncio.current_task(), False
+        assert own is not None, "a server gives every request a task"
+        gone = asyncio.ensure_future(receive())  # after the body, only the end can come
+
+        def left(_: object) -> None:
+            if not (complete or gone.cancelled()):
+                own.cancel()
 
         async def replay() -> Message:
             return waiting.pop() if waiting else await asyncio.shield(gone)
@@ -101,16 +107,15 @@ class Guard:
             complete = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        answer = asyncio.ensure_future(self._app(scope, replay, watched_send))
+        gone.add_done_callback(left)
         try:
-            await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done() or complete:
-                await answer
+            await self._app(scope, replay, watched_send)
+        except asyncio.CancelledError:
+            if not gone.done() or complete or own.uncancel():
+                raise  # the server itself ends the request
         finally:
+            gone.remove_done_callback(left)
             gone.cancel()
-            answer.cancel()
-            if not answer.done():
-                await asyncio.wait({answer})
 
     def _check(self, scope: MutableMapping[str, Any]) -> tuple[int, float]:
         """Return how many bytes the body may have, and in how many seconds it must come."""
