@@ -29,7 +29,8 @@ class Change(Job):
         if self.name in ("append", "sync"):
             index = [ROOT / "tools" / "index.py", self.setting.release, self.setting.videos, "--out", out]
             return [*index, f"--{self.name}", "--workers", str(count)]
-        extra = {"delete": self.setting.gone, "calibrate": [str(self.setting.bank)]}
+        bank = [str(self.setting.bank), "--release", str(self.setting.release)]
+        extra = {"delete": self.setting.gone, "calibrate": bank}
         return [ROOT / "tools" / "gallery.py", out, self.name, *extra.get(self.name, [])]
 
     def differences(self, out: Path) -> Iterator[str]:
