@@ -44,7 +44,7 @@ def main() -> None:
         ]
         args.json.write_text(json.dumps({"kills": kills, "seed": args.seed, "jobs": rows}, indent=1) + "\n")
     if failures:
-        sys.exit(f"what failed was kept in {folder / 'killed'}")
+        sys.exit(f"what failed was kept in {folder}")
     shutil.rmtree(folder)
 
 

@@ -79,9 +79,10 @@ def campaign(jobs: Sequence[tuple[Job, Clock]], kills: int, seed: int, folder: P
 
 def chain(job: Job, clock: Clock, wanted: int, draw: random.Random, folder: Path, tally: Tally) -> int:
     """One job from its first start to its end, killed up to `wanted` times in between; how often it was."""
-    shutil.rmtree(folder, ignore_errors=True)
+    out, log, kills = job.out(folder), folder / "log", 0
+    for left in (folder, out):
+        shutil.rmtree(left, ignore_errors=True)
     folder.mkdir(parents=True)
-    out, log, kills = folder / "out", folder / "log", 0
     if job.beginning is not None:
         shutil.copytree(job.beginning, out)
     tally.jobs += 1
@@ -116,6 +117,7 @@ def chain(job: Job, clock: Clock, wanted: int, draw: random.Random, folder: Path
     tally.equal += not found
     tally.failures += [f"{folder.name}, at the end: {what}" for what in found[:5]]
     if not found:
+        shutil.rmtree(out)
         shutil.rmtree(folder)
     return kills
 

@@ -25,6 +25,9 @@ class Change(Job):
         super().__init__(twin, (1, 2) if name in ("append", "sync") else (1,))
         self.name, self.setting, self.beginning = name, setting, setting.galleries[name]
 
+    def out(self, folder: Path) -> Path:
+        return self.setting.folder / folder.name
+
     def command(self, out: Path, count: int) -> list[str | Path]:
         if self.name in ("append", "sync"):
             index = [ROOT / "tools" / "index.py", self.setting.release, self.setting.videos, "--out", out]
@@ -63,7 +66,11 @@ class Serve(Job):
 
 
 class Setting:
-    """Videos, a release with random weights, and the gallery that each change begins with."""
+    """Videos, a release with random weights, and the gallery that each change begins with.
+
+    A gallery names its videos by their path from its own folder: all copies stand beside them, or two that did the
+    same would hold other bytes.
+    """
 
     def __init__(self, folder: Path, world: World):
         from test_release import make, release
@@ -72,6 +79,7 @@ class Setting:
         from distill.retrieval import upkeep
         from distill.retrieval.indexing import build_gallery
 
+        self.folder = folder
         self.videos, self.release, self.bank = folder / "videos", folder / "student", folder / "bank.txt"
         release(self.release, *make())
         self.bank.write_text("\n".join(BANK) + "\n")

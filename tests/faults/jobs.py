@@ -39,6 +39,10 @@ class Job(ABC):
         """Whether there is nothing left to do, so that the same command would begin another one."""
         return False
 
+    def out(self, folder: Path) -> Path:
+        """Where the job writes, when the campaign keeps its log in `folder`."""
+        return folder / "out"
+
     @abstractmethod
     def differences(self, out: Path) -> Iterator[str]:
         """Say what is wrong with a finished job's folder, in words; nothing if all is well."""

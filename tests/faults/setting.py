@@ -48,7 +48,7 @@ def galleries(folder: Path, world: World, kinds: Sequence[str]) -> Iterator[tupl
         return
     setting = Setting(folder / "galleries", world)
     for kind in wanted:
-        twin = folder / "twins" / kind
+        twin = setting.folder / f"twin-{kind}"
         job = Serve(twin, setting) if kind == "serve" else Change(kind, twin, setting)
         if job.beginning is not None:
             shutil.copytree(job.beginning, twin)
