@@ -11,8 +11,9 @@ from test_gallery import corpus  # noqa: F401 a fixture
 from test_release import make, release
 
 from distill.errors import ArtefactError, ExpectedError
+from distill.manifest import seal
 from distill.release.release import load
-from distill.retrieval import Gallery, upkeep
+from distill.retrieval import Gallery, generation, upkeep
 from distill.retrieval.export import EXPORTERS, export
 from distill.retrieval.indexing import build_gallery
 
@@ -64,6 +65,27 @@ def test_what_is_deleted_already_stays_deleted_and_what_never_was_there_is_an_er
     with pytest.raises(ExpectedError, match="has no video 'v9999'; nothing was deleted"):
         upkeep.delete(gallery, ["v4", "v9999"])
     assert "v4" in Gallery.open(gallery, load(gallery.parent / "release"))
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "delete", "compact"])
+def test_what_a_change_left_that_was_killed_once_it_had_published_is_deleted_by_the_next(change, gallery, monkeypatch):
+    make = (
+        CHANGES.get(change) or {"delete": lambda path: upkeep.delete(path, ["v3"]), "compact": upkeep.compact}[change]
+    )
+    upkeep.delete(gallery, ["v1"])  # so that there is something to compact, and to replace
+    before = {name for name in tree_bytes(gallery) if name not in generation.read(gallery).files}
+
+    def killed(path, manifest):
+        seal(path, manifest)
+        (path / ".manifest.json.0.part").write_bytes(b"{")  # of another attempt
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(generation, "publish", killed)
+        make(gallery)
+    made = generation.read(gallery)
+    assert make(gallery).id == made.id, "it is done already"
+    assert tree_bytes(gallery).keys() == before | made.files.keys()
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e38, 0.9])

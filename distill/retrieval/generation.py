@@ -186,7 +186,10 @@ def write_deleted(path: Path, number: int, rows: Int64[Tensor, " row"]) -> dict[
 
 @contextmanager
 def changing(path: Path) -> Iterator[Manifest | None]:
-    """The only process that may change a gallery, until it is left; gives the current generation, if there is one."""
+    """The only process that may change a gallery, until it is left; gives the current generation, if there is one.
+
+    What a killed change has left, after it published too, is deleted first: there may be nothing else left to do.
+    """
     names = {child.name for child in path.iterdir() if child.suffix != ".part"} if path.is_dir() else set()
     if NAME not in names and names - {SEGMENTS, *BESIDE, WORK, LOCK}:
         raise ArtefactError(f"{path}: exists and was not begun by tools/index.py; choose an empty or new folder")
@@ -196,7 +199,9 @@ def changing(path: Path) -> Iterator[Manifest | None]:
     with open_lock(lock) as file:
         if not acquired(lock, lambda: fcntl.flock(file, how)):  # let go by the system, however the process ends
             raise ArtefactError(f"{path}: another process is changing this gallery; wait for it, then try again")
-        yield read(path) if (path / NAME).is_file() else None
+        before = read(path) if (path / NAME).is_file() else None
+        sweep(path, before)
+        yield before
 
 
 def publish(path: Path, manifest: Manifest) -> Manifest:

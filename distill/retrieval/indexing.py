@@ -145,7 +145,6 @@ class _Index:
                 "over what changed by --sync"
             )
         change = self._compare(sync)
-        generation.sweep(self.out, self.before)
         parts = list(self.maker.plan(self.out, change.items))
         missing = [part for part in parts if finished(part[0], verify=True) is None]
         total = sum(len(items) for _, items in missing)

@@ -110,7 +110,6 @@ def compact(path: Path) -> Manifest:
         counts: dict[str, Any] = {k: v for k, v in before.counts.items() if k != "captions"}
         counts |= {"generation": number, "rows": before.counts["videos"]}
         if before.counts["videos"]:
-            generation.sweep(path, before)
             segment, merged = generation.write_merged(path, number, list(table.live()))
             files |= merged
             counts |= {} if segment.captions is None else {"captions": len(segment.captions)}

@@ -3,7 +3,9 @@
 Stops the server by SIGTERM at the end. Exit code 2 and one line if it answers wrongly or ends by itself.
 """
 
+import ctypes
 import json
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +17,19 @@ if __name__ == "__main__":
 import httpx
 
 from distill.errors import ExpectedError, door
-from distill.publishing import publish
+from distill.publishing import publish, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 SEARCHES = 120
+DIES_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
 
 
 def main() -> None:
     """Serve, ask, write."""
     gallery, out, clients = sys.argv[1:]
+    sweep(Path(out))  # what was not whole when this was killed
     command = [sys.executable, ROOT / "tools" / "serve.py", gallery, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_with_parent) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()
@@ -39,6 +43,11 @@ def main() -> None:
     if server.returncode:
         raise ExpectedError(f"the server ended with {server.returncode}")
     publish(Path(out) / "answers.json", json.dumps(answers).encode())
+
+
+def _with_parent() -> None:
+    """Let the server end with this process, however that is killed."""
+    ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGTERM)
 
 
 def asked(url: str, number: int) -> list[str]:
