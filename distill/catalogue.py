@@ -17,6 +17,7 @@ from students.eercf import Eercf, EercfConfig
 from students.glscl import Glscl, GlsclConfig
 from students.prompt_switch import PromptSwitch, PromptSwitchConfig
 from students.teachclip import TeachClip, TeachClipConfig
+from teachers.cosine import CosineInteraction
 from teachers.ts2net import Ts2Net, Ts2NetConfig, Ts2NetInteraction
 from teachers.xclip import XClip, XClipConfig, XClipInteraction
 from teachers.xpool import XPool, XPoolConfig, XPoolInteraction
@@ -42,10 +43,11 @@ MODELS: dict[type, type[RetrievalModel]] = {
     Ts2NetConfig: Ts2Net,
     XPoolConfig: XPool,
 }
-INTERACTIONS: dict[str, type[Interaction]] = {  # teachers, by kind
+INTERACTIONS: dict[str, type[Interaction]] = {  # teachers, by kind; those not trained here score by `cosine`
     "xclip": XClipInteraction,
     "ts2net": Ts2NetInteraction,
     "xpool": XPoolInteraction,
+    "cosine": CosineInteraction,
 }
 
 

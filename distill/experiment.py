@@ -16,27 +16,25 @@ import distill
 from distill import catalogue, comm
 from distill.data.datasets import UnpairedSource
 from distill.data.frames import FrameSet
-from distill.data.labels import StoredLabels
-from distill.data.labelset import LabelSet
-from distill.data.textlabels import TextLabels
 from distill.data.texts import Texts
 from distill.data.tokens import Tokenizer, read_vocabulary, warn_of_cuts
 from distill.errors import RecipeError
 from distill.evaluation.choosing import choose, look_again
 from distill.evaluation.evaluate import Ranks, check_captions, encode, rank, texts_of
+from distill.labelling.sources import open_source
 from distill.model.blocks import require_compiler
 from distill.model.contract import RetrievalModel
 from distill.model.second_look import SecondLook
 from distill.model.towers import Towers
 from distill.publishing import check_writable, publish
-from distill.recipe import LabelConfig, Recipe
+from distill.recipe import Recipe
 from distill.records import write_json
 from distill.release.initial import build_from
 from distill.release.writing import write_release
 from distill.terminal import show
 from distill.training import engine
 from distill.training.folder import RELEASE, alone_in, choose_folder
-from distill.training.loop import Job, LabelSource, train
+from distill.training.loop import Job, train
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +96,7 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
     model, began_with = _begin(recipe)
     frames, val, test = _open_frames(recipe)
     unpaired = _open_unpaired(recipe)
-    sources = [_open_labels(recipe, label, frames, unpaired) for label in recipe.labels]
+    sources = [open_source(label, recipe.losses, frames, unpaired) for label in recipe.labels]
     unpaired = replace(
         unpaired,
         video_labels=[source.unlabelled for source in sources if source.unlabelled is not None],
@@ -184,37 +182,6 @@ def _open_unpaired(recipe: Recipe) -> UnpairedSource:
     return UnpairedSource(videos, texts)
 
 
-def _open_labels(recipe: Recipe, label: LabelConfig, frames: FrameSet, unpaired: UnpairedSource) -> LabelSource:
-    """A label set with every tier that the recipe's losses read, and the same teacher's of what is unpaired."""
-    coarse = label.coarse if recipe.losses.coarse.weight else None
-    label_set = LabelSet(label.path, frames, verify=comm.rank() == 0, coarse=coarse, on_mismatch=label.on_mismatch)
-    if coarse:
-        label_set.require(coarse, "losses.coarse")
-    if recipe.losses.fine.weight:
-        label_set.require("relevance", "losses.fine")
-    videos = texts = None
-    verify = comm.rank() == 0
-    if label.unlabelled is not None and unpaired.videos is not None:
-        videos = LabelSet(label.unlabelled, unpaired.videos, verify=verify)
-    if label.texts is not None and unpaired.texts is not None:
-        texts = TextLabels(label.texts, unpaired.texts, verify=verify)
-    for beside in (videos, texts):
-        if beside is not None:
-            beside.require("features", "losses.coarse")
-            _check_teacher(label_set, beside)
-    return LabelSource(label_set, catalogue.scoring_head(label_set), label.weight, videos, texts)
-
-
-def _check_teacher(labels: StoredLabels, beside: StoredLabels) -> None:
-    """Refuse labels of another teacher: its features say nothing to this one's scoring head."""
-    first, other = (stored.manifest.config["teacher"] for stored in (labels, beside))
-    if first != other:
-        raise RecipeError(
-            f"labels: {beside.path} was made by teacher {other[:12]}, but {labels.path} by {first[:12]}; name label "
-            f"sets of one teacher"
-        )
-
-
 def _check_towers(recipe: Recipe, model: RetrievalModel, **frame_sets: FrameSet | None) -> None:
     """Refuse frames (by their key under `data`) and captions of a size that the towers cannot take."""
     size = model.clip.architecture["vision_cfg"]["image_size"]
@@ -278,6 +245,7 @@ def caption_sources(frames: FrameSet) -> dict[str, int]:
 
 def provenance(recipe: Recipe, job: Job, metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Return what a release records of its making."""
+    temperatures: dict[str, dict[str, float]] = {}  # where the recipe says `auto`
     parents = {"frames": job.train.manifest.id} | ({"init": job.began_with} if job.began_with else {})
     if job.unpaired.videos is not None:
         parents["unlabelled"] = job.unpaired.videos.manifest.id
@@ -289,11 +257,14 @@ def provenance(recipe: Recipe, job: Job, metrics: dict[str, Any], seconds: float
         name = f"{name} #{others + 1}" if others else name  # folders may share their last name
         given = {name: source.labels, f"{name}, unlabelled": source.unlabelled, f"{name}, texts": source.texts}
         parents |= {key: labels.manifest.id for key, labels in given.items() if labels}
+        if used := source.temperatures.used():
+            temperatures[name] = used
     return {
         "name": recipe.name,
         "recipe": recipe.model_dump(mode="json"),
         "parents": parents,
         "captions": caption_sources(job.train),
+        "temperatures": temperatures,
         "evaluated_on": recipe.data.test or "",
         "test": metrics,
         "seconds": round(seconds, 1),

@@ -37,7 +37,8 @@ from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 from distill.model.towers import ClipConfig, Towers
 from distill.recipe import Recipe
-from distill.training.objective import ContrastiveConfig, LossConfig, TeacherScores, total_loss
+from distill.training.lossconfig import ContrastiveConfig, LossConfig
+from distill.training.objective import TeacherScores, total_loss
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from students import eercf
 from students.eercf import Eercf, EercfConfig, LossWeights, RerankWeights

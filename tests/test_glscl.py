@@ -45,7 +45,8 @@ from distill.model.temporal import TemporalConfig
 from distill.model.towers import ClipConfig, Towers
 from distill.recipe import Recipe
 from distill.retrieval import calibration
-from distill.training.objective import ContrastiveConfig, FineConfig, LossConfig, TeacherScores, total_loss
+from distill.training.lossconfig import ContrastiveConfig, FineConfig, LossConfig
+from distill.training.objective import TeacherScores, total_loss
 from students.glscl import Glscl, GlsclConfig, local_score
 from tools.convert_checkpoint import main as convert_main
 from tools.pack_frames import main as pack_main

@@ -26,14 +26,8 @@ from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import cosine, mean_pool, unit
 from distill.model.temporal import LAYER_NORM_EPS, TemporalConfig, TemporalTransformer
 from distill.model.towers import ClipConfig, Towers
-from distill.training.objective import (
-    CoarseConfig,
-    ContrastiveConfig,
-    FineConfig,
-    LossConfig,
-    TeacherScores,
-    total_loss,
-)
+from distill.training.lossconfig import CoarseConfig, ContrastiveConfig, FineConfig, LossConfig
+from distill.training.objective import TeacherScores, total_loss
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from students.teachclip import TeachClip, TeachClipConfig
 from teachers.ts2net import Ts2NetInteraction

@@ -121,7 +121,7 @@ def test_the_teacher_still_says_so(world: World, sets: dict[str, Path], shards: 
     assert found["relevance"].largest <= 1e-5
     if storage == "float16":
         assert 0 < found["sentence"].largest <= 2**-10 * found["sentence"].scale
-    with pytest.raises(ArtefactError, match=f"was made by teacher {release.id}, but the release given is another"):
+    with pytest.raises(ArtefactError, match=f"was made by teacher {release.id}, but the one given is another"):
         recompute(stored, replace(release, id="another"), FrameSet(shards), rows=6, seed=1)
     with torch.no_grad():
         release.model.clip.visual.ln_post.weight.mul_(1 + torch.linspace(0, 0.3, 64))  # as if it had been trained on

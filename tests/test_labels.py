@@ -20,7 +20,8 @@ from distill.model.contract import teacher_logits
 from distill.model.features import TextFeatures
 from distill.model.towers import Towers
 from distill.release.release import Release
-from distill.training.objective import LossConfig, Objective
+from distill.training.lossconfig import LossConfig
+from distill.training.objective import Objective
 from students.teachclip import TeachClip
 
 PAIRS = [(0, 0), (3, 1), (5, 0), (8, 2), (11, 0), (14, 1), (19, 0), (25, 0)]

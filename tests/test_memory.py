@@ -21,7 +21,8 @@ from distill.model.blocks import checkpoint_blocks, compile_blocks
 from distill.model.contract import RetrievalModel
 from distill.model.towers import Towers
 from distill.recipe import Recipe
-from distill.training.objective import LossConfig, Objective
+from distill.training.lossconfig import LossConfig
+from distill.training.objective import Objective
 from teachers.xclip import XClipInteraction
 
 PAIRS, FRAMES, WORDS, DIM = 32, 12, 24, 64

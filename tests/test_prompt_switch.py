@@ -44,7 +44,8 @@ from distill.release.export import export_clip
 from distill.retrieval.gallery import Gallery
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.moment import best_moment
-from distill.training.objective import ContrastiveConfig, LossConfig, TeacherScores, total_loss
+from distill.training.lossconfig import ContrastiveConfig, LossConfig
+from distill.training.objective import TeacherScores, total_loss
 from distill.training.optim import OptimConfig, build_optimizer
 from students.prompt_switch import PromptSwitch, PromptSwitchConfig
 

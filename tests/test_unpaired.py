@@ -30,7 +30,8 @@ from distill.packing.packing import PackConfig, pack
 from distill.recipe import Recipe
 from distill.release.card import model_card
 from distill.training.batches import plan_unpaired
-from distill.training.objective import LossConfig, Objective
+from distill.training.lossconfig import LossConfig
+from distill.training.objective import Objective
 
 TEXTS = ["a red square\n", "\n", "something blue moves\n", "a red square\n", "nothing at all\n", "four words are here"]
 

@@ -4,6 +4,12 @@
     tools/dump_soft_labels.py runs/xclip/release demo/frames/train --out demo/labels/xclip
     torchrun --standalone --nproc_per_node 4 --max-restarts 3 tools/dump_soft_labels.py TEACHER FRAMES --out LABELS
     tools/dump_soft_labels.py TEACHER FRAMES --out LABELS --part $SLURM_ARRAY_TASK_ID/40
+    tools/dump_soft_labels.py sentence-transformers:REPO FRAMES --out LABELS
+    tools/dump_soft_labels.py --vectors FOLDER FRAMES --out LABELS
+
+A teacher needs no training here: `sentence-transformers:` names a folder, a REPO or REPO@REVISION of a model of text
+and images (or of text and video), and `--vectors` a folder of vectors that were computed elsewhere, whose format
+docs/labels.md describes. Such labels are cosines.
 
 The tier `relevance` holds the teacher's score of every frame for every caption of its video. Two more tiers give the
 text x video logits of any batch: `features` exactly, with the teacher's features; `topk` approximately and in less
@@ -33,8 +39,10 @@ from distill.remote import Place, locate
 from distill.terminal import Parser, show
 
 if TYPE_CHECKING:
+    from distill.data.frames import FrameSet
+    from distill.data.texts import Texts
     from distill.labelling.job import LabelJob, LabelJobConfig
-    from distill.release.release import Release
+    from distill.labelling.labeller import Labeller
 
 DTYPES = ("bfloat16", "float16", "float32")
 TIERS = ("relevance", "topk", "features")
@@ -44,8 +52,9 @@ TIERS_BY_DEFAULT = ["relevance", "features"]
 def main(argv: list[str] | None = None) -> None:
     """Label a frame set, or a part of it."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher", type=Path, help="release folder of a teacher")
+    parser.add_argument("teacher", nargs="?", help="release folder of a teacher, or sentence-transformers:NAME")
     parser.add_argument("frames", type=locate, help="frame set to label, or a text file with a caption in each line")
+    parser.add_argument("--vectors", type=Path, metavar="FOLDER", help="vectors from elsewhere, in place of a teacher")
     parser.add_argument("--out", type=locate, required=True, help="folder of the label set")
     parser.add_argument("--tiers", nargs="+", choices=TIERS, default=TIERS_BY_DEFAULT)
     parser.add_argument("--top", type=int, default=256, metavar="K", help="videos per caption in tier topk (256)")
@@ -56,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=0, help="decoding processes of each process (0)")
     parser.add_argument("--part", type=_part, metavar="I/N", help="make part I of N of all shards, without a group")
     parser.add_argument("--plan", action="store_true", help="print what would be written and how long it would take")
-    _label(parser.parse_args(argv))
+    _label(parser.parse_intermixed_args(argv))
 
 
 def _label(args: argparse.Namespace) -> None:
@@ -98,9 +107,7 @@ def _label(args: argparse.Namespace) -> None:
 def _label_texts(args: argparse.Namespace, rank: int, size: int) -> None:
     """Label the captions of a text file."""
     from distill.data.texts import Texts
-    from distill.data.tokens import warn_of_cuts
     from distill.labelling.job import CAPTIONS_PER_VIDEO
-    from distill.labelling.teacher import TeacherRelease
     from distill.labelling.textjob import TextJob
 
     if args.part or args.tiers != TIERS_BY_DEFAULT:
@@ -108,12 +115,10 @@ def _label_texts(args: argparse.Namespace, rank: int, size: int) -> None:
             f"{args.frames}: captions without videos take no --part, --plan and --tiers; leave them out"
         )
     config, texts = _config(args), Texts.open(args.frames)
-    release = _teacher(args)
-    mend = "labels are of what is left; a teacher with more words has a larger data.max_words"
-    warn_of_cuts(texts.captions, release.tokenizer.max_words, str(texts.path), mend)
+    labeller = _labeller(args, texts)
+    labeller.warn_of_cuts(texts.captions, str(texts.path))
     batch = config.batch * CAPTIONS_PER_VIDEO
-    teacher = TeacherRelease.of(release)
-    job = TextJob(teacher, texts, args.out, storage=config.storage, batch=batch, precision=config.precision)
+    job = TextJob(labeller, texts, args.out, storage=config.storage, batch=batch, precision=config.precision)
     if args.plan:
         numbers, seconds = job.forecast()
         left = f"{len(job.shards.missing())} of {len(job.shards.names)} shards left"
@@ -129,13 +134,9 @@ def _job(args: argparse.Namespace) -> "LabelJob":
     from distill import comm
     from distill.data.frames import FrameSet
     from distill.labelling.job import LabelJob
-    from distill.labelling.teacher import TeacherRelease
 
     config, frames = _config(args), FrameSet(args.frames, verify=comm.rank() == 0)
-    release = _teacher(args)
-    teacher = TeacherRelease.of(release)
-    frames.check_settings(release.frames_config, release.path)
-    return LabelJob(teacher, frames, args.out, config)
+    return LabelJob(_labeller(args, frames), frames, args.out, config)
 
 
 def _config(args: argparse.Namespace) -> "LabelJobConfig":
@@ -145,21 +146,21 @@ def _config(args: argparse.Namespace) -> "LabelJobConfig":
     from distill.labelling.job import LabelJobConfig
 
     given = {"tiers": args.tiers, "storage": args.dtype, "batch": args.batch, "workers": args.workers, "top": args.top}
-    given["precision"] = "bf16" if comm.device().type == "cuda" else "fp32"
+    given["precision"] = "bf16" if comm.device().type == "cuda" and args.vectors is None else "fp32"
     return validate(given, LabelJobConfig, where="options")
 
 
-def _teacher(args: argparse.Namespace) -> "Release":
-    """Return the teacher's release on this process's device."""
+def _labeller(args: argparse.Namespace, given: "FrameSet | Texts") -> "Labeller":
+    """Return who labels, on this process's device."""
     import torch
 
     from distill import comm
-    from distill.release.release import load
+    from distill.labelling.opening import open_labeller
 
     device = comm.device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return load(args.teacher, device)
+    return open_labeller(args.teacher, args.vectors, given, device)
 
 
 def _print_plan(out: Place, job: "LabelJob", processes: int) -> None:

@@ -6,7 +6,7 @@
     tools/labels.py merge host-a/labels host-b/labels --out labels
 
 verify  hash every file and check every row; with the teacher and the frames, compute some rows again and compare
-stats   sizes, coverage, entropy of the relevance; with a second set, how far the two teachers agree on frames
+stats   sizes, coverage, entropy, temperatures; with a second set, how far the two teachers agree on frames
 diff    compare two sets of the same frames row by row, and on random batches
 merge   join the parts that tools/dump_soft_labels.py --part made on hosts that share no folder
 """
@@ -35,8 +35,10 @@ def main(argv: list[str] | None = None) -> None:
         "verify", help="check that a set is whole and that its teacher still gives these labels"
     )
     verify.add_argument("labels", type=locate, help="label set")
-    verify.add_argument("--teacher", type=Path, help="release folder of the set's teacher, to compute some rows again")
-    verify.add_argument("--frames", type=locate, help="frame set or text file that was labelled; needed with --teacher")
+    teacher = "the set's teacher as tools/dump_soft_labels.py was given it, to compute some rows again"
+    verify.add_argument("--teacher", help=teacher)
+    verify.add_argument("--vectors", type=Path, metavar="FOLDER", help="in its place, the vectors it was made of")
+    verify.add_argument("--frames", type=locate, help="frame set or text file that was labelled; needed with either")
     verify.add_argument("--rows", type=int, default=20, help="how many random rows to compute again (20)")
     verify.add_argument("--seed", type=int, default=0, help="seed of the choice of rows (0)")
     stats = commands.add_parser("stats", help="sizes, coverage, entropy; agreement of two teachers")
@@ -65,8 +67,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    if (args.teacher is None) != (args.frames is None):
-        raise ExpectedError("verify: computing rows again needs both --teacher and --frames; give the other one too")
+    again = args.teacher is not None or args.vectors is not None
+    if again != (args.frames is not None):
+        raise ExpectedError(
+            "verify: computing rows again needs both --teacher and --frames (or --vectors and --frames); give the "
+            "other one too"
+        )
     if args.rows < 1:
         raise ExpectedError(f"--rows: {args.rows}, expected at least 1")
 
@@ -75,19 +81,19 @@ def _verify(args: argparse.Namespace) -> None:
     from distill.data.labels import StoredLabels
     from distill.data.texts import Texts
     from distill.labelling.audit import check_rows
+    from distill.labelling.opening import open_labeller
     from distill.labelling.recompute import recompute, recompute_texts
-    from distill.labelling.teacher import TeacherRelease
-    from distill.release.release import load
 
     stored = StoredLabels(args.labels)
     found: dict[str, Any] = {"files": len(stored.manifest.files), "rows": check_rows(stored)}
     lines = []
-    if args.teacher is not None:
-        teacher = TeacherRelease.of(load(args.teacher, comm.device()))
-        if stored.config.sampler is None:
-            differences = recompute_texts(stored, teacher, Texts.open(args.frames), args.rows, args.seed)
+    if again:
+        given = Texts.open(args.frames) if stored.config.sampler is None else FrameSet(args.frames)
+        labeller = open_labeller(args.teacher, args.vectors, given, comm.device())
+        if isinstance(given, Texts):
+            differences = recompute_texts(stored, labeller, given, args.rows, args.seed)
         else:
-            differences = recompute(stored, teacher, FrameSet(args.frames), args.rows, args.seed)
+            differences = recompute(stored, labeller, given, args.rows, args.seed)
         found["recomputed"] = {name: asdict(difference) for name, difference in differences.items()}
         lines = [["recomputed", "largest difference", "largest value"]]
         lines += [[name, f"{one.largest:.2g}", f"{one.scale:.2g}"] for name, one in differences.items()]
@@ -116,6 +122,11 @@ def _stats(args: argparse.Namespace) -> None:
     for low in range(BINS):
         spans = f"  rows {low / BINS:.1f} to {(low + 1) / BINS:.1f}"
         lines.append([spans, *(f"{each.histogram[low]:,}" for each in found)])
+    for kind, what in (("fine", "relevance"), ("coarse", "logits")):
+        soft = [each.softness[kind] or {} for each in found]
+        lines.append([f"temperature of {what}: auto", *(_temperature(one.get("recommended")) for one in soft)])
+        lines.append(["  flat above", *(_temperature(one.get("flat")) for one in soft)])
+        lines.append(["  at temperature 1", *(_at_one(one) for one in soft)])
     text = ""
     if agreed:
         same, correlation = 100 * agreed.same_best, _number(agreed.correlation)
@@ -166,6 +177,15 @@ def _spread(counts: Any) -> str:
 
 def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
+
+
+def _at_one(soft: dict[str, float | None]) -> str:
+    flat = soft.get("flat")
+    return "none" if flat is None else "flat" if flat < 1 else "not flat"
+
+
+def _temperature(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"
 
 
 COMMANDS = {"verify": _verify, "stats": _stats, "diff": _diff, "merge": _merge}

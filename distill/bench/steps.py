@@ -31,7 +31,8 @@ from distill.labelling.teacher import TeacherRelease
 from distill.model.contract import Interaction, RetrievalConfig, RetrievalModel, Teacher
 from distill.model.towers import Towers
 from distill.training.engine import Engine
-from distill.training.objective import LossConfig, Objective
+from distill.training.lossconfig import LossConfig
+from distill.training.objective import Objective
 from distill.training.optim import OptimConfig
 
 OF_PLAIN = 1.10  # goal: a step with labels over one without a teacher

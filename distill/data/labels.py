@@ -4,7 +4,8 @@ Shards have the names and keys of the frame shards they annotate. Per sample:
 
 * `<key>.labels.json`: video id, caption ids with the sha256 of their texts, frame timestamps, frames sha256;
 * `<key>.labels.safetensors`, by tier:
-  `relevance`  `relevance` [caption, frame], the teacher's raw frame-text score (never softmaxed), fp32;
+  `relevance`  `relevance` [caption, frame], the teacher's raw frame-text score (never softmaxed), fp32; a set of a
+               teacher without frame vectors lacks this tier;
   `features`   what rebuilds the text x video matrix of any batch: `sentence` [caption, dim], `words` [caption, word,
                dim], `frames` [frame, dim], `vector` [dim], `real` [frame] (1 where a frame counts), each where the
                teacher has or needs it, in the set's dtype;
@@ -13,10 +14,11 @@ Shards have the names and keys of the frame shards they annotate. Per sample:
 The frame axis is the sampler's `num_frames`, padding included, because the published teachers do not mask it. Teachers
 see frames in the order of time: so stand `frames` and `real`, while `relevance` has the order in which the frames are
 packed. `interaction.safetensors` is the teacher's light scoring head; `manifest.json` says which class it belongs to.
-distill/labelling/sealing.py writes them.
+distill/labelling/sealing.py writes them. Version 1 had no recommended temperatures, and relevance in every set.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -31,14 +33,14 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from distill.cache import Cache
 from distill.data.building import Sample
 from distill.data.frames import PackedVideo, SampledFrames
-from distill.data.shards import open_sealed_shards
+from distill.data.shards import Shards, open_sealed_shards
 from distill.data.tensorfile import Entry, read_header
 from distill.errors import ArtefactError
-from distill.manifest import MAKER, NAME
+from distill.manifest import MAKER, NAME, Manifest
 from distill.records import STRICT, View, canonical_json, parsed
 from distill.remote import Place, locate
 
-VERSION = 1
+VERSION, READ = 2, (1, 2)  # written, and read
 DUMP = MAKER["labels"]
 INTERACTION = "interaction.safetensors"
 Tier = Literal["relevance", "topk", "features"]
@@ -59,6 +61,11 @@ def tier_of(name: str) -> Tier:
     if name == "relevance":
         return "relevance"
     return "topk" if name in SHORTLIST else "features"
+
+
+def short_id(teacher: str) -> str:
+    """Return a teacher's id as an error shows it: the first digits of a hash, or a name as a whole."""
+    return teacher[:12] if re.fullmatch("[0-9a-f]{64}", teacher) else teacher
 
 
 def text_sha256(text: str) -> str:
@@ -102,20 +109,45 @@ class ScoringHead(TypedDict):
     config: dict[str, Any]
 
 
+class Softness(View):
+    """How the temperature of a softmax acts on a set's labels (distill/labelling/softness.py)."""
+
+    recommended: float | None  # temperature at which they are as soft as those of a trained teacher; None: none is
+    flat: float  # temperature above which they tell hardly anything apart; 0: they do at none
+
+
+class LabelSoftness(View):
+    """The softness of both kinds of labels; None where a set has none of that kind."""
+
+    fine: Softness | None = None  # relevance of frames
+    coarse: Softness | None = None  # logits of texts and videos
+
+
 class LabelsConfig(View):
     """The settings of the label job that readers need."""
 
+    teacher: str
     tiers: list[Tier]
     interaction: ScoringHead
+    softness: LabelSoftness | None = None  # None: sealed by a version that did not measure it
     sampler: SampledFrames | None = None  # None: the set is of captions without videos
 
 
 class StoredLabels:
     """A sealed label set by itself: its samples and their tensors, by key."""
 
-    def __init__(self, path: str | Place, *, verify: bool = True, cache: Cache | None = None):
+    def __init__(
+        self,
+        path: str | Place,
+        *,
+        verify: bool = True,
+        cache: Cache | None = None,
+        unsealed: tuple[Manifest, Shards] | None = None,  # what will be sealed
+    ):
         self.path = locate(path)
-        self.manifest, self.shards = open_sealed_shards(self.path, "labels", VERSION, verify=verify, cache=cache)
+        self.manifest, self.shards = unsealed or open_sealed_shards(
+            self.path, "labels", *READ, verify=verify, cache=cache
+        )
         self.config = self.manifest.view(LabelsConfig, self.path)
         self.tiers, self.keys = self.config.tiers, self.shards.keys
         self._headers: dict[str, dict[str, Entry]] = {}
@@ -123,10 +155,10 @@ class StoredLabels:
     def require(self, tier: Tier, why: str) -> None:
         """Refuses a set that lacks a tier."""
         if tier not in self.tiers:
-            raise ArtefactError(
-                f"{self.path}: holds tiers {', '.join(self.tiers)}, but {why} needs {tier!r}; "
-                f"rerun tools/dump_soft_labels.py with --tiers {' '.join(dict.fromkeys([*self.tiers, tier]))}"
-            )
+            mend = f"rerun {DUMP} with --tiers {' '.join(dict.fromkeys([*self.tiers, tier]))}"
+            if tier == "relevance":  # of any teacher that has frame vectors
+                mend = f"its teacher gave no vectors of frames: label by one that does, or do without {why}"
+            raise ArtefactError(f"{self.path}: holds tiers {', '.join(self.tiers)}, but {why} needs {tier!r}; {mend}")
 
     def about(self, key: str) -> LabelledVideo:
         """Return what is known of the video of a sample."""

@@ -92,6 +92,8 @@ class LabelSet(StoredLabels):
         """Rows of (video, caption) pairs by name, real numbers as fp32; the first axis is the pair."""
         rows = [(self._places[video].key, self._places[video].rows[caption]) for video, caption in pairs]
         coarse = self.rows(rows, self._coarse) if self._coarse else {}
+        if "relevance" not in self.tiers:
+            return coarse
         relevance = [(self._places[video].key, self.relevance(video, caption)) for video, caption in pairs]
         return {"relevance": self.stacked("relevance", relevance), **coarse}
 
@@ -131,7 +133,8 @@ def _aligned(stored: StoredLabels, frames: FrameSet) -> list[_Place]:
         if distance > gap:
             gap, widest = float(distance), video.id
         same = labelled == video.timestamps
-        same = same and (not rows or stored.tensor(key, "relevance", 0).numel() == frames.num_frames)
+        if rows and "relevance" in stored.tiers:
+            same = same and stored.tensor(key, "relevance", 0).numel() == frames.num_frames
         places.append(_Place(key, [row for row in rows if row is not None], None if same else labelled))
     log.info(
         f"{stored.path}: made on other frames, relevance is interpolated in time; the largest gap between a training "

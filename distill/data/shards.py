@@ -37,8 +37,7 @@ log = logging.getLogger(__name__)
 def open_sealed_shards(
     folder: Place,
     kind: Kind,
-    version: int,
-    *,
+    *versions: int,
     verify: bool = True,
     cache: Cache | None = None,
     told: Callable[[str, Any], None] | None = None,
@@ -48,7 +47,7 @@ def open_sealed_shards(
     With `verify` every tar is hashed (behind a URL: when it is fetched); an index always is, and where it is not the
     manifest's, it is made again from the tar.
     """
-    manifest = read_manifest(folder, kind, version)
+    manifest = read_manifest(folder, kind, *versions)
     indexes = {index_of(name) for name in manifest.files if name.endswith(".tar")}
     missing = sorted(indexes - manifest.files.keys())
     if missing:

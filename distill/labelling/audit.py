@@ -5,18 +5,17 @@ distribution's, 1 means that the labels do not tell the frames apart at that tem
 over real frames; a row whose values are all equal (one frame, a still picture) has none and is left out.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from distill.catalogue import scoring_head
-from distill.data.labels import Coarse, StoredLabels, tier_of
+from distill.data.labels import TAIL, StoredLabels, tier_of
 from distill.errors import ArtefactError
+from distill.labelling.softness import coarse_tier, entropy, measured
 from distill.log import progress
 from distill.model.contract import teacher_logits
 
@@ -46,6 +45,7 @@ class Statistics:
     relative_entropy: float | None  # over that of the uniform distribution, mean over rows
     histogram: list[int]  # rows by relative entropy, in `BINS` equal steps from 0 to 1
     bytes: dict[str, int]  # by tier
+    softness: dict[str, dict[str, float | None] | None]  # `LabelSoftness` as sealed, or measured now
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,10 @@ def check_rows(stored: StoredLabels) -> int:
         captions = stored.about(key)["captions"]
         if not captions:
             continue
+        if "relevance" not in stored.tiers:
+            _check_features(stored, key)
+            rows += len(captions)
+            continue
         relevance = stored.tensor(key, "relevance")
         if list(relevance.shape) != [len(captions), width] or not relevance.isfinite().all():
             raise ArtefactError(
@@ -98,11 +102,16 @@ def _check_texts(stored: StoredLabels) -> int:
     """Check that every caption of a set without videos has finite features."""
     rows = 0
     for key in progress(stored.keys, f"check {stored.path} (thousands of captions)"):
-        for name in stored.header(key):
-            if not stored.tensor(key, name).isfinite().all():
-                raise ArtefactError(f"{stored.path}: {name} of sample {key} is not finite; label again")
+        _check_features(stored, key)
         rows += len(stored.tensor(key, "sentence"))
     return rows
+
+
+def _check_features(stored: StoredLabels, key: str) -> None:
+    """Check that all that is stored of a sample is finite, but for the empty tail of a shortlist."""
+    for name in stored.header(key):
+        if name != TAIL and not stored.tensor(key, name).isfinite().all():
+            raise ArtefactError(f"{stored.path}: {name} of sample {key} is not finite; label again")
 
 
 def _frames(stored: StoredLabels) -> int:
@@ -124,14 +133,13 @@ def statistics(stored: StoredLabels) -> Statistics:
         for name, entry in stored.header(key).items():
             sizes[tier_of(name)] += entry.end - entry.begin
     for _, relevance in _relevance(stored):
-        entropy = torch.special.entr(relevance.double().softmax(-1)).sum(-1)
-        entropies += entropy.tolist()
+        entropies += torch.special.entr(relevance.double().softmax(-1)).sum(-1).tolist()
         if relevance.shape[1] > 1:
-            relative += (entropy / math.log(relevance.shape[1])).tolist()
+            relative += entropy(relevance, 1.0).tolist()
     histogram, _ = np.histogram(np.clip(relative, 0, 1), bins=BINS, range=(0, 1))
     return Statistics(
         videos=len(frames),
-        rows=len(entropies),
+        rows=sum(captions),
         frames=_spread(frames),
         captions=_spread(captions),
         short=sum(count < most for count in frames),
@@ -139,6 +147,7 @@ def statistics(stored: StoredLabels) -> Statistics:
         relative_entropy=float(np.mean(relative)) if relative else None,
         histogram=histogram.tolist(),
         bytes=sizes,
+        softness=(stored.config.softness or measured(stored)).model_dump(),
     )
 
 
@@ -159,7 +168,7 @@ def compare(one: StoredLabels, other: StoredLabels, seed: int) -> Comparison:
     if not rows:
         raise ArtefactError(f"{one.path}: its videos have no captions, so there is no relevance to compare")
     about = one.about(worst[0])
-    coarse = _agreement(_logits(one, other, seed)) if _coarse(one) and _coarse(other) else None
+    coarse = _agreement(_logits(one, other, seed)) if coarse_tier(one) and coarse_tier(other) else None
     return Comparison(rows, largest, total / numbers, about["video"], about["captions"][worst[1]]["id"], coarse)
 
 
@@ -176,6 +185,7 @@ def _pairs(one: StoredLabels, other: StoredLabels) -> Iterator[tuple[str, Tensor
     """Yield key and both sets' relevance [caption, real frame] of every video; refuse sets of different frames."""
     for stored in (one, other):
         _frames(stored)
+        stored.require("relevance", "a comparison of relevance")
     frames, others = (labels.manifest.parents["frames"] for labels in (one, other))
     if frames != others:
         raise ArtefactError(
@@ -200,17 +210,15 @@ def _logits(one: StoredLabels, other: StoredLabels, seed: int) -> Iterator[tuple
 
 def _scorer(stored: StoredLabels) -> Callable[[list[tuple[str, int]]], Tensor]:
     """Return the function from rows (key, caption) to the teacher's logits of their batch."""
-    tier, head = _coarse(stored), scoring_head(stored)
+    tier, head = coarse_tier(stored), scoring_head(stored)
     assert tier is not None
     return lambda places: teacher_logits(head, stored.rows(places, tier))
 
 
-def _coarse(stored: StoredLabels) -> Coarse | None:
-    return next((tier for tier in get_args(Coarse) if tier in stored.tiers), None)
-
-
 def _relevance(stored: StoredLabels) -> Iterator[tuple[str, Tensor]]:
-    """Yield key and relevance [caption, real frame] of every video that has captions and frames."""
+    """Yield key and relevance [caption, real frame] of every video that has captions, if the set holds relevance."""
+    if "relevance" not in stored.tiers:
+        return
     for key in progress(stored.keys, f"read {stored.path} (videos)"):
         about = stored.about(key)
         if about["captions"]:

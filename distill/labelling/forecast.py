@@ -58,7 +58,7 @@ def forecast(job: LabelJob) -> Forecast:
         distinct=counts["distinct_captions"],
         shards=len(job.shards),
         left=len(left),
-        bytes={**tiers, "frame": shards + len(job.release.head()) - sum(tiers.values())},
+        bytes={**tiers, "frame": shards + len(job.labeller.head()) - sum(tiers.values())},
         kept=counts["captions"] * trial.text_bytes + counts["videos"] * trial.video_bytes if job.top else 0,
         seconds=videos * trial.per_video + texts * trial.per_caption + scored * counts["videos"] * trial.per_pair,
         videos_per_second=1 / trial.per_video,

@@ -11,6 +11,7 @@ process may have been lost, or may have looked at the folder at another moment. 
 Tier `topk` needs the features of all videos before the first label: they are kept, in float32, under `.work/features`.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -27,18 +28,19 @@ from torch import Tensor
 from distill.config import Config
 from distill.data.building import WORK, ShardContent, build, open_built_shards
 from distill.data.frames import FrameSet
-from distill.data.labels import VERSION, Storage, Tier, label_sample
+from distill.data.labels import READ, Storage, Tier, label_sample
 from distill.data.shards import Shards, open_sealed_shards
-from distill.data.tokens import warn_of_cuts
-from distill.errors import ArtefactError
-from distill.labelling.sealing import begin_labels, recorded, seal_labels
+from distill.errors import ArtefactError, ExpectedError
+from distill.labelling.labeller import Labeller
+from distill.labelling.sealing import begin_labels, made_by, recorded, seal_labels
 from distill.labelling.shortlist import shortlists
-from distill.labelling.teacher import CaptionBatches, Encoder, Precision, TeacherRelease, texts_of
+from distill.labelling.teacher import CaptionBatches, Encoder, Precision, texts_of
 from distill.log import progress
 from distill.manifest import NAME, Manifest
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.remote import Place
 
+log = logging.getLogger(__name__)
 CAPTIONS_PER_VIDEO = 8  # a batch of captions is so many times a batch of videos
 LOOK = 0.5  # seconds between two looks at the folder
 SILENCE = 10.0  # seconds, beside three times the slowest shard, after which nobody seems to make what is missing
@@ -57,7 +59,8 @@ class LabelJobConfig(Config):
     @field_validator("tiers")
     @classmethod
     def _ordered(cls, tiers: list[Tier]) -> list[Tier]:
-        """Add `relevance`, which every set has, and bring the tiers into one order: it is part of the manifest's id."""
+        """Add `relevance`, which every teacher with frame vectors gives, and bring the tiers into one order: it is part
+        of the manifest's id."""
         return [tier for tier in get_args(Tier) if tier in {"relevance", *tiers}]
 
 
@@ -107,12 +110,23 @@ class Stage:
         return not missing
 
 
+def _without_relevance(tiers: Sequence[Tier]) -> list[Tier]:
+    """Return the tiers that a teacher without frame vectors can fill; `ExpectedError` where there is none."""
+    left: list[Tier] = [tier for tier in tiers if tier != "relevance"]
+    if not left:
+        raise ExpectedError("--tiers: relevance alone, but the teacher has no vectors of frames; add features")
+    log.warning("the teacher has no vectors of frames: its labels rank videos (losses.coarse), and hold no relevance")
+    return left
+
+
 class LabelJob:
     """One label job: `begin`, then `label` or `label_part` in any number of processes."""
 
-    def __init__(self, release: TeacherRelease, frames: FrameSet, out: Place, config: LabelJobConfig):
-        self.release, self.frames, self.out, self.config = release, frames, out, config
-        self.encoder = Encoder(release, frames, config.precision)
+    def __init__(self, labeller: Labeller, frames: FrameSet, out: Place, config: LabelJobConfig):
+        if not labeller.frame_vectors:
+            config = config.model_copy(update={"tiers": _without_relevance(config.tiers)})
+        self.labeller, self.frames, self.out, self.config = labeller, frames, out, config
+        self.encoder = Encoder(labeller, frames, config.precision)
         self.top = min(config.top, len(frames)) if "topk" in config.tiers else 0
         self.listed = min(self.top, len(frames) - 1)  # videos of a shortlist beside the matched one
         self.shards = {tar.removesuffix(".tar"): videos for tar, videos in frames.shards().items()}
@@ -134,8 +148,8 @@ class LabelJob:
         Raises `ArtefactError` for a folder that holds another set. With `verify` a finished set's files are hashed.
         """
         config: dict[str, Any] = {
-            "teacher": self.release.id,
-            "interaction": {"kind": self.release.kind, "config": self.encoder.interaction.config()},
+            "teacher": self.labeller.id,
+            "interaction": {"kind": self.labeller.kind, "config": self.encoder.interaction.config()},
             **self.config.model_dump(include={"tiers", "storage", "batch", "precision"}),
             "sampler": self.frames.manifest.config["sampler"],
             **({"top": self.top} if self.top else {}),
@@ -143,20 +157,18 @@ class LabelJob:
         frames = self.frames.manifest.id
         if not (self.out / NAME).is_file():
             job = {**config, "frames": frames, "shards": list(self.shards), "counts": self.counts}
-            begin_labels(self.out, job, self.release.head())
+            begin_labels(self.out, job, self.labeller.head())
             self.warn_of_cuts()
             return None
-        manifest, _ = open_sealed_shards(self.out, "labels", VERSION, verify=verify)
-        if manifest.config != config or manifest.parents["frames"] != frames:
+        manifest, _ = open_sealed_shards(self.out, "labels", *READ, verify=verify)
+        if made_by(manifest) != config or manifest.parents["frames"] != frames:
             raise ArtefactError(f"{self.out}: already holds another label set; choose another folder for --out")
         self._tidy()
         return manifest
 
     def warn_of_cuts(self) -> None:
         """Log one line if captions are longer than the teacher reads."""
-        texts = texts_of(self.frames, range(len(self.frames)))
-        mend = "labels are of what is left; a teacher with more words has a larger data.max_words"
-        warn_of_cuts(texts, self.release.tokenizer.max_words, str(self.frames.path), mend)
+        self.labeller.warn_of_cuts(texts_of(self.frames, range(len(self.frames))), str(self.frames.path))
 
     def label(self, rank: int = 0, world: int = 1) -> Manifest | None:
         """Make all missing shards together with `world - 1` other processes.
@@ -239,7 +251,9 @@ class LabelJob:
 
     def rows(self, number: int, text: TextFeatures | None, video: VideoFeatures) -> dict[str, Tensor]:
         """Return the stored tensors of one video and its captions, if it has any, without their shortlists."""
-        rows = {} if text is None else {"relevance": self.encoder.relevance(number, text, video)}
+        rows = {}
+        if text is not None and "relevance" in self.config.tiers:
+            rows["relevance"] = self.encoder.relevance(number, text, video)
         if "features" in self.config.tiers:
             rows |= {name: value[0] for name, value in video.tensors().items()}
             rows |= {} if text is None else text.tensors()

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from distill.data.frames import FrameSet
-from distill.data.labels import PER_VIDEO, SHORTLIST, StoredLabels
+from distill.data.labels import PER_VIDEO, SHORTLIST, StoredLabels, short_id
 from distill.data.texts import Texts
 from distill.errors import ArtefactError
-from distill.labelling.teacher import Encoder, TeacherRelease, encode_texts
+from distill.labelling.labeller import Labeller
+from distill.labelling.teacher import Encoder, encode_texts
 from distill.log import progress
 
 # Largest deviation of a recomputed row, over the largest value of its tensor: other processors and other batches round
@@ -28,7 +29,7 @@ class Difference:
 
 
 def recompute(
-    stored: StoredLabels, release: TeacherRelease, frames: FrameSet, rows: int, seed: int
+    stored: StoredLabels, labeller: Labeller, frames: FrameSet, rows: int, seed: int
 ) -> dict[str, Difference]:
     """Compute a random sample of rows again; returns the deviation of every stored tensor by name.
 
@@ -36,8 +37,8 @@ def recompute(
     deviation. Of shortlists the matched video and the best other one are scored.
     """
     config = stored.manifest.config
-    _check_origin(stored, release, frames)
-    encoder = Encoder(release, frames, config["precision"])
+    _check_origin(stored, labeller, frames)
+    encoder = Encoder(labeller, frames, config["precision"])
     pairs = [
         (video, caption)
         for video, about in enumerate(frames.videos)
@@ -52,17 +53,15 @@ def recompute(
 
 
 def recompute_texts(
-    stored: StoredLabels, release: TeacherRelease, texts: Texts, rows: int, seed: int
+    stored: StoredLabels, labeller: Labeller, texts: Texts, rows: int, seed: int
 ) -> dict[str, Difference]:
     """Compute the features of a random sample of captions again; otherwise as `recompute`."""
-    _check_origin(stored, release, texts)
+    _check_origin(stored, labeller, texts)
     found: dict[str, list[Difference]] = {}
     chosen = np.random.default_rng(seed).permutation(len(texts.captions))[:rows]
     for number in progress(sorted(chosen.tolist()), "recompute (captions)"):
         key, row = texts.places[number]
-        again = encode_texts(
-            release.model.eval(), release.tokenizer, [texts.captions[number]], stored.manifest.config["precision"]
-        )
+        again = encode_texts(labeller, [texts.captions[number]], stored.manifest.config["precision"])
         for name, value in again.tensors().items():
             found.setdefault(name, []).append(_difference(stored.tensor(key, name, row), value[0]))
     return _summed(stored, found)
@@ -88,18 +87,18 @@ def _summed(stored: StoredLabels, found: dict[str, list[Difference]]) -> dict[st
     return differences
 
 
-def _check_origin(stored: StoredLabels, release: TeacherRelease, given: FrameSet | Texts) -> None:
-    teacher, parents = stored.manifest.config["teacher"], stored.manifest.parents
+def _check_origin(stored: StoredLabels, labeller: Labeller, given: FrameSet | Texts) -> None:
+    teacher, parents = stored.config.teacher, stored.manifest.parents
     kind, found = ("texts", given.id) if isinstance(given, Texts) else ("frames", given.manifest.id)
     if parents != {kind: found}:
         expected = " and ".join(f"{name} {each[:12]}" for name, each in parents.items())
         raise ArtefactError(
             f"{given.path}: {kind} {found[:12]}, but {stored.path} was made from {expected}; give those"
         )
-    if release.id != teacher:
+    if labeller.id != teacher:
         raise ArtefactError(
-            f"{stored.path}: was made by teacher {teacher[:12]}, but the release given is {release.id[:12]}; give that "
-            f"teacher's release"
+            f"{stored.path}: was made by teacher {short_id(teacher)}, but the one given is {short_id(labeller.id)}; "
+            f"give that teacher"
         )
 
 
@@ -116,7 +115,7 @@ def _again(stored: StoredLabels, encoder: Encoder, video: int, caption: int | No
         others, kept_scores = [[number] for number in listed[1:2].tolist()], best + scores[:2].float()
     features = encoder.videos([[video], *others])
     own, text = features[slice(0, 1)], encoder.encode_texts([about.captions[caption].text])
-    given = {"relevance": encoder.relevance(video, text, own)}
+    given = {"relevance": encoder.relevance(video, text, own)} if "relevance" in stored.tiers else {}
     if "features" in stored.tiers:
         given |= text.tensors() | own.tensors()
     kept = {name: stored.tensor(about.key, name, None if name in PER_VIDEO else caption) for name in given}

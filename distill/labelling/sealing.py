@@ -15,8 +15,10 @@ from pydantic import ConfigDict
 
 from distill.data import building
 from distill.data.building import CLAIM, WORK, ShardContent, ShardRecord, build, finished
-from distill.data.labels import DUMP, INTERACTION, VERSION
+from distill.data.labels import DUMP, INTERACTION, VERSION, StoredLabels
+from distill.data.shards import Shards
 from distill.errors import ArtefactError, first_few
+from distill.labelling.softness import measured
 from distill.log import progress
 from distill.manifest import Manifest, SealedFile, seal
 from distill.publishing import publish
@@ -24,6 +26,7 @@ from distill.records import View, changed, parsed, read_small
 from distill.remote import Place
 
 log = logging.getLogger(__name__)
+SOFTNESS = "softness"  # key of the config that is not of the job
 
 
 class LabelClaim(View):
@@ -50,7 +53,7 @@ def recorded(folder: Place, name: str) -> bool:
 
 
 def seal_labels(out: Place) -> Manifest | None:
-    """Seal a label set whose shards are all present and whole; returns None if some are not.
+    """Seal a label set whose shards are all present and whole, with its softness; returns None if some are not.
 
     Records of damaged shards are deleted, so that those shards are made again. Any number of processes may call this at
     the same time: they write the same bytes.
@@ -64,7 +67,7 @@ def seal_labels(out: Place) -> Manifest | None:
         _forget(out, damaged)
         return None
     head = _head(out, job)
-    manifest = Manifest(
+    unsealed = Manifest(
         kind="labels",
         version=VERSION,
         config=job.model_extra or {},
@@ -75,10 +78,17 @@ def seal_labels(out: Place) -> Manifest | None:
             INTERACTION: SealedFile(sha256=hashlib.sha256(head).hexdigest(), bytes=len(head)),
         },
     )
+    softness = measured(StoredLabels(out, unsealed=(unsealed, Shards(out, unsealed.files))))
+    manifest = unsealed.model_copy(update={"config": unsealed.config | {SOFTNESS: softness.model_dump()}})
     try:
         return seal(out, manifest)
     except FileNotFoundError:  # another process is sealing, and has swept this one's unfinished file away
         return manifest
+
+
+def made_by(manifest: Manifest) -> dict[str, Any]:
+    """Return the settings that a set was made by: its config without what sealing measured."""
+    return {key: value for key, value in manifest.config.items() if key != SOFTNESS}
 
 
 def _forget(out: Place, damaged: Sequence[str]) -> None:

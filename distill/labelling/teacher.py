@@ -20,11 +20,13 @@ from torch import Tensor
 
 from distill.data.building import ShardContent, build, open_built_shards
 from distill.data.datasets import VideoDataset
-from distill.data.frames import FrameSet
+from distill.data.frames import FrameSet, PackedVideo
 from distill.data.loader import load_batches
-from distill.data.tokens import Tokenizer
+from distill.data.padding import real
+from distill.data.tokens import Tokenizer, warn_of_cuts
 from distill.errors import ArtefactError
-from distill.model.contract import Teacher
+from distill.labelling.labeller import Labeller, in_time
+from distill.model.contract import Interaction, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.release.release import Release
 from distill.remote import Place
@@ -33,8 +35,8 @@ Precision = Literal["fp32", "bf16"]
 SHARED = "shared"  # the batches of captions that several shards use are called so
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeacherRelease:
+@dataclass(kw_only=True)
+class TeacherRelease(Labeller):
     """The parts of a teacher's release that labelling needs; a label set records `kind` and `id`."""
 
     model: Teacher
@@ -52,24 +54,52 @@ class TeacherRelease:
             )
         return cls(model=release.model, tokenizer=release.tokenizer, kind=kind, id=release.manifest.id)
 
-    def head(self) -> bytes:
-        """Return the scoring head's weights as a label set stores them (safetensors)."""
-        return save({name: value.cpu().contiguous() for name, value in self.model.interaction.state_dict().items()})
+    @property
+    def interaction(self) -> Interaction:
+        """The teacher's own head."""
+        return self.model.eval().interaction
+
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher is."""
+        return next(self.model.parameters()).device
+
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Return what the text tower gives."""
+        return self.model.eval().encode_text(torch.from_numpy(self.tokenizer(texts)).to(self.device))
+
+    def encode_videos(
+        self,
+        videos: Sequence[PackedVideo],
+        pixels: UInt8[Tensor, "video frame 3 height width"],
+        real: Bool[Tensor, "video frame"],
+    ) -> VideoFeatures:
+        """Return what the video tower gives."""
+        return self.model.eval().encode_video(pixels.to(self.device), real.to(self.device))
+
+    def warn_of_cuts(self, texts: Sequence[str], where: str) -> None:
+        """Log one line if captions have more tokens than the teacher reads."""
+        mend = "labels are of what is left; a teacher with more words has a larger data.max_words"
+        warn_of_cuts(texts, self.tokenizer.max_words, where, mend)
 
 
 class Encoder:
-    """Runs a teacher's towers and scoring head over one frame set, and counts the videos and captions it encoded."""
+    """Runs a labeller and its scoring head over one frame set, and counts the videos and captions it encoded."""
 
-    def __init__(self, release: TeacherRelease, frames: FrameSet, precision: Precision):
-        self.frames, self.tokenizer = frames, release.tokenizer
-        self.model, self.interaction = release.model.eval(), release.model.interaction
-        self.device = next(self.model.parameters()).device
-        self.bf16 = precision == "bf16"
+    def __init__(self, labeller: Labeller, frames: FrameSet, precision: Precision):
+        self.labeller, self.frames, self.precision = labeller, frames, precision
+        self.interaction, self.device = labeller.interaction, labeller.device
         self.encoded = {"videos": 0, "captions": 0}
 
     def decoded(self, batches: Iterable[list[int]], workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pixels and `real` of every batch of video numbers, decoded ahead by `workers` processes."""
-        return load_batches(VideoDataset(self.frames), batches, workers)
+        """Yield pixels and `real` of every batch of video numbers, decoded ahead by `workers` processes.
+
+        For a labeller that does not look, pictures have no pixels.
+        """
+        if self.labeller.looks:
+            return load_batches(VideoDataset(self.frames), batches, workers)
+        seen = (real(self.frames, numbers) for numbers in batches)
+        return ((torch.empty(*each.shape, 3, 0, 0, dtype=torch.uint8), each) for each in seen)
 
     def videos(self, batches: Sequence[list[int]], workers: int = 0) -> VideoFeatures:
         """Return features of videos by number. Batches matter: other batches round otherwise."""
@@ -87,15 +117,16 @@ class Encoder:
         self.encoded["videos"] += len(pixels)
         order = torch.stack([self.order(number) for number in numbers])
         pixels = pixels[torch.arange(len(numbers)).unsqueeze(1), order]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            video = self.model.encode_video(pixels.to(self.device), real.to(self.device))
+        videos = [self.frames.videos[number] for number in numbers]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            video = self.labeller.encode_videos(videos, pixels, real)
         read = {name: value for name, value in video.tensors().items() if name in self.interaction.video_fields}
         return VideoFeatures(**{k: v.float() if v.is_floating_point() else v for k, v in read.items()}).to("cpu")
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return features of one batch of captions."""
         self.encoded["captions"] += len(texts)
-        return encode_texts(self.model, self.tokenizer, texts, "bf16" if self.bf16 else "fp32")
+        return encode_texts(self.labeller, texts, self.precision)
 
     @torch.inference_mode()
     def relevance(self, number: int, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text frame"]:
@@ -106,18 +137,15 @@ class Encoder:
 
     def order(self, number: int) -> Int64[Tensor, " frame"]:
         """Return the places of a video's frames in the order of time, padding last."""
-        timestamps = self.frames.videos[number].timestamps
-        places = sorted(range(len(timestamps)), key=timestamps.__getitem__)
+        places = in_time(self.frames.videos[number].timestamps)
         return torch.tensor([*places, *range(len(places), self.frames.num_frames)])
 
 
 @torch.inference_mode()
-def encode_texts(model: Teacher, tokenizer: Tokenizer, texts: Sequence[str], precision: Precision) -> TextFeatures:
-    """Return a teacher's features of one batch of captions, float32 on the CPU."""
-    device = next(model.parameters()).device
-    ids = torch.from_numpy(tokenizer(texts)).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        text = model.encode_text(ids)
+def encode_texts(labeller: Labeller, texts: Sequence[str], precision: Precision) -> TextFeatures:
+    """Return a labeller's features of one batch of captions, float32 on the CPU."""
+    with torch.autocast(labeller.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        text = labeller.encode_texts(texts)
     return TextFeatures(**{name: value.float() for name, value in text.tensors().items()}).to("cpu")
 
 

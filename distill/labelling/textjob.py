@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import save
 
 from distill.data.building import ShardContent
-from distill.data.labels import DTYPES, VERSION, Storage, text_sha256
+from distill.data.labels import DTYPES, READ, Storage, text_sha256
 from distill.data.shards import open_sealed_shards
 from distill.data.texts import PER_SAMPLE, Texts
 from distill.errors import ArtefactError
 from distill.labelling.job import Stage
-from distill.labelling.sealing import begin_labels, seal_labels
-from distill.labelling.teacher import Precision, TeacherRelease, encode_texts
+from distill.labelling.labeller import Labeller
+from distill.labelling.sealing import begin_labels, made_by, seal_labels
+from distill.labelling.teacher import Precision, encode_texts
 from distill.manifest import NAME, Manifest
 from distill.model.features import TextFeatures
 from distill.records import canonical_json
@@ -29,11 +30,10 @@ class TextJob:
     """One label job of a text file: `begin`, then `label` in any number of processes."""
 
     def __init__(
-        self, release: TeacherRelease, texts: Texts, out: Place, *, storage: Storage, batch: int, precision: Precision
+        self, labeller: Labeller, texts: Texts, out: Place, *, storage: Storage, batch: int, precision: Precision
     ):
-        self.release, self.texts, self.out = release, texts, out
+        self.labeller, self.texts, self.out = labeller, texts, out
         self._storage, self._batch, self._precision = storage, batch, precision
-        self._model = release.model.eval()
         names = [f"{number:05d}" for number in range(-(-len(texts.captions) // PER_SAMPLE))]
         self.shards = Stage(out, names, self._label, f"label {texts.path} (shards)")
 
@@ -43,8 +43,8 @@ class TextJob:
         Raises `ArtefactError` for a folder that holds another set.
         """
         config: dict[str, Any] = {
-            "teacher": self.release.id,
-            "interaction": {"kind": self.release.kind, "config": self._model.interaction.config()},
+            "teacher": self.labeller.id,
+            "interaction": {"kind": self.labeller.kind, "config": self.labeller.interaction.config()},
             "tiers": ["features"],
             "storage": self._storage,
             "batch": self._batch,
@@ -53,10 +53,10 @@ class TextJob:
         if not (self.out / NAME).is_file():
             counts = {"captions": len(self.texts.captions), "distinct_captions": len(self.texts.captions)}
             job = {**config, "texts": self.texts.id, "shards": list(self.shards.names), "counts": counts}
-            begin_labels(self.out, job, self.release.head())
+            begin_labels(self.out, job, self.labeller.head())
             return None
-        manifest, _ = open_sealed_shards(self.out, "labels", VERSION, verify=verify)
-        if manifest.config != config or manifest.parents != {"texts": self.texts.id}:
+        manifest, _ = open_sealed_shards(self.out, "labels", *READ, verify=verify)
+        if made_by(manifest) != config or manifest.parents != {"texts": self.texts.id}:
             raise ArtefactError(f"{self.out}: already holds another label set; choose another folder for --out")
         return manifest
 
@@ -72,7 +72,7 @@ class TextJob:
         return numbers, left * each
 
     def _encode(self, captions: Sequence[str]) -> TextFeatures:
-        return encode_texts(self._model, self.release.tokenizer, captions, self._precision)
+        return encode_texts(self.labeller, captions, self._precision)
 
     def label(self, rank: int = 0, world: int = 1) -> Manifest | None:
         """Make all missing shards together with `world - 1` other processes, as `LabelJob.label` does."""

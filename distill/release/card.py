@@ -68,8 +68,9 @@ def model_card(
     """Return the card of a model of that kind as text.
 
     It shows of `provenance`, where present, `name`, `test` (the summary of ranks by direction, `t2v` and `v2t`, and
-    the same under `second_look`), `captions` (number by source), `evaluated_on`, `parents` (name -> manifest id),
-    `seconds` and `versions`, or the file that converted weights came from.
+    the same under `second_look`), `captions` (number by source), `temperatures` (of labels, where the recipe says
+    `auto`), `evaluated_on`, `parents` (name -> manifest id), `seconds` and `versions`, or the file that converted
+    weights came from.
     `stored` are the bytes that a gallery holds per video (`distill.retrieval.stored.bytes_per_video`) of a model
     that can be searched. `parameters` are counted in the file, `left_out` were needed in training only.
     """
@@ -157,6 +158,8 @@ def _training(provenance: Mapping[str, Any]) -> str:
     rows = {str(name): f"`{found}`" for name, found in provenance.get("parents", {}).items()}
     if captions := provenance.get("captions"):
         rows["captions by source"] = ", ".join(f"{source} {number:,}" for source, number in captions.items())
+    for name, used in provenance.get("temperatures", {}).items():
+        rows[f"temperatures of {name} (auto)"] = ", ".join(f"{loss} {value:g}" for loss, value in used.items())
     if "seconds" in provenance:
         rows["training time"] = f"{provenance['seconds'] / 3600:.2f} h"
     rows |= {str(name): str(version) for name, version in provenance.get("versions", {}).items()}

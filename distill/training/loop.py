@@ -34,8 +34,9 @@ from distill.training import checkpoint
 from distill.training.batches import load_shares, plan_batches, plan_unpaired
 from distill.training.checkpoint import Progress
 from distill.training.engine import Engine
+from distill.training.lossconfig import LossConfig, Temperatures
 from distill.training.monitor import Monitor
-from distill.training.objective import LossConfig, Objective
+from distill.training.objective import Objective
 from distill.training.optim import OptimConfig
 from distill.training.stems import stem_table
 
@@ -79,6 +80,7 @@ class LabelSource:
     labels: LabelSet
     head: Interaction
     weight: float  # of its losses beside those of the other sources
+    temperatures: Temperatures  # that `auto` stands for
     unlabelled: LabelSet | None = None  # its features of the videos without captions
     texts: TextLabels | None = None  # and of the captions without videos
 
@@ -250,6 +252,7 @@ def _engine(job: Job) -> Engine:
         bf16=job.bf16,
         mask_same_video=job.data.same_video == "mask",
         accumulate=job.config.accumulate,
+        temperatures=[source.temperatures for source in job.sources],
     )
     if job.config.compile:
         compile_blocks(job.model)

@@ -4,19 +4,17 @@ Where a batch holds videos without captions or captions without videos, the coar
 its texts and videos, and every other loss sees the pairs alone.
 
 `total = w_contrastive L_IN + own + weighted mean over label sets of (w_coarse L_CgT + w_fine L_FgT)`. Without label
-sets the contrastive term and the model's own losses remain.
+sets the contrastive term and the model's own losses remain. With `temperature: auto` each label set has its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 
 from distill import comm
-from distill.config import Config
 from distill.data.batch import Batch
 from distill.losses import coarse, fine
 from distill.losses.contrastive import contrastive
@@ -24,51 +22,7 @@ from distill.model.blocks import recomputed
 from distill.model.contract import Interaction, RetrievalModel, TrainingScores, teacher_logits
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.similarity import precise
-
-
-class ContrastiveConfig(Config):
-    """Symmetric InfoNCE on the student's logits (paper: l_IN)."""
-
-    weight: float = Field(default=0.2, ge=0)  # of l_IN
-
-
-class CoarseConfig(Config):
-    """How the student's batch similarities follow the teacher's (paper: l_CgT).
-
-    The paper: Pearson distance of softmaxed rows and columns at temperature 1. `temperature` (the authors' beta)
-    divides both sides' logits before the softmax; `cross_entropy` and `l1` are the distances it is compared with.
-    """
-
-    weight: float = Field(default=1.0, ge=0)  # of l_CgT
-    temperature: float = Field(default=1.0, gt=0)  # of the softmax of both sides' logits
-    distance: coarse.Distance = "pearson"  # between the softmaxed rows and columns
-    targets: list[str] = Field(default=[])  # which of the student's logits; none named: all it has
-
-
-class FineConfig(Config):
-    """How the student's frame weights follow the teacher's frame relevance (paper: l_FgT).
-
-    The paper: cross-entropy at temperature 1, averaged over pairs and frames (`reduction: frame`), so that it fades as
-    1/frames; `pair` is the usual cross-entropy, whatever the number of frames. `temperature` divides the teacher's raw
-    relevance alone: the published teachers are flat at 1, X-CLIP's own attention uses 0.01. Padded frames take part as
-    in the paper, unless the student masks them in its own pooling (`model.afa.mask_padding`). `standardise`
-    first brings every pair's relevance to mean 0 and deviation 1, so that one temperature suits teachers of any scale.
-    """
-
-    weight: float = Field(default=2.0, ge=0)  # of l_FgT
-    temperature: float = Field(default=1.0, gt=0)  # divides the teacher's raw relevance
-    distance: fine.Distance = "cross_entropy"  # between the two distributions over frames
-    reduction: fine.Reduction = "frame"  # mean over pairs and frames (paper), or over pairs
-    standardise: bool = False  # true: each pair's relevance gets mean 0 and deviation 1 first
-    targets: list[str] = Field(default=[])  # which of the student's frame scores; none named: all it has
-
-
-class LossConfig(Config):
-    """Weights of the loss; the defaults are TeachCLIP's. Coarse and fine apply to every label set of the recipe."""
-
-    contrastive: ContrastiveConfig = ContrastiveConfig()
-    coarse: CoarseConfig = CoarseConfig()
-    fine: FineConfig = FineConfig()
+from distill.training.lossconfig import SOFT, CoarseConfig, FineConfig, LossConfig, Temperature, Temperatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +30,9 @@ class TeacherScores:
     """One teacher's scores of a global batch: its logits, and the raw relevance of the frames of the matched pairs."""
 
     logits: Float[Tensor, "text video"] | None  # None where the coarse loss has no weight
-    relevance: Float[Tensor, "pair frame"]
+    relevance: Float[Tensor, "pair frame"] | None  # None where the label set holds none
     weight: float = 1.0  # beside the other teachers
+    temperatures: Temperatures = field(default_factory=Temperatures)  # that `auto` stands for
 
 
 def total_loss(
@@ -109,17 +64,29 @@ def total_loss(
 
 def _rankings(scores: TrainingScores, teacher: TeacherScores, config: CoarseConfig) -> Tensor:
     assert teacher.logits is not None, "teachers score the batch wherever the coarse loss has a weight"
+    said, temperature = _softened(teacher.logits, config.temperature, teacher.temperatures)
     taught = [scores.rankings[name] for name in config.targets or scores.rankings]
-    found = [coarse.coarse(logits, teacher.logits, config.temperature, config.distance) for logits in taught]
-    return torch.stack(found).mean()
+    return torch.stack([coarse.coarse(logits, said, temperature, config.distance) for logits in taught]).mean()
+
+
+def _softened(logits: Tensor, given: Temperature, own: Temperatures) -> tuple[Tensor, float]:
+    """Return a teacher's logits and the temperature of both sides; with `auto` the former are of the scale at which
+    that temperature softens them as its label set recommends."""
+    if given != "auto":
+        return logits, given
+    assert own.coarse is not None, "checked when the label set was opened"
+    return logits * (SOFT / own.coarse), SOFT
 
 
 def _frames(
     scores: TrainingScores, teacher: TeacherScores, config: FineConfig, real: Bool[Tensor, "pair frame"] | None
 ) -> Tensor:
+    assert teacher.relevance is not None, "checked when the label set was opened"
     relevance = fine.standardised(teacher.relevance, real) if config.standardise else teacher.relevance
     taught = [scores.frames[name] for name in config.targets or scores.frames]
-    options = config.temperature, real, config.distance, config.reduction
+    temperature = teacher.temperatures.fine if config.temperature == "auto" else config.temperature
+    assert temperature is not None, "checked when the label set was opened"
+    options = temperature, real, config.distance, config.reduction
     return torch.stack([fine.fine(student, relevance, *options) for student in taught]).mean()
 
 
@@ -130,7 +97,8 @@ PAIRED = ("text", "video", "pair")  # features of the pairs
 class Objective(nn.Module):
     """Named losses of one local batch; every rank returns the same values, those of the global batch.
 
-    `heads` are the teachers' scoring heads with the weights of their losses, in the order of the batch's labels.
+    `heads` are the teachers' scoring heads with the weights of their losses, in the order of the batch's labels;
+    `temperatures` are those that `auto` stands for, in the same order.
     """
 
     def __init__(
@@ -142,10 +110,12 @@ class Objective(nn.Module):
         bf16: bool,
         mask_same_video: bool = False,
         accumulate: int = 1,
+        temperatures: Sequence[Temperatures] = (),
     ):
         super().__init__()
         self.model = model
         self._heads = tuple(heads)  # a tuple hides them from optimizer and checkpoint
+        self._temperatures = list(temperatures) or [Temperatures()] * len(self._heads)
         self._config = config
         self._bf16 = bf16
         self._mask_same_video = mask_same_video
@@ -176,12 +146,13 @@ class Objective(nn.Module):
     def _teachers(self, number: int, pairs: Tables, texts: Tables, videos: Tables) -> list[TeacherScores]:
         """Return the scores of so many teachers: of the pairs, and of the texts and videos that stand beside them."""
         found = []
-        for place, (head, weight) in enumerate(self._heads[:number]):
+        for place, ((head, weight), own) in enumerate(zip(self._heads[:number], self._temperatures, strict=False)):
             name = str(place)
             rows, logits = pairs[name], None
             if self._config.coarse.weight:
                 logits = teacher_logits(head, rows, texts.get(name), videos.get(name))
-            found.append(TeacherScores(logits=logits, relevance=rows["relevance"], weight=weight))
+            relevance = rows.get("relevance")
+            found.append(TeacherScores(logits=logits, relevance=relevance, weight=weight, temperatures=own))
         return found
 
     @torch.no_grad()
@@ -191,9 +162,10 @@ class Objective(nn.Module):
             return None
         pairs = gather(_numbered(batch.labels))
         for number, (head, _) in enumerate(self._heads):
-            logits = teacher_logits(head, pairs[str(number)])
+            said = teacher_logits(head, pairs[str(number)])
+            logits, temperature = _softened(said, self._config.coarse.temperature, self._temperatures[number])
             for scores, what in ((logits, "captions, all videos"), (logits.T, "videos, all captions")):
-                shares = (scores / self._config.coarse.temperature).softmax(-1)
+                shares = (scores / temperature).softmax(-1)
                 equal = int(((shares - shares.mean(-1, keepdim=True)).norm(dim=-1) == 0).sum())
                 if equal:
                     return (

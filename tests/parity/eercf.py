@@ -11,7 +11,8 @@ from torch import Tensor
 
 from distill.model import reading
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.training.objective import ContrastiveConfig, LossConfig, total_loss
+from distill.training.lossconfig import ContrastiveConfig, LossConfig
+from distill.training.objective import total_loss
 from parity.fixture import Fixture
 from parity.modules import CLIP, Outputs, Runs, build_on, encode, load, temporal_config
 from students import eercf

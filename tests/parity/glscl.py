@@ -12,7 +12,8 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.queries import QueryConfig
 from distill.model.similarity import mean_pool
 from distill.model.temporal import TemporalConfig
-from distill.training.objective import ContrastiveConfig, LossConfig, total_loss
+from distill.training.lossconfig import ContrastiveConfig, LossConfig
+from distill.training.objective import total_loss
 from parity.fixture import Fixture
 from parity.modules import CLIP, Outputs, Runs, build_on, load, log_scale
 from students.glscl import Glscl, GlsclConfig, local_score

@@ -17,7 +17,8 @@ from distill.model.clip import ClipModel, real_words
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.model.towers import ClipConfig, Towers
-from distill.training.objective import ContrastiveConfig, LossConfig, total_loss
+from distill.training.lossconfig import ContrastiveConfig, LossConfig
+from distill.training.objective import total_loss
 from parity.fixture import Fixture
 from parity.modules import Outputs, Runs
 from students.prompt_switch import PromptSwitch, PromptSwitchConfig

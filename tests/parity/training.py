@@ -19,7 +19,8 @@ from distill.conversion.authors import Checkpoint
 from distill.model.clip import LogitScale
 from distill.model.towers import Towers
 from distill.release.release import Release
-from distill.training.objective import LossConfig, TeacherScores
+from distill.training.lossconfig import LossConfig
+from distill.training.objective import TeacherScores
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from parity.fixture import Fixture
 from parity.measures import loss_config, weigh_stored

@@ -1,0 +1,34 @@
+"""Who labels, by what a command line says: a teacher's release, a model of a library, or vectors from elsewhere."""
+
+from pathlib import Path
+
+import torch
+
+from distill.data.frames import FrameSet
+from distill.data.texts import Texts
+from distill.data.vectorfiles import VectorFiles
+from distill.errors import ExpectedError
+from distill.labelling.embedder import PREFIX, open_embedder
+from distill.labelling.given import GivenVectors
+from distill.labelling.labeller import Labeller
+from distill.labelling.teacher import TeacherRelease
+from distill.release.release import load
+
+
+def open_labeller(teacher: str | None, vectors: Path | None, given: FrameSet | Texts, device: torch.device) -> Labeller:
+    """Return what labels `given`: the release or model that `teacher` names, or the vectors of a folder.
+
+    Raises `ExpectedError` unless there is one of both, and where frames have other settings than a release's.
+    """
+    if (teacher is None) == (vectors is None):
+        raise ExpectedError("expected one of a teacher and --vectors; give a release, a model, or a folder of vectors")
+    if vectors is not None:
+        return GivenVectors(VectorFiles(vectors), given)
+    assert teacher is not None
+    if teacher.startswith(PREFIX):
+        return open_embedder(teacher.removeprefix(PREFIX), device)
+    release = load(teacher, device)
+    labeller = TeacherRelease.of(release)
+    if isinstance(given, FrameSet):
+        given.check_settings(release.frames_config, release.path)
+    return labeller
