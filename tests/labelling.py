@@ -8,17 +8,21 @@ import torch
 from conftest import World
 
 from distill import catalogue
+from distill.data.datasets import PairDataset
 from distill.data.frames import FrameSet
 from distill.data.labels import Storage, Tier
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
+from distill.experiment import prepare
 from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.teacher import TeacherRelease
 from distill.model.contract import Teacher
 from distill.model.towers import ClipConfig, Towers
 from distill.packing.clips import read_annotations
 from distill.packing.packing import PackConfig, pack
+from distill.recipe import Recipe
 from distill.remote import Place
+from distill.training.objective import Objective
 
 TEMPORAL = {"layers": 1, "init": "normal"}
 TEACHERS = {
@@ -81,3 +85,25 @@ def write_labels(world: World, kind: str, folder: Path, storage: Storage = "floa
     assert job.begin() is None
     assert job.label() is not None
     return folder
+
+
+def losses_while_learning(recipe: Recipe, steps: int = 8) -> list[dict[str, float]]:
+    """The losses of a student before each of so many steps on one batch, as training computes them from label sets."""
+    job, _ = prepare(recipe)
+    objective = Objective(
+        job.model,
+        [(source.head, source.weight) for source in job.sources],
+        job.losses,
+        bf16=False,
+        temperatures=[source.temperatures for source in job.sources],
+    )
+    optimizer = torch.optim.Adam([weight for weight in job.model.parameters() if weight.requires_grad], lr=3e-3)
+    dataset = PairDataset(job.train, [source.labels for source in job.sources], job.tokenizer, pixels=True)
+    batch, found = dataset.__getitems__([(video, 0) for video in range(12)]), []
+    for _ in range(steps):
+        parts = objective(batch)
+        optimizer.zero_grad()
+        parts["total"].backward()
+        optimizer.step()
+        found.append({name: value.item() for name, value in parts.items()})
+    return found

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from distill.catalogue import INTERACTIONS
@@ -33,6 +34,9 @@ PREFIX = "sentence-transformers:"
 PICTURES = 64  # encoded at once
 OWN = "sentence_transformers."  # where the modules of models without code of their own stand
 # Of a repository: nothing that could hold code, and no weights for other programs.
+# What the library raises for files that are damaged or contradict one another.
+UNREADABLE = (SafetensorError, OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError)
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 log = logging.getLogger(__name__)
 
@@ -116,7 +120,7 @@ def open_embedder(name: str, device: torch.device) -> Embedder:
             f"{PREFIX}{name}: needs sentence-transformers; pip install 'retrieval-distill[st]'"
         ) from None
     folder = Path(name)
-    origin = f"sha256:{_folder_sha256(folder)}" if folder.is_dir() else ""
+    origin = f"sha256:{_folder_sha256(folder)}" if name and folder.is_dir() else ""
     if not origin:
         folder, origin = _fetched(name)
     _refuse_code(folder)
@@ -128,7 +132,7 @@ def open_embedder(name: str, device: torch.device) -> Embedder:
             trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )
-    except (OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         if any("auto_map" in _json(path) for path in folder.rglob("config.json")):
             raise ArtefactError(
                 f"{name}: has code of its own (auto_map), which is never run; use another model"
@@ -162,7 +166,7 @@ def _folder_sha256(folder: Path) -> str:
 
 
 def _refuse_code(folder: Path) -> None:
-    """Refuse a model whose modules are not the library's, or lie outside its folder."""
+    """Refuse a model whose modules are not the library's or lie outside its folder, or whose weights are pickled."""
     modules = _json(folder / "modules.json")
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise ArtefactError(f"{folder / 'modules.json'}: expected a list of modules; restore it")
@@ -172,6 +176,9 @@ def _refuse_code(folder: Path) -> None:
             raise ArtefactError(f"{folder}: its module {kind!r} is code of its own, which is never run; use another")
         if not place.is_relative_to(folder.resolve()):
             raise ArtefactError(f"{folder / 'modules.json'}: names a place outside its folder: {str(place)!r}")
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in PICKLES and not any(path.parent.glob("*.safetensors")):
+            raise ArtefactError(f"{path}: may hold code, and is never loaded; save the model with safetensors")
 
 
 def _json(path: Path) -> Any:
