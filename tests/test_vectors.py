@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow
 import pytest
 import torch
-from conftest import World, python, tree_bytes
+from conftest import ROOT, World, python, tree_bytes
 from labelling import losses_while_learning, pack_shards
 from pyarrow import parquet
 from safetensors.torch import save_file
@@ -167,6 +167,20 @@ def test_a_loss_that_needs_relevance_refuses_labels_of_whole_videos(world: World
         tools.labels.main(["diff", str(labels), str(labels)])
     with pytest.raises(ExpectedError, match="--tiers: relevance alone, but the teacher has no vectors of frames"):
         dump(tmp_path / "vectors", frames.path, tmp_path / "other", "--tiers", "relevance")
+
+
+def test_the_example_of_the_documentation_writes_vectors_that_are_taken(world: World, tmp_path: Path):
+    code = (ROOT / "docs" / "labels.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    assert len(code.splitlines()) <= 12
+    code = code.replace("my/frames/train", str(world.frames["train"])).replace("my/vectors", str(tmp_path / "vectors"))
+    (tmp_path / "vectors").mkdir()
+    models = {
+        "my_image_model": lambda pixels: torch.from_numpy(pixels.mean((2, 3))).float() + 1,
+        "my_text_model": lambda text: torch.tensor([len(text), 1.0, 2.0]),
+    }
+    exec(code, models)
+    labels = dump(tmp_path / "vectors", world.frames["train"], tmp_path / "labels")
+    assert StoredLabels(labels).tiers == ["relevance", "features"]
 
 
 def test_captions_of_a_text_file_get_theirs(tmp_path: Path):

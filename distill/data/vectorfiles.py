@@ -22,6 +22,8 @@ from distill.records import json_sha256
 FIELDS = ("sentence", "vector", "frames", "timestamps")
 KEYS = {"text": ("sentence",), "id": ("vector", "frames", "timestamps")}  # columns of Parquet files
 SUFFIXES = (".safetensors", ".parquet")
+# What the libraries raise for files that are damaged, or hold something else than numbers.
+UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, AttributeError, NotImplementedError, MemoryError)
 Read = Callable[[], Tensor]
 
 
@@ -48,7 +50,7 @@ class VectorFiles:
         """Return one tensor in double precision; raise `ArtefactError` where it is none of real numbers."""
         try:
             found = self._places[field][key]()
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
+        except UNREADABLE as error:
             raise self.wrong(field, key, f"cannot be read ({error})") from None
         if not found.is_floating_point():
             raise self.wrong(field, key, f"is {found.dtype}, expected real numbers")
@@ -77,15 +79,15 @@ class VectorFiles:
             raise ArtefactError(f"{path}: Parquet needs pyarrow; pip install 'retrieval-distill[export]'") from None
         try:
             table = parquet.read_table(path)
-        except (pyarrow.ArrowException, OSError) as error:
+            named = [name for name in KEYS if name in table.column_names]
+            keys = table.column(named[0]).to_pylist() if len(named) == 1 else [0]
+        except (pyarrow.ArrowException, *UNREADABLE) as error:
             raise ArtefactError(f"{path}: not Parquet ({error}); write it again") from None
-        named = [name for name in KEYS if name in table.column_names]
-        if len(named) != 1 or not pyarrow.types.is_string(table.schema.field(named[0]).type):
+        if not all(isinstance(key, str | None) for key in keys):
             raise ArtefactError(
                 f"{path}: has the columns {first_few(table.column_names)}, expected one of text and id, of strings; "
                 f"write it again"
             )
-        keys = table.column(named[0]).to_pylist()
         for field in KEYS[named[0]]:
             if field not in table.column_names:
                 continue

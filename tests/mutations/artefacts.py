@@ -7,9 +7,12 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow
 import test_convert
 import torch
 import yaml
+from pyarrow import parquet
+from safetensors.torch import save_file
 from test_clip import write_folder
 from test_downloads import tar
 from test_export import grown
@@ -46,6 +49,7 @@ def prepare(folder: Path) -> None:
     config = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=4), size=32, per_shard=2)
     pack(folder / "csv" / "all.csv", "csv", folder / "video", folder / "frames", config, workers=1)
     _labels(folder)
+    _vectors(folder)
     release(folder / "release", *make())
     for name, loaded in (
         ("gallery", load(folder / "release")),
@@ -120,6 +124,23 @@ def _labels(folder: Path) -> None:
     (folder / "unsealed" / NAME).unlink()
     shutil.rmtree(folder / "labels" / ".work", ignore_errors=True)
     shutil.rmtree(folder / "frames" / ".work", ignore_errors=True)
+
+
+def _vectors(folder: Path) -> None:
+    """Vectors from elsewhere, as safetensors and as Parquet."""
+    (folder / "vectors").mkdir()
+    (folder / "tables").mkdir()
+    frames, rng = FrameSet(folder / "frames"), np.random.default_rng(0)
+    texts = [text for _, text in CAPTIONS]
+    sentences = {text: rng.normal(size=5).astype(np.float32) for text in texts}
+    seen = {video.id: rng.normal(size=(len(video.timestamps), 5)).astype(np.float32) for video in frames.videos}
+    named = {f"sentence/{text}": value for text, value in sentences.items()}
+    named |= {f"frames/{video}": value for video, value in seen.items()}
+    save_file({name: torch.from_numpy(value) for name, value in named.items()}, folder / "vectors" / "all.safetensors")
+    said = {"text": texts, "sentence": [value.tolist() for value in sentences.values()]}
+    parquet.write_table(pyarrow.table(said), folder / "tables" / "captions.parquet")
+    videos = {"id": list(seen), "frames": [value.tolist() for value in seen.values()]}
+    parquet.write_table(pyarrow.table(videos), folder / "tables" / "videos.parquet")
 
 
 def _checkpoint(folder: Path) -> None:

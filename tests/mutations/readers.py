@@ -18,9 +18,12 @@ from distill.config import read_recipe
 from distill.conversion.convert import convert
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
+from distill.data.padding import real
 from distill.data.sampler import Clip4ClipSampler
+from distill.data.vectorfiles import VectorFiles
 from distill.evaluation.report import report
 from distill.evaluation.result import read_result
+from distill.labelling.given import GivenVectors
 from distill.labelling.sealing import merge_labels
 from distill.model.clip import ClipModel
 from distill.model.towers import ClipConfig, Towers
@@ -108,6 +111,15 @@ def latest(path: Path, whole: Whole) -> Any:
     return None if found is None else [found[0], found[1], found[2].model_dump()]
 
 
+def vectors(path: Path, whole: Whole) -> Any:
+    """Vectors from elsewhere as features of all captions and videos."""
+    found, seen = GivenVectors(VectorFiles(path), whole.frames), real(whole.frames, range(len(whole.frames)))
+    texts = [caption.text for video in whole.frames.videos for caption in video.captions]
+    nothing = torch.empty(*seen.shape, 3, 0, 0, dtype=torch.uint8)
+    features = found.encode_texts(texts).tensors() | found.encode_videos(whole.frames.videos, nothing, seen).tensors()
+    return finite(features)
+
+
 def recipe(path: Path, whole: Whole) -> Any:
     return finite(read_recipe(path / "student.yaml", [], Recipe).model_dump(mode="json"))
 
@@ -173,6 +185,8 @@ READERS = {
     "tokens": Reader(tokens, sealed=True),
     "checkpoint": Reader(latest),
     "recipe": Reader(recipe),
+    "vectors": Reader(vectors),
+    "tables": Reader(vectors),
     "authors.pt": Reader(authors(".pt")),
     "authors.bin": Reader(authors(".bin")),
     "authors.safetensors": Reader(authors(".safetensors")),
