@@ -16,13 +16,18 @@ from safetensors.torch import save_file
 
 import tools.dump_soft_labels
 import tools.labels
+import tools.pack_frames
 from distill import catalogue
 from distill.config import read_recipe
 from distill.data.frames import FrameSet
 from distill.data.labels import StoredLabels
 from distill.data.labelset import LabelSet
+from distill.data.vectorfiles import VectorFiles
 from distill.errors import ArtefactError, ExpectedError
 from distill.experiment import prepare
+from distill.labelling.forecast import forecast
+from distill.labelling.given import GivenVectors
+from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.model.contract import teacher_logits
 from distill.recipe import Recipe
 
@@ -181,6 +186,23 @@ def test_the_example_of_the_documentation_writes_vectors_that_are_taken(world: W
     exec(code, models)
     labels = dump(tmp_path / "vectors", world.frames["train"], tmp_path / "labels")
     assert StoredLabels(labels).tiers == ["relevance", "features"]
+
+
+def test_a_plan_of_videos_without_captions_is_what_is_written(world: World, tmp_path: Path):
+    """A forecast asks for no caption that has no vector."""
+    listed = sorted((world.corpus / "videos").glob("*.mp4"))[:3]
+    for path in listed:
+        (tmp_path / "clips").mkdir(exist_ok=True)
+        (tmp_path / "clips" / path.name).symlink_to(path)
+    tools.pack_frames.main([str(tmp_path / "clips"), "--size", "64", "--out", str(tmp_path / "frames")])
+    frames = FrameSet(tmp_path / "frames")
+    vectors = stored(tmp_path / "vectors", drawn(frames, "frames"))
+    config = LabelJobConfig(tiers=["features"], storage="float16", batch=2, precision="fp32")
+    job = LabelJob(GivenVectors(VectorFiles(vectors), frames), frames, tmp_path / "labels", config)
+    planned = forecast(job)
+    dump(vectors, frames.path, tmp_path / "labels", "--dtype", "float16", "--batch", "2", "--tiers", "features")
+    sizes = [len(data) for name, data in tree_bytes(tmp_path / "labels").items() if name != "manifest.json"]
+    assert sum(sizes) == sum(planned.bytes.values()) and planned.captions == 0
 
 
 def test_captions_of_a_text_file_get_theirs(tmp_path: Path):

@@ -25,6 +25,7 @@ from distill.labelling.labeller import Labeller, framed
 from distill.manifest import file_sha256
 from distill.model.contract import Interaction
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.similarity import unit
 from distill.records import json_sha256
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Embedder(Labeller):
             raise ExpectedError(f"{origin}: encodes {known}; a teacher needs text, and image or video: choose another")
         self.model, self.frame_vectors = model.eval(), seen == "image"
         prompts = {name: model.prompts.get(name) or "" for name in ("query", "document")}
+        self._prompt = prompts["query"]
         self.id = f"{origin} {json.dumps({'modality': seen, **prompts}, ensure_ascii=False)}"
 
     @property
@@ -68,7 +70,7 @@ class Embedder(Labeller):
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Return the model's vectors of captions."""
         found = self.model.encode_query(list(texts), batch_size=len(texts), **_QUIETLY)
-        return TextFeatures(sentence=_finite(self.id, found))
+        return TextFeatures(sentence=_directions(self.id, found))
 
     def encode_videos(
         self,
@@ -80,9 +82,11 @@ class Embedder(Labeller):
         if not self.frame_vectors:
             clips = [{"video": clip[shown]} for clip, shown in zip(pixels, real, strict=True)]
             # One at a time: clips of different lengths need not fit into one batch.
-            return VideoFeatures(vector=_finite(self.id, self.model.encode_document(clips, batch_size=1, **_QUIETLY)))
+            return VideoFeatures(
+                vector=_directions(self.id, self.model.encode_document(clips, batch_size=1, **_QUIETLY))
+            )
         pictures = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pixels[real]]
-        found = _finite(self.id, self.model.encode_document(pictures, batch_size=PICTURES, **_QUIETLY))
+        found = _directions(self.id, self.model.encode_document(pictures, batch_size=PICTURES, **_QUIETLY))
         frames = found.new_zeros(*real.shape, found.shape[-1])
         frames[real.to(found.device)] = found
         return framed(frames, real.to(found.device))
@@ -92,7 +96,8 @@ class Embedder(Labeller):
         most = self.model.max_seq_length
         if most is None or not texts:
             return
-        spelled = self.model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        asked = [self._prompt + text for text in texts]
+        spelled = self.model.tokenizer(asked, truncation=False, verbose=False)["input_ids"]
         if cut := sum(len(ids) > most for ids in spelled):
             log.warning(f"{where}: {cut:,} of {len(texts):,} captions are cut at {most} tokens by the teacher")
 
@@ -100,10 +105,10 @@ class Embedder(Labeller):
 _QUIETLY: dict[str, Any] = {"convert_to_tensor": True, "show_progress_bar": False}
 
 
-def _finite(teacher: str, found: Tensor) -> Tensor:
-    """Return vectors as float32; those that point nowhere have no cosine."""
-    found = found.float()
-    if not found.isfinite().all() or not found.norm(dim=-1).all():
+def _directions(teacher: str, found: Tensor) -> Tensor:
+    """Return vectors of length 1, float32; those that point nowhere have no cosine."""
+    found = unit(found)
+    if not found.isfinite().all() or not (found.norm(dim=-1) > 0.5).all():
         raise ArtefactError(f"{teacher}: gives a vector that is zero or not finite; use a sound model")
     return found
 

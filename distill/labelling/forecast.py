@@ -62,7 +62,7 @@ def forecast(job: LabelJob) -> Forecast:
         kept=counts["captions"] * trial.text_bytes + counts["videos"] * trial.video_bytes if job.top else 0,
         seconds=videos * trial.per_video + texts * trial.per_caption + scored * counts["videos"] * trial.per_pair,
         videos_per_second=1 / trial.per_video,
-        captions_per_second=1 / trial.per_caption,
+        captions_per_second=1 / trial.per_caption if trial.per_caption else 0.0,  # without captions
     )
 
 
@@ -71,17 +71,19 @@ class _Trial:
 
     def __init__(self, job: LabelJob, shard: str):
         encoder, numbers, workers = job.encoder, job.shards[shard][: job.config.batch], job.config.workers
-        texts = texts_of(job.frames, numbers)[: job.captions.size] or [""]  # where there are none, for the shapes alone
+        texts = texts_of(job.frames, numbers) or texts_of(job.frames, range(len(job.frames)))
+        texts = texts[: job.captions.size]
         decoding, (pixels, real) = _timed(lambda: next(encoder.decoded([numbers])))
         looking, video = _timed(lambda: encoder.encode_videos(numbers, pixels, real), warm=True)
-        reading, text = _timed(lambda: encoder.encode_texts(texts), warm=True)
+        reading, text = _timed(lambda: encoder.encode_texts(texts), warm=True) if texts else (0.0, None)
         busy = max(looking, decoding / workers) if workers else looking + decoding
-        self.per_video, self.per_caption = busy / len(numbers), reading / len(texts)
-        self.per_pair = _scoring(job, text, video) if job.top else 0.0
+        self.per_video, self.per_caption = busy / len(numbers), reading / max(1, len(texts))
+        self.per_pair = _scoring(job, text, video) if job.top and text is not None else 0.0
         self.text_bytes, self.video_bytes = (
-            sum(value.nbytes for value in part.tensors().values()) // len(part) for part in (text, video)
+            0 if part is None else sum(value.nbytes for value in part.tensors().values()) // len(part)
+            for part in (text, video)
         )
-        rows = job.rows(numbers[0], text[slice(0, 1)], video[slice(0, 1)])
+        rows = job.rows(numbers[0], None if text is None else text[slice(0, 1)], video[slice(0, 1)])
         if job.top:
             listed = torch.zeros(1, 1 + job.listed)
             tables = (listed.int(), listed, torch.zeros(1), torch.zeros(1))
