@@ -194,7 +194,7 @@ def test_only_the_wanted_tier_is_read_and_a_lacking_one_refused(shards: Path, la
 def test_a_teacher_that_says_no_number_is_refused(world: World, shards: Path, tmp_path: Path):
     job = label_job(world, "ts2net", tmp_path / "labels", frames=shards)
     with torch.no_grad():
-        job.release.model.clip.visual.ln_post.weight.fill_(torch.nan)
+        job.labeller.model.clip.visual.ln_post.weight.fill_(torch.nan)
     assert job.begin() is None
     with pytest.raises(ArtefactError, match=r"labels of video \S+ are not finite"):
         job.label()
