@@ -16,6 +16,7 @@ import distill
 from distill import catalogue, comm
 from distill.data.datasets import UnpairedSource
 from distill.data.frames import FrameSet
+from distill.data.pictures import Fit
 from distill.data.texts import Texts
 from distill.data.tokens import Tokenizer, read_vocabulary, warn_of_cuts
 from distill.errors import RecipeError
@@ -24,6 +25,7 @@ from distill.evaluation.evaluate import Ranks, check_captions, encode, rank, tex
 from distill.labelling.sources import open_source
 from distill.model.blocks import require_compiler
 from distill.model.contract import RetrievalModel
+from distill.model.preprocessing import image_size
 from distill.model.second_look import SecondLook
 from distill.model.towers import Towers
 from distill.publishing import check_writable, publish
@@ -94,15 +96,16 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
         require_compiler(comm.device())
     torch.manual_seed(recipe.seed)
     model, began_with = _begin(recipe)
-    frames, val, test = _open_frames(recipe)
-    unpaired = _open_unpaired(recipe)
+    _check_context(recipe, model)
+    fit = model.clip.preprocessing.fit(image_size(model.clip.architecture))
+    frames, val, test = _open_frames(recipe, fit)
+    unpaired = _open_unpaired(recipe, fit)
     sources = [open_source(label, recipe.losses, frames, unpaired) for label in recipe.labels]
     unpaired = replace(
         unpaired,
         video_labels=[source.unlabelled for source in sources if source.unlabelled is not None],
         text_labels=[source.texts for source in sources if source.texts is not None],
     )
-    _check_towers(recipe, model, train=frames, unlabelled=unpaired.videos)
     return Job(
         folder=Path(recipe.out) / recipe.name,
         seed=recipe.seed,
@@ -143,19 +146,23 @@ def _check_processes(recipe: Recipe) -> None:
             )
 
 
-def _open_frames(recipe: Recipe) -> tuple[FrameSet, FrameSet, FrameSet | None]:
+def _open_frames(recipe: Recipe, fit: Fit) -> tuple[FrameSet, FrameSet, FrameSet | None]:
     """The training, validation and test frames; rank 0 compares every file with its hash."""
     cache = recipe.data.open_cache()
 
-    def opened(path: str) -> FrameSet:
-        frames = FrameSet(path, verify=comm.rank() == 0, cache=cache)
+    def opened(key: str, path: str) -> FrameSet:
+        frames = FrameSet(path, verify=comm.rank() == 0, cache=cache).fitted(fit, f"data.{key}")
         recipe.data.check(frames, str(frames.path))
         mend = "raise data.max_words, as far as the text tower goes, or shorten them"
         warn_of_cuts(texts_of(frames), recipe.data.max_words, str(frames.path), mend)
         return frames
 
     data = recipe.data
-    train, val, test = opened(data.train), opened(data.val), opened(data.test) if data.test else None
+    train, val, test = (
+        opened("train", data.train),
+        opened("val", data.val),
+        opened("test", data.test) if data.test else None,
+    )
     for ranked in (val, *([] if test is None else [test])):
         check_captions(ranked)
     silent = sum(not video.captions for video in train.videos)
@@ -168,12 +175,12 @@ def _open_frames(recipe: Recipe) -> tuple[FrameSet, FrameSet, FrameSet | None]:
     return train, val, test
 
 
-def _open_unpaired(recipe: Recipe) -> UnpairedSource:
+def _open_unpaired(recipe: Recipe, fit: Fit) -> UnpairedSource:
     """The videos without captions and the captions without videos, still without labels."""
     data, verify = recipe.data, comm.rank() == 0
     videos = texts = None
     if data.unlabelled is not None:
-        videos = FrameSet(data.unlabelled, verify=verify, cache=data.open_cache())
+        videos = FrameSet(data.unlabelled, verify=verify, cache=data.open_cache()).fitted(fit, "data.unlabelled")
         data.check(videos, str(videos.path))
     if data.texts is not None:
         texts = Texts.open(data.texts, verify=verify, cache=data.open_cache())
@@ -182,16 +189,8 @@ def _open_unpaired(recipe: Recipe) -> UnpairedSource:
     return UnpairedSource(videos, texts)
 
 
-def _check_towers(recipe: Recipe, model: RetrievalModel, **frame_sets: FrameSet | None) -> None:
-    """Refuse frames (by their key under `data`) and captions of a size that the towers cannot take."""
-    size = model.clip.architecture["vision_cfg"]["image_size"]
-    for key, frames in frame_sets.items():
-        if frames is None or frames.size == size:
-            continue
-        raise RecipeError(
-            f"data.{key}: {frames.path} was packed with {frames.size} pixels, but {recipe.model.clip.model} takes "
-            f"{size}; pack again with --size {size}"
-        )
+def _check_context(recipe: Recipe, model: RetrievalModel) -> None:
+    """Refuse captions that are longer than the text tower takes."""
     context = model.clip.text.context
     if recipe.data.max_words > context:
         raise RecipeError(
@@ -203,7 +202,7 @@ def _check_towers(recipe: Recipe, model: RetrievalModel, **frame_sets: FrameSet 
 def _restored(recipe: Recipe, architecture: dict[str, Any], weights: dict[str, Tensor]) -> RetrievalModel:
     """The best weights in the model that is released; the trained one may still be partitioned (ZeRO 3)."""
     clip = recipe.model.clip
-    towers = Towers.from_architecture(architecture, clip.freeze_vision, clip.freeze_text)
+    towers = Towers.from_architecture(architecture, **clip.trained)
     model = catalogue.build(recipe.model.released(), towers)
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model.eval().to(comm.device())

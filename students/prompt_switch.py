@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from open_clip.model import CLIPVisionCfg
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from distill.errors import RecipeError
 from distill.losses.captioning import caption_loss, captioning
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.captioner import CaptionConfig, Captioner, frames_read, next_words
-from distill.model.clip import ClipModel, StemTokens, VideoPixels, Wiring
+from distill.model.clip import ClipModel, StemTokens, TextTower, VideoPixels, Wiring
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.pooling import LEFT_OUT, CrossAttention
@@ -104,7 +105,7 @@ class PromptSwitch(RetrievalModel):
     def __init__(self, config: PromptSwitchConfig, towers: Towers):
         super().__init__()
         # Drawn before what the tower draws for its prompts, so that a seed gives the weights that it always gave.
-        cube = PromptCube(config.prompts, towers.architecture["vision_cfg"]["width"])
+        cube = PromptCube(config.prompts, towers.architecture["vision_cfg"].get("width", CLIPVisionCfg.width))
         self.clip = clip = ClipModel(towers, Wiring(prompts=config.prompts, frames=config.frames))
         self.prompts = cube
         self.frames, self.mask_padding, self.pooling = config.frames, config.mask_padding, config.pooling
@@ -121,6 +122,7 @@ class PromptSwitch(RetrievalModel):
         if config.pooling in ASKING:
             self.rerank_fields = ("frames", "real")
         if config.captions is not None:
+            assert isinstance(clip.text, TextTower), "prompts need plain towers"
             self.captioner = Captioner(clip.text, clip.dim, config.captions, config.clip.folder)
             self.caption_weight = config.captions.weight
 
@@ -148,6 +150,7 @@ class PromptSwitch(RetrievalModel):
             return None
         heard, targets, said = next_words(ids)
         with torch.no_grad():
+            assert isinstance(self.clip.text, TextTower), "prompts need plain towers"
             words = self.clip.text.embed(heard)
         frames, counted = self._frames(video)
         logits, attention = self.captioner(words, frames, said, counted)

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.errors import RecipeError
-from distill.model.clip import ClipModel, LogitScale, StemTokens, VideoPixels, Wiring
+from distill.model.clip import ClipModel, LogitScale, StemTokens, VideoPixels, VisionTower, Wiring
 from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.selection import Noise, TokenSelector
@@ -90,6 +90,7 @@ class Ts2Net(Teacher):
         super().__init__()
         wiring = Wiring(all_tokens=True, frames=config.frames, shift_layers=config.shift_layers)
         self.clip = clip = ClipModel(towers, wiring)
+        assert isinstance(clip.visual, VisionTower), "tokens need plain towers"
         num_patches = clip.visual.positional_embedding.shape[0] - 1
         if config.selected > num_patches:
             raise RecipeError(f"model.selected: {config.selected} tokens, but a frame has {num_patches} patches")

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from distill.errors import RecipeError
-from distill.model.clip import ClipModel, LogitScale, normalise
+from distill.model.clip import ClipModel, LogitScale
+from distill.model.preprocessing import OPENAI
 from distill.model.towers import ClipConfig, Towers, read_architecture
 
 ARCHITECTURE = {
@@ -61,7 +62,7 @@ def write_folder(path, model_cfg=ARCHITECTURE, weights=True):
 @pytest.mark.parametrize("freeze", [None, 0, 1, 2, 3])
 def test_image_features_equal_open_clip(freeze):
     model = open_clip_model()
-    images = normalise(pixels(4))
+    images = OPENAI.normalise(pixels(4))
     with torch.no_grad():
         expected = model.encode_image(images)
         found = clip_like(model, vision=freeze).visual(images)
@@ -106,18 +107,18 @@ def test_uint8_pixels_are_normalised_as_clip_expects():
     images = pixels(2)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-    assert torch.allclose(normalise(images), (images / 255 - mean) / std, atol=1e-6)
+    assert torch.allclose(OPENAI.normalise(images), (images / 255 - mean) / std, atol=1e-6)
     visual = clip_like(open_clip_model()).visual
-    assert torch.equal(visual(images), visual(normalise(images)))
+    assert torch.equal(visual(images), visual(OPENAI.normalise(images)))
 
 
 def test_padded_frames_are_images_of_zeros_after_normalisation():
     clip = clip_like(open_clip_model(), vision=1)
     frames = pixels(2, 3)
     real = torch.tensor([[True, True, False], [True, False, False]])
-    blank = normalise(frames) * real[..., None, None, None]
+    blank = OPENAI.normalise(frames) * real[..., None, None, None]
     expected = clip.visual(blank.flatten(0, 1)).unflatten(0, (2, 3))
-    for given in (frames, normalise(frames), clip.frames_to_stem(frames, real)):
+    for given in (frames, OPENAI.normalise(frames), clip.frames_to_stem(frames, real)):
         assert torch.equal(clip.encode_frames(given, real), expected)
 
 
@@ -189,7 +190,7 @@ def test_towers_run_in_half_precision(mode):
 def test_a_folder_gives_its_weights(tmp_path):
     model = write_folder(tmp_path)
     clip = ClipModel(Towers.from_config(ClipConfig(model=str(tmp_path), freeze_vision=1))).eval()
-    images = normalise(pixels(2))
+    images = OPENAI.normalise(pixels(2))
     with torch.no_grad():
         assert (clip.visual(images) - model.encode_image(images)).abs().max() < 3e-6
     assert clip.logit_scale.log.item() == pytest.approx(model.logit_scale.item())

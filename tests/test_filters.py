@@ -47,6 +47,7 @@ class Vectors:
     """A release whose queries are vectors by number."""
 
     searchable, second_look, num_frames, max_words, frames_config = True, None, FRAMES, 77, {}
+    fit, size = None, 0
 
     def __init__(self, path: Path):
         self.path, self.model, generator = path, Plain(), torch.Generator().manual_seed(1)
@@ -59,7 +60,7 @@ class Vectors:
     def encode_frames(self, *_):
         raise NotImplementedError("the vectors of videos are drawn")
 
-    encode_video = encode_frames
+    encode_video = accept = encode_frames
 
 
 def drawn(rows: int, seed: int = 0) -> list[dict]:

@@ -61,11 +61,15 @@ class ColourEncoder:
 
     def __init__(self, path, pool_temperature):
         self.path, self.num_frames, self.searchable, self.model = path, 8, True, ColourModel(pool_temperature)
-        self.max_words, self.second_look = 77, None
+        self.max_words, self.second_look, self.fit, self.size = 77, None, None, 32
         self.frames_config = {"sampler": {**FRAMES["sampler"], **SAMPLER_REST, "num_frames": 8}, "size": 32}
         self.manifest = Manifest(
             kind="release", version=1, config={"t": pool_temperature}, counts={}, parents={}, files={}
         )
+
+    def accept(self, frames):
+        frames.check_settings(self.frames_config, self.path)
+        return frames
 
     def encode_text(self, texts):
         rows = torch.stack([torch.tensor(COLOURS[text.split()[-1]], dtype=torch.float32) for text in texts])

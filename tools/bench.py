@@ -124,6 +124,7 @@ def _labels(args: argparse.Namespace) -> dict[str, Any]:
     from distill.bench import passes, steps
     from distill.bench.drawn import draw_frames
     from distill.config import read_recipe
+    from distill.model.preprocessing import image_size
     from distill.model.towers import read_architecture
     from distill.recipe import Recipe
     from distill.training import engine
@@ -142,7 +143,7 @@ def _labels(args: argparse.Namespace) -> dict[str, Any]:
     engine.start(student.train.timeout_minutes)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        size = read_architecture(student.model.clip)["vision_cfg"]["image_size"]
+        size = image_size(read_architecture(student.model.clip))
         drawn = {"num_frames": student.data.num_frames}
         frames = draw_frames(folder / "frames", videos=pairs, captions=1, size=size, **drawn)
         measured = steps.measure_steps(setting, frames, folder / "labels", rounds=args.rounds)

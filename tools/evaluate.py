@@ -80,7 +80,7 @@ def _evaluated(args: argparse.Namespace) -> str:
     release = load(args.release, comm.device())
     if args.out is not None and args.out.exists():
         _check_same(args.out, release.manifest.id, args.protocol, found)
-    frames.check_settings(release.frames_config, release.path)
+    frames = release.accept(frames)
     result = evaluate_model(
         _subject(release, frames),
         release.model,

@@ -20,6 +20,10 @@ ANNOTATIONS is the file of one split; what to give depends on the layout:
 A folder of videos alone, `tools/pack_frames.py my/clips --out frames/unlabelled`, is packed without captions: a student
 learns from its videos through a teacher's features (data.unlabelled of a recipe).
 
+Frames are cut to squares of --size pixels, as CLIP's towers take them. With --whole they keep their shape, so that
+towers of other sizes, and those that squash pictures (SigLIP, PE-Core), work from one set; --size is then that of the
+largest tower, or more.
+
 Frames are sampled as CLIP4Clip does: one per second, then --frames of them evenly; --sampler glscl is GLSCL's rule of
 the same kind, which takes other frames where the frame rate is no whole number; --sampler prompt_switch is Prompt
 Switch's, in passes over the whole video. A video that cannot be used is skipped and listed in OUT/manifest.json with
@@ -49,6 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the frame set")
     parser.add_argument("--layout", choices=LAYOUTS, default="csv", help="of the annotation file")
     parser.add_argument("--size", type=int, default=224, help="pixels, height and width (224 for CLIP ViT-B)")
+    parser.add_argument(
+        "--whole", action="store_true", help="keep the shape of frames, with a shorter side of --size pixels at most"
+    )
     parser.add_argument("--frames", type=int, default=12, help="at most so many frames a video")
     parser.add_argument("--sampler", choices=SAMPLERS, default="clip4clip", help="rule that chooses them")
     parser.add_argument("--prompts", type=int, help="prompt_switch: frames of one pass over the video (default 6)")
@@ -73,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     log.setup()
     rule = {"kind": args.sampler, "num_frames": args.frames} | ({"prompts": args.prompts} if args.prompts else {})
     chosen = validate(rule, sampler.SAMPLERS[args.sampler], where=f"--sampler {args.sampler}")
-    config = PackConfig(sampler=chosen, size=args.size)
+    config = PackConfig(sampler=chosen, size=args.size, whole=args.whole)
     manifest = pack(args.annotations, layout, args.videos or args.annotations, args.out, config)
     counts = manifest.counts
     show(f"{args.out}: {counts['videos']} videos, {counts['captions']} captions, {counts['frames']} frames")

@@ -153,10 +153,10 @@ def of_releases(releases: Sequence[Release], frames: FrameSet) -> tuple[list[Con
     """
     contenders = []
     for release in releases:
-        frames.check_settings(release.frames_config, release.path)
+        fitted = release.accept(frames)
         model, config = release.model, parse_model_config(release.config.model, str(release.path))
-        text = encode_texts(model, texts_of(frames), release.tokenizer)
-        video = encode_videos(model, frames)
+        text = encode_texts(model, texts_of(fitted), release.tokenizer)
+        video = encode_videos(model, fitted)
         sizes = Sizes(
             dim=text.sentence.shape[1],
             frames=release.num_frames,

@@ -18,6 +18,8 @@ from distill.bench.contenders import TEMPORAL, built
 from distill.bench.retrieval import BEST
 from distill.bench.rounds import timed
 from distill.bench.synthetic import Sizes, Synthetic, World
+from distill.data.frames import FrameSet
+from distill.data.pictures import Fit
 from distill.data.tokens import CONTEXT
 from distill.errors import ExpectedError
 from distill.log import progress
@@ -49,6 +51,8 @@ class Release:
     model: RetrievalModel
     text: TextFeatures
     frames_config: dict[str, Any] = field(default_factory=dict)
+    fit: Fit | None = None
+    size: int = 0
     max_words: int = CONTEXT
     searchable: bool = True
     second_look: SecondLook | None = None
@@ -59,6 +63,10 @@ class Release:
 
     def encode_frames(self, *_: Any, **__: Any) -> VideoFeatures:
         """Raise `NotImplementedError`: the features of videos are drawn."""
+        raise NotImplementedError
+
+    def accept(self, frames: FrameSet) -> FrameSet:
+        """Raise `NotImplementedError`, as above."""
         raise NotImplementedError
 
     encode_video = encode_frames

@@ -1,10 +1,12 @@
 """Frame sets: the sampled frames and captions of one split, which all later steps read.
 
 One sample per video, key `<shard><number>`: `<key>.json` (video id, source file, captions, timestamps) and
-`<key>.000.jpg`, `<key>.001.jpg` ... (the sampled frames, shorter side resized to `size` bicubically, centre-cropped).
+`<key>.000.jpg`, `<key>.001.jpg` ... (the sampled frames, shorter side resized to `size` bicubically, centre-cropped;
+with `whole`, of any shape, shorter side at most `size`, for each tower to fit as it was trained).
 The manifest lists the videos that could not be used, each with the reason. distill/packing/packing.py writes it.
 """
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from distill.cache import Cache
-from distill.data.pictures import decode_jpeg
+from distill.data.pictures import Fit, decode_jpeg
 from distill.data.prefetch import ShardSource
 from distill.data.shards import open_sealed_shards
 from distill.errors import ArtefactError
@@ -88,10 +90,14 @@ class SampledFrames(View):
 class _Config(View):
     sampler: SampledFrames
     size: Size
+    whole: bool = False
 
 
 class FrameSet:
-    """A sealed frame set: its videos in shard order, and their pixels."""
+    """A sealed frame set: its videos in shard order, and their pixels.
+
+    Frames that were kept `whole` have no pixels until the set is `fitted` to a tower; `size` is the tower's then.
+    """
 
     def __init__(self, path: str | Place, *, verify: bool = True, cache: Cache | None = None):
         self.path = locate(path)
@@ -101,7 +107,8 @@ class FrameSet:
         )
         self.cache = self._shards.cache
         config = self.manifest.view(_Config, self.path)
-        self.size, self.num_frames = config.size, config.sampler.num_frames
+        self.size, self.num_frames, self.whole = config.size, config.sampler.num_frames, config.whole
+        self._fit: Fit | None = None
         most = max((len(video.timestamps) for video in self.videos), default=0)
         if most > self.num_frames:
             raise ArtefactError(
@@ -112,6 +119,23 @@ class FrameSet:
     def __len__(self) -> int:
         return len(self.videos)
 
+    def fitted(self, fit: Fit, where: str) -> "FrameSet":
+        """Return this set with pictures as a tower takes them.
+
+        Raises `ArtefactError`, which begins with `where`, if they were cut otherwise or are too small.
+        """
+        if fit == Fit(self.size) and not self.whole:
+            return self
+        if not self.whole or self.manifest.config["size"] < fit.size:
+            kept = f"frames of {self.manifest.config['size']} pixels" + (
+                " at most" if self.whole else ", cut as for CLIP"
+            )
+            one = f"--size {fit.size}" if fit == Fit(fit.size) and not self.whole else f"--whole --size {fit.size}"
+            raise ArtefactError(f"{where}: {self.path} holds {kept}, but the tower takes {fit}; pack again with {one}")
+        fitted = copy.copy(self)
+        fitted._fit, fitted.size = fit, fit.size
+        return fitted
+
     def pixels(self, video: int) -> UInt8[np.ndarray, "frame 3 height width"]:
         """Return the RGB frames of one video, without padding."""
         found = np.empty((len(self.videos[video].timestamps), self.size, self.size, 3), np.uint8)
@@ -120,10 +144,11 @@ class FrameSet:
 
     def decode(self, video: int, into: UInt8[np.ndarray, "padded height width 3"]) -> None:
         """Decode the frames of one video into the first positions of `into`, without an intermediate copy."""
+        assert self._fit is not None or not self.whole, "whole frames are fitted to a tower first"
         key = self.videos[video].key
         try:
             for number in range(len(self.videos[video].timestamps)):
-                picture = decode_jpeg(self._shards.read(key, f"{number:03d}.jpg")).transpose(1, 2, 0)
+                picture = decode_jpeg(self._shards.read(key, f"{number:03d}.jpg"), self._fit).transpose(1, 2, 0)
                 if picture.shape != into.shape[1:]:
                     raise ValueError(f"{picture.shape[1]} x {picture.shape[0]} pixels, not {self.size} x {self.size}")
                 into[number] = picture

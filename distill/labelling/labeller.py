@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, UInt8
 from safetensors.torch import save
 from torch import Tensor
 
-from distill.data.frames import PackedVideo
+from distill.data.frames import FrameSet, PackedVideo
+from distill.data.pictures import Fit
 from distill.model.contract import Interaction
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit
@@ -26,6 +27,13 @@ class Labeller(ABC):
     id: str
     looks: bool = True  # False: asks for no pixels
     frame_vectors: bool = True  # False: knows videos as a whole, so its labels have no relevance
+
+    def accept(self, frames: FrameSet) -> FrameSet:
+        """Return frames as it looks at them; here those of a whole set are cut to squares, as large as they are kept.
+
+        Raises `ArtefactError` for frames that it cannot take.
+        """
+        return frames.fitted(Fit(frames.size), "labels") if frames.whole and self.looks else frames
 
     @property
     @abstractmethod

@@ -18,7 +18,7 @@ from distill.release.release import load
 def open_labeller(teacher: str | None, vectors: Path | None, given: FrameSet | Texts, device: torch.device) -> Labeller:
     """Return what labels `given`: the release or model that `teacher` names, or the vectors of a folder.
 
-    Raises `ExpectedError` unless there is one of both, and where frames have other settings than a release's.
+    Raises `ExpectedError` unless there is one of both.
     """
     if (teacher is None) == (vectors is None):
         raise ExpectedError("expected one of a teacher and --vectors; give a release, a model, or a folder of vectors")
@@ -27,8 +27,4 @@ def open_labeller(teacher: str | None, vectors: Path | None, given: FrameSet | T
     assert teacher is not None
     if teacher.startswith(PREFIX):
         return open_embedder(teacher.removeprefix(PREFIX), device)
-    release = load(teacher, device)
-    labeller = TeacherRelease.of(release)
-    if isinstance(given, FrameSet):
-        given.check_settings(release.frames_config, release.path)
-    return labeller
+    return TeacherRelease.of(load(teacher, device))

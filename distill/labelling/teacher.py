@@ -43,6 +43,7 @@ class TeacherRelease(Labeller):
     tokenizer: Tokenizer
     kind: str  # key of the teacher in the catalogue
     id: str  # of the release's manifest
+    release: Release | None = None  # which says what frames it takes
 
     @classmethod
     def of(cls, release: Release) -> "TeacherRelease":
@@ -52,7 +53,11 @@ class TeacherRelease(Labeller):
             raise ArtefactError(
                 f"{release.path}: {kind} is a student, only teachers can label; give a teacher's release"
             )
-        return cls(model=release.model, tokenizer=release.tokenizer, kind=kind, id=release.manifest.id)
+        return cls(model=release.model, tokenizer=release.tokenizer, kind=kind, id=release.manifest.id, release=release)
+
+    def accept(self, frames: FrameSet) -> FrameSet:
+        """Return frames as the release takes them."""
+        return frames if self.release is None else self.release.accept(frames)
 
     @property
     def interaction(self) -> Interaction:

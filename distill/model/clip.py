@@ -1,4 +1,4 @@
-"""CLIP's two towers and its logit scale, built from open_clip's own layers.
+"""CLIP's two towers and its logit scale, built from open_clip's own layers; other towers stand behind the same calls.
 
 Pixels or stem tokens go in at `VisionTower`, token ids at `TextTower`; both give features of size `dim` that are not
 normalised. Decisions:
@@ -12,7 +12,7 @@ normalised. Decisions:
 * Padded frames are images of zeros *after* normalisation (mid-grey), as CLIP4Clip's loaders produce them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -23,22 +23,15 @@ from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTra
 from torch import Tensor, nn
 
 from distill.errors import RecipeError
+from distill.model.adapter import AnyTextTower, AnyVisionTower
 from distill.model.attention import ClassTokenAttention, TokenAttention, shift_tokens
+from distill.model.preprocessing import OPENAI, Preprocessing, preprocessing_of
 from distill.model.prompts import PromptAggregation, switch_prompts
 from distill.model.towers import Towers
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Images = UInt8[Tensor, "image 3 row column"] | Float[Tensor, "image 3 row column"]
 VideoPixels = UInt8[Tensor, "video frame 3 row column"] | Float[Tensor, "video frame 3 row column"]
 StemTokens = Float[Tensor, "video frame token width"]  # made by `ClipModel.frames_to_stem`
-
-
-def normalise(frames: UInt8[Tensor, "*image 3 row column"]) -> Float[Tensor, "*image 3 row column"]:
-    """Normalise pixels 0..255 as CLIP was trained, in float32, each colour by itself in memory, as weights expect."""
-    mean, std = torch.tensor([CLIP_MEAN, CLIP_STD], device=frames.device).view(2, 3, 1, 1)
-    return (frames.to(torch.float32, memory_format=torch.contiguous_format) / 255 - mean) / std
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +52,11 @@ PLAIN = Wiring()
 class VisionTower(nn.Module):
     """A plain ViT: images to the projected class token, or to all projected tokens."""
 
-    def __init__(self, vit: VisionTransformer, freeze: int | None, wiring: Wiring):
+    def __init__(
+        self, vit: VisionTransformer, freeze: int | None, wiring: Wiring, preprocessing: Preprocessing = OPENAI
+    ):
         super().__init__()
+        self.preprocessing = preprocessing
         self.conv1 = vit.conv1
         self.class_embedding = vit.class_embedding
         self.positional_embedding = vit.positional_embedding
@@ -115,7 +111,7 @@ class VisionTower(nn.Module):
         blocks = self.transformer.resblocks
         if frames.ndim == 4:
             with torch.set_grad_enabled(torch.is_grad_enabled() and frozen is None):
-                tokens = self._embed(normalise(frames) if frames.dtype == torch.uint8 else frames, dtype)
+                tokens = self._embed(self._normalised(frames), dtype)
                 for block in blocks[: frozen or 0]:
                     tokens = block(tokens)
         else:
@@ -150,6 +146,9 @@ class VisionTower(nn.Module):
         """Return the tokens after the frozen layers, which may be stored and passed in place of pixels."""
         assert self.stem_layers is not None, "only a tower with frozen layers has a stem"
         return self(frames, stem_only=True)
+
+    def _normalised(self, frames: Images) -> Float[Tensor, "image 3 row column"]:
+        return self.preprocessing.normalise(frames) if frames.dtype == torch.uint8 else frames
 
     def _embed(self, pixels: Float[Tensor, "image 3 row column"], dtype: torch.dtype) -> Tensor:
         patches = self.conv1(pixels.to(dtype)).flatten(2).transpose(1, 2)  # image patch width
@@ -234,10 +233,17 @@ class ClipModel(nn.Module):
 
     def __init__(self, towers: Towers, wiring: Wiring = PLAIN):
         super().__init__()
-        clip = towers.clip
-        assert isinstance(clip.visual, VisionTransformer)
-        self.visual = VisionTower(clip.visual, towers.freeze_vision, wiring)
-        self.text = TextTower(clip, towers.freeze_text, wiring.mask_padding)
+        clip, self.preprocessing = towers.clip, preprocessing_of(towers.architecture)
+        self.visual: VisionTower | AnyVisionTower
+        self.text: TextTower | AnyTextTower
+        if isinstance(clip, open_clip.CLIP):
+            assert isinstance(clip.visual, VisionTransformer)
+            self.visual = VisionTower(clip.visual, towers.freeze_vision, wiring, self.preprocessing)
+            self.text = TextTower(clip, towers.freeze_text, wiring.mask_padding)
+        else:
+            _check_wiring(wiring)
+            self.visual = AnyVisionTower(clip.visual, self.preprocessing, towers.unlocked_vision)
+            self.text = AnyTextTower(clip.text, towers.pad, towers.unlocked_text)
         self.logit_scale = LogitScale(clip.logit_scale.item())
         self.architecture = towers.architecture
         self.dim: int = towers.architecture["embed_dim"]
@@ -249,12 +255,20 @@ class ClipModel(nn.Module):
         """Return features of every frame, of pixels or stem tokens; padded frames are encoded as images of zeros. The
         token axis is there if the tower gives all tokens."""
         if frames.ndim == 5:
-            frames = _blank_padding(frames, real)
+            frames = self._blank_padding(frames, real)
         return self.visual(frames.flatten(0, 1)).unflatten(0, real.shape)
 
     def frames_to_stem(self, frames: VideoPixels, real: Bool[Tensor, "video frame"]) -> StemTokens:
         """Return stem tokens of every frame, padded ones included, that `encode_frames` takes in place of pixels."""
-        return self.visual.stem(_blank_padding(frames, real).flatten(0, 1)).unflatten(0, real.shape)
+        assert isinstance(self.visual, VisionTower), "only a plain tower has a stem"
+        return self.visual.stem(self._blank_padding(frames, real).flatten(0, 1)).unflatten(0, real.shape)
+
+    def _blank_padding(
+        self, frames: VideoPixels, real: Bool[Tensor, "video frame"]
+    ) -> Float[Tensor, "video frame 3 row column"]:
+        """Return normalised frames, zero where padded."""
+        pixels = self.preprocessing.normalise(frames) if frames.dtype == torch.uint8 else frames
+        return pixels.masked_fill(~real[:, :, None, None, None], 0)
 
     def take_logit_scale(self) -> LogitScale:
         """Hand the logit scale over to a scoring head that stores its own, so a state dict holds it once."""
@@ -273,7 +287,10 @@ def _freeze(tower: VisionTower | TextTower, first: int, *, head: tuple[str, ...]
         parameter.requires_grad = int(name.split(".")[2]) >= first if in_block else name.startswith(head)
 
 
-def _blank_padding(frames: VideoPixels, real: Bool[Tensor, "video frame"]) -> Float[Tensor, "video frame 3 row column"]:
-    """Return normalised frames, zero where padded."""
-    pixels = normalise(frames) if frames.dtype == torch.uint8 else frames
-    return pixels.masked_fill(~real[:, :, None, None, None], 0)
+def _check_wiring(wiring: Wiring) -> None:
+    """Refuse a model that reaches into a plain ViT. Padding is no such thing: other text towers mask it themselves."""
+    if replace(wiring, mask_padding=False, frames=0) != PLAIN:
+        raise RecipeError(
+            "clip.model: not a plain vision transformer, of which model.kind takes patch tokens or to which it gives "
+            "prompts; name one that is, or a model that takes any: clip4clip, teachclip, glscl, xclip, xpool"
+        )

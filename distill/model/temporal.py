@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distill.config import Config
 from distill.errors import RecipeError
+from distill.model.adapter import AnyTextTower
 from distill.model.clip import ClipModel, TextTower
 
 LAYER_NORM_EPS = 1e-12
@@ -82,8 +83,10 @@ class TemporalTransformer(nn.Module):
             temporal.init_from_text(clip.text)
         return temporal
 
-    def init_from_text(self, text: TextTower) -> None:
+    def init_from_text(self, text: TextTower | AnyTextTower) -> None:
         """Copy the first positions and blocks of CLIP's text tower; raise `RecipeError` for one that does not fit."""
+        if not isinstance(text, TextTower):
+            raise RecipeError("temporal.init: clip_text needs a plain text tower; use temporal.init: normal")
         positions, dim = self.pos_embed.weight.shape
         own = {"width": dim, "heads": self.num_heads, "layers": len(self.blocks), "positions": positions}
         found = {"width": text.width, "heads": text.heads, "layers": text.layers, "positions": text.context}

@@ -1,17 +1,22 @@
 """CLIP's towers by name: an architecture of open_clip with random weights or those of a tag, or a folder with both.
 
-Only two plain transformers are taken. A folder holds `open_clip_config.json` and `open_clip_model.safetensors`, as
-open_clip writes them.
+Two plain transformers are rebuilt layer by layer (distill/model/clip.py); other towers are used as open_clip builds
+them (distill/model/adapter.py), and have `custom_text` in their architecture. A folder holds `open_clip_config.json`
+and `open_clip_model.safetensors`, as open_clip writes them. An architecture is open_clip's `model_cfg`, with the
+tower's `preprocess_cfg` in it unless that is OpenAI's.
 """
 
 import copy
+import difflib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+import timm
+import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg, convert_to_custom_text_state_dict
 from open_clip.pretrained import get_pretrained_cfg
 from pydantic import Field
 from safetensors import SafetensorError
@@ -20,13 +25,18 @@ from torch import Tensor
 
 from distill.config import Config, packaged
 from distill.errors import RecipeError, check_regular
+from distill.model.preprocessing import KEY, OPENAI, Preprocessing, image_size, read_preprocessing
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 PLAIN_TOP = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
 PLAIN_VISION = ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio")
 PLAIN_TEXT = ("context_length", "vocab_size", "width", "layers", "heads", "mlp_ratio")
+OTHER_TOP = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias")
+# Text towers of transformers would need the Hub each time, and CoCa's word features are not those of its sentences.
+FOREIGN_TEXT = ("hf_model_name", "embed_cls")
 # A config with sizes that contradict one another raises one of these somewhere inside torch or open_clip.
 UNBUILDABLE = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+BIAS = "logit_bias"  # in weights of towers that were trained by a sigmoid loss
 LARGEST_PICTURE = 1024  # pixels of a side
 
 
@@ -34,18 +44,27 @@ class ClipConfig(Config):
     """Choice of a CLIP, its weights, and how much of it is trained.
 
     `freeze_vision` / `freeze_text`: null trains everything; n is CLIP4Clip's rule: of that tower only the last norm,
-    the projection and the blocks from the n-th on are trained (0 freezes the embeddings alone).
+    the projection and the blocks from the n-th on are trained (0 freezes the embeddings alone). Towers that are not
+    plain transformers count from the end: of `unlocked_vision` / `unlocked_text` groups of layers, as open_clip groups
+    them.
     """
 
     model: str  # an open_clip architecture, or a folder with open_clip_config.json
     weights: str = "folder"  # "folder": open_clip_model.safetensors beside it; "random"; or an open_clip tag
     freeze_vision: int | None = Field(default=None, ge=0)  # first trained block of the vision tower; null: all
     freeze_text: int | None = Field(default=None, ge=0)  # the same of the text tower
+    unlocked_vision: int | None = Field(default=None, ge=0)  # other vision towers: last groups trained; null: all
+    unlocked_text: int | None = Field(default=None, ge=0)  # the same of the text tower
 
     @property
     def folder(self) -> Path:
         """Return where `model` is, if it is a folder: here, or in the project itself (`recipes/demo/clip`)."""
         return packaged(self.model)
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """Return how much of the towers is trained, as `Towers` take it."""
+        return {key: getattr(self, key) for key in ("freeze_vision", "freeze_text", "unlocked_vision", "unlocked_text")}
 
 
 def read_architecture(config: ClipConfig) -> dict[str, Any]:
@@ -56,20 +75,56 @@ def read_architecture(config: ClipConfig) -> dict[str, Any]:
             raise RecipeError(
                 f"clip.weights: {config.weights!r} does not go with the folder {folder}; say folder or random"
             )
-        return plain_architecture(_read_folder(folder, config.weights), where=str(folder / CONFIG_FILE))
+        return _checked(config, _read_folder(folder, config.weights), where=str(folder / CONFIG_FILE))
     architecture = open_clip.get_model_config(config.model) if ":" not in config.model else None
     if architecture is None:
-        raise RecipeError(f"clip.model: {config.model!r} is neither a folder nor an architecture open_clip knows")
+        near = difflib.get_close_matches(config.model.lower(), names := {n.lower(): n for n in open_clip.list_models()})
+        mean = f"; did you mean {names[near[0]]}?" if near else ""
+        raise RecipeError(f"clip.model: {config.model!r} is neither a folder nor an architecture of open_clip{mean}")
     if config.weights == "folder":
         raise RecipeError(f"clip.weights: folder, but clip.model {config.model!r} is no folder; say random or a tag")
-    architecture = plain_architecture(architecture, where=f"clip.model {config.model}")
-    if config.weights != "random":
-        _check_tag(config, architecture["quick_gelu"])
+    tag = None if config.weights == "random" else _read_tag(config, architecture.get("quick_gelu", False))
+    return _checked(config, architecture if tag is None else {**architecture, KEY: tag}, f"clip.model {config.model}")
+
+
+def _checked(config: ClipConfig, model_cfg: dict[str, Any], where: str) -> dict[str, Any]:
+    """Check an architecture, and that a config freezes it in the way that its kind of tower knows."""
+    architecture = check_architecture(model_cfg, where=where)
+    plain = is_plain(architecture)
+    for tower in ("vision", "text"):
+        foreign, own = (f"unlocked_{tower}", f"freeze_{tower}") if plain else (f"freeze_{tower}", f"unlocked_{tower}")
+        if getattr(config, foreign) is not None:
+            kind = "is a plain transformer" if plain else "is not a plain transformer"
+            raise RecipeError(f"clip.{foreign}: {where} {kind}; use clip.{own}")
     return architecture
+
+
+def is_plain(architecture: dict[str, Any]) -> bool:
+    """Return whether an architecture that was checked is two plain transformers."""
+    return not architecture.get("custom_text")
+
+
+def check_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, Any]:
+    """Copy an open_clip `model_cfg` of any tower; raise `RecipeError`, naming the key, for what cannot be taken."""
+    preprocessing = read_preprocessing(model_cfg.get(KEY) or {}, where=f"{where}: {KEY}")
+    model_cfg = {key: value for key, value in model_cfg.items() if key != KEY}
+    plain, odd = _plain(model_cfg, where)
+    found = _other(model_cfg, where) if odd else plain
+    if not isinstance(image_size(found), int):
+        raise RecipeError(f"{where}: vision_cfg.image_size: {image_size(found)}: only square pictures are taken")
+    return found if preprocessing == OPENAI else {**found, KEY: preprocessing.model_dump(mode="json")}
 
 
 def plain_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, Any]:
     """Copy an open_clip `model_cfg`; raise `RecipeError`, naming the key, unless it is two plain transformers."""
+    plain, odd = _plain(model_cfg, where)
+    if odd:
+        raise RecipeError(f"{where}: {', '.join(odd)}: expected plain ViT and text transformers")
+    return plain
+
+
+def _plain(model_cfg: dict[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    """Return what plain transformers have of a `model_cfg`, and the keys that they do not have."""
     parts = {"vision_cfg": (PLAIN_VISION, asdict(CLIPVisionCfg())), "text_cfg": (PLAIN_TEXT, asdict(CLIPTextCfg()))}
     missing = [key for key in ("embed_dim", *parts) if key not in model_cfg]
     if missing:
@@ -85,13 +140,27 @@ def plain_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, An
         table = plain[part]
         odd += [f"{part}.{key}" for key, value in table.items() if key not in names and value != defaults.get(key)]
         plain[part] = {key: table[key] for key in names if key in table}
-    if odd:
-        raise RecipeError(f"{where}: {', '.join(odd)}: only plain ViT and text transformers are supported")
     if not isinstance(plain["vision_cfg"].get("layers", 12), int):
-        raise RecipeError(
-            f"{where}: vision_cfg.layers is a list, that is a ResNet; only plain ViT towers are supported"
-        )
-    return plain
+        odd.append("vision_cfg.layers")  # a ResNet's are a list
+    return plain, odd
+
+
+def _other(model_cfg: dict[str, Any], where: str) -> dict[str, Any]:
+    """Copy the `model_cfg` of a tower that is not plain; nothing of it fetches weights or drops at random."""
+    odd = [key for key in model_cfg if key not in OTHER_TOP]
+    odd += [f"vision_cfg.{key}" for key in model_cfg["vision_cfg"] if key not in asdict(CLIPVisionCfg())]
+    odd += [f"text_cfg.{key}" for key in model_cfg["text_cfg"] if key not in asdict(CLIPTextCfg())]
+    odd += [f"text_cfg.{key}" for key in FOREIGN_TEXT if model_cfg["text_cfg"].get(key)]
+    if odd:
+        raise RecipeError(f"{where}: {', '.join(odd)}: a kind of tower that is not supported; take one without")
+    found: dict[str, Any] = {"quick_gelu": False, **copy.deepcopy(model_cfg), "custom_text": True}
+    found.pop("init_logit_bias", None)  # of a sigmoid loss; it changes no ranking
+    vision = found["vision_cfg"]
+    if (name := vision.get("timm_model_name")) is not None:
+        if not isinstance(name, str) or not timm.is_model(name):
+            raise RecipeError(f"{where}: vision_cfg.timm_model_name: {name!r} is no model of timm's")
+        vision.update({"timm_model_pretrained": False, "timm_drop_path": 0.0})
+    return found
 
 
 def _read_folder(folder: Path, weights: str) -> dict[str, Any]:
@@ -107,11 +176,18 @@ def _read_folder(folder: Path, weights: str) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     if not isinstance(tree, dict) or not isinstance(tree.get("model_cfg"), dict):
         raise RecipeError(f"{path}: expected a mapping with a model_cfg")
-    return tree["model_cfg"]
+    given = tree.get(KEY) or {}
+    if not isinstance(given, dict):
+        raise RecipeError(f"{path}: {KEY}: expected a mapping, found {type(given).__name__}")
+    return {**tree["model_cfg"], KEY: given}
 
 
-def _check_tag(config: ClipConfig, quick_gelu: bool) -> None:
-    """Raise `RecipeError` unless the tag exists and has the same activation: open_clip loads the wrong one silently."""
+def _read_tag(config: ClipConfig, quick_gelu: bool) -> dict[str, Any]:
+    """Return the preprocessing of a tag.
+
+    Raises `RecipeError` unless the tag exists and has the same activation, of which open_clip loads the wrong one
+    silently, and says how its pictures are made.
+    """
     tag = get_pretrained_cfg(config.model, config.weights)
     if not tag:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(config.model)) or "none"
@@ -119,16 +195,26 @@ def _check_tag(config: ClipConfig, quick_gelu: bool) -> None:
     if tag.get("quick_gelu", False) != quick_gelu:
         other = f"{config.model}-quickgelu" if not quick_gelu else config.model.removesuffix("-quickgelu")
         raise RecipeError(f"clip.model: {config.weights!r} was trained with another activation; use {other}")
+    if missing := [key for key in Preprocessing.model_fields if tag.get(key) is None]:
+        raise RecipeError(
+            f"clip.weights: open_clip does not say {missing[0]} of {config.weights!r}; export its towers to a folder "
+            f"with a {KEY} in {CONFIG_FILE}, and name that"
+        )
+    told = {key: tag[key] for key in Preprocessing.model_fields}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
 
 
 @dataclass(frozen=True)
 class Towers:
     """open_clip's model of an architecture, and how much of it is trained; a model's `ClipModel` is made of it."""
 
-    clip: open_clip.CLIP
+    clip: open_clip.CLIP | open_clip.CustomTextCLIP
     architecture: dict[str, Any]
     freeze_vision: int | None = None
     freeze_text: int | None = None
+    unlocked_vision: int | None = None
+    unlocked_text: int | None = None
+    pad: int = 0  # token that follows a caption
 
     @classmethod
     def from_config(cls, config: ClipConfig) -> "Towers":
@@ -138,22 +224,29 @@ class Towers:
             clip = _load(config.folder, architecture)
         else:
             clip = _random(architecture) if config.weights == "random" else _fetch(config, architecture)
-        return cls(clip, architecture, config.freeze_vision, config.freeze_text)
+        return cls(clip, architecture, **config.trained)
 
     @classmethod
     def from_architecture(
-        cls, model_cfg: dict[str, Any], freeze_vision: int | None = None, freeze_text: int | None = None
+        cls,
+        model_cfg: dict[str, Any],
+        freeze_vision: int | None = None,
+        freeze_text: int | None = None,
+        unlocked_vision: int | None = None,
+        unlocked_text: int | None = None,
     ) -> "Towers":
         """Build towers of an architecture with random weights, to be filled from a state dict."""
-        architecture = plain_architecture(model_cfg, where="architecture")
-        return cls(_random(architecture), architecture, freeze_vision, freeze_text)
+        architecture = check_architecture(model_cfg, where="architecture")
+        return cls(_random(architecture), architecture, freeze_vision, freeze_text, unlocked_vision, unlocked_text)
 
 
-def _random(architecture: dict[str, Any]) -> open_clip.CLIP:
-    return open_clip.CLIP(**architecture, nonscalar_logit_scale=True)
+def _random(architecture: dict[str, Any]) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+    build = open_clip.CLIP if is_plain(architecture) else open_clip.CustomTextCLIP
+    given = {key: value for key, value in architecture.items() if key not in (KEY, "custom_text")}
+    return build(**given, nonscalar_logit_scale=True)
 
 
-def _load(folder: Path, architecture: dict[str, Any]) -> open_clip.CLIP:
+def _load(folder: Path, architecture: dict[str, Any]) -> open_clip.CLIP | open_clip.CustomTextCLIP:
     """Load the towers of a folder. Nothing is built that its weights cannot fill."""
     path = folder / WEIGHTS_FILE
     check_regular(path)
@@ -167,13 +260,13 @@ def _load(folder: Path, architecture: dict[str, Any]) -> open_clip.CLIP:
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise RecipeError(f"{path}: {broken[0]} is not finite; restore it")
-    state = {key: value.reshape(-1) if value.ndim == 0 else value for key, value in state.items()}
+    state = {key: value.reshape(-1) if value.ndim == 0 else value for key, value in state.items() if key != BIAS}
     try:
         clip = _random(architecture)
     except UNBUILDABLE as error:
         raise RecipeError(f"{folder / CONFIG_FILE}: not towers that can be built ({error}); restore it") from None
     try:
-        clip.load_state_dict(state)
+        clip.load_state_dict(state if is_plain(architecture) else convert_to_custom_text_state_dict(state))
     except RuntimeError as error:
         raise RecipeError(f"{path}: does not fit {CONFIG_FILE} beside it: {error}") from None
     return clip
@@ -182,17 +275,30 @@ def _load(folder: Path, architecture: dict[str, Any]) -> open_clip.CLIP:
 def too_large(architecture: dict[str, Any], weights: dict[str, Tensor]) -> int | float | None:
     """Return a size of the architecture that is larger than every axis of the weights, which do not fit it then."""
     largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
-    parts = [part for part in architecture.values() if isinstance(part, dict)]
-    numbers = [value for part in (architecture, *parts) for value in part.values() if type(value) in (int, float)]
+    sizes = [architecture.get("embed_dim"), *architecture["vision_cfg"].values(), *architecture["text_cfg"].values()]
+    numbers = [value for value in sizes if type(value) in (int, float)]
     # A picture's side is no axis of a weight: its patches are.
-    return next((number for number in numbers if not 0 <= number <= max(largest, LARGEST_PICTURE)), None)
-
-
-def _fetch(config: ClipConfig, architecture: dict[str, Any]) -> open_clip.CLIP:
+    odd = next((number for number in numbers if not 0 <= number <= max(largest, LARGEST_PICTURE)), None)
+    if odd is not None or is_plain(architecture):
+        return odd
     try:
-        fetched = open_clip.create_model(config.model, pretrained=config.weights, nonscalar_logit_scale=True)
+        with torch.device("meta"):  # a name of timm's may stand for any size
+            needed = sum(parameter.numel() for parameter in _random(architecture).parameters())
+    except UNBUILDABLE:
+        return None  # whoever builds it says why
+    return needed if needed > sum(tensor.numel() for tensor in weights.values()) else None
+
+
+def _fetch(config: ClipConfig, architecture: dict[str, Any]) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+    try:
+        fetched = open_clip.create_model(
+            config.model,
+            pretrained=config.weights,
+            nonscalar_logit_scale=True,
+            force_custom_text=not is_plain(architecture),
+        )
     except (RuntimeError, OSError) as error:
         raise RecipeError(f"clip.weights: {config.weights!r} of {config.model} cannot be fetched: {error}") from None
     clip = _random(architecture)
-    clip.load_state_dict(fetched.state_dict())
+    clip.load_state_dict({key: value for key, value in fetched.state_dict().items() if key != BIAS})
     return clip

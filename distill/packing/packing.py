@@ -35,7 +35,8 @@ class PackConfig(Config):
     """The settings that decide the bytes of a frame set."""
 
     sampler: Sampler
-    size: int = Field(default=224, ge=1, le=LARGEST)  # pixels, height = width
+    size: int = Field(default=224, ge=1, le=LARGEST)  # pixels, height = width; of the shorter side, if frames are whole
+    whole: bool = False  # frames keep their shape, for towers of several sizes
     per_shard: int = Field(default=100, ge=1)  # videos
 
 
@@ -53,6 +54,8 @@ def pack(
     # The clips are hashed as they were read, because captions may come from a second file (MSR-VTT).
     read = [[c.video, c.source, *(c.span or (None, None)), [_told(k) for k in c.captions]] for c in clips]
     settings = config.model_dump(mode="json") | {"jpeg_quality": JPEG_QUALITY, "layout": layout}
+    if not config.whole:
+        del settings["whole"]  # sets of former versions do not say it
     hashed = {} if layout == FOLDER else {"annotations_sha256": _hash_annotations(annotations)}
     settings |= {**hashed, "clips_sha256": json_sha256(read)}
     if (out / NAME).is_file():
@@ -127,7 +130,7 @@ def _sample(clip: Clip, videos: Path, config: PackConfig) -> SampledVideo:
     tar = videos / clip.source.partition("/")[0]
     downloaded = tar.suffix == ".tar" and tar.is_file()  # then the video is a member of it, else a file of the folder
     with open_video(videos, clip.source) if downloaded else nullcontext(videos / clip.source) as source:
-        return sample_one(source, clip.span, config.sampler, config.size, clip.published)
+        return sample_one(source, clip.span, config.sampler, config.size, config.whole, clip.published)
 
 
 def frame_sample(clip: Clip, sampled: SampledVideo) -> Sample:

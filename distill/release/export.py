@@ -9,8 +9,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.data.tokens import VOCABULARY
-from distill.model.clip import CLIP_MEAN, CLIP_STD
-from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE
+from distill.model.preprocessing import KEY, preprocessing_of
+from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE, is_plain
 from distill.publishing import publish
 from distill.records import write_json
 from distill.release.release import Release
@@ -20,9 +20,9 @@ PROMPTED = "visual.aggregation."  # Prompt Switch's, in its tower, and no part o
 
 def export_clip(release: Release, folder: Path, dtype: torch.dtype = torch.float16) -> None:
     """Writes the towers of a release and, for a pruned token table, vocabulary.json."""
-    clip = release.model.clip.state_dict()
+    clip, plain = release.model.clip.state_dict(), is_plain(release.config.architecture)
     weights = {
-        "logit_scale" if name == "logit_scale.log" else name.removeprefix("text."): value.to("cpu", dtype).contiguous()
+        _name(name, plain): (value.to("cpu", dtype) if value.is_floating_point() else value.cpu()).contiguous()
         for name, value in clip.items()
         if not name.startswith(PROMPTED)
     }
@@ -31,10 +31,18 @@ def export_clip(release: Release, folder: Path, dtype: torch.dtype = torch.float
     write_towers(folder, release.config.architecture, weights)
 
 
+def _name(name: str, plain: bool) -> str:
+    """Return open_clip's name of a weight."""
+    if name == "logit_scale.log":
+        return "logit_scale"
+    return name.removeprefix("text.") if plain else name.replace(".tower.", ".", 1)
+
+
 def write_towers(
     folder: Path, architecture: dict[str, Any], weights: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
     """Writes open_clip_model.safetensors, with the weights by open_clip's names, and open_clip_config.json."""
     publish(folder / WEIGHTS_FILE, save(weights, metadata))
-    preprocess = {"mean": CLIP_MEAN, "std": CLIP_STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-    write_json(folder / CONFIG_FILE, {"model_cfg": architecture, "preprocess_cfg": preprocess})
+    told = preprocessing_of(architecture).model_dump(mode="json")
+    model_cfg = {key: value for key, value in architecture.items() if key != KEY}
+    write_json(folder / CONFIG_FILE, {"model_cfg": model_cfg, KEY: told})

@@ -32,7 +32,7 @@ def build_from(path: Path, config: RetrievalConfig) -> tuple[RetrievalModel, str
     if kind != config.kind:
         raise RecipeError(f"init: {path} holds a {kind}, but model.kind is {config.kind}; name a release of that kind")
     architecture = read_architecture(config.clip)
-    model = build(config, Towers.from_architecture(architecture, config.clip.freeze_vision, config.clip.freeze_text))
+    model = build(config, Towers.from_architecture(architecture, **config.clip.trained))
     fresh = _only_in_training(model, config)
     weights = release.model.state_dict()
     odd = unfit({name: tensor for name, tensor in model.state_dict().items() if name not in fresh}, weights)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from distill.catalogue import INTERACTIONS, build, parse_model_config
 from distill.config import Config
+from distill.data.frames import FrameSet
 from distill.data.padding import pad
 from distill.data.pictures import decode_jpeg, encode_jpeg
 from distill.data.sampler import Sampler
@@ -33,6 +34,7 @@ from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError
 from distill.manifest import Manifest, open_sealed
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.preprocessing import image_size, preprocessing_of
 from distill.model.second_look import SecondLook
 from distill.model.towers import UNBUILDABLE, Towers, too_large
 from distill.records import read_json
@@ -53,7 +55,13 @@ class FramesConfig(Config):
     """How videos become frames."""
 
     sampler: Sampler
-    size: int  # pixels, height = width
+    size: int  # pixels, height = width; of the shorter side, at most, where frames are whole
+    whole: bool = False  # frames keep their shape until they are fitted to the tower
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a frame set's manifest says of the same."""
+        found = self.model_dump(mode="json")
+        return found if self.whole else {key: found[key] for key in found if key != "whole"}
 
 
 class ReleaseConfig(Config):
@@ -88,10 +96,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
     if odd is not None:
         raise ArtefactError(f"{folder / CONFIG}: architecture: {odd}, but no weight is so large; release again")
     model_config = parse_model_config(config.model, str(folder / CONFIG))
-    freeze = model_config.clip.freeze_vision, model_config.clip.freeze_text
     with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's random stream stays put
         try:
-            model = build(model_config, Towers.from_architecture(config.architecture, *freeze))
+            model = build(model_config, Towers.from_architecture(config.architecture, **model_config.clip.trained))
         except (*UNBUILDABLE, RecipeError) as error:
             raise ArtefactError(f"{folder / CONFIG}: not a model that can be built ({error}); release again") from None
     _load_weights(model, weights, folder / WEIGHTS)
@@ -132,14 +139,26 @@ class Release:
     def __init__(self, path: Path, manifest: Manifest, config: ReleaseConfig, model: RetrievalModel):
         self.path, self.manifest, self.config, self.model = path, manifest, config, model
         self.tokenizer = Tokenizer(config.text.max_words, config.text.vocabulary)
-        self.frames_config = config.frames.model_dump(mode="json")
+        self.frames_config = config.frames.settings()
         self.num_frames, self.max_words = config.frames.sampler.num_frames, config.text.max_words
-        self.size = config.frames.size
+        preprocessing, self.size = preprocessing_of(config.architecture), image_size(config.architecture)
+        self._whole_fit = preprocessing.fit(self.size)
+        self.fit = self._whole_fit if config.frames.whole else None
         self.dim = model.clip.dim
         self.searchable = config.model["kind"] not in INTERACTIONS  # False: a teacher, which has no vectors to search
         self.pool_temperature = model.pool_temperature
         self.second_look = config.second_look  # None: it has none
         self._device = next(model.parameters()).device
+
+    def accept(self, frames: FrameSet) -> FrameSet:
+        """Return frames as the tower takes them: those that were packed as in training, or whole ones.
+
+        Raises `ArtefactError` for frames that were sampled or cut otherwise, or are too small.
+        """
+        if frames.whole and frames.manifest.config["sampler"] == self.frames_config["sampler"]:
+            return frames.fitted(self._whole_fit, str(self.path))
+        frames.check_settings(self.frames_config, self.path)
+        return frames
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
@@ -190,8 +209,9 @@ class Release:
         return self.model.query_vectors(self.encode_text(texts)).cpu()
 
     def _sample(self, path: Path) -> UInt8[np.ndarray, "frame 3 size size"]:
+        known = self.config.frames
         try:
-            return sample_one(path, None, self.config.frames.sampler, self.size).pixels()
+            return sample_one(path, None, known.sampler, known.size, known.whole).pixels(self.fit)
         except VideoError as reason:
             raise VideoError(f"{path}: {reason}") from None
 
@@ -210,4 +230,5 @@ class Release:
             return frames
         if frames.shape[1:3] == (self.size, self.size):
             return frames.transpose(0, 3, 1, 2)
-        return np.stack([decode_jpeg(encode_jpeg(picture, self.size)) for picture in frames])
+        known = self.config.frames
+        return np.stack([decode_jpeg(encode_jpeg(picture, known.size, known.whole), self.fit) for picture in frames])

@@ -13,6 +13,7 @@ from distill.catalogue import INTERACTIONS
 from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.manifest import Manifest, open_sealed, seal, sealed_file
 from distill.model.contract import RetrievalConfig, RetrievalModel
+from distill.model.preprocessing import image_size
 from distill.model.second_look import SecondLook
 from distill.publishing import publish, published_folder
 from distill.records import json_sha256, write_json
@@ -55,13 +56,15 @@ def write_release(
         model=_without_paths(model_config),
         architecture=model.clip.architecture,
         text=TextConfig(**text),
-        frames=FramesConfig.model_validate({key: frames_config[key] for key in FramesConfig.model_fields}),
+        frames=FramesConfig.model_validate(
+            {key: frames_config[key] for key in FramesConfig.model_fields if key in frames_config}
+        ),
         second_look=second_look,
         toolkit=__version__,
         provenance_sha256=json_sha256(provenance),
     )
     teacher, frames = model_config.kind in INTERACTIONS, config.frames
-    stored = None if teacher else bytes_per_video(model, frames.sampler.num_frames, frames.size)
+    stored = None if teacher else bytes_per_video(model, frames.sampler.num_frames, image_size(model.clip.architecture))
     parameters, trained = (sum(tensor.numel() for tensor in table.values()) for table in (kept, weights))
     card = model_card(model_config.kind, provenance, stored, parameters=parameters, left_out=trained - parameters)
     with published_folder(folder) as part:
@@ -104,7 +107,11 @@ def _existing(folder: Path, config: ReleaseConfig, new: Manifest) -> Manifest:
 
 
 def _fp32(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    plain = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
+    # Whole numbers stay: what a BatchNorm counts.
+    plain = {
+        name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in weights.items()
+    }
     broken = [name for name, tensor in plain.items() if not tensor.isfinite().all()]
     if broken:
         raise ExpectedError(

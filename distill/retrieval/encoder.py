@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from distill.data.frames import FrameSet
+from distill.data.pictures import Fit
 from distill.errors import ArtefactError
 from distill.manifest import Manifest
 from distill.model.contract import RetrievalModel
@@ -30,12 +32,18 @@ class Encoder(Protocol):
 
     path: Path
     manifest: Manifest
-    frames_config: dict[str, Any]  # sampler and size
+    frames_config: dict[str, Any]  # sampler and size, and whether frames are kept whole
+    fit: Fit | None  # of whole frames to its tower
+    size: int  # pixels of a side that its tower takes
     num_frames: int
     max_words: int  # tokens of a query that the model reads, start and end included
     searchable: bool  # whether inner products find its videos; a teacher's do not
     second_look: SecondLook | None  # at frames, chosen on validation
     model: RetrievalModel
+
+    def accept(self, frames: FrameSet) -> FrameSet:
+        """Frames as its tower takes them, or an `ArtefactError`."""
+        ...
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         """Features of queries."""

@@ -75,7 +75,7 @@ def build_gallery(
     cut = cut or (Cut(made["seconds"], made["overlap"]) if "seconds" in made else None)
     if sync:
         captions, posters = captions or made.get("captions", False), posters and made.get("posters", True)
-    with open_source(path, videos, release.frames_config, release.path, cut, workers) as source:
+    with open_source(path, videos, release, cut, workers) as source:
         if captions:
             _check_captions(source, path, release)
         with generation.changing(out) as before:

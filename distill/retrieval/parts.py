@@ -74,7 +74,7 @@ class PartMaker:
         config = self.release.frames_config
         rows = PART
         if self.model.rerank_fields:
-            tokens = bytes_per_video(self.model, self.release.num_frames, config["size"])[1]
+            tokens = bytes_per_video(self.model, self.release.num_frames, self.release.size)[1]
             rows = max(1, min(PART, PART_BYTES // tokens))
         settings = [VERSION, self.release.manifest.id, asdict(self.kept), config, self.batch, self.folder]
         for start in range(0, len(items), rows):

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from distill.data import files
 from distill.data.files import VideoFile
 from distill.data.frames import FrameSet
+from distill.data.pictures import Fit
 from distill.data.sampler import Sampler
 from distill.data.sampling import SampledVideo, attempt, sample_video
 from distill.data.timeline import Span
@@ -29,6 +30,7 @@ from distill.errors import ArtefactError, ExpectedError, VideoError
 from distill.log import progress
 from distill.manifest import NAME
 from distill.remote import Place
+from distill.retrieval.encoder import Encoder
 from distill.workers import worker_pool
 
 Result = TypeVar("Result")
@@ -113,27 +115,25 @@ class VideoSource(ABC):
 
 @contextmanager
 def open_source(
-    path: Place, folder: Path | None, frames_config: dict[str, Any], model: Path, cut: Cut | None, workers: int | None
+    path: Place, folder: Path | None, release: Encoder, cut: Cut | None, workers: int | None
 ) -> Iterator[VideoSource]:
-    """Open a frame set, a folder of video files, or a text file that lists some, to be sampled as `frames_config` says.
+    """Open a frame set, a folder of video files, or a text file that lists some, to be sampled for `release`.
 
-    `folder` holds the video files; `model` is the release named in errors; `workers` processes decode (default: one per
-    core). Raises `ExpectedError` for what cannot be indexed.
+    `folder` holds the video files; `workers` processes decode (default: one per core). Raises `ExpectedError` for what
+    cannot be indexed.
     """
     workers = workers or len(os.sched_getaffinity(0))
     if (path / NAME).is_file():
         if cut is not None:
             raise ExpectedError(f"{path}: the frames of a frame set are already chosen; --segments cuts video files")
-        frames = FrameSet(path)
-        frames.check_settings(frames_config, model)
-        yield FrameSetSource(frames, folder, workers)
+        yield FrameSetSource(release.accept(FrameSet(path)), folder, workers)
         return
     if not isinstance(path, Path):
         raise ExpectedError(f"{path}: not a frame set (no {NAME}); video files are read from disks, not from URLs")
     found = files.find(path, folder)
     alone = workers == 1 or len(found[1]) <= FEW
     with nullcontext() if alone else worker_pool(workers) as pool:
-        yield FileSource(path, found, frames_config, cut, pool, 1 if alone else workers)
+        yield FileSource(path, found, release, cut, pool, 1 if alone else workers)
 
 
 class FrameSetSource(VideoSource):
@@ -166,14 +166,17 @@ class FileSource(VideoSource):
     """Video files in `folder`, decoded by the processes of `pool`, or in this process if there is none."""
 
     def __init__(
-        self, path: Path, found: Found, config: dict[str, Any], cut: Cut | None, pool: Executor | None, workers: int
+        self, path: Path, found: Found, release: Encoder, cut: Cut | None, pool: Executor | None, workers: int
     ):
         self.name, self.parents, self.pool, self.workers = str(path), {}, pool, workers
         self.root, videos, self.broken = found
         self.folder = self.root
         self.files = {file.id: file for file in videos}
+        config = release.frames_config
         self.sampler: Any = TypeAdapter(Sampler).validate_python(config["sampler"])
         self.size: int = config["size"]
+        self.whole: bool = config.get("whole", False)
+        self.fit = release.fit
         self.items: list[Item] = []
         parts_of = list(zip(videos, self._cut(videos, cut), strict=True))
         spans = {files.span_id(file.id, span): file for file, parts in parts_of for span in parts if span is not None}
@@ -214,10 +217,11 @@ class FileSource(VideoSource):
         groups = [list(group) for _, group in groupby(items, key=lambda item: item.file)]
         spans = [[item.span for item in group] for group in groups]
         paths = [self.root / self.files[group[0].file].source for group in groups]
-        jobs = [(path, some, self.sampler, self.size) for path, some in zip(paths, spans, strict=True)]
+        jobs = [(path, some, self.sampler, self.size, self.whole) for path, some in zip(paths, spans, strict=True)]
         with ThreadPoolExecutor(self.workers) as threads:
             sampled = ((found,) for found in in_order(self.pool, self.workers, partial(attempt, sample_video), jobs))
-            for group, (found, shown) in zip(groups, in_order(threads, self.workers, _decoded, sampled), strict=True):
+            decoded = in_order(threads, self.workers, partial(_decoded, fit=self.fit), sampled)
+            for group, (found, shown) in zip(groups, decoded, strict=True):
                 file = self.files[group[0].file]
                 if isinstance(found, VideoError):
                     yield _note(file, found)
@@ -239,10 +243,10 @@ def _note(file: VideoFile, reason: VideoError) -> Note:
     return {"video": file.id, "source": file.source, "reason": str(reason)}
 
 
-def _decoded(found: Sampled | VideoError) -> tuple[Sampled | VideoError, list[Frames | None]]:
+def _decoded(found: Sampled | VideoError, fit: Fit | None) -> tuple[Sampled | VideoError, list[Frames | None]]:
     """Return sampled spans with their pixels; an empty span has none."""
     parts = [] if isinstance(found, VideoError) else found
-    return found, [None if isinstance(part, VideoError) else part.pixels() for part in parts]
+    return found, [None if isinstance(part, VideoError) else part.pixels(fit) for part in parts]
 
 
 def in_order(

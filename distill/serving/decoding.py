@@ -1,6 +1,7 @@
 """A process that decodes one clip of a client: its bytes come in, the frames that a model sees go out.
 
-    python distill/serving/decoding.py '{"sampler": ..., "size": 224, "most": 10000, "memory": 3221225472}' < CLIP > NPY
+    python distill/serving/decoding.py \
+        '{"sampler": ..., "size": 224, "whole": false, "fit": null, "most": 10000, "memory": 3221225472}' < CLIP > NPY
 
 A process of its own can be ended at any moment, takes only so much memory, and takes nothing with it if a decoder
 crashes. Exit code 2: the file cannot be used, and standard error says why in one line.
@@ -19,6 +20,7 @@ if not __package__:
 import numpy as np
 from pydantic import TypeAdapter
 
+from distill.data.pictures import Fit
 from distill.data.sampler import Sampler
 from distill.data.sampling import sample_one
 from distill.data.video import probe
@@ -34,7 +36,8 @@ def main(settings: str) -> None:
     if frames > most:
         raise VideoError(f"{frames:,} frames, of which at most {most:,} are read; cut out the part that counts")
     sampler: Sampler = TypeAdapter(Sampler).validate_python(asked["sampler"])
-    np.save(sys.stdout.buffer, sample_one(clip, None, sampler, asked["size"]).pixels())
+    fit = None if asked["fit"] is None else Fit(**asked["fit"])
+    np.save(sys.stdout.buffer, sample_one(clip, None, sampler, asked["size"], asked["whole"]).pixels(fit))
 
 
 if __name__ == "__main__":

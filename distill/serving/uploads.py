@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ async def decoded(release: Encoder, content: bytes) -> UInt8[np.ndarray, "frame 
 
 async def _frames(release: Encoder, content: bytes) -> UInt8[np.ndarray, "frame 3 height width"]:
     """Decode a clip in a process of its own, which ends with this call."""
-    settings = {name: release.frames_config[name] for name in ("sampler", "size")}
+    fit = None if release.fit is None else asdict(release.fit)
+    settings = {"whole": False, **release.frames_config, "fit": fit}
     settings |= {"most": limits.FRAMES, "memory": limits.DECODER}
     command, pipe = (sys.executable, DECODER, json.dumps(settings)), asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)

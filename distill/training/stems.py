@@ -13,6 +13,7 @@ from distill.data.frames import FrameSet
 from distill.data.loader import load_batches
 from distill.errors import RecipeError
 from distill.log import progress
+from distill.model.clip import VisionTower
 from distill.model.contract import RetrievalModel
 
 BATCH = 16  # videos; fixed, so that a resumed run computes the same bits
@@ -24,7 +25,7 @@ def stem_table(model: RetrievalModel, frames: FrameSet, *, bf16: bool, workers: 
     None where the limit is 0 or no layer is frozen. Raises `RecipeError` where the tokens do not fit into the limit.
     """
     tower = model.clip.visual
-    if not limit_gb or tower.stem_layers is None:
+    if not limit_gb or not isinstance(tower, VisionTower) or tower.stem_layers is None:
         return None
     gigabytes = len(frames) * frames.num_frames * tower.positional_embedding.numel() * 4 / 1e9
     if gigabytes > limit_gb:
