@@ -1,4 +1,4 @@
-"""What a tower does to a picture before its first layer: the way it is cut or squashed, mean and standard deviation.
+"""Preprocessing of pictures, as each tower was trained: how they are cut or squashed, mean and standard deviation.
 
 Architectures carry it as open_clip does, under `preprocess_cfg`; where they say nothing, it is OpenAI's.
 """

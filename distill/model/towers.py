@@ -25,7 +25,7 @@ from torch import Tensor
 
 from distill.config import Config, packaged
 from distill.errors import RecipeError, check_regular
-from distill.model.preprocessing import KEY, OPENAI, Preprocessing, image_size, read_preprocessing
+from distill.model.preprocessing import KEY, OPENAI, Preprocessing, read_preprocessing
 
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 PLAIN_TOP = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
@@ -110,8 +110,8 @@ def check_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, An
     model_cfg = {key: value for key, value in model_cfg.items() if key != KEY}
     plain, odd = _plain(model_cfg, where)
     found = _other(model_cfg, where) if odd else plain
-    if not isinstance(image_size(found), int):
-        raise RecipeError(f"{where}: vision_cfg.image_size: {image_size(found)}: only square pictures are taken")
+    if not isinstance(size := found["vision_cfg"].get("image_size", 224), int):
+        raise RecipeError(f"{where}: vision_cfg.image_size: {size}: only square pictures are taken")
     return found if preprocessing == OPENAI else {**found, KEY: preprocessing.model_dump(mode="json")}
 
 
@@ -276,7 +276,7 @@ def too_large(architecture: dict[str, Any], weights: dict[str, Tensor]) -> int |
     """Return a size of the architecture that is larger than every axis of the weights, which do not fit it then."""
     largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
     sizes = [architecture.get("embed_dim"), *architecture["vision_cfg"].values(), *architecture["text_cfg"].values()]
-    numbers = [value for value in sizes if type(value) in (int, float)]
+    numbers = [value for value in sizes if isinstance(value, int | float) and not isinstance(value, bool)]
     # A picture's side is no axis of a weight: its patches are.
     odd = next((number for number in numbers if not 0 <= number <= max(largest, LARGEST_PICTURE)), None)
     if odd is not None or is_plain(architecture):
