@@ -16,9 +16,10 @@ import distill
 from distill import catalogue, comm
 from distill.data.datasets import UnpairedSource
 from distill.data.frames import FrameSet
+from distill.data.jsontokens import JsonTokenizer
 from distill.data.pictures import Fit
 from distill.data.texts import Texts
-from distill.data.tokens import Tokenizer, read_vocabulary, warn_of_cuts
+from distill.data.tokens import TextTokenizer, warn_of_cuts
 from distill.errors import RecipeError
 from distill.evaluation.choosing import choose, look_again
 from distill.evaluation.evaluate import Ranks, check_captions, encode, rank, texts_of
@@ -27,7 +28,7 @@ from distill.model.blocks import require_compiler
 from distill.model.contract import RetrievalModel
 from distill.model.preprocessing import image_size
 from distill.model.second_look import SecondLook
-from distill.model.towers import Towers
+from distill.model.towers import Towers, open_tokenizer
 from distill.publishing import check_writable, publish
 from distill.recipe import Recipe
 from distill.records import write_json
@@ -98,8 +99,9 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
     model, began_with = _begin(recipe)
     _check_context(recipe, model)
     fit = model.clip.preprocessing.fit(image_size(model.clip.architecture))
-    frames, val, test = _open_frames(recipe, fit)
-    unpaired = _open_unpaired(recipe, fit)
+    tokenizer = open_tokenizer(recipe.model.clip, model.clip.architecture, recipe.data.max_words)
+    frames, val, test = _open_frames(recipe, fit, tokenizer)
+    unpaired = _open_unpaired(recipe, fit, tokenizer)
     sources = [open_source(label, recipe.losses, frames, unpaired) for label in recipe.labels]
     unpaired = replace(
         unpaired,
@@ -110,7 +112,7 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
         folder=Path(recipe.out) / recipe.name,
         seed=recipe.seed,
         model=model,
-        tokenizer=Tokenizer(recipe.data.max_words, read_vocabulary(recipe.model.clip.folder)),
+        tokenizer=tokenizer,
         train=frames,
         val=val,
         sources=sources,
@@ -146,7 +148,7 @@ def _check_processes(recipe: Recipe) -> None:
             )
 
 
-def _open_frames(recipe: Recipe, fit: Fit) -> tuple[FrameSet, FrameSet, FrameSet | None]:
+def _open_frames(recipe: Recipe, fit: Fit, tokenizer: TextTokenizer) -> tuple[FrameSet, FrameSet, FrameSet | None]:
     """The training, validation and test frames; rank 0 compares every file with its hash."""
     cache = recipe.data.open_cache()
 
@@ -154,7 +156,7 @@ def _open_frames(recipe: Recipe, fit: Fit) -> tuple[FrameSet, FrameSet, FrameSet
         frames = FrameSet(path, verify=comm.rank() == 0, cache=cache).fitted(fit, f"data.{key}")
         recipe.data.check(frames, str(frames.path))
         mend = "raise data.max_words, as far as the text tower goes, or shorten them"
-        warn_of_cuts(texts_of(frames), recipe.data.max_words, str(frames.path), mend)
+        warn_of_cuts(texts_of(frames), tokenizer, str(frames.path), mend)
         return frames
 
     data = recipe.data
@@ -175,7 +177,7 @@ def _open_frames(recipe: Recipe, fit: Fit) -> tuple[FrameSet, FrameSet, FrameSet
     return train, val, test
 
 
-def _open_unpaired(recipe: Recipe, fit: Fit) -> UnpairedSource:
+def _open_unpaired(recipe: Recipe, fit: Fit, tokenizer: TextTokenizer) -> UnpairedSource:
     """The videos without captions and the captions without videos, still without labels."""
     data, verify = recipe.data, comm.rank() == 0
     videos = texts = None
@@ -185,7 +187,7 @@ def _open_unpaired(recipe: Recipe, fit: Fit) -> UnpairedSource:
     if data.texts is not None:
         texts = Texts.open(data.texts, verify=verify, cache=data.open_cache())
         mend = "raise data.max_words, as far as the text tower goes, or shorten them"
-        warn_of_cuts(texts.captions, data.max_words, str(texts.path), mend)
+        warn_of_cuts(texts.captions, tokenizer, str(texts.path), mend)
     return UnpairedSource(videos, texts)
 
 
@@ -231,6 +233,7 @@ def _release(
         frames_config=job.train.manifest.config,
         provenance=provenance(recipe, job, metrics, seconds),
         second_look=look,
+        tokenizer_json=job.tokenizer.content if isinstance(job.tokenizer, JsonTokenizer) else None,
     )
     parameters = manifest.counts["parameters"]
     log.info(f"released {release}: {parameters:,} parameters, {4e-6 * parameters:,.1f} MB")

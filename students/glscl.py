@@ -27,7 +27,7 @@ from torch import Tensor
 
 from distill.losses.consistency import Over, consistency
 from distill.losses.diversity import diversity
-from distill.model.clip import ClipModel, StemTokens, VideoPixels, Wiring, real_words
+from distill.model.clip import ClipModel, StemTokens, VideoPixels, Wiring
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.queries import LearnedQueries, QueryConfig
@@ -108,7 +108,7 @@ class Glscl(RetrievalModel):
     def encode_text(self, ids: Int[Tensor, "text word"]) -> TextFeatures:
         """Return the end-of-text feature and the concepts; in training the words, still to be read."""
         sentence, words = self.clip.text(ids)
-        text = TextFeatures(sentence=sentence, words=words, real=real_words(ids))
+        text = TextFeatures(sentence=sentence, words=words, real=self.clip.text.real_words(ids))
         return text if self.training else self.read_text(text)
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:

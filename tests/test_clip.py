@@ -217,10 +217,10 @@ def test_a_builtin_architecture_is_known_without_network():
         (ClipConfig(model="ViT-B-32-quickgelu", weights="opnai"), "has no weights 'opnai'; open_clip knows: openai"),
         (ClipConfig(model="ViT-B-32"), "is no folder; say random or a tag"),
         (ClipConfig(model="no/such/folder"), "neither a folder nor an architecture"),
-        (ClipConfig(model="hf-hub:someone/something", weights="random"), "neither a folder nor an architecture"),
-        (ClipConfig(model="RN50", weights="random"), "ResNet"),
-        (ClipConfig(model="ViT-B-16-SigLIP", weights="random"), "only plain ViT"),
-        (ClipConfig(model="coca_ViT-B-32", weights="random"), "only plain ViT"),
+        (ClipConfig(model="someone:something", weights="random"), "neither a folder nor an architecture"),
+        (ClipConfig(model="roberta-ViT-B-32", weights="random"), "does not read texts by CLIP's tokenizer"),
+        (ClipConfig(model="ViT-B-16-SigLIP", weights="random"), "does not read texts by CLIP's tokenizer"),
+        (ClipConfig(model="coca_ViT-B-32", weights="random"), "multimodal_cfg, .* a kind of tower"),
     ],
 )
 def test_impossible_configs_are_refused(config, message):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
 from distill.model.contract import RetrievalModel
@@ -46,7 +47,7 @@ class Plain(RetrievalModel):
 class Vectors:
     """A release whose queries are vectors by number."""
 
-    searchable, second_look, num_frames, max_words, frames_config = True, None, FRAMES, 77, {}
+    searchable, second_look, num_frames, tokenizer, frames_config = True, None, FRAMES, Tokenizer(77), {}
     fit, size = None, 0
 
     def __init__(self, path: Path):

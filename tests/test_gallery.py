@@ -15,6 +15,7 @@ from distill.data.frames import FrameSet
 from distill.data.padding import pad
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.sampling import sample_video
+from distill.data.tokens import Tokenizer
 from distill.data.video import write_video
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
@@ -61,7 +62,7 @@ class ColourEncoder:
 
     def __init__(self, path, pool_temperature):
         self.path, self.num_frames, self.searchable, self.model = path, 8, True, ColourModel(pool_temperature)
-        self.max_words, self.second_look, self.fit, self.size = 77, None, None, 32
+        self.tokenizer, self.second_look, self.fit, self.size = Tokenizer(77), None, None, 32
         self.frames_config = {"sampler": {**FRAMES["sampler"], **SAMPLER_REST, "num_frames": 8}, "size": 32}
         self.manifest = Manifest(
             kind="release", version=1, config={"t": pool_temperature}, counts={}, parents={}, files={}

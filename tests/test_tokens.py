@@ -81,7 +81,7 @@ def counts(texts: Sequence[str], max_words: int) -> tuple[int, int]:
 
 def said(texts: Sequence[str], max_words: int, caplog: pytest.LogCaptureFixture) -> list[str]:
     caplog.clear()
-    warn_of_cuts(texts, max_words, "my/train.csv", "shorten them")
+    warn_of_cuts(texts, Tokenizer(max_words), "my/train.csv", "shorten them")
     return [record.getMessage() for record in caplog.records]
 
 
@@ -107,7 +107,7 @@ def test_any_captions_are_counted_as_pair_by_pair(texts: list[str], max_words: i
     logger = logging.getLogger("distill.data.tokens")
     logger.addHandler(handler)
     try:
-        warn_of_cuts(texts, max_words, "my", "shorten them")
+        warn_of_cuts(texts, Tokenizer(max_words), "my", "shorten them")
     finally:
         logger.removeHandler(handler)
     cut, equal = counts(texts, max_words)

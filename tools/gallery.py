@@ -98,7 +98,7 @@ def _release_and_bank(args: argparse.Namespace) -> tuple[Any, list[str]]:
     bank = texts_of(FrameSet(args.bank)) if args.bank.is_dir() else read_list(args.bank)
     release = load(release_path(args.gallery, args.release))
     mend = "searches are cut alike; the release was trained with so many (data.max_words)"
-    warn_of_cuts(bank, release.max_words, str(args.bank), mend, "queries")
+    warn_of_cuts(bank, release.tokenizer, str(args.bank), mend, "queries")
     return release, bank
 
 

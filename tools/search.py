@@ -77,7 +77,7 @@ def _answer(args: argparse.Namespace) -> None:
     gallery = Gallery.open(args.gallery, release, args.videos)
     queries = _queries(args)
     where = "QUERY" if args.queries is None else "stdin" if args.queries == "-" else args.queries
-    warn_of_cuts(queries, release.max_words, where, "say in fewer words what the video shows", "queries")
+    warn_of_cuts(queries, release.tokenizer, where, "say in fewer words what the video shows", "queries")
     if args.queries is not None:
         answers = dict(zip(queries, _searched(gallery, queries, args), strict=True))
         plain = {query: [asdict(hit) for hit in hits] for query, hits in answers.items()}

@@ -24,12 +24,12 @@ from distill.data.datasets import PairDataset
 from distill.data.frames import FrameSet
 from distill.data.labels import Storage
 from distill.data.labelset import LabelSet
-from distill.data.tokens import Tokenizer, read_vocabulary
+from distill.data.tokens import TextTokenizer
 from distill.evaluation.report import aligned
 from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.teacher import TeacherRelease
 from distill.model.contract import Interaction, RetrievalConfig, RetrievalModel, Teacher
-from distill.model.towers import Towers
+from distill.model.towers import Towers, open_tokenizer, read_architecture
 from distill.training.engine import Engine
 from distill.training.lossconfig import LossConfig
 from distill.training.objective import Objective
@@ -51,9 +51,9 @@ class Setting:
     optim: OptimConfig
     bf16: bool
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> TextTokenizer:
         """Return the student's tokenizer."""
-        return Tokenizer(self.data.max_words, read_vocabulary(self.student.clip.folder))
+        return open_tokenizer(self.student.clip, read_architecture(self.student.clip), self.data.max_words)
 
     @property
     def kinds(self) -> list[str]:

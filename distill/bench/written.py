@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from distill.bench.rounds import timed
 from distill.bench.synthetic import Sizes, Synthetic, World
 from distill.data.frames import FrameSet
 from distill.data.pictures import Fit
-from distill.data.tokens import CONTEXT
+from distill.data.tokens import CONTEXT, TextTokenizer, Tokenizer
 from distill.errors import ExpectedError
 from distill.log import progress
 from distill.manifest import Manifest
@@ -53,7 +54,7 @@ class Release:
     frames_config: dict[str, Any] = field(default_factory=dict)
     fit: Fit | None = None
     size: int = 0
-    max_words: int = CONTEXT
+    tokenizer: TextTokenizer = field(default_factory=partial(Tokenizer, CONTEXT))
     searchable: bool = True
     second_look: SecondLook | None = None
 

@@ -15,13 +15,13 @@ from distill.data.padding import pictures, real
 from distill.data.prefetch import ShardSource, check_cache_size, fetched_ahead
 from distill.data.textlabels import TextLabels
 from distill.data.texts import Texts
-from distill.data.tokens import Tokenizer
+from distill.data.tokens import TextTokenizer
 
 
 class PairDataset(Dataset):
     """Whole batches of (video, caption) pairs at once, so that captions are tokenised and labels stacked together."""
 
-    def __init__(self, frames: FrameSet, labels: Sequence[LabelSet], tokenizer: Tokenizer, *, pixels: bool):
+    def __init__(self, frames: FrameSet, labels: Sequence[LabelSet], tokenizer: TextTokenizer, *, pixels: bool):
         self.frames, self.labels, self.tokenizer, self.pixels = frames, labels, tokenizer, pixels
 
     def __getitems__(self, pairs: list[tuple[int, int]]) -> Batch:

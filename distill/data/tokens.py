@@ -1,12 +1,14 @@
 """Turn texts into token ids with CLIP's byte-pair tokenizer, and say how many are too long for a model.
 
-The layout is CLIP4Clip's (its `_get_text`): start token, at most `max_words - 2` tokens, end token, zeros up to
-`max_words`. The end token has the largest id of the table, so `ids.argmax` finds it. A smaller token table than CLIP's
-has a vocabulary, to whose rows the ids are mapped.
+Towers that were trained with another one have a `tokenizer.json` (distill/data/jsontokens.py). CLIP's layout is
+CLIP4Clip's (its `_get_text`): start token, at most `max_words - 2` tokens, end token, zeros up to `max_words`. The end
+token has the largest id of the table, so `ids.argmax` finds it. A smaller token table than CLIP's has a vocabulary, to
+whose rows the ids are mapped.
 """
 
 import functools
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,29 +29,72 @@ CONTEXT = 77  # tokens that CLIP's own text tower reads, start and end included
 VOCABULARY = "vocabulary.json"  # in a tower folder whose token table was pruned
 
 
-class Tokenizer:
-    """A tokenizer for texts of at most `max_words` tokens.
+class TextTokenizer(ABC):
+    """Turns texts into ids; `max_words` are the tokens of a text, those around it and padding included."""
+
+    max_words: int
+    room: int  # tokens of `max_words` that are left for a text's own
+    vocabulary: list[int] | None = None  # of a pruned table of CLIP's tokens
+
+    @abstractmethod
+    def __call__(self, texts: Sequence[str]) -> Int64[np.ndarray, "text word"]:
+        """Return the ids of each text, cut and padded to `max_words`."""
+
+    @abstractmethod
+    def spelled(self, text: str) -> list[int]:
+        """Return what stands for the whole text, without the tokens around it: equal for texts that read the same."""
+
+    @abstractmethod
+    def surely_fits(self, text: str) -> bool:
+        """Return whether a text fits, where that shows without spelling all of it."""
+
+    def is_cut(self, text: str) -> bool:
+        """Return whether the end of a text does not fit."""
+        return not self.surely_fits(text) and len(self.spelled(text)) > self.room
+
+
+class Tokenizer(TextTokenizer):
+    """CLIP's tokenizer for texts of at most `max_words` tokens.
 
     `vocabulary` lists CLIP's ids that a pruned table kept, in the table's order. Entry 0 of a pruned table is padding,
     entry 1 stands for every token that was not kept, and the last two are start and end.
     """
 
     def __init__(self, max_words: int, vocabulary: Sequence[int] | None = None):
-        self.max_words = max_words
+        self.max_words, self.room = max_words, max_words - 2  # start and end
         self.vocabulary = None if vocabulary is None else list(vocabulary)
         self._row = None if vocabulary is None else {stock: row for row, stock in enumerate(vocabulary)}
-        size = len(_stock().encoder) if vocabulary is None else len(vocabulary)
-        self.start, self.end = size - 2, size - 1
+        self._known: dict[str, int] = {}  # tokens of words
+
+    @functools.cached_property
+    def end(self) -> int:
+        """The id of the end token, the largest; the start token's stands before it."""
+        return (len(_stock().encoder) if self.vocabulary is None else len(self.vocabulary)) - 1
 
     def __call__(self, texts: Sequence[str]) -> Int64[np.ndarray, "text word"]:
         """Return the ids of each text, padded with 0."""
         ids = np.zeros((len(texts), self.max_words), np.int64)
         for row, text in enumerate(texts):
-            words = _spell(text)[: self.max_words - 2]
+            words = _spell(text)[: self.room]
             if self._row is not None:
                 words = [self._row.get(word, 1) for word in words]
-            ids[row, : len(words) + 2] = [self.start, *words, self.end]
+            ids[row, : len(words) + 2] = [self.end - 1, *words, self.end]
         return ids
+
+    def spelled(self, text: str) -> list[int]:
+        """Return CLIP's own ids of the whole text, whatever table they are mapped to."""
+        return _spell(text)
+
+    def surely_fits(self, text: str) -> bool:
+        """Return whether a plain text fits by its words: one that is not known yet has at most as many tokens as
+        characters, mostly far fewer."""
+        if not _is_plain(text):
+            return False
+        words = text.split()
+        if sum(self._known.get(word) or len(word) for word in words) < self.room:
+            return True
+        self._known.update((word, len(_encode(word))) for word in words)
+        return False
 
 
 def prune(texts: Sequence[str]) -> list[int]:
@@ -60,37 +105,28 @@ def prune(texts: Sequence[str]) -> list[int]:
     return [-1, -1, *used, special - 2, special - 1]
 
 
-def is_cut(text: str, max_words: int) -> bool:
-    """Return whether the end of a text does not fit `max_words` tokens, start and end included."""
-    return len(_spell(text)) > max_words - 2
-
-
-def warn_of_cuts(texts: Sequence[str], max_words: int, where: str, mend: str, kind: str = "captions") -> None:
-    """Log one line if texts do not fit `max_words` tokens: how many lose their end, how many become equal by it.
+def warn_of_cuts(texts: Sequence[str], tokenizer: TextTokenizer, where: str, mend: str, kind: str = "captions") -> None:
+    """Log one line if texts do not fit a tokenizer: how many lose their end, how many become equal by it.
 
     A text counts as often as it stands in `texts`. It becomes equal where another one, spelled otherwise, is cut to the
     same tokens or has just these. `mend` says what to do next, `kind` what the texts are, in the plural.
     """
     if not log.isEnabledFor(logging.WARNING):  # the other processes of a job: the first one says it for all
         return
-    room = max_words - 2  # for the start and the end token
+    room = tokenizer.room
     whole: dict[tuple[int, ...], Counter[tuple[int, ...]]] = defaultdict(Counter)  # what is left -> what it was
-    known: dict[str, int] = {}  # tokens of words; another word has at most as many as characters, mostly far fewer
     for text in progress(texts, f"measure {len(texts)} {kind}"):
-        if _is_plain(text):
-            words = text.split()
-            if sum(known.get(word) or len(word) for word in words) < room:
-                continue
-            known.update((word, len(_encode(word))) for word in words)
-        spelled = tuple(_spell(text))
+        if tokenizer.surely_fits(text):
+            continue
+        spelled = tuple(tokenizer.spelled(text))
         if len(spelled) >= room:
             whole[spelled[:room]][spelled] += 1
     cut = {left: sum(n for spelled, n in was.items() if len(spelled) > room) for left, was in whole.items()}
     if number := sum(cut.values()):
         equal = sum(n for left, n in cut.items() if len(whole[left]) > 1)
         log.warning(
-            f"{where}: {number:,} of {len(texts):,} {kind} are cut at {max_words} tokens (start and end included), "
-            f"{equal:,} of them become equal to others by it; {mend}"
+            f"{where}: {number:,} of {len(texts):,} {kind} are cut at {tokenizer.max_words} tokens (start and end "
+            f"included), {equal:,} of them become equal to others by it; {mend}"
         )
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from distill.data.frames import FrameSet
-from distill.data.tokens import Tokenizer
+from distill.data.tokens import TextTokenizer
 from distill.evaluation.evaluate import Encoded, encode, score, score_by
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t
 from distill.model.contract import RetrievalModel, Teacher
@@ -23,7 +23,7 @@ WEIGHTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
 def choose(
-    model: RetrievalModel, frames: FrameSet, tokenizer: Tokenizer, *, bf16: bool = False, workers: int = 0
+    model: RetrievalModel, frames: FrameSet, tokenizer: TextTokenizer, *, bf16: bool = False, workers: int = 0
 ) -> SecondLook | None:
     """Choose the second look of a student of one stage on validation frames; None for any other model.
 

@@ -13,7 +13,7 @@ from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet
 from distill.data.loader import load_batches
 from distill.data.padding import real
-from distill.data.tokens import Tokenizer
+from distill.data.tokens import TextTokenizer
 from distill.errors import ArtefactError, first_few
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.log import progress
@@ -65,7 +65,7 @@ def rank(model: RetrievalModel, seen: Encoded) -> Ranks:
 def encode(
     model: RetrievalModel,
     frames: FrameSet,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     *,
     bf16: bool = False,
     stems: Tensor | None = None,
@@ -106,7 +106,7 @@ def video_numbers(frames: FrameSet) -> Int64[Tensor, " text"]:
     return torch.arange(len(frames)).repeat_interleave(torch.tensor([len(video.captions) for video in frames.videos]))
 
 
-def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: Tokenizer) -> TextFeatures:
+def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: TextTokenizer) -> TextFeatures:
     """Return the features of all texts, on this process's device; each process encodes its share."""
     parts = []
     for rows in progress(_chunks(len(texts), TEXT_BATCH), f"encode {len(texts)} captions (batches)"):

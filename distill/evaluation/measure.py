@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill import __version__
 from distill.data.frames import FrameSet
-from distill.data.tokens import Tokenizer, warn_of_cuts
+from distill.data.tokens import TextTokenizer, warn_of_cuts
 from distill.errors import ExpectedError
 from distill.evaluation.choosing import look_again
 from distill.evaluation.evaluate import (
@@ -44,7 +44,7 @@ Measured = Callable[[Tensor, Tensor | None], Metrics]  # from the scores by whic
 def evaluate_model(
     subject: Subject,
     model: RetrievalModel,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     frames: FrameSet,
     protocol: str,
     *,
@@ -90,10 +90,10 @@ def evaluate_model(
     )
 
 
-def _warn_of_cuts(sets: Sequence[FrameSet], tokenizer: Tokenizer) -> None:
+def _warn_of_cuts(sets: Sequence[FrameSet], tokenizer: TextTokenizer) -> None:
     for frames in sets:
         mend = "this release was trained with so many (data.max_words)"
-        warn_of_cuts(texts_of(frames), tokenizer.max_words, str(frames.path), mend)
+        warn_of_cuts(texts_of(frames), tokenizer, str(frames.path), mend)
 
 
 def top_shared(
@@ -134,7 +134,7 @@ def _check_bank(bank: FrameSet, frames: FrameSet) -> None:
 def _by_bank(
     bank: FrameSet,
     model: RetrievalModel,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     video: VideoFeatures,
     similarity: Float[Tensor, "text video"],
     measured: Measured,

@@ -23,7 +23,7 @@ from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet, PackedVideo
 from distill.data.loader import load_batches
 from distill.data.padding import real
-from distill.data.tokens import Tokenizer, warn_of_cuts
+from distill.data.tokens import TextTokenizer, warn_of_cuts
 from distill.errors import ArtefactError
 from distill.labelling.labeller import Labeller, in_time
 from distill.model.contract import Interaction, Teacher
@@ -40,7 +40,7 @@ class TeacherRelease(Labeller):
     """The parts of a teacher's release that labelling needs; a label set records `kind` and `id`."""
 
     model: Teacher
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     kind: str  # key of the teacher in the catalogue
     id: str  # of the release's manifest
     release: Release | None = None  # which says what frames it takes
@@ -85,14 +85,14 @@ class TeacherRelease(Labeller):
     def warn_of_cuts(self, texts: Sequence[str], where: str) -> None:
         """Log one line if captions have more tokens than the teacher reads."""
         mend = "labels are of what is left; a teacher with more words has a larger data.max_words"
-        warn_of_cuts(texts, self.tokenizer.max_words, where, mend)
+        warn_of_cuts(texts, self.tokenizer, where, mend)
 
 
 class Encoder:
     """Runs a labeller and its scoring head over one frame set, and counts the videos and captions it encoded."""
 
     def __init__(self, labeller: Labeller, frames: FrameSet, precision: Precision):
-        self.labeller, self.frames, self.precision = labeller, frames, precision
+        self.labeller, self.frames, self.precision = labeller, labeller.accept(frames), precision
         self.interaction, self.device = labeller.interaction, labeller.device
         self.encoded = {"videos": 0, "captions": 0}
 

@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from distill.data.jsontokens import Spelling
 from distill.errors import RecipeError
 from distill.model.preprocessing import Preprocessing
 
@@ -46,9 +47,9 @@ class AnyVisionTower(nn.Module):
 class AnyTextTower(nn.Module):
     """Token ids to the features of the sentence and of every word, by any of open_clip's text transformers."""
 
-    def __init__(self, tower: nn.Module, pad: int, unlocked: int | None):
+    def __init__(self, tower: nn.Module, spelling: Spelling | None, unlocked: int | None):
         super().__init__()
-        self.tower, self.pad = tower, pad
+        self.tower, self.spelling = tower, spelling  # None: CLIP's tokens
         self.context, self.width, self.heads = (_size(tower, name) for name in ("context_length", "width", "heads"))
         self.layers = len(tower.get_submodule("transformer.resblocks"))  # pyrefly: ignore
         # Called, so that everything that gathers parameters around `forward` does so here too.
@@ -67,9 +68,24 @@ class AnyTextTower(nn.Module):
         num_words = ids.shape[1]
         if num_words > self.context:
             raise RecipeError(f"captions of {num_words} tokens do not fit a text tower of {self.context}")
-        whole = nn.functional.pad(ids, (0, self.context - num_words), value=self.pad)
+        pad = 0 if self.spelling is None else self.spelling.pad
+        whole = nn.functional.pad(ids, (0, self.context - num_words), value=pad)
         sentence, words = self.tower(whole)
         return sentence, words[:, :num_words]
+
+    def real_words(self, ids: Int[Tensor, "text word"]) -> Bool[Tensor, "text word"]:
+        """Mark the positions of tokens: all up to the first end token; without one, all that are not padding."""
+        if self.spelling is None:
+            return real_words(ids)
+        if self.spelling.end is None:
+            return ids != self.spelling.pad
+        ends = (ids == self.spelling.end).long()
+        return ends.cumsum(-1) - ends == 0
+
+
+def real_words(ids: Int[Tensor, "text word"]) -> Bool[Tensor, "text word"]:
+    """Mark the positions of CLIP's tokens: all up to the end token, which has the largest id; start and end count."""
+    return torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(-1, keepdim=True)
 
 
 def _sentence_and_words(tower: Any, ids: Int[Tensor, "text word"]) -> tuple[Tensor, Tensor]:

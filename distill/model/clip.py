@@ -23,11 +23,11 @@ from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTra
 from torch import Tensor, nn
 
 from distill.errors import RecipeError
-from distill.model.adapter import AnyTextTower, AnyVisionTower
+from distill.model.adapter import AnyTextTower, AnyVisionTower, real_words
 from distill.model.attention import ClassTokenAttention, TokenAttention, shift_tokens
 from distill.model.preprocessing import OPENAI, Preprocessing, preprocessing_of
 from distill.model.prompts import PromptAggregation, switch_prompts
-from distill.model.towers import Towers
+from distill.model.towers import Towers, spelling_of
 
 Images = UInt8[Tensor, "image 3 row column"] | Float[Tensor, "image 3 row column"]
 VideoPixels = UInt8[Tensor, "video frame 3 row column"] | Float[Tensor, "video frame 3 row column"]
@@ -201,14 +201,13 @@ class TextTower(nn.Module):
         sentence = words[torch.arange(len(ids), device=ids.device), ids.argmax(-1)]
         return sentence, words
 
+    def real_words(self, ids: Int[Tensor, "text word"]) -> Bool[Tensor, "text word"]:
+        """Mark the positions of tokens, start and end included."""
+        return real_words(ids)
+
     def embed(self, ids: Int[Tensor, "text word"]) -> Float[Tensor, "text word width"]:
         """Return the tokens with their positions, before any block."""
         return self(ids, embed_only=True)
-
-
-def real_words(ids: Int[Tensor, "text word"]) -> Bool[Tensor, "text word"]:
-    """Mark the positions of tokens: all up to the end token, which has the largest id; start and end are included."""
-    return torch.arange(ids.shape[1], device=ids.device) <= ids.argmax(-1, keepdim=True)
 
 
 class LogitScale(nn.Module):
@@ -243,7 +242,7 @@ class ClipModel(nn.Module):
         else:
             _check_wiring(wiring)
             self.visual = AnyVisionTower(clip.visual, self.preprocessing, towers.unlocked_vision)
-            self.text = AnyTextTower(clip.text, towers.pad, towers.unlocked_text)
+            self.text = AnyTextTower(clip.text, spelling_of(towers.architecture), towers.unlocked_text)
         self.logit_scale = LogitScale(clip.logit_scale.item())
         self.architecture = towers.architecture
         self.dim: int = towers.architecture["embed_dim"]

@@ -16,6 +16,7 @@ from typing import Any
 import open_clip
 import timm
 import torch
+from huggingface_hub import snapshot_download
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, convert_to_custom_text_state_dict
 from open_clip.pretrained import get_pretrained_cfg
 from pydantic import Field
@@ -23,7 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.config import Config, packaged
+from distill.config import Config, packaged, validate
+from distill.data.jsontokens import FILE, SETTINGS, JsonTokenizer, Spelling, read_content, read_spelling
+from distill.data.tokens import TextTokenizer, Tokenizer, read_vocabulary
 from distill.errors import RecipeError, check_regular
 from distill.model.preprocessing import KEY, OPENAI, Preprocessing, read_preprocessing
 
@@ -37,6 +40,8 @@ FOREIGN_TEXT = ("hf_model_name", "embed_cls")
 # A config with sizes that contradict one another raises one of these somewhere inside torch or open_clip.
 UNBUILDABLE = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 BIAS = "logit_bias"  # in weights of towers that were trained by a sigmoid loss
+HUB = "hf-hub:"
+TOKENS = "tokenizer"  # of an architecture: how its `tokenizer.json` is used
 LARGEST_PICTURE = 1024  # pixels of a side
 
 
@@ -58,8 +63,9 @@ class ClipConfig(Config):
 
     @property
     def folder(self) -> Path:
-        """Return where `model` is, if it is a folder: here, or in the project itself (`recipes/demo/clip`)."""
-        return packaged(self.model)
+        """Return where `model` is, if it is a folder: here, in the project itself (`recipes/demo/clip`), or, for
+        `hf-hub:REPO` and `hf-hub:REPO@REVISION`, in the Hub's cache, after it was fetched."""
+        return fetched(self.model) if self.model.startswith(HUB) else packaged(self.model)
 
     @property
     def trained(self) -> dict[str, Any]:
@@ -75,7 +81,10 @@ def read_architecture(config: ClipConfig) -> dict[str, Any]:
             raise RecipeError(
                 f"clip.weights: {config.weights!r} does not go with the folder {folder}; say folder or random"
             )
-        return _checked(config, _read_folder(folder, config.weights), where=str(folder / CONFIG_FILE))
+        tree = _read_folder(folder, config.weights)
+        if (foreign := _foreign_tokens(tree)) is not None:
+            tree = {**tree, TOKENS: read_spelling(folder, foreign).model_dump(mode="json")}
+        return _checked(config, tree, where=str(folder / CONFIG_FILE))
     architecture = open_clip.get_model_config(config.model) if ":" not in config.model else None
     if architecture is None:
         near = difflib.get_close_matches(config.model.lower(), names := {n.lower(): n for n in open_clip.list_models()})
@@ -83,6 +92,11 @@ def read_architecture(config: ClipConfig) -> dict[str, Any]:
         raise RecipeError(f"clip.model: {config.model!r} is neither a folder nor an architecture of open_clip{mean}")
     if config.weights == "folder":
         raise RecipeError(f"clip.weights: folder, but clip.model {config.model!r} is no folder; say random or a tag")
+    if _foreign_tokens(architecture) is not None:
+        raise RecipeError(
+            f"clip.model: {config.model} does not read texts by CLIP's tokenizer; name its repository, hf-hub:REPO, or "
+            f"a folder with {CONFIG_FILE}, {WEIGHTS_FILE}, {FILE} and {SETTINGS}"
+        )
     tag = None if config.weights == "random" else _read_tag(config, architecture.get("quick_gelu", False))
     return _checked(config, architecture if tag is None else {**architecture, KEY: tag}, f"clip.model {config.model}")
 
@@ -99,6 +113,33 @@ def _checked(config: ClipConfig, model_cfg: dict[str, Any], where: str) -> dict[
     return architecture
 
 
+def fetched(model: str) -> Path:
+    """Return the folder of a repository of the Hub that holds towers; raise `RecipeError` if it cannot be had."""
+    repository, _, revision = model.removeprefix(HUB).partition("@")
+    wanted = [CONFIG_FILE, WEIGHTS_FILE, FILE, SETTINGS]
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(
+            f"clip.model: {model!r} cannot be fetched: {reason}; check the name, allow the network (HF_HUB_OFFLINE=0), "
+            f"or name a folder"
+        ) from None
+
+
+def open_tokenizer(config: ClipConfig, architecture: dict[str, Any], max_words: int) -> TextTokenizer:
+    """Return the tokenizer of towers whose architecture was read."""
+    spelling, folder = spelling_of(architecture), config.folder
+    if spelling is None:
+        return Tokenizer(max_words, read_vocabulary(folder))
+    return JsonTokenizer(max_words, read_content(folder), spelling, str(folder / FILE))
+
+
+def spelling_of(architecture: dict[str, Any]) -> Spelling | None:
+    """Return how the towers' own tokenizer is used; None where it is CLIP's."""
+    return Spelling(**architecture[TOKENS]) if TOKENS in architecture else None
+
+
 def is_plain(architecture: dict[str, Any]) -> bool:
     """Return whether an architecture that was checked is two plain transformers."""
     return not architecture.get("custom_text")
@@ -107,12 +148,15 @@ def is_plain(architecture: dict[str, Any]) -> bool:
 def check_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, Any]:
     """Copy an open_clip `model_cfg` of any tower; raise `RecipeError`, naming the key, for what cannot be taken."""
     preprocessing = read_preprocessing(model_cfg.get(KEY) or {}, where=f"{where}: {KEY}")
-    model_cfg = {key: value for key, value in model_cfg.items() if key != KEY}
+    carried: dict[str, Any] = {} if preprocessing == OPENAI else {KEY: preprocessing.model_dump(mode="json")}
+    if TOKENS in model_cfg:
+        carried[TOKENS] = validate(model_cfg[TOKENS], Spelling, where=f"{where}: {TOKENS}").model_dump(mode="json")
+    model_cfg = {key: value for key, value in model_cfg.items() if key not in (KEY, TOKENS)}
     plain, odd = _plain(model_cfg, where)
     found = _other(model_cfg, where) if odd else plain
     if not isinstance(size := found["vision_cfg"].get("image_size", 224), int):
         raise RecipeError(f"{where}: vision_cfg.image_size: {size}: only square pictures are taken")
-    return found if preprocessing == OPENAI else {**found, KEY: preprocessing.model_dump(mode="json")}
+    return {**found, **carried}
 
 
 def plain_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, Any]:
@@ -182,6 +226,15 @@ def _read_folder(folder: Path, weights: str) -> dict[str, Any]:
     return {**tree["model_cfg"], KEY: given}
 
 
+def _foreign_tokens(model_cfg: dict[str, Any]) -> dict[str, Any] | None:
+    """Return open_clip's options of a tokenizer that is not CLIP's; None where it is CLIP's."""
+    text = model_cfg.get("text_cfg")
+    if not isinstance(text, dict) or not text.get("hf_tokenizer_name"):
+        return None
+    options = text.get("tokenizer_kwargs") or {}
+    return options if isinstance(options, dict) else {"tokenizer_kwargs": options}
+
+
 def _read_tag(config: ClipConfig, quick_gelu: bool) -> dict[str, Any]:
     """Return the preprocessing of a tag.
 
@@ -214,7 +267,6 @@ class Towers:
     freeze_text: int | None = None
     unlocked_vision: int | None = None
     unlocked_text: int | None = None
-    pad: int = 0  # token that follows a caption
 
     @classmethod
     def from_config(cls, config: ClipConfig) -> "Towers":
@@ -242,7 +294,7 @@ class Towers:
 
 def _random(architecture: dict[str, Any]) -> open_clip.CLIP | open_clip.CustomTextCLIP:
     build = open_clip.CLIP if is_plain(architecture) else open_clip.CustomTextCLIP
-    given = {key: value for key, value in architecture.items() if key not in (KEY, "custom_text")}
+    given = {key: value for key, value in architecture.items() if key not in (KEY, TOKENS, "custom_text")}
     return build(**given, nonscalar_logit_scale=True)
 
 

@@ -21,7 +21,7 @@ from distill.data.pictures import JPEG_QUALITY
 from distill.data.sampler import Sampler
 from distill.data.sampling import SampledVideo, sample_one
 from distill.data.shards import open_sealed_shards
-from distill.data.tokens import CONTEXT, warn_of_cuts
+from distill.data.tokens import CONTEXT, Tokenizer, warn_of_cuts
 from distill.errors import ArtefactError, VideoError, first_few
 from distill.log import progress
 from distill.manifest import NAME, Manifest, file_sha256, seal
@@ -66,7 +66,9 @@ def pack(
             )
         return manifest
     texts = [caption.text for clip in clips for caption in clip.captions]
-    warn_of_cuts(texts, CONTEXT, str(annotations), "no CLIP reads more, and a recipe may take fewer (data.max_words)")
+    warn_of_cuts(
+        texts, Tokenizer(CONTEXT), str(annotations), "no CLIP reads more, and a recipe may take fewer (data.max_words)"
+    )
     claim(out, settings, command="tools/pack_frames.py")
     jobs = [
         (out, name, partial(_shard, name, [clips[i] for i in rows], videos, config))

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from distill.data.jsontokens import FILE, SETTINGS, JsonTokenizer
 from distill.data.tokens import VOCABULARY
 from distill.model.preprocessing import KEY, preprocessing_of
-from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE, is_plain
+from distill.model.towers import CONFIG_FILE, TOKENS, WEIGHTS_FILE, is_plain
 from distill.publishing import publish
 from distill.records import write_json
 from distill.release.release import Release
@@ -28,6 +29,9 @@ def export_clip(release: Release, folder: Path, dtype: torch.dtype = torch.float
     }
     if release.tokenizer.vocabulary is not None:
         publish(folder / VOCABULARY, json.dumps(release.tokenizer.vocabulary).encode() + b"\n")
+    if isinstance(release.tokenizer, JsonTokenizer):
+        publish(folder / FILE, release.tokenizer.content.encode())
+        write_json(folder / SETTINGS, release.tokenizer.settings())
     write_towers(folder, release.config.architecture, weights)
 
 
@@ -44,5 +48,5 @@ def write_towers(
     """Writes open_clip_model.safetensors, with the weights by open_clip's names, and open_clip_config.json."""
     publish(folder / WEIGHTS_FILE, save(weights, metadata))
     told = preprocessing_of(architecture).model_dump(mode="json")
-    model_cfg = {key: value for key, value in architecture.items() if key != KEY}
+    model_cfg = {key: value for key, value in architecture.items() if key not in (KEY, TOKENS)}
     write_json(folder / CONFIG_FILE, {"model_cfg": model_cfg, KEY: told})

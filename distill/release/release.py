@@ -4,6 +4,7 @@
     config.json         all that builds the model again: its config, the towers' architecture, text and frame settings
     provenance.json     where it comes from: recipe, parents' ids, metrics, seconds, versions
     README.md           the model card
+    tokenizer.json      the tokenizer, unless it is CLIP's
     manifest.json       the seal; its id is what a gallery records
 
 `writing.write_release` publishes the folder with one rename, so it is whole or absent. `load` verifies every hash and
@@ -25,18 +26,19 @@ from torch import Tensor
 from distill.catalogue import INTERACTIONS, build, parse_model_config
 from distill.config import Config
 from distill.data.frames import FrameSet
+from distill.data.jsontokens import FILE, JsonTokenizer, read_content
 from distill.data.padding import pad
 from distill.data.pictures import decode_jpeg, encode_jpeg
 from distill.data.sampler import Sampler
 from distill.data.sampling import sample_one
-from distill.data.tokens import Tokenizer
+from distill.data.tokens import TextTokenizer, Tokenizer
 from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError, first_few
 from distill.manifest import Manifest, open_sealed
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.preprocessing import image_size, preprocessing_of
 from distill.model.second_look import SecondLook
-from distill.model.towers import UNBUILDABLE, Towers, too_large
+from distill.model.towers import UNBUILDABLE, Towers, spelling_of, too_large
 from distill.records import read_json
 
 VERSION, READ = 2, (1, 2)  # written, and read: 1 had no second look
@@ -125,6 +127,13 @@ def unfit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     return "; ".join(f"{what}: {first_few(names)}" for what, names in odd.items() if names)
 
 
+def _tokenizer(folder: Path, config: ReleaseConfig) -> TextTokenizer:
+    spelling = spelling_of(config.architecture)
+    if spelling is None:
+        return Tokenizer(config.text.max_words, config.text.vocabulary)
+    return JsonTokenizer(config.text.max_words, read_content(folder), spelling, str(folder / FILE))
+
+
 def _load_weights(model: RetrievalModel, found: dict[str, Tensor], path: Path) -> None:
     if problems := unfit(model.state_dict(), found):
         raise ArtefactError(f"{path}: does not fit {CONFIG} beside it: {problems}; release again")
@@ -138,7 +147,7 @@ class Release:
 
     def __init__(self, path: Path, manifest: Manifest, config: ReleaseConfig, model: RetrievalModel):
         self.path, self.manifest, self.config, self.model = path, manifest, config, model
-        self.tokenizer = Tokenizer(config.text.max_words, config.text.vocabulary)
+        self.tokenizer = _tokenizer(path, config)
         self.frames_config = config.frames.settings()
         self.num_frames, self.max_words = config.frames.sampler.num_frames, config.text.max_words
         preprocessing, self.size = preprocessing_of(config.architecture), image_size(config.architecture)
@@ -171,7 +180,7 @@ class Release:
         ids, known = torch.from_numpy(self.tokenizer(texts)).to(self._device), self.config.architecture["text_cfg"]
         if ids.max() >= known["vocab_size"]:
             raise ArtefactError(
-                f"{self.path}: its token table has {known['vocab_size']} rows, CLIP's tokenizer gives numbers up to "
+                f"{self.path}: its token table has {known['vocab_size']} rows, its tokenizer gives numbers up to "
                 f"{int(ids.max())}: this model takes token ids (`model.encode_text`), not text"
             )
         found = TextFeatures.cat([self.model.encode_text(part) for part in ids.split(BATCH)])

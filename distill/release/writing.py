@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill import __version__
 from distill.catalogue import INTERACTIONS
+from distill.data.jsontokens import FILE
 from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.manifest import Manifest, open_sealed, seal, sealed_file
 from distill.model.contract import RetrievalConfig, RetrievalModel
@@ -43,12 +44,14 @@ def write_release(
     frames_config: dict[str, Any],
     provenance: dict[str, Any],
     second_look: SecondLook | None = None,
+    tokenizer_json: str | None = None,
 ) -> Manifest:
     """Publishes `folder`, its card included. Writing the same model there again keeps it; another model is refused.
 
     `weights` is the full state dict in any precision, of which what `model` lacks is left out; `text` holds `max_words`
-    and `vocabulary`, `frames_config` is the config of the frame set's manifest. `provenance` is plain JSON; its
-    `parents` (name -> manifest id) are recorded in the manifest, and `model_card` says what else it shows.
+    and `vocabulary`, `tokenizer_json` the tokenizer of towers that do not have CLIP's; `frames_config` is the config of
+    the frame set's manifest. `provenance` is plain JSON; its `parents` (name -> manifest id) are recorded in the
+    manifest, and `model_card` says what else it shows.
     """
     assert weights.keys() >= model.state_dict().keys(), "weights of the model are missing"
     kept = {name: weights[name] for name in model.state_dict()}
@@ -68,7 +71,7 @@ def write_release(
     parameters, trained = (sum(tensor.numel() for tensor in table.values()) for table in (kept, weights))
     card = model_card(model_config.kind, provenance, stored, parameters=parameters, left_out=trained - parameters)
     with published_folder(folder) as part:
-        manifest = _fill(part, config, kept, provenance, card)
+        manifest = _fill(part, config, kept, provenance, card, tokenizer_json)
         if folder.is_dir() and any(folder.iterdir()):
             manifest = _existing(folder, config, manifest)
             shutil.rmtree(part)
@@ -76,13 +79,22 @@ def write_release(
 
 
 def _fill(
-    part: Path, config: ReleaseConfig, weights: dict[str, Tensor], provenance: dict[str, Any], card: str
+    part: Path,
+    config: ReleaseConfig,
+    weights: dict[str, Tensor],
+    provenance: dict[str, Any],
+    card: str,
+    tokenizer_json: str | None,
 ) -> Manifest:
     # One metadata key only: safetensors writes several in an order that changes from run to run, and so the hash.
     publish(part / WEIGHTS, save(_fp32(weights), {"format": f"retrieval-distill {__version__}"}))
     write_json(part / CONFIG, config.model_dump(mode="json"))
     write_json(part / PROVENANCE, provenance)
     publish(part / CARD, card.encode())
+    beside = [CONFIG, PROVENANCE, CARD]
+    if tokenizer_json is not None:
+        publish(part / FILE, tokenizer_json.encode())
+        beside.append(FILE)
     manifest = Manifest(
         kind="release",
         version=VERSION,
@@ -91,7 +103,7 @@ def _fill(
         parents=provenance.get("parents", {}),
         files={
             WEIGHTS: sealed_file(part / WEIGHTS, len(weights)),
-            **{name: sealed_file(part / name) for name in (CONFIG, PROVENANCE, CARD)},
+            **{name: sealed_file(part / name) for name in beside},
         },
     )
     return seal(part, manifest)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.data.frames import FrameSet
 from distill.data.pictures import Fit
+from distill.data.tokens import TextTokenizer
 from distill.errors import ArtefactError
 from distill.manifest import Manifest
 from distill.model.contract import RetrievalModel
@@ -36,7 +37,7 @@ class Encoder(Protocol):
     fit: Fit | None  # of whole frames to its tower
     size: int  # pixels of a side that its tower takes
     num_frames: int
-    max_words: int  # tokens of a query that the model reads, start and end included
+    tokenizer: TextTokenizer  # which cuts queries at what the model reads
     searchable: bool  # whether inner products find its videos; a teacher's do not
     second_look: SecondLook | None  # at frames, chosen on validation
     model: RetrievalModel

@@ -89,7 +89,7 @@ def _check_captions(source: VideoSource, path: Place, release: Encoder) -> None:
     texts = [text for item in source.items for _, text in source.captions(item)]
     if not texts:
         raise ExpectedError(f"{path}: has no captions to store; only a frame set has them")
-    warn_of_cuts(texts, release.max_words, str(path), "they are found by their beginnings")
+    warn_of_cuts(texts, release.tokenizer, str(path), "they are found by their beginnings")
 
 
 def _made_before(out: Path, path: Place) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.data.tokens import is_cut
 from distill.errors import ExpectedError
 from distill.model.features import VideoFeatures
 from distill.retrieval.encoder import Encoder
@@ -118,9 +117,9 @@ class Searches:
                 for video in asked
             ]
         options = {"second_look": look, "by_file": not manner.spans, "where": _narrowed(manner.where)}
-        found, room = gallery.search(asked, manner.k, manner.candidates, **options), gallery.release.max_words
-        pairs = zip(asked, found, strict=True)
-        return [_answer(gallery, query, hits, among, cut=is_cut(query, room)) for query, hits in pairs]
+        found = gallery.search(asked, manner.k, manner.candidates, **options)
+        pairs, tokenizer = zip(asked, found, strict=True), gallery.release.tokenizer
+        return [_answer(gallery, query, hits, among, cut=tokenizer.is_cut(query)) for query, hits in pairs]
 
     @property
     def release(self) -> Encoder:

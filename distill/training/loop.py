@@ -24,7 +24,7 @@ from distill.data.datasets import PairDataset, TrainingDataset, UnpairedSource
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
 from distill.data.textlabels import TextLabels
-from distill.data.tokens import Tokenizer
+from distill.data.tokens import TextTokenizer
 from distill.errors import ExpectedError
 from distill.evaluation.evaluate import encode, rank
 from distill.model.blocks import checkpoint_blocks, compile_blocks
@@ -92,7 +92,7 @@ class Job:
     folder: Path
     seed: int
     model: RetrievalModel
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     train: FrameSet
     val: FrameSet
     sources: list[LabelSource]
