@@ -15,6 +15,7 @@ from distill.model.towers import Towers
 from students.clip4clip import Clip4Clip, Clip4ClipConfig
 from students.eercf import Eercf, EercfConfig
 from students.glscl import Glscl, GlsclConfig
+from students.pig import Pig, PigConfig
 from students.prompt_switch import PromptSwitch, PromptSwitchConfig
 from students.teachclip import TeachClip, TeachClipConfig
 from teachers.cosine import CosineInteraction
@@ -28,6 +29,7 @@ ModelConfig = Annotated[
     | EercfConfig
     | GlsclConfig
     | PromptSwitchConfig
+    | PigConfig
     | XClipConfig
     | Ts2NetConfig
     | XPoolConfig,
@@ -39,6 +41,7 @@ MODELS: dict[type, type[RetrievalModel]] = {
     EercfConfig: Eercf,
     GlsclConfig: Glscl,
     PromptSwitchConfig: PromptSwitch,
+    PigConfig: Pig,
     XClipConfig: XClip,
     Ts2NetConfig: Ts2Net,
     XPoolConfig: XPool,

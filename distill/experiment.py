@@ -102,7 +102,7 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
     tokenizer = open_tokenizer(recipe.model.clip, model.clip.architecture, recipe.data.max_words)
     frames, val, test = _open_frames(recipe, fit, tokenizer)
     unpaired = _open_unpaired(recipe, fit, tokenizer)
-    sources = [open_source(label, recipe.losses, frames, unpaired) for label in recipe.labels]
+    sources = [open_source(label, recipe.losses, frames, unpaired, model.clip.dim) for label in recipe.labels]
     unpaired = replace(
         unpaired,
         video_labels=[source.unlabelled for source in sources if source.unlabelled is not None],

@@ -46,6 +46,7 @@ class Recipe(Config):
         self._check_targets("coarse", self.losses.coarse, self.model.coarse_targets(), "logits to rank a batch with")
         self._check_unpaired()
         self._check_targets("fine", self.losses.fine, self.model.fine_targets(), "frame scores to teach")
+        self._check_sentences()
         return self
 
     def _check_sizes(self) -> None:
@@ -85,6 +86,22 @@ class Recipe(Config):
                     )
                 if label.coarse == "topk":
                     raise ValueError(f"labels: {label.path}: coarse: topk knows no data.{key}; use coarse: features")
+
+    def _check_sentences(self) -> None:
+        """Refuse to teach by sentences a student that makes no pseudo-query, or from labels that have no sentences."""
+        if not self.labels or not self.losses.sentence.weight:
+            return
+        if not self.model.makes_queries():
+            raise ValueError(
+                f"losses.sentence: {self.model.kind} makes no pseudo-query that a teacher's sentences could teach; set "
+                f"losses.sentence.weight=0"
+            )
+        for label in self.labels:
+            if label.coarse == "topk":
+                raise ValueError(
+                    f"labels: {label.path}: coarse: topk has no sentences; use coarse: features, or set "
+                    f"losses.sentence.weight=0"
+                )
 
     def _check_targets(self, name: str, loss: CoarseConfig | FineConfig, targets: tuple[str, ...], what: str) -> None:
         if not self.labels or not loss.weight:

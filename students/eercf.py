@@ -29,7 +29,7 @@ from distill.config import Config
 from distill.errors import RecipeError
 from distill.losses.correlation import channel_constraint
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
-from distill.model.clip import ClipModel, StemTokens, VideoPixels, Wiring
+from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.pooling import attend
@@ -37,6 +37,7 @@ from distill.model.reading import Reading, ScorePart, Seen, parts_of, read
 from distill.model.similarity import lengths, mean_pool, precise, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 from distill.model.towers import Towers
+from distill.model.wiring import Wiring
 
 WEAK_TEMPERATURE = 0.01  # of the softmax over cosines in the weak similarities
 FRAME_GATE, PATCH_GATE = 0.1, 0.01  # temperatures of the gates in the strong ones

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from distill.losses.consistency import Over, consistency
 from distill.losses.diversity import diversity
-from distill.model.clip import ClipModel, StemTokens, VideoPixels, Wiring
+from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.queries import LearnedQueries, QueryConfig
@@ -35,6 +35,7 @@ from distill.model.reading import Reading, ScorePart, Seen
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 from distill.model.towers import Towers
+from distill.model.wiring import Wiring
 
 OF_BEST = 4  # times k videos that get the local score in a search: more find no more of the best ten in 10,000
 

@@ -25,7 +25,7 @@ from distill.errors import RecipeError
 from distill.losses.captioning import caption_loss, captioning
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.captioner import CaptionConfig, Captioner, frames_read, next_words
-from distill.model.clip import ClipModel, StemTokens, TextTower, VideoPixels, Wiring
+from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import RetrievalConfig, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.pooling import LEFT_OUT, CrossAttention
@@ -33,6 +33,7 @@ from distill.model.prompts import PromptCube, repeat_last
 from distill.model.reading import Reading, ScorePart, Seen
 from distill.model.similarity import mean_pool, unit
 from distill.model.towers import Towers
+from distill.model.wiring import Wiring
 
 ASKING = ("top_k", "attention", "transformer")  # poolings that look at the sentence
 
@@ -122,8 +123,7 @@ class PromptSwitch(RetrievalModel):
         if config.pooling in ASKING:
             self.rerank_fields = ("frames", "real")
         if config.captions is not None:
-            assert isinstance(clip.text, TextTower), "prompts need plain towers"
-            self.captioner = Captioner(clip.text, clip.dim, config.captions, config.clip.folder)
+            self.captioner = Captioner(clip.plain[1], clip.dim, config.captions, config.clip.folder)
             self.caption_weight = config.captions.weight
 
     def encode_video(self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]) -> VideoFeatures:
@@ -150,8 +150,7 @@ class PromptSwitch(RetrievalModel):
             return None
         heard, targets, said = next_words(ids)
         with torch.no_grad():
-            assert isinstance(self.clip.text, TextTower), "prompts need plain towers"
-            words = self.clip.text.embed(heard)
+            words = self.clip.plain[1].embed(heard)
         frames, counted = self._frames(video)
         logits, attention = self.captioner(words, frames, said, counted)
         counts = self.captioner.counts(targets, said)

@@ -23,13 +23,15 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.errors import RecipeError
-from distill.model.clip import ClipModel, LogitScale, StemTokens, VideoPixels, VisionTower, Wiring
+from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.logit_scale import LogitScale
 from distill.model.selection import Noise, TokenSelector
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 from distill.model.towers import Towers
+from distill.model.wiring import Wiring
 
 SHARPNESS = 4.0  # of the softmax that weighs frames
 LEFT_OUT = -1e18  # the weight, before that softmax, of a frame that does not count
@@ -90,8 +92,7 @@ class Ts2Net(Teacher):
         super().__init__()
         wiring = Wiring(all_tokens=True, frames=config.frames, shift_layers=config.shift_layers)
         self.clip = clip = ClipModel(towers, wiring)
-        assert isinstance(clip.visual, VisionTower), "tokens need plain towers"
-        num_patches = clip.visual.positional_embedding.shape[0] - 1
+        num_patches = clip.plain[0].positional_embedding.shape[0] - 1
         if config.selected > num_patches:
             raise RecipeError(f"model.selected: {config.selected} tokens, but a frame has {num_patches} patches")
         self.selector = TokenSelector(clip.dim, num_patches, config.selected, config.noise)

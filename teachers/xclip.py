@@ -21,9 +21,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.errors import RecipeError
-from distill.model.clip import ClipModel, LogitScale, StemTokens, VideoPixels
+from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.logit_scale import LogitScale
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig, TemporalTransformer
 from distill.model.towers import Towers

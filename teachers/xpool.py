@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from distill.model.clip import ClipModel, LogitScale, StemTokens, VideoPixels
+from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.contract import Interaction, RetrievalConfig, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.logit_scale import LogitScale
 from distill.model.pooling import CrossAttention
 from distill.model.similarity import mean_pool, precise
 from distill.model.towers import Towers

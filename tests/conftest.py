@@ -33,7 +33,7 @@ settings.load_profile("project")
 
 LONGEST = "training bench_training faults label_jobs page page_search page_player server recipes convert loader "
 LONGEST += (
-    "demo_corpus odd_folder store arrow prompt_switch plan indexing glscl interruptions label_tiers export memory "
+    "demo_corpus odd_folder store arrow prompt_switch pig plan indexing glscl interruptions label_tiers export memory "
 )
 LONGEST += "eercf parity bench wheel"
 
@@ -142,9 +142,10 @@ class World:
         """Writes a recipe for this corpus and returns its path; `sections` merge into it."""
         clip = {"model": str(self.towers), "freeze_vision": 2}
         model: dict = {"kind": kind, "clip": clip}
-        if kind not in ("xpool", "prompt_switch"):
+        if kind not in ("xpool", "prompt_switch", "pig"):
             model["temporal"] = {"layers": 1, "init": "normal"}
         model |= {"xclip": {"words": 24, "frames": 12}, "ts2net": {"frames": 12, "shift_layers": 1}}.get(kind, {})
+        model |= {"generator": {"selected": 4}} if kind == "pig" else {}  # the text tower has few positions
         tree: dict = {
             "name": name,
             "out": str(path),

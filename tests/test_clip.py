@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from distill.errors import RecipeError
-from distill.model.clip import ClipModel, LogitScale
+from distill.model.clip import ClipModel
+from distill.model.logit_scale import LogitScale
 from distill.model.preprocessing import OPENAI
 from distill.model.towers import ClipConfig, Towers, read_architecture
 

@@ -37,12 +37,13 @@ from distill.evaluation import normalise
 from distill.evaluation.metrics import ranks_t2v, summarise
 from distill.losses.consistency import consistency
 from distill.losses.diversity import diversity, margin_ranking
-from distill.model.clip import ClipModel, Wiring, real_words
+from distill.model.clip import ClipModel, real_words
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.queries import LearnedQueries, QueryConfig
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import TemporalConfig
 from distill.model.towers import ClipConfig, Towers
+from distill.model.wiring import Wiring
 from distill.recipe import Recipe
 from distill.retrieval import calibration
 from distill.training.lossconfig import ContrastiveConfig, FineConfig, LossConfig

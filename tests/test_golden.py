@@ -19,9 +19,10 @@ from distill.conversion.authors import Checkpoint
 from distill.losses.contrastive import contrastive
 from distill.model.afa import AfaConfig, AttentiveFrameAggregation
 from distill.model.attention import shift_tokens
-from distill.model.clip import ClipModel, LogitScale
+from distill.model.clip import ClipModel
 from distill.model.contract import TrainingScores
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.logit_scale import LogitScale
 from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import cosine, mean_pool, unit
 from distill.model.temporal import LAYER_NORM_EPS, TemporalConfig, TemporalTransformer

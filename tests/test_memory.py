@@ -33,6 +33,7 @@ MODELS = {
     "prompt_switch": {"pooling": "afa"},
     "eercf": {"temporal": TEMPORAL, "frames": FRAMES, "gate": "every"},
     "glscl": {"temporal": TEMPORAL, "queries": {"heads": 4}},
+    "pig": {"generator": {"selected": 4}},
     "xclip": {"temporal": TEMPORAL, "words": WORDS, "frames": FRAMES},
     "ts2net": {"temporal": {**TEMPORAL, "positions": 77}, "frames": FRAMES, "shift_layers": 1},
     "xpool": {},
@@ -144,7 +145,7 @@ def test_micro_batches_need_less_memory(batch: Batch, tmp_path: Path):
     assert parts - gradient < 0.2 * (whole - gradient)  # an eighth of the activations, the features, the pixels
 
 
-@pytest.mark.parametrize("kind", ["teachclip", "prompt_switch", "ts2net"])
+@pytest.mark.parametrize("kind", ["teachclip", "prompt_switch", "pig", "ts2net"])
 def test_recomputed_blocks_give_the_same_bits_for_less_memory(batch: Batch, kind: str, tmp_path: Path):
     whole, expected = gradients(model_of(kind), batch)
     model = model_of(kind)

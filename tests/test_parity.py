@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import python
-from parity import eercf, glscl, measures, modules, prompt_switch, training, whole
+from parity import eercf, glscl, measures, modules, pig, prompt_switch, training, whole
 from parity.fixture import Fixture, find
 from parity.modules import Runs
-from parity.tolerance import PRECISIONS, Limit, parse
+from parity.tolerance import PRECISIONS, UNIT, Limit, parse
 from safetensors.torch import load_file, save_file
 
 from distill.release.release import load as load_release
@@ -67,6 +67,15 @@ KINDS = {
     "Prompt Switch training": Kind(
         prompt_switch.training, "input.input_ids input.video weight.caption_head.weight output.caption_logits"
     ),
+    "PIG attention": Kind(pig.attention, "input.tokens weight.q_proj.weight output.global_attention"),
+    "PIG tower": Kind(pig.tower, "input.video input.video_other_length weight.embeddings.added_cls"),
+    "PIG generator": Kind(pig.generator, "input.tokens weight.generator.clip_reconstructor."),
+    "PIG interaction": Kind(pig.interaction, "input.pseudo_query input.tokens weight.fusioner."),
+    "PIG losses": Kind(pig.losses, "input.text input.video input.pseudo_query output.generation"),
+    "PIG whole model": Kind(pig.whole, "input.input_ids input.video weight.encoder.clipmodel."),
+    "PIG gradients": Kind(pig.gradients, "input.input_ids input.video output.gradient_norms"),
+    "optimiser, PIG": Kind(pig.optimiser, "input.param. input.grads."),
+    "frame numbers, PIG": Kind(pig.frames, "input.frames_in_video output.test_indices"),
     "token shift": Kind(modules.token_shift, "input.tokens output.shifted"),
     "token scores": Kind(modules.token_scores, "input.tokens weight.visual_token_selector. output.scores"),
     "token selection": Kind(modules.selection, "input.tokens weight.visual_token_selector. output.selected_tokens"),
@@ -126,7 +135,8 @@ class ComparedRow:
 @torch.no_grad()
 def compare(fixture: Fixture) -> list[ComparedRow]:
     """Every output of a fixture in every precision and variant; an error if one is not computed or not understood."""
-    kind, tolerance, expected = kind_of(fixture), parse(fixture.sidecar["tolerance"]), fixture.outputs()
+    kind, expected = kind_of(fixture), fixture.outputs()
+    tolerance = parse(fixture.sidecar["tolerance"]).measured(fixture.sidecar.get("check", {}).get("unit", ""))
     tolerance.check_names(list(expected))
     rows = []
     for precision in tolerance.precisions():
@@ -244,6 +254,22 @@ ONE, HALF = torch.ones(2, 3, dtype=torch.float64), torch.full((2, 3), 0.5, dtype
         ("losses 2e-4 relative, first8 and final.* 1e-4 absolute", "final.frameLinear.bias", None, 1e-4, "absolute"),
         ("1e-5 on scores, queries and gradients; losses 1e-4 RELATIVE", "text_queries", None, 1e-5, "absolute"),
         ("1e-5 on scores, queries and gradients; losses 1e-4 RELATIVE", "loss_IDL", None, 1e-4, "relative"),
+        (
+            "similarity 1e-5; others 2e-5 relative to the largest absolute value of the output",
+            "similarity",
+            None,
+            1e-5,
+            "",
+        ),
+        (
+            "selected exact; others 2e-5 relative to the largest absolute value of the output",
+            *("video_tokens", None, 2e-5, "relative to the largest"),
+        ),
+        (
+            {"float32": "losses 1e-5; gradients 1e-3 relative to the largest of the tensor"},
+            *("gradient_norms", "float32", 1e-3, "relative to the largest"),
+        ),
+        ({"test_indices": "exact", "train_min, train_max": "bounds of 400 draws"}, "train_max", "float32", 0, ""),
         ("sums 1e-4 relative to the abs-sum", "checksum.x.sums", None, 1e-4, "relative to the abs-sum"),
     ],
 )
@@ -267,3 +293,11 @@ def test_integers_are_compared_exactly_and_errors_in_the_terms_of_the_limit() ->
     sums = torch.tensor([[0.5, 4.0]])
     assert Limit((), 1e-3, "relative to the abs-sum").error(sums + 1, sums) == 0.25
     assert Limit((), 1e-3).error(ONE * torch.nan, HALF) == torch.inf
+    assert Limit((), 1e-3, "relative to the largest").error(ONE, HALF * torch.tensor([1, 2, 4])) == 0.5
+
+
+def test_a_number_without_a_unit_is_in_that_of_the_sidecars_deviations() -> None:
+    limits = parse({"float64": "1e-9", "float32": "losses 1e-5; gradients 1e-3 relative"})
+    plain, largest = (limits.measured(unit) for unit in ("", UNIT))
+    assert [limit.kind for limit in plain.limits] == ["absolute", "absolute", "relative"]
+    assert [limit.kind for limit in largest.limits] == ["relative to the largest"] * 2 + ["relative"]

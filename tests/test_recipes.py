@@ -18,7 +18,12 @@ from distill.training.objective import Objective
 from distill.training.optim import build_optimizer, schedule
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
-OWN = {"eercf": {"constraint"}, "glscl": {"idl", "icl"}, "prompt_switch": {"caption"}}  # losses of one student alone
+OWN = {
+    "pig": {"generation"},
+    "eercf": {"constraint"},
+    "glscl": {"idl", "icl"},
+    "prompt_switch": {"caption"},
+}  # losses of one student alone
 PAPER = [path for path in RECIPES if path.parent.name not in ("recipes", "demo")]
 
 
@@ -40,6 +45,8 @@ def small(path: Path, world: World, labels: list[Path]) -> Recipe:
         changes["model.clip.freeze_vision"] = 2
     if hasattr(recipe.model, "temporal"):
         changes["model.temporal.init"] = "normal"
+    if hasattr(recipe.model, "generator"):  # which reads as many tokens as the text tower has positions
+        changes["model.generator.selected"] = 4
     if recipe.labels:
         changes["labels"] = f"[{', '.join(map(str, labels[: len(recipe.labels)]))}]"
     return read_recipe(path, [f"{key}={value}" for key, value in changes.items()], Recipe)
@@ -63,6 +70,7 @@ def test_a_recipe_trains_two_steps(path: Path, world: World, labels: list[Path])
         parts = objective(dataset.__getitems__([(int(v), int(c)) for v, c in plan.batch(step)]))
         assert all(value.isfinite() for value in parts.values())
         wanted = {"contrastive", "coarse", "fine"} if recipe.labels else {"contrastive"}
+        wanted |= {"sentence"} if recipe.labels and recipe.losses.sentence.weight else set()
         assert parts.keys() == wanted | OWN.get(recipe.model.kind, set()) | {"total"}
         optimizer.zero_grad()
         parts["total"].backward()

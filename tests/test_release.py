@@ -33,6 +33,7 @@ TEMPORAL = {"layers": 1, "init": "clip_text", "positions": 16}
 MODELS = {
     "teachclip": {"temporal": TEMPORAL},
     "clip4clip": {"head": "seqTransf", "temporal": TEMPORAL},
+    "pig": {"frames": 4, "proxies": 2, "generator": {"selected": 5}},
     "xclip": {"temporal": TEMPORAL, "words": 16, "frames": 4},
 }
 FRAMES = {"sampler": {"kind": "clip4clip", "num_frames": 4}, "size": 32}
@@ -293,6 +294,7 @@ def test_a_card_says_what_its_model_is_good_for():
     assert {kind: "tools/search.py" in card for kind, card in cards.items()} == {
         "teachclip": True,
         "clip4clip": True,
+        "pig": True,
         "xclip": False,
     }
     assert "tools/dump_soft_labels.py" in cards["xclip"]

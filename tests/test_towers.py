@@ -20,9 +20,10 @@ from distill.data.frames import FrameSet
 from distill.data.pictures import Fit
 from distill.data.sampler import Clip4ClipSampler
 from distill.errors import ArtefactError, RecipeError
+from distill.model.architecture import check_architecture
 from distill.model.clip import ClipModel
 from distill.model.preprocessing import OPENAI, Preprocessing, preprocessing_of
-from distill.model.towers import ClipConfig, Towers, check_architecture, read_architecture
+from distill.model.towers import ClipConfig, Towers, read_architecture
 from distill.packing.packing import PackConfig, pack
 from distill.release.export import export_clip
 from distill.release.release import load

@@ -30,7 +30,7 @@ from distill.data.plan import VERSION, Plan
 from distill.errors import ExpectedError
 from distill.experiment import prepare
 from distill.manifest import Manifest
-from distill.model.clip import LogitScale
+from distill.model.logit_scale import LogitScale
 from distill.model.towers import WEIGHTS_FILE
 from distill.recipe import Recipe
 from distill.release.release import load
@@ -50,6 +50,8 @@ RECIPES = {
     "xpool": ("xpool", {"optim": SLOW, "data": MEET}),
     "bertadam": ("clip4clip", {"optim": {**SLOW, "kind": "bertadam"}}),
     "looks": ("teachclip", {"optim": SLOW, "model": {"second": {}}}),  # labels teach its second look too
+    # one vector of a generated query, that X-Pool's labels teach by all of their losses; a tower without a stem
+    "pig": ("pig", {"optim": {**SLOW, "kind": "hf_adamw"}, "losses": {"sentence": {"weight": 1.0}}}),
     "plain": ("clip4clip", {"losses": {"contrastive": {"weight": 1.0}}}),
 }
 BF16 = ("train.precision=bf16", "train.epochs=2")
@@ -63,6 +65,8 @@ ALONE = {  # run -> recipe, and what is changed in it
     "bertadam": ("bertadam",),
     "further": ("further",),
     "looks": ("looks",),
+    "pig": ("pig",),
+    "pig-micro": ("pig", "train.accumulate=4", "train.activation_checkpointing=true"),
     "plain-meanP": ("plain", *BF16),
     "plain-seqTransf": ("plain", *BF16, "model.head=seqTransf"),
 }
@@ -73,9 +77,10 @@ TOGETHER = {  # by two processes
     "ts2net-2-zero3": ("ts2net", "train.zero=3", "train.accumulate=2"),
     "xpool-2": ("xpool",),
     "bertadam-2-zero2": ("bertadam", "train.zero=2"),
+    "pig-2-zero3": ("pig", "train.zero=3", "train.accumulate=2", "train.activation_checkpointing=true"),
     "looks-2-zero2": ("looks", "train.zero=2", "train.accumulate=2"),
 }
-EQUAL = ["student-micro", "student-pixels", *TOGETHER]  # to the recipe's plain run
+EQUAL = ["student-micro", "student-pixels", "pig-micro", *TOGETHER]  # to the recipe's plain run
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +93,10 @@ def folder(world: World, teacher: Path, tmp_path_factory: pytest.TempPathFactory
         split: write_labels(world, "xclip", folder / split, frames=world.frames[split]) for split in ("val", "test")
     }
     given: dict[str, list] = {"looks": [str(labels)]}
+    given["pig"] = [str(write_labels(world, "xpool", folder / "xpool-labels"))]
     given["student"] = [{"path": str(labels), "unlabelled": str(beside["val"]), "texts": str(beside["test"])}]
     for name, (kind, sections) in RECIPES.items():
-        taught = world if name != "ts2net" else replace(world, towers=capped)
+        taught = world if name not in ("ts2net", "pig") else replace(world, towers=capped)
         if name == "student":
             unpaired = {"unlabelled": str(world.frames["val"]), "unlabelled_size": 4}
             sections = sections | {"data": {**unpaired, "texts": str(world.frames["test"]), "texts_size": 8}}
@@ -165,6 +171,19 @@ def test_recomputed_blocks_change_no_bit(alone: Path):
 def test_the_logit_scale_is_capped(together: Path, run: str):
     log = load_file(together / run / "best.safetensors")["interaction.logit_scale.log"]
     assert LogitScale.MAX_LOG - 1e-3 < log.item() < LogitScale.MAX_LOG + 1e-7
+
+
+@pytest.mark.parametrize("run", ["pig", "pig-2-zero3"])
+def test_pigs_own_cap_is_above_clips(together: Path, run: str):
+    """Its towers begin beyond CLIP's limit, and the authors' is the logarithm of 200."""
+    log = load_file(together / run / "best.safetensors")["clip.logit_scale.log"]
+    assert LogitScale.MAX_LOG + 1e-3 < log.item() < math.log(200)
+
+
+def test_pig_is_taught_by_all_losses_at_its_own_schedule(alone: Path):
+    rows = steps(alone / "pig")
+    assert rows[0].keys() >= {"total", "contrastive", "generation", "coarse", "fine", "sentence"}
+    assert rows[-1]["lr"] == pytest.approx(0, abs=1e-12)
 
 
 def test_bertadam_begins_at_rate_0(alone: Path):

@@ -178,6 +178,7 @@ def objective(world: World, material, kind: str, accumulate: int = 1, **losses: 
 
 
 MODELS = {"teachclip": {"second": {}}, "eercf": {"frames": 12}, "glscl": {"queries": {"dropout": 0.0}}}
+MODELS["pig"] = {"dropout": 0.0, "generator": {"selected": 4}}
 PAIRS = [(0, 0), (3, 1), (7, 2), (12, 0)]
 
 
@@ -195,7 +196,7 @@ def kl(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
     return temperature**2 * float(np.mean(rows))
 
 
-@pytest.mark.parametrize("kind", ["clip4clip", "teachclip", "eercf", "glscl"])
+@pytest.mark.parametrize("kind", ["clip4clip", "teachclip", "eercf", "glscl", "pig"])
 def test_the_coarse_loss_sees_all_texts_and_videos_and_every_other_loss_the_pairs(world: World, material, kind: str):
     coarse = {"distance": "kl", "temperature": 4.0}
     fine = {"weight": 0.0 if kind == "clip4clip" else 2.0}  # which scores no frames in training

@@ -21,8 +21,8 @@ from distill.errors import door
 from distill.publishing import check_writable
 from distill.terminal import Parser, show
 
-KINDS = ("clip4clip", "teachclip", "eercf", "glscl", "prompt_switch", "xclip", "ts2net", "xpool", "openai")
-SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
+KINDS = ("clip4clip", "teachclip", "eercf", "glscl", "prompt_switch", "pig", "xclip", "ts2net", "xpool", "openai")
+SAMPLERS = ("clip4clip", "glscl", "pig", "prompt_switch")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path, help=".pt, .bin, .pth or .safetensors")
     parser.add_argument("--kind", choices=KINDS, required=True, help="whose checkpoint it is")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--words", type=int, help="tokens of a caption (default 32; xclip: as in the file)")
-    parser.add_argument("--frames", type=int, help="frames of a video (default 12; xclip, eercf: as in the file)")
+    parser.add_argument("--words", type=int, help="tokens of a caption (default 32; pig: 50; xclip: as in the file)")
+    parser.add_argument("--frames", type=int, help="frames of a video (default 12; xclip, eercf, pig: as in the file)")
     parser.add_argument(
         "--head", choices=["meanP", "seqTransf"], help="clip4clip: how it was trained (default seqTransf)"
     )
@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--clip-frames", type=int, help="prompt_switch: num_frames of training (default: its prompts)")
     parser.add_argument("--heads", type=int, help="prompt_switch: num_mha_heads of pool_frames.* (default 1)")
     parser.add_argument("--ema", choices=["on", "off"], help="prompt_switch: take state_dict_ema, where there is one")
+    parser.add_argument("--selected", type=int, help="pig: patches that its generator is shown (default 16)")
     parser.add_argument("--quickgelu", action="store_true", default=None, help="openai: the towers are known to use it")
     args = vars(parser.parse_args(argv))
 

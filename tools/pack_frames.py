@@ -26,8 +26,9 @@ largest tower, or more.
 
 Frames are sampled as CLIP4Clip does: one per second, then --frames of them evenly; --sampler glscl is GLSCL's rule of
 the same kind, which takes other frames where the frame rate is no whole number; --sampler prompt_switch is Prompt
-Switch's, in passes over the whole video. A video that cannot be used is skipped and listed in OUT/manifest.json with
-the reason. Started again after an interruption, the command continues, and ends with the same bytes.
+Switch's, in passes over the whole video, and --sampler pig PIG's, evenly from its first frame to its last. A video that
+cannot be used is skipped and listed in OUT/manifest.json with the reason. Started again after an interruption, the
+command continues, and ends with the same bytes.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from distill.publishing import check_writable
 from distill.terminal import Parser, show
 
 LAYOUTS = ("activitynet", "csv", "didemo", "lsmdc", "msrvtt", "msvd", "vatex", "webdataset")
-SAMPLERS = ("clip4clip", "glscl", "prompt_switch")
+SAMPLERS = ("clip4clip", "glscl", "pig", "prompt_switch")
 
 
 def main(argv: list[str] | None = None) -> None:

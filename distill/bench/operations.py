@@ -49,7 +49,7 @@ class Operations:
 
 
 def one_vector(s: Sizes, config: Any) -> Operations:
-    """Count CLIP4Clip and TeachCLIP: a cosine."""
+    """Count CLIP4Clip, TeachCLIP and PIG: a cosine."""
     return Operations(inner=s.dim)
 
 
@@ -123,6 +123,7 @@ KINDS: dict[str, tuple[str, Callable[[Sizes, Any], Operations]]] = {  # kind of 
     "clip4clip": ("CLIP4Clip", one_vector),
     "teachclip": ("TeachCLIP", one_vector),
     "prompt_switch": ("Prompt Switch", prompt_switch),
+    "pig": ("PIG", one_vector),
     "eercf": ("EERCF", eercf),
     "glscl": ("GLSCL", glscl),
     "xclip": ("X-CLIP", xclip),

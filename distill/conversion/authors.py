@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.conversion.names import HUGGING_FACE, MARKS, MODELS, REFUSED, TRANSPOSED, UNUSED, fits, translate
+from distill.conversion.names import HUGGING_FACE, MARKS, MODELS, PIG, REFUSED, TRANSPOSED, UNUSED, fits, translate
 from distill.errors import ArtefactError, ExpectedError, first_few
 
 # sha256 of OpenAI's TorchScript archives, as the download addresses in the CLIP repository give them. An archive is a
@@ -29,6 +29,7 @@ OPENAI_ARCHIVES = {
     "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L/14",
     "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L/14@336px",
 }
+ENDS = "generator.ends"  # PIG: the last rows of its generator's token table, of which nothing else is ever read
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys under which training scripts save a model's weights
 PREFIXES = ("module.", "_orig_mod.")  # of all names in a model that was trained in parallel, or compiled
 
@@ -41,20 +42,21 @@ class Checkpoint:
 
     def __init__(self, path: Path, kind: str, tensors: Mapping[str, Tensor]):
         self.path, self.kind = path, kind
-        self.prefix = "" if kind == "openai" else "clip."  # of the towers, in the file
+        self.prefix = {"openai": "", "pig": PIG}.get(kind, "clip.")  # of the towers, in the file
         self.visual, self.text = ("visual.", "") if kind == "openai" else ("clip.visual.", "clip.text.")  # in our names
         self.left_out: dict[str, str] = {}  # their name -> why, where the converter's options decide what is needed
         self.tensors, self.shifted = _unwrap(path, tensors) if kind == "ts2net" else (dict(tensors), [])
-        self.hugging_face = kind in ("openai", "xpool", "prompt_switch") and any(
+        self.hugging_face = kind in ("openai", "xpool", "prompt_switch", "pig") and any(
             name.startswith((f"{self.prefix}vision_model.", f"{self.prefix}text_model.")) for name in tensors
         )
 
     def theirs(self, ours: str) -> tuple[str, ...]:
         """Return the authors' names of one of our tensors: one, or three where Hugging Face keeps q, k and v apart."""
-        name = translate(ours, {key: (value,) for key, value in MODELS[self.kind].items()})[0]
-        if not self.hugging_face or not name.startswith(self.prefix):
-            return (name,)
-        return tuple(self.prefix + name for name in translate(name.removeprefix(self.prefix), HUGGING_FACE))
+        table = {key: (value,) if isinstance(value, str) else value for key, value in MODELS[self.kind].items()}
+        names = translate(ours, table)
+        if not self.hugging_face or not names[0].startswith(self.prefix):
+            return names
+        return tuple(self.prefix + name for name in translate(names[0].removeprefix(self.prefix), HUGGING_FACE))
 
     def tensor(self, ours: str) -> Tensor:
         """Return one of our tensors, in float32 and in memory of its own."""
@@ -69,6 +71,7 @@ class Checkpoint:
         if len({part.shape for part in parts}) > 1:
             raise ArtefactError(f"{self.path}: {', '.join(names)} differ in shape; expected the parts of one attention")
         whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+        whole = whole[-2:] if ours == ENDS else whole
         if whole.ndim == 2 and names[0].removeprefix(self.prefix) in TRANSPOSED:
             whole = whole.T
         whole = whole.reshape(1) if whole.ndim == 0 else whole  # the logit scale is a vector of one element here
@@ -113,7 +116,8 @@ class Checkpoint:
                 if fits(line, name) and self.kind not in kinds:
                     right = " or ".join(kinds)
                     raise ArtefactError(f"{self.path}: holds {name}, so it is not {self.kind}; use --kind {right}")
-        whole = any(name.startswith("clip.") for name in self.tensors)
+        prefix = "clip." if self.kind == "openai" else self.prefix
+        whole = any(name.startswith(prefix) for name in self.tensors)
         if whole and self.kind == "openai":
             raise ArtefactError(
                 f"{self.path}: holds clip.*, so it is a whole retrieval model; give its own --kind, and run "
@@ -121,8 +125,8 @@ class Checkpoint:
             )
         if not whole and self.kind != "openai":
             raise ArtefactError(
-                f"{self.path}: no name begins with clip. (found {first_few(sorted(self.tensors))}); expected the state "
-                f"dict of a whole {self.kind} model. Bare CLIP towers are --kind openai"
+                f"{self.path}: no name begins with {prefix} (found {first_few(sorted(self.tensors))}); expected the "
+                f"state dict of a whole {self.kind} model. Bare CLIP towers are --kind openai"
             )
 
 

@@ -16,6 +16,7 @@ from distill.errors import ArtefactError, ExpectedError
 
 QUERY_HEADS, GATE_TEMPERATURE = 8, 3.0  # GLSCL: heads of the decoder; temperature of the softmax over frames (LSMDC: 5)
 SELECTED, SHIFTED = 3, 2  # TS2-Net: patches kept in a frame; last blocks that shift tokens
+SELECTED_PATCHES, PIG_WORDS = 16, 50  # PIG: patches that its generator is shown; tokens of a caption
 NO_TEMPORAL = "no temporal transformer (transformerClip.*, frame_position_embeddings.weight)"
 
 
@@ -222,6 +223,25 @@ def _pooling(checkpoint: Checkpoint, heads: int | None, dim: int) -> tuple[dict[
     return {"pooling": "transformer", "heads": heads or 1}, (() if heads else (guess,))
 
 
+def _pig(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
+    frames, selected = checkpoint.shape("proxies.temporal", 3)[1], options.selected or SELECTED_PATCHES
+    if options.frames not in (None, frames):
+        raise ExpectedError(
+            f"{checkpoint.path}: --frames {options.frames}, but its positions in time are {frames}; leave it out"
+        )
+    rows = "start and end of the generator are the last two rows of its token table, which is not trained"
+    guess = (
+        f"the file does not show how many patches are selected, num_selected_tokens; taken for {selected} (--selected)"
+    )
+    config = {
+        "proxies": checkpoint.shape("proxies.added", 2)[0],
+        "frames": frames,
+        "generator": {"selected": selected},
+    }
+    notes = (rows, "" if options.selected else guess)
+    return Head(config=config, words=PIG_WORDS, frames=frames, notes=notes, sampler="pig")
+
+
 def _xpool(checkpoint: Checkpoint, options: Options, architecture: dict[str, Any]) -> Head:
     note = (
         "X-Pool was trained on the mid-points of equal segments of a video; here frames are sampled by CLIP4Clip's "
@@ -236,6 +256,7 @@ HEADS: dict[str, Callable[[Checkpoint, Options, dict[str, Any]], Head]] = {
     "eercf": _eercf,
     "glscl": _glscl,
     "prompt_switch": _prompt_switch,
+    "pig": _pig,
     "xclip": _xclip,
     "ts2net": _ts2net,
     "xpool": _xpool,

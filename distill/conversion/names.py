@@ -15,10 +15,27 @@ TEMPORAL = {
     "temporal.pos_embed.weight": "frame_position_embeddings.weight",
     "temporal.blocks.*": "transformerClip.resblocks.*",
 }
+
+
+def _blocks(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
+    ours, theirs = f"{ours}.transformer.resblocks.*".lstrip("."), f"{theirs}.encoder.layers.*"
+    return {
+        f"{ours}.attn.in_proj_*": tuple(f"{theirs}.self_attn.{part}_proj.*" for part in "qkv"),
+        f"{ours}.attn.out_proj.*": (f"{theirs}.self_attn.out_proj.*",),
+        f"{ours}.ln_1.*": (f"{theirs}.layer_norm1.*",),
+        f"{ours}.ln_2.*": (f"{theirs}.layer_norm2.*",),
+        f"{ours}.mlp.c_fc.*": (f"{theirs}.mlp.fc1.*",),
+        f"{ours}.mlp.c_proj.*": (f"{theirs}.mlp.fc2.*",),
+    }
+
+
 SELECTOR = "visual_token_selector.score_predictor"
 
-# Our name -> the authors' name, by kind. The towers of `openai` keep OpenAI's names, which are also open_clip's.
-MODELS: dict[str, dict[str, str]] = {
+PIG, GENERATOR = "encoder.clipmodel.", "generator.clip_reconstructor"  # of a PIG checkpoint: towers, generator
+
+# Our name -> the authors' name, by kind, or names where a head of theirs keeps q, k and v apart. The towers of `openai`
+# keep OpenAI's names, which are also open_clip's.
+MODELS: dict[str, dict[str, str | tuple[str, ...]]] = {
     "clip4clip": {**STUDENT, **TEMPORAL},
     "teachclip": {**STUDENT, **TEMPORAL, "afa.score.0.*": "frameLinear.*", "afa.score.2.*": "frameLinear2.*"},
     "eercf": {
@@ -41,6 +58,18 @@ MODELS: dict[str, dict[str, str]] = {
         "cross.norm*": "pool_frames.layer_norm*",
         "cross.linear_proj.*": "pool_frames.linear_proj.*",
         "cross.*": "pool_frames.cross_attn.*",
+    },
+    "pig": {
+        **{ours: theirs.replace("clip.", PIG, 1) for ours, theirs in STUDENT.items()},
+        "proxies.*": f"{PIG}visual.proxies.*",
+        **_blocks("generator", GENERATOR),
+        "generator.ends": f"{GENERATOR}.embeddings.token_embedding.weight",
+        "generator.positions": f"{GENERATOR}.embeddings.position_embedding.weight",
+        "generator.mapper.*": f"{GENERATOR}.video_mapper.*",
+        "generator.ln_final.*": f"{GENERATOR}.final_layer_norm.*",
+        "cross.norm*": "fusioner.layer_norm*",
+        "cross.linear_proj.*": "fusioner.linear_proj.*",
+        "cross.*": "fusioner.cross_attn.*",
     },
     "xclip": {
         **TEACHER,
@@ -68,18 +97,6 @@ MODELS: dict[str, dict[str, str]] = {
 }
 
 
-def _blocks(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
-    ours, theirs = f"{ours}.transformer.resblocks.*".lstrip("."), f"{theirs}.encoder.layers.*"
-    return {
-        f"{ours}.attn.in_proj_*": tuple(f"{theirs}.self_attn.{part}_proj.*" for part in "qkv"),
-        f"{ours}.attn.out_proj.*": (f"{theirs}.self_attn.out_proj.*",),
-        f"{ours}.ln_1.*": (f"{theirs}.layer_norm1.*",),
-        f"{ours}.ln_2.*": (f"{theirs}.layer_norm2.*",),
-        f"{ours}.mlp.c_fc.*": (f"{theirs}.mlp.fc1.*",),
-        f"{ours}.mlp.c_proj.*": (f"{theirs}.mlp.fc2.*",),
-    }
-
-
 # OpenAI's name -> Hugging Face's names; several tensors are stacked in this order.
 HUGGING_FACE: dict[str, tuple[str, ...]] = {
     **_blocks("visual", "vision_model"),
@@ -97,6 +114,9 @@ HUGGING_FACE: dict[str, tuple[str, ...]] = {
     "logit_scale": ("logit_scale",),
     "visual.aggregation.attention.*": ("vision_model.attn.*",),  # Prompt Switch adds this line and the next
     "visual.prompts": ("vision_model.encoder.prompt_embedding",),
+    "visual.proxies.added": ("vision_model.embeddings.added_cls",),  # PIG, which has CLIP-ViP's tower, these three
+    "visual.proxies.in_frames": ("vision_model.embeddings.cls_in_frames",),
+    "visual.proxies.temporal": ("vision_model.embeddings.temporal_embedding",),
 }
 TRANSPOSED = {"visual_projection.weight", "text_projection.weight"}  # Hugging Face: linear layers; OpenAI: matrices
 
@@ -122,6 +142,7 @@ UNUSED: dict[str, dict[str, str]] = {  # their name -> why, by kind; those of to
         "caption_transformer.*": CAPTIONER,
         "caption_head.*": CAPTIONER,
     },
+    "pig": {f"{GENERATOR}.embeddings.position_ids": POSITIONS},
     "ts2net": {
         "text_token_selector.*": "the authors' model builds it and never calls it",
         "visual_prompt_encoder.*": "the authors' model builds it and never calls it",
@@ -134,6 +155,7 @@ REFUSED = {  # their name, without a leading `clip.` -> why
     "lstm_visual.*": "the seqLSTM head; only meanP and seqTransf are supported",
     "cross.*": "the tightTransf head; only meanP and seqTransf are supported",
     "similarity_dense.*": "the tightTransf head; only meanP and seqTransf are supported",
+    "generator.query_tokens": "F-PIG, the earlier release, whose generator has learned ends; only PIG is supported",
 }
 MARKS: dict[str, tuple[str, ...]] = {  # their name -> the only kinds that have such a tensor
     "global_mat_weight": ("xclip", "eercf"),
@@ -144,6 +166,8 @@ MARKS: dict[str, tuple[str, ...]] = {  # their name -> the only kinds that have 
     "pool_frames.*": ("xpool", "prompt_switch"),
     "clip.vision_model.encoder.prompt_embedding": ("prompt_switch",),
     "caption_transformer.*": ("prompt_switch",),
+    "fusioner.*": ("pig",),
+    f"{GENERATOR}.*": ("pig",),
 }
 
 

@@ -31,6 +31,7 @@ class Options:
     clip_frames: int | None = _only("prompt_switch")  # frames whose prompts are aggregated together
     heads: int | None = _only("prompt_switch")  # of the transformer that pools frames
     ema: str | None = _only("prompt_switch")  # on: take the moving average of the weights
+    selected: int | None = _only("pig")  # patches that the generator is shown
     quickgelu: bool | None = _only("openai")  # whether the user vouches that the towers use QuickGELU
 
     def check(self, kind: str) -> None:
@@ -41,7 +42,7 @@ class Options:
                     f"--{option.name.replace('_', '-')} does not go with --kind {kind}, only with "
                     f"{', '.join(option.metadata['kinds'])}; leave it out"
                 )
-        for name, least in (("words", 3), ("frames", 1), ("clip_frames", 1), ("heads", 1)):
+        for name, least in (("words", 3), ("frames", 1), ("clip_frames", 1), ("heads", 1), ("selected", 1)):
             number = getattr(self, name)
             if number is not None and number < least:
                 raise ExpectedError(f"--{name.replace('_', '-')} {number}: expected at least {least}")

@@ -160,6 +160,16 @@ class StoredLabels:
                 mend = f"its teacher gave no vectors of frames: label by one that does, or do without {why}"
             raise ArtefactError(f"{self.path}: holds tiers {', '.join(self.tiers)}, but {why} needs {tier!r}; {mend}")
 
+    def require_sentences(self, dim: int) -> None:
+        """Refuses a set whose sentences are not of so many numbers."""
+        key = next((key for key in self.keys if "sentence" in self.header(key)), None)
+        found = None if key is None else self.header(key)["sentence"].shape[-1]
+        if found != dim:
+            raise ArtefactError(
+                f"{self.path}: its sentences have {found or 'no'} numbers, the student's {dim}, and losses.sentence "
+                f"compares them; name labels of a teacher with towers of that size, or set losses.sentence.weight=0"
+            )
+
     def about(self, key: str) -> LabelledVideo:
         """Return what is known of the video of a sample."""
         return parsed(LabelledVideo, self.shards.read(key, "labels.json"), f"{self.path}: sample {key}", AGAIN)

@@ -159,6 +159,38 @@ class PromptSwitchSampler(Config):
         return np.searchsorted(edges[1:-1], asked, side="right").tolist()
 
 
+class PigSampler(Config):
+    """PIG's rule at test time: frames evenly spaced over the whole video, its first and last frame among them.
+
+    Positions are truncated, and no second is asked for: a video of ten minutes gives as many frames as one of ten
+    seconds. A video with fewer frames than `num_frames` gives some of them more than once, so none is padded. In
+    training the authors shift both ends at random by up to one distance of frames; here a frame set is packed once.
+    """
+
+    kind: Literal["pig"]
+    num_frames: PositiveInt = 12
+
+    def counts(self, rate: float) -> bool:
+        """Return True: the rule divides frames, whatever their rate."""
+        return True
+
+    def indices(self, total: int, rate: float, start: float | None = None, end: float | None = None) -> list[int]:
+        """Return frame numbers of a video, or of the clip from second `start` to `end`, which is treated as a video.
+
+        The authors have no rule for clips.
+        """
+        first = 0 if start is None else int(start * rate)
+        last = total - 1 if end is None else int(min(end * rate, total - 1))
+        if last < first:
+            raise VideoError(_none(total, start, end))
+        return np.linspace(first, last, self.num_frames).astype(int).tolist()
+
+    def moments(self, edges: Float[np.ndarray, " edge"]) -> list[int]:
+        """Return the frames shown at moments evenly spaced from the first frame to the begin of the last one."""
+        asked = np.linspace(edges[0], edges[-2], self.num_frames)
+        return np.searchsorted(edges[1:-1], asked, side="right").tolist()
+
+
 def _none(total: int, start: float | None, end: float | None) -> str:
     """Say that a video, or a clip of it, holds no frame."""
     return f"no frames: 0 sampled of {total}{_cut(start, end)}"
@@ -180,5 +212,10 @@ def _even(found: list[int], number: int) -> list[int]:
     return [found[place] for place in np.linspace(0, len(found) - 1, num=number, dtype=int)]
 
 
-SAMPLERS = {"clip4clip": Clip4ClipSampler, "glscl": GlsclSampler, "prompt_switch": PromptSwitchSampler}
-Sampler = Annotated[Clip4ClipSampler | GlsclSampler | PromptSwitchSampler, Field(discriminator="kind")]
+SAMPLERS = {
+    "clip4clip": Clip4ClipSampler,
+    "glscl": GlsclSampler,
+    "pig": PigSampler,
+    "prompt_switch": PromptSwitchSampler,
+}
+Sampler = Annotated[Clip4ClipSampler | GlsclSampler | PigSampler | PromptSwitchSampler, Field(discriminator="kind")]

@@ -105,7 +105,13 @@ XPOOL = Trial("xpool", "X-Pool (teacher)", "xpool", teaches=True)
 BY_TS2NET = Trial("teachclip-ts2net", "TeachCLIP with TS2-Net's labels", "teachclip", taught_by=("ts2net",))
 BY_XPOOL = Trial("teachclip-xpool", "TeachCLIP with X-Pool's labels", "teachclip", taught_by=("xpool",))
 BY_TWO = Trial("teachclip-two", "TeachCLIP with X-CLIP's and TS2-Net's", "teachclip", taught_by=("xclip", "ts2net"))
-ROWS = (*STUDY, BY_TS2NET, BY_XPOOL, BY_TWO, TS2NET, XPOOL)
+# a student with one vector a video that reads itself by a sentence of its own making; X-Pool's relevance is the same
+# expression as the scores that it teaches, so it needs no other temperature
+PIG_PLAIN = Trial("pig-plain", "PIG without labels", "pig", ("labels=[]",))
+PIG_TAUGHT = Trial("pig", "PIG with labels", "pig", taught_by=("xclip",))
+PIG_BY_XPOOL = Trial("pig-xpool", "PIG with X-Pool's labels", "pig", ("losses.fine.temperature=1.0",), ("xpool",))
+PIG = (PIG_PLAIN, PIG_TAUGHT, PIG_BY_XPOOL)
+ROWS = (*STUDY, BY_TS2NET, BY_XPOOL, BY_TWO, *PIG, TS2NET, XPOOL)
 
 PAIRS = (  # which are compared
     *((student.taught, student.long) for student in STUDENTS),
@@ -124,6 +130,7 @@ PAIRS = (  # which are compared
     (looking_again(ALL), TEACHER),
     (TAUGHT, TEACHER),
     *((row, PLAIN) for row in (BY_TS2NET, BY_XPOOL, BY_TWO)),
+    *((row, PIG_PLAIN) for row in (PIG_TAUGHT, PIG_BY_XPOOL)),
     (PLAIN, SEQ),
     (PLAIN, MEAN),
 )

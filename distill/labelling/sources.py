@@ -18,16 +18,21 @@ from distill.training.lossconfig import LossConfig, Temperature, Temperatures
 log = logging.getLogger(__name__)
 
 
-def open_source(label: LabelConfig, losses: LossConfig, frames: FrameSet, unpaired: UnpairedSource) -> LabelSource:
-    """Open a label set with every tier that the losses read, and the same teacher's of what is unpaired.
+def open_source(
+    label: LabelConfig, losses: LossConfig, frames: FrameSet, unpaired: UnpairedSource, dim: int
+) -> LabelSource:
+    """Open a label set with every tier that the losses read, and the same teacher's of what is unpaired; `dim` is the
+    size of the student's sentences.
 
     Raises `ArtefactError` for a set that lacks a tier, `RecipeError` for one that recommends no temperature where
     the losses ask for it, or for sets of several teachers. Warns of labels that are flat.
     """
-    coarse = label.coarse if losses.coarse.weight else None
+    coarse = label.coarse if losses.coarse.weight or losses.sentence.weight else None
     label_set = LabelSet(label.path, frames, verify=comm.rank() == 0, coarse=coarse, on_mismatch=label.on_mismatch)
     if coarse:
-        label_set.require(coarse, "losses.coarse")
+        label_set.require(coarse, "losses.coarse" if losses.coarse.weight else "losses.sentence")
+    if losses.sentence.weight:
+        label_set.require_sentences(dim)
     if losses.fine.weight:
         label_set.require("relevance", "losses.fine")
     videos = texts = None

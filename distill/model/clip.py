@@ -12,10 +12,8 @@ normalised. Decisions:
 * Padded frames are images of zeros *after* normalisation (mid-grey), as CLIP4Clip's loaders produce them.
 """
 
-from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import open_clip
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -24,29 +22,18 @@ from torch import Tensor, nn
 
 from distill.errors import RecipeError
 from distill.model.adapter import AnyTextTower, AnyVisionTower, real_words
+from distill.model.architecture import spelling_of
 from distill.model.attention import ClassTokenAttention, TokenAttention, shift_tokens
+from distill.model.logit_scale import LogitScale
 from distill.model.preprocessing import OPENAI, Preprocessing, preprocessing_of
 from distill.model.prompts import PromptAggregation, switch_prompts
-from distill.model.towers import Towers, spelling_of
+from distill.model.proxies import Proxies, ProxyAttention, left_out, video_tokens
+from distill.model.towers import Towers
+from distill.model.wiring import PLAIN, Wiring, check_wiring
 
 Images = UInt8[Tensor, "image 3 row column"] | Float[Tensor, "image 3 row column"]
 VideoPixels = UInt8[Tensor, "video frame 3 row column"] | Float[Tensor, "video frame 3 row column"]
 StemTokens = Float[Tensor, "video frame token width"]  # made by `ClipModel.frames_to_stem`
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wiring:
-    """How a model wants its towers built; the defaults are CLIP's own way, one feature of each frame by itself."""
-
-    all_tokens: bool = False  # the vision tower returns every token's feature, not the class token's alone
-    shift_layers: int = 0  # last vision blocks before whose attention tokens change frames (TS2-Net); with all_tokens
-    prompts: int = 0  # prompt tokens of each frame, which change places before every vision block (Prompt Switch)
-    frames: int = 0  # of a video or clip in which tokens or prompts meet; images must be those of whole ones
-    # The text tower masks padding in self-attention (GLSCL). It is causal, so only features of padding change.
-    mask_padding: bool = False
-
-
-PLAIN = Wiring()
 
 
 class VisionTower(nn.Module):
@@ -77,6 +64,8 @@ class VisionTower(nn.Module):
             self.aggregation = PromptAggregation(self.width, self.heads, wiring.frames)
             # Frozen blocks stay frozen, but they have to run: the stem ends where the prompts enter.
             self.stem_layers = None if freeze is None else 0
+        if wiring.proxies:
+            self.stem_layers = None  # frames meet in every block, and learned tokens enter before the first
 
     def _replace_attention(self, wiring: Wiring) -> None:
         """Give every block the attention that its tokens need; parameters and their names stay."""
@@ -90,7 +79,10 @@ class VisionTower(nn.Module):
         for layer, block in enumerate(blocks, 1):
             assert isinstance(block, ResidualAttentionBlock)
             last, moved = layer == len(blocks), shift if layer > len(blocks) - wiring.shift_layers else switch
-            if moved is not None or (last and wiring.all_tokens):
+            if wiring.proxies:
+                per_frame = len(self.positional_embedding)
+                block.register_module("attn", ProxyAttention(block.attn, 1 + wiring.proxies, per_frame))
+            elif moved is not None or (last and wiring.all_tokens):
                 block.register_module("attn", TokenAttention(block.attn, moved))
             elif last and self.stem_layers != len(blocks):
                 block.register_module("attn", ClassTokenAttention(block.attn))
@@ -101,30 +93,31 @@ class VisionTower(nn.Module):
         stem_only: bool = False,
         prompts: Float[Tensor, "image prompt width"] | None = None,
         counted: Bool[Tensor, " image"] | None = None,
-    ) -> Float[Tensor, "image dim"] | Float[Tensor, "image token channel"]:
+        proxies: Proxies | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # [image, dim], [image, token, channel], or what `_videos` returns
         """Return features of pixels (uint8, or float and normalised) or of stem tokens; or the stem tokens themselves.
 
-        `prompts`, of a tower wired for them: the prompt tokens of every image, which pass through all blocks behind the
-        patches; `counted`: the images whose prompts the class tokens read (None: all).
+        `prompts` pass through all blocks behind an image's patches, `proxies` make sequences of videos; each of a tower
+        wired for it. `counted`: the images whose prompts, or tokens, are read from outside (None: all).
         """
-        frozen, dtype = self.stem_layers, self.conv1.weight.dtype
-        blocks = self.transformer.resblocks
+        if proxies is not None:
+            return self._videos(frames, proxies, counted)
+        frozen, blocks = self.stem_layers, self.transformer.resblocks
         if frames.ndim == 4:
             with torch.set_grad_enabled(torch.is_grad_enabled() and frozen is None):
-                tokens = self._embed(self._normalised(frames), dtype)
+                tokens = self._embed(frames)
                 for block in blocks[: frozen or 0]:
                     tokens = block(tokens)
         else:
             assert frozen is not None, "only a tower with frozen layers has a stem"
             tokens = frames
-        tokens = tokens.to(dtype)
+        tokens = tokens.to(self.conv1.weight.dtype)
         if stem_only:
             return tokens
         assert (prompts is None) == (self.aggregation is None), "prompts go with their wiring"
         if prompts is not None:
             tokens = torch.cat([tokens, prompts.to(tokens.dtype)], dim=1)
-        classes_only = self.aggregation is None and not self.all_tokens
-        for block in blocks[frozen or 0 : -1 if classes_only else None]:
+        for block in blocks[frozen or 0 : None if self.all_tokens or self.aggregation is not None else -1]:
             tokens = block(tokens)
         if self.all_tokens:
             return self.ln_post(tokens) @ self.proj
@@ -142,16 +135,35 @@ class VisionTower(nn.Module):
         classes = tokens[:, 0] + last.attn(last.ln_1(tokens))
         return classes + last.mlp(last.ln_2(classes))
 
+    def _videos(
+        self, frames: Images, proxies: Proxies, counted: Bool[Tensor, " image"] | None
+    ) -> tuple[Float[Tensor, "video token dim"], Float[Tensor, "video head global token"]]:
+        """Return the features of all tokens of videos, and the attention of the last block's global tokens."""
+        added, _, temporal = proxies
+        shape = (-1, len(temporal))
+        patches = self._patches(frames).unflatten(0, shape)
+        hidden, tokens = None, video_tokens(patches, self.class_embedding, self.positional_embedding, proxies)
+        if counted is not None:
+            hidden = left_out(counted.unflatten(0, shape), 1 + len(added), len(self.positional_embedding))
+        tokens, last = self.ln_pre(tokens), self.transformer.resblocks[-1]
+        for block in self.transformer.resblocks[:-1]:
+            tokens = block(tokens, attn_mask=hidden)
+        assert isinstance(last, ResidualAttentionBlock)
+        read, attention = last.attn(last.ln_1(tokens), attn_mask=hidden)
+        tokens = tokens + read
+        return self.ln_post(tokens + last.mlp(last.ln_2(tokens))) @ self.proj, attention
+
     def stem(self, frames: Images) -> Float[Tensor, "image token width"]:
         """Return the tokens after the frozen layers, which may be stored and passed in place of pixels."""
         assert self.stem_layers is not None, "only a tower with frozen layers has a stem"
         return self(frames, stem_only=True)
 
-    def _normalised(self, frames: Images) -> Float[Tensor, "image 3 row column"]:
-        return self.preprocessing.normalise(frames) if frames.dtype == torch.uint8 else frames
+    def _patches(self, frames: Images) -> Float[Tensor, "image patch width"]:
+        pixels = self.preprocessing.normalise(frames) if frames.dtype == torch.uint8 else frames
+        return self.conv1(pixels.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
 
-    def _embed(self, pixels: Float[Tensor, "image 3 row column"], dtype: torch.dtype) -> Tensor:
-        patches = self.conv1(pixels.to(dtype)).flatten(2).transpose(1, 2)  # image patch width
+    def _embed(self, frames: Images) -> Float[Tensor, "image token width"]:
+        patches = self._patches(frames)
         classes = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         return self.ln_pre(torch.cat([classes, patches], dim=1) + self.positional_embedding.to(patches.dtype))
 
@@ -210,20 +222,6 @@ class TextTower(nn.Module):
         return self(ids, embed_only=True)
 
 
-class LogitScale(nn.Module):
-    """Factor exp(log) between cosines and logits. Training caps `log` at `MAX_LOG` after every step, as CLIP does."""
-
-    MAX_LOG = float(np.log(100))
-
-    def __init__(self, log: float = float(np.log(1 / 0.07))):
-        super().__init__()
-        self.log = nn.Parameter(torch.tensor([log]))  # one element, not zero-dimensional: DeepSpeed needs an axis
-
-    def forward(self, similarity: Float[Tensor, "text video"]) -> Float[Tensor, "text video"]:
-        """Return exp(log) * similarity, in the precision of the similarity."""
-        return self.log.to(similarity.dtype).exp() * similarity
-
-
 class ClipModel(nn.Module):
     """Both towers, wired as a model wants them, and the logit scale.
 
@@ -240,13 +238,19 @@ class ClipModel(nn.Module):
             self.visual = VisionTower(clip.visual, towers.freeze_vision, wiring, self.preprocessing)
             self.text = TextTower(clip, towers.freeze_text, wiring.mask_padding)
         else:
-            _check_wiring(wiring)
+            check_wiring(wiring)
             self.visual = AnyVisionTower(clip.visual, self.preprocessing, towers.unlocked_vision)
             self.text = AnyTextTower(clip.text, spelling_of(towers.architecture), towers.unlocked_text)
         self.logit_scale = LogitScale(clip.logit_scale.item())
         self.architecture = towers.architecture
         self.dim: int = towers.architecture["embed_dim"]
         assert all(p.is_contiguous() and p.ndim for p in self.parameters()), "DeepSpeed refuses such parameters"
+
+    @property
+    def plain(self) -> tuple[VisionTower, TextTower]:
+        """The towers of a model that reaches into them; its wiring refuses others."""
+        assert isinstance(self.visual, VisionTower) and isinstance(self.text, TextTower), "these are no plain towers"
+        return self.visual, self.text
 
     def encode_frames(
         self, frames: VideoPixels | StemTokens, real: Bool[Tensor, "video frame"]
@@ -284,12 +288,3 @@ def _freeze(tower: VisionTower | TextTower, first: int, *, head: tuple[str, ...]
     for name, parameter in tower.named_parameters():
         in_block = name.startswith("transformer.resblocks.")
         parameter.requires_grad = int(name.split(".")[2]) >= first if in_block else name.startswith(head)
-
-
-def _check_wiring(wiring: Wiring) -> None:
-    """Refuse a model that reaches into a plain ViT. Padding is no such thing: other text towers mask it themselves."""
-    if replace(wiring, mask_padding=False, frames=0) != PLAIN:
-        raise RecipeError(
-            "clip.model: not a plain vision transformer, of which model.kind takes patch tokens or to which it gives "
-            "prompts; name one that is, or a model that takes any: clip4clip, teachclip, glscl, xclip, xpool"
-        )

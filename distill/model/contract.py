@@ -49,6 +49,10 @@ class RetrievalConfig(Config):
         """Name the frame scores that a teacher's relevance can teach: keys of `TrainingScores.frames`."""
         return ()
 
+    def makes_queries(self) -> bool:
+        """Return whether a teacher's sentences can teach it: whether `TrainingScores.pseudo_query` is there."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingScores:
@@ -58,6 +62,7 @@ class TrainingScores:
     rankings: dict[str, Float[Tensor, "row column"]]  # logits that teachers' rankings teach; behind those of the pairs
     # stand texts without videos (rows) and videos without captions (columns)
     frames: dict[str, Float[Tensor, "pair frame"]] = field(default_factory=dict)  # scores that their relevance teaches
+    pseudo_query: Float[Tensor, "pair dim"] | None = None  # what a teacher's sentences teach
     own: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # losses that only this model has, weighted
 
     @classmethod

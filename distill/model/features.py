@@ -59,6 +59,7 @@ class VideoFeatures(Features):
     patches: Float[Tensor, "video frame patch dim"] | None = None  # projected patch tokens, not normalised
     concepts: Float[Tensor, "video concept dim"] | None = None  # read from the frames by learned queries
     reading: Float[Tensor, "video concept frame"] | None = None  # how much of each frame each concept read
+    pseudo_query: Float[Tensor, "video dim"] | None = None  # a sentence that the video might be asked for by
     relevance: Float[Tensor, "video frame"] | None = None  # the model's own frame scores, before any softmax
     real: Bool[Tensor, "video frame"] | None = None
 

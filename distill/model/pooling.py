@@ -85,6 +85,21 @@ class CrossAttention(nn.Module):
         attended = self.norm2(self.out_proj(read))
         return self.norm3(attended + self.dropout(self.linear_proj(attended)))
 
+    def paired(
+        self, sentence: Float[Tensor, "pair dim"], parts: Float[Tensor, "pair part dim"], counted: Counted = None
+    ) -> tuple[Float[Tensor, "pair dim"], Float[Tensor, "pair head part"]]:
+        """Return video i as sentence i reads it, and the scores whose softmax are its weights.
+
+        Dropout draws one mask for all videos of a call, so that a video's vector depends neither on what else is in a
+        batch nor on which process sees it; forward, which reads a whole batch at once, draws one for each pair.
+        """
+        scores, values = self.scores(sentence, parts), self._heads(self.v_proj(self._normed(parts)))
+        if counted is not None:
+            scores = scores.masked_fill(~counted.unsqueeze(1), LEFT_OUT)
+        attended = self.norm2(self.out_proj(torch.einsum("phf,pfhc->phc", scores.softmax(-1), values).flatten(1)))
+        kept = self.dropout(torch.ones_like(attended[:1]))
+        return self.norm3(attended + kept * self.linear_proj(attended)), scores
+
     def cosine(
         self, sentence: Float[Tensor, "text dim"], frames: Float[Tensor, "video part dim"], counted: Counted = None
     ) -> Float[Tensor, "text video"]:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from distill.data.jsontokens import FILE, SETTINGS, JsonTokenizer
 from distill.data.tokens import VOCABULARY
+from distill.model.architecture import TOKENS, is_plain
 from distill.model.preprocessing import KEY, preprocessing_of
-from distill.model.towers import CONFIG_FILE, TOKENS, WEIGHTS_FILE, is_plain
+from distill.model.towers import CONFIG_FILE, WEIGHTS_FILE
 from distill.publishing import publish
 from distill.records import write_json
 from distill.release.release import Release

@@ -34,11 +34,12 @@ from distill.data.sampling import sample_one
 from distill.data.tokens import TextTokenizer, Tokenizer
 from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError, first_few
 from distill.manifest import Manifest, open_sealed
+from distill.model.architecture import UNBUILDABLE, spelling_of, too_large
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.preprocessing import image_size, preprocessing_of
 from distill.model.second_look import SecondLook
-from distill.model.towers import UNBUILDABLE, Towers, spelling_of, too_large
+from distill.model.towers import Towers
 from distill.records import read_json
 
 VERSION, READ = 2, (1, 2)  # written, and read: 1 had no second look

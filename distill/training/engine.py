@@ -214,14 +214,14 @@ class Engine:
             parameter.data.copy_(value)
 
     def _clamp_scales(self) -> None:
-        """CLIP keeps its logit scale at 100 or below after every step."""
-        from distill.model.clip import LogitScale
+        """Keeps every logit scale at its limit or below after every step: CLIP's at 100."""
+        from distill.model.logit_scale import LogitScale
 
         for module in self._model.modules():
             if isinstance(module, LogitScale) and module.log.requires_grad:
                 value = self._full(module.log, None)
-                if float(value) > LogitScale.MAX_LOG:
-                    self._set(module.log, value.clamp(max=LogitScale.MAX_LOG), None)
+                if float(value) > module.max_log:
+                    self._set(module.log, value.clamp(max=module.max_log), None)
 
 
 def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:

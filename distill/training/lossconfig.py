@@ -67,12 +67,20 @@ class FineConfig(Config):
         return self
 
 
+class SentenceConfig(Config):
+    """How a student's pseudo-query follows the teacher's sentence of the caption: as it follows the student's own
+    (PIG, L_recon). The paper has no teacher."""
+
+    weight: float = Field(default=0.0, ge=0)  # of the mean squared distance of unit vectors
+
+
 class LossConfig(Config):
-    """Weights of the loss; the defaults are TeachCLIP's. Coarse and fine apply to every label set of the recipe."""
+    """Weights of the loss; the defaults are TeachCLIP's. All but the first apply to every label set of the recipe."""
 
     contrastive: ContrastiveConfig = ContrastiveConfig()
     coarse: CoarseConfig = CoarseConfig()
     fine: FineConfig = FineConfig()
+    sentence: SentenceConfig = SentenceConfig()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 Where a batch holds videos without captions or captions without videos, the coarse loss compares the ranking of all of
 its texts and videos, and every other loss sees the pairs alone.
 
-`total = w_contrastive L_IN + own + weighted mean over label sets of (w_coarse L_CgT + w_fine L_FgT)`. Without label
-sets the contrastive term and the model's own losses remain. With `temperature: auto` each label set has its own.
+`total = w_contrastive L_IN + own + weighted mean over label sets of (w_coarse L_CgT + w_fine L_FgT + w_sentence L_S)`.
+Without label sets the contrastive term and the model's own losses remain. With `temperature: auto` each label set has
+its own.
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distill import comm
 from distill.data.batch import Batch
 from distill.losses import coarse, fine
 from distill.losses.contrastive import contrastive
+from distill.losses.generation import generation
 from distill.model.blocks import recomputed
 from distill.model.contract import Interaction, RetrievalModel, TrainingScores, teacher_logits
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
-from distill.model.similarity import precise
 from distill.training.lossconfig import SOFT, CoarseConfig, FineConfig, LossConfig, Temperature, Temperatures
+from distill.training.tables import Tables, gather, numbered, of_sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class TeacherScores:
 
     logits: Float[Tensor, "text video"] | None  # None where the coarse loss has no weight
     relevance: Float[Tensor, "pair frame"] | None  # None where the label set holds none
+    sentence: Float[Tensor, "pair dim"] | None = None  # None where the loss of sentences has no weight
     weight: float = 1.0  # beside the other teachers
     temperatures: Temperatures = field(default_factory=Temperatures)  # that `auto` stands for
 
@@ -59,6 +61,9 @@ def total_loss(
     if teachers and config.fine.weight:
         parts["fine"] = _mean([_frames(scores, teacher, config.fine, real) for teacher in teachers], share)
         total = total + config.fine.weight * parts["fine"]
+    if teachers and config.sentence.weight:
+        parts["sentence"] = _mean([_sentences(scores, teacher) for teacher in teachers], share)
+        total = total + config.sentence.weight * parts["sentence"]
     return {"total": total, **parts}
 
 
@@ -90,7 +95,11 @@ def _frames(
     return torch.stack([fine.fine(student, relevance, *options) for student in taught]).mean()
 
 
-Tables = dict[str, dict[str, Tensor]]  # named tensors of equally many rows, by what they are of
+def _sentences(scores: TrainingScores, teacher: TeacherScores) -> Tensor:
+    assert scores.pseudo_query is not None and teacher.sentence is not None, "the recipe has been checked for both"
+    return generation(scores.pseudo_query, teacher.sentence)
+
+
 PAIRED = ("text", "video", "pair")  # features of the pairs
 
 
@@ -124,13 +133,13 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         features = self._features(batch)
         videos = torch.tensor(batch.videos, device=batch.ids.device)
-        pairs = gather({**_of(features, PAIRED), **_numbered(batch.labels), "batch": {"videos": videos}})
+        pairs = gather({**of_sides(features, PAIRED), **numbered(batch.labels), "batch": {"videos": videos}})
         text, video = TextFeatures(**pairs["text"]), VideoFeatures(**pairs["video"])
         scores = self.model.training_scores(text, video, PairFeatures(**pairs["pair"]) if "pair" in pairs else None)
         texts, seen = Tables(), Tables()
         if batch.unpaired is not None:
-            texts = gather({**_of(features, ("texts",)), **_numbered(batch.unpaired.text_labels)})
-            seen = gather({**_of(features, ("videos",)), **_numbered(batch.unpaired.video_labels)})
+            texts = gather({**of_sides(features, ("texts",)), **numbered(batch.unpaired.text_labels)})
+            seen = gather({**of_sides(features, ("videos",)), **numbered(batch.unpaired.video_labels)})
             every_text = TextFeatures.cat([text, TextFeatures(**texts["texts"])]) if texts else text
             every_video = VideoFeatures.cat([video, VideoFeatures(**seen["videos"])]) if seen else video
             scores = replace(scores, rankings=self.model.rankings(every_text, every_video))
@@ -151,8 +160,9 @@ class Objective(nn.Module):
             rows, logits = pairs[name], None
             if self._config.coarse.weight:
                 logits = teacher_logits(head, rows, texts.get(name), videos.get(name))
-            relevance = rows.get("relevance")
-            found.append(TeacherScores(logits=logits, relevance=relevance, weight=weight, temperatures=own))
+            sentence, relevance = rows["sentence"] if self._config.sentence.weight else None, rows.get("relevance")
+            known = {"logits": logits, "relevance": relevance, "sentence": sentence}
+            found.append(TeacherScores(**known, weight=weight, temperatures=own))
         return found
 
     @torch.no_grad()
@@ -160,7 +170,7 @@ class Objective(nn.Module):
         """Say what in the labels of a batch makes its loss no number, if that is the cause. A collective."""
         if self._config.coarse.distance != "pearson" or not self._config.coarse.weight:
             return None
-        pairs = gather(_numbered(batch.labels))
+        pairs = gather(numbered(batch.labels))
         for number, (head, _) in enumerate(self._heads):
             said = teacher_logits(head, pairs[str(number)])
             logits, temperature = _softened(said, self._config.coarse.temperature, self._temperatures[number])
@@ -227,28 +237,6 @@ class Objective(nn.Module):
             random.set_rng_state(state)
             parts.append(recomputed(encode)(*part))
         return {name: torch.cat(values) for name, values in zip(names, zip(*parts, strict=True), strict=True)}
-
-
-def gather(tables: Tables) -> Tables:
-    """All ranks' rows of the tables, which have equally many, in one collective with a true gradient."""
-    flat = {f"{table}.{name}": value for table, rows in tables.items() for name, value in rows.items()}
-    whole, found = comm.gather(flat) if flat else {}, Tables()
-    for name, value in whole.items():
-        table, _, field = name.partition(".")
-        found.setdefault(table, {})[field] = precise(value) if value.is_floating_point() else value
-    return found
-
-
-def _of(features: dict[str, Tensor], sides: tuple[str, ...]) -> Tables:
-    """Those of `side.name` that are of these sides."""
-    return {
-        side: {name.removeprefix(f"{side}."): value for name, value in features.items() if name.startswith(f"{side}.")}
-        for side in sides
-    }
-
-
-def _numbered(labels: list[dict[str, Tensor]]) -> Tables:
-    return {str(number): rows for number, rows in enumerate(labels)}
 
 
 def _joined(one: Tensor, more: Tensor) -> Tensor:

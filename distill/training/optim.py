@@ -1,4 +1,4 @@
-"""Two optimizers of the lineage, its parameter groups, and their warm-up cosine schedules as pure functions."""
+"""The optimizers of the papers, their parameter groups, and their warm-up cosine schedules as pure functions."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -21,9 +21,12 @@ class OptimConfig(Config):
     first step, so the rate starts its decay below the peak; the first step has rate 0. The authors also keep weights
     and moments in fp16, where small squares vanish, so that a CLIP rate of 1e-7 acts like a far larger one; fp32
     needs 1e-6 to 1e-5.
+    `hf_adamw`: PIG's, the AdamW that Hugging Face's transformers had: bias correction, but `eps` joins the root before
+    it; decay after the step, on all but biases and the logit scale; whole steps of warm-up, of which the first is not
+    at rate 0, and a cosine over the rest.
     """
 
-    kind: Literal["adamw", "bertadam"] = "adamw"  # update rule and schedule
+    kind: Literal["adamw", "bertadam", "hf_adamw"] = "adamw"  # update rule and schedule
     lr: Rate  # of modules added to CLIP (temporal head, interaction)
     clip_lr: Rate  # of the pretrained towers and the logit scale
     head_lr: Rate  # of the frame aggregation (10 x lr in TeachCLIP)
@@ -68,17 +71,56 @@ class BertAdam(torch.optim.Optimizer):
                 parameter.sub_(update, alpha=group["lr"])
 
 
+class HfAdamW(torch.optim.Optimizer):
+    """The AdamW of transformers: epsilon joins the root before bias correction, and weights decay after they moved.
+
+    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr sqrt(1 - b2^s) / (1 - b1^s) m / (sqrt(v) + eps), with s
+    counted from 1;  p -= lr weight_decay p. The learning rate of a step is the group's `lr`; the schedule is the
+    caller's.
+    """
+
+    def __init__(
+        self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-6, weight_decay=0.0
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        assert closure is None, "the loss is computed once"
+        for group in self.param_groups:
+            (beta1, beta2), eps = group["betas"], group["eps"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "exp_avg" not in state:
+                    state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+                state.setdefault("step", torch.zeros(()))
+                state["step"] += 1
+                mean, square, step = state["exp_avg"], state["exp_avg_sq"], float(state["step"])
+                mean.lerp_(parameter.grad, 1 - beta1)
+                square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                rate = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+                parameter.addcdiv_(mean, square.sqrt().add_(eps), value=-rate)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+RULES = {"bertadam": BertAdam, "hf_adamw": HfAdamW}  # whose groups follow names; torch's own is AdamW
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
     """Return the optimizer with one group per (learning rate, decay); the schedule scales a group's `peak_lr`."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # The authors decide by name, so norms (ln_*), embeddings and scale decay too.
-            decays = "bias" not in name if config.kind == "bertadam" else parameter.ndim > 1
+            decays = parameter.ndim > 1
+            if config.kind in RULES:  # the authors decide by name, so norms (ln_*) and embeddings decay too
+                decays = "bias" not in name and (config.kind == "bertadam" or "logit_scale" not in name)
             groups.setdefault((_peak(name, config), config.weight_decay * decays), []).append(parameter)
     rows = [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in sorted(groups.items())]
-    if config.kind == "bertadam":
-        return BertAdam(rows, lr=config.lr, betas=config.betas, eps=config.eps)
+    if config.kind in RULES:
+        return RULES[config.kind](rows, lr=config.lr, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(rows, betas=config.betas, eps=config.eps, fused=fused)
 
 
@@ -86,11 +128,17 @@ def schedule(step: int, total: int, config: OptimConfig) -> float:
     """Return the factor on every group's peak rate at `step` (from 0) of `total`.
 
     `adamw`: linear warm-up to 1, then half a cosine from 1 to 0 over what remains. `bertadam`: linear warm-up from 0,
-    then the half cosine of the whole run, whose start falls into the warm-up.
+    then the half cosine of the whole run, whose start falls into the warm-up. `hf_adamw`: as `adamw`, but the steps of
+    warm-up are rounded down and the cosine begins to fall one step earlier, so the last step has rate 0 (PIG's 1e-8).
     """
     if config.kind == "bertadam":
         done = step / total
         return done / config.warmup if done < config.warmup else 0.5 * (1 + math.cos(math.pi * done))
+    if config.kind == "hf_adamw":
+        ramp = int(config.warmup * total)
+        return (
+            (step + 1) / ramp if step + 1 < ramp else 0.5 * (1 + math.cos(math.pi * (step + 1 - ramp) / (total - ramp)))
+        )
     ramp = max(1, round(config.warmup * total))
     if step < ramp:
         return (step + 1) / ramp

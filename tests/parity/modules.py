@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from distill.conversion.authors import Checkpoint
 from distill.model.afa import AfaConfig
 from distill.model.attention import SHIFT_DIVISOR, TokenAttention, shift_tokens
-from distill.model.clip import LogitScale
 from distill.model.contract import RetrievalConfig, RetrievalModel, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.logit_scale import LogitScale
 from distill.model.selection import TokenSelector, perturbed_topk, topk_indices
 from distill.model.similarity import mean_pool, unit
 from distill.model.temporal import LAYER_NORM_EPS, PADDED_KEY, TemporalConfig, TemporalTransformer

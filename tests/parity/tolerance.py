@@ -6,7 +6,7 @@ booleans are always exact.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -15,20 +15,23 @@ from torch import Tensor
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 NUMBER = r"(?<![\w.-])(\d+(?:\.\d+)?(?:e-?\d+)?)(?![\w.])"
-KIND = r"(?: (?P<kind>(?i:absolute|relative))(?P<total> to the abs-sum)?)?"
+LARGEST = r" to the largest (?:absolute value )?of the (?:output|tensor)"
+KIND = rf"(?: (?P<kind>(?i:absolute|relative))(?:(?P<total> to the abs-sum)|(?P<largest>{LARGEST}))?)?"
+BOUNDS = r"bounds of \d+ draws"  # a kind gives the nearest number that can be drawn, which must be the bound itself
 BETWEEN_CLAUSES = r";|,(?=[^,;]*[ ,]\d)"  # a comma without a number behind it stands between names
 CLAUSES = (  # what a clause may look like, once its brackets are gone
     rf"{NUMBER}{KIND} (?P<rest>elsewhere|float64|float32)",
     rf"{NUMBER}{KIND}(?: on (?P<names>.+))?",
     rf"(?P<names>\S.*?) {NUMBER}{KIND}",
 )
+UNIT = "largest deviation over the largest absolute value of the output"
 GROUPS = {  # words for several outputs
     "everything": r".*",
     "metrics": r".*\b(R\d+|MedianR|MeanR|Std_Rank)",
-    "losses": r"infonce|coarse|fine|total|loss_.*|pearson_.*",
+    "losses": r"infonce|coarse|fine|total|loss_.*|pearson_.*|retrieval|generation",
     "matrices": r"video|(weak|strong)_(frame|patch)|similarity|two_stage_.*",
     "scores": r"s1|s2|logits|similarity",
-    "gradients": r"grad\..*",
+    "gradients": r"grad\..*|gradient_norms",
     "unit vectors": r"(video|text)_queries|video_embedding|text_embedding_unit",
     "un-normalised features": r"(text|word|frame)_embedding|contextual_frames",
     "scaled terms": r"sentence_video|word_video|sentence_frame|word_frame|logits",
@@ -41,7 +44,7 @@ class Limit:
 
     names: tuple[str, ...]  # none: whatever no other limit names
     value: float
-    kind: str = "absolute"  # or "relative", or "relative to the abs-sum"
+    kind: str = "absolute"  # or "relative", or "relative to the abs-sum", or "... to the largest"
     precision: str | None = None  # None: every one
 
     def holds_for(self, output: str) -> bool:
@@ -57,6 +60,8 @@ class Limit:
         difference = (found - expected).abs()
         if self.kind == "relative to the abs-sum":
             difference = difference / expected[..., 1:2]  # the columns are the sum and the sum of magnitudes
+        elif self.kind == "relative to the largest":
+            difference = difference / expected.abs().max()
         elif self.kind == "relative":
             difference = difference / expected.abs()
         difference = difference.where(found != expected, 0.0)
@@ -68,6 +73,13 @@ class Tolerance:
     """All limits of a fixture."""
 
     limits: tuple[Limit, ...]
+
+    def measured(self, unit: str) -> "Tolerance":
+        """Return the limits, plain ones in the unit that a sidecar says its deviations are in."""
+        if unit != UNIT:
+            return self
+        plain = {"absolute": "relative to the largest"}
+        return Tolerance(tuple(replace(limit, kind=plain.get(limit.kind, limit.kind)) for limit in self.limits))
 
     def precisions(self) -> list[str]:
         """Return what to compute in: the precisions that are named, else single."""
@@ -99,7 +111,7 @@ def parse(stated: Any) -> Tolerance:
     if isinstance(stated, dict):
         limits = []
         for name, value in stated.items():
-            where = {"precision": name} if name in PRECISIONS else {"names": (name,)}
+            where = {"precision": name} if name in PRECISIONS else {"names": tuple(name.split(", "))}
             limits += [Limit(**{**vars(limit), **where}) for limit in _limits(value)]
         return Tolerance(tuple(limits))
     return Tolerance(tuple(_limits(stated)))
@@ -108,7 +120,7 @@ def parse(stated: Any) -> Tolerance:
 def _limits(stated: Any) -> list[Limit]:
     if isinstance(stated, (int, float)) and not isinstance(stated, bool):
         return [Limit((), float(stated))]
-    if stated == "exact":
+    if stated == "exact" or re.fullmatch(BOUNDS, str(stated)):
         return [Limit((), 0.0)]
     if not isinstance(stated, str):
         raise ValueError(f"tolerance {stated!r}: neither a number nor words")
@@ -125,12 +137,16 @@ def _limit(clause: str, stated: str) -> Limit:
         if found:
             said = found.groupdict()
             names = tuple(name.removeprefix("the ") for name in re.split(r", | and ", said.get("names") or "") if name)
-            kind = (said["kind"] or "absolute").lower() + (said["total"] or "")
+            kind = (
+                (said["kind"] or "absolute").lower()
+                + (said["total"] or "")
+                + (" to the largest" if said["largest"] else "")
+            )
             rest = said.get("rest")
             precision = rest if rest in PRECISIONS else None
             number = re.search(NUMBER, clause)
             assert number is not None
-            return Limit(() if names == ("everything",) else names, float(number[1]), kind, precision)
+            return Limit(() if names in (("everything",), ("others",)) else names, float(number[1]), kind, precision)
     raise ValueError(f"tolerance {stated!r}: the clause {clause!r} is not understood")
 
 

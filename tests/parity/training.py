@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.conversion.authors import Checkpoint
-from distill.model.clip import LogitScale
+from distill.model.logit_scale import LogitScale
 from distill.model.towers import Towers
 from distill.release.release import Release
 from distill.training.lossconfig import LossConfig
