@@ -38,7 +38,9 @@ def gemma(folder: Path) -> Path:
     )
     tokenizer.train_from_iterator(CAPTIONS * 3, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
-    return _written(folder, tokenizer, {"pad_token": "<pad>", "eos_token": {"content": "<eos>"}})
+    return _written(
+        folder, tokenizer, {"pad_token": "<pad>", "eos_token": {"__type": "AddedToken", "content": "<eos>"}}
+    )
 
 
 def bert(folder: Path) -> Path:

@@ -4,12 +4,14 @@
     tools/dump_soft_labels.py runs/xclip/release demo/frames/train --out demo/labels/xclip
     torchrun --standalone --nproc_per_node 4 --max-restarts 3 tools/dump_soft_labels.py TEACHER FRAMES --out LABELS
     tools/dump_soft_labels.py TEACHER FRAMES --out LABELS --part $SLURM_ARRAY_TASK_ID/40
+    tools/dump_soft_labels.py open_clip:PE-Core-L-14-336/meta FRAMES --out LABELS
     tools/dump_soft_labels.py sentence-transformers:REPO FRAMES --out LABELS
     tools/dump_soft_labels.py --vectors FOLDER FRAMES --out LABELS
 
-A teacher needs no training here: `sentence-transformers:` names a folder, a REPO or REPO@REVISION of a model of text
-and images (or of text and video), and `--vectors` a folder of vectors that were computed elsewhere, whose format
-docs/labels.md describes. Such labels are cosines.
+A teacher needs no training here: `open_clip:` names an architecture and its weights (NAME/TAG), a folder of towers or
+hf-hub:REPO, `sentence-transformers:` a folder, a REPO or REPO@REVISION of a model of text and images (or of text and
+video), and `--vectors` a folder of vectors that were computed elsewhere, whose format docs/labels.md describes. Such
+labels are cosines.
 
 The tier `relevance` holds the teacher's score of every frame for every caption of its video. Two more tiers give the
 text x video logits of any batch: `features` exactly, with the teacher's features; `topk` approximately and in less
@@ -52,7 +54,9 @@ TIERS_BY_DEFAULT = ["relevance", "features"]
 def main(argv: list[str] | None = None) -> None:
     """Label a frame set, or a part of it."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher", nargs="?", help="release folder of a teacher, or sentence-transformers:NAME")
+    parser.add_argument(
+        "teacher", nargs="?", help="release folder of a teacher, open_clip:NAME/TAG, or sentence-transformers:NAME"
+    )
     parser.add_argument("frames", type=locate, help="frame set to label, or a text file with a caption in each line")
     parser.add_argument("--vectors", type=Path, metavar="FOLDER", help="vectors from elsewhere, in place of a teacher")
     parser.add_argument("--out", type=locate, required=True, help="folder of the label set")

@@ -8,7 +8,7 @@ from distill.data.frames import FrameSet
 from distill.data.texts import Texts
 from distill.data.vectorfiles import VectorFiles
 from distill.errors import ExpectedError
-from distill.labelling.embedder import PREFIX, open_embedder
+from distill.labelling import embedder, zeroshot
 from distill.labelling.given import GivenVectors
 from distill.labelling.labeller import Labeller
 from distill.labelling.teacher import TeacherRelease
@@ -25,6 +25,8 @@ def open_labeller(teacher: str | None, vectors: Path | None, given: FrameSet | T
     if vectors is not None:
         return GivenVectors(VectorFiles(vectors), given)
     assert teacher is not None
-    if teacher.startswith(PREFIX):
-        return open_embedder(teacher.removeprefix(PREFIX), device)
+    if teacher.startswith(embedder.PREFIX):
+        return embedder.open_embedder(teacher.removeprefix(embedder.PREFIX), device)
+    if teacher.startswith(zeroshot.PREFIX):
+        return zeroshot.ZeroShot(teacher.removeprefix(zeroshot.PREFIX), device)
     return TeacherRelease.of(load(teacher, device))

@@ -1,0 +1,112 @@
+"""A CLIP of open_clip labels without training, and a student with another tower learns from its labels.
+
+Teacher and student take pictures of other sizes, cut or squashed, with another mean and another tokenizer, from one
+whole frame set.
+"""
+
+import io
+import json
+from pathlib import Path
+
+import families
+import numpy as np
+import open_clip
+import pytest
+import torch
+from conftest import World, python
+from labelling import losses_while_learning
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from test_jsontokens import towers
+from tokenizers import Tokenizer
+
+import tools.dump_soft_labels
+import tools.labels
+from distill.config import read_recipe
+from distill.data.frames import FrameSet
+from distill.data.labelset import LabelSet
+from distill.data.sampler import Clip4ClipSampler
+from distill.errors import ArtefactError
+from distill.packing.packing import PackConfig, pack
+from distill.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The videos of validation, whole, with a shorter side of 160 pixels at most."""
+    out = tmp_path_factory.mktemp("whole") / "frames"
+    config = PackConfig(sampler=Clip4ClipSampler(kind="clip4clip", num_frames=3), size=160, whole=True)
+    pack(world.corpus / "val.csv", "msrvtt", world.corpus / "videos", out, config, workers=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SigLIP's way: squashed pictures of 160 pixels, Gemma's tokens."""
+    return towers(tmp_path_factory.mktemp("teacher") / "towers")
+
+
+@pytest.fixture(scope="module")
+def labels(whole: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("labels") / "zero"
+    given = (f"open_clip:{teacher}", whole, "--out", out, "--dtype", "float32")
+    tools.dump_soft_labels.main([str(one) for one in given])
+    return out
+
+
+@torch.no_grad()
+def test_labels_are_the_cosines_of_open_clip_s_own_features(whole: Path, teacher: Path, labels: Path):
+    """Against open_clip alone: its model, its transform of each stored picture, and the tokens as its tower wants."""
+    frames = FrameSet(whole)
+    stored, chosen = LabelSet(labels, frames), [0, 3, 5]
+    batch = stored.batch([(video, 0) for video in chosen])
+    own, tokenizer = families.build("siglip"), Tokenizer.from_file(str(teacher / "tokenizer.json"))
+    told = {**families.FAMILIES["siglip"][2], "interpolation": "bicubic"}
+    transform = image_transform_v2(PreprocessCfg(size=160, **told), is_train=False)
+    for row, video in enumerate(chosen):
+        about, pictures = frames.videos[video], []
+        for number in range(len(about.timestamps)):
+            jpeg = frames._shards.read(about.key, f"{number:03d}.jpg")
+            pictures.append(transform(Image.open(io.BytesIO(jpeg))))
+        text = open_clip.tokenizer.get_clean_fn("canonicalize")(about.captions[0].text)
+        ids = tokenizer.encode(text).ids
+        ids = [*ids[:15], 1] if len(ids) > 16 else ids + [0] * (16 - len(ids))
+        sentence = own.encode_text(torch.tensor([ids]), normalize=True)[0]
+        seen = own.encode_image(torch.stack(pictures), normalize=True)
+        np.testing.assert_allclose(batch["relevance"][row, : len(seen)], seen @ sentence, atol=1e-5)
+
+
+def test_verify_accepts_the_teacher_and_no_other(whole, teacher, labels, tmp_path, capsys):
+    capsys.readouterr()
+    asked = ("verify", labels, "--frames", whole, "--rows", "3", "--json", "--teacher")
+    tools.labels.main([*map(str, asked), f"open_clip:{teacher}"])
+    found = json.loads(capsys.readouterr().out)["recomputed"]
+    assert all(one["largest"] <= 1e-5 for one in found.values())
+    other = families.write("convnext", tmp_path / "other")
+    with pytest.raises(ArtefactError, match="was made by teacher open_clip:towers sha256:"):
+        tools.labels.main([*map(str, asked), f"open_clip:{other}"])
+
+
+def test_a_student_with_another_tower_learns_from_the_same_frames(world: World, whole, labels, tmp_path: Path):
+    """Pictures of 64 pixels, cut, with another mean, and CLIP's tokens; no setting says so."""
+    student = families.write("mobileclip", tmp_path / "towers")
+    data = {"train": str(whole), "val": str(whole), "test": None, "num_frames": 3, "max_words": 12}
+    losses = {"contrastive": {"weight": 0.0}, "coarse": {"temperature": "auto"}, "fine": {"temperature": "auto"}}
+    path = world.recipe("student", "teachclip", tmp_path, data=data, labels=[str(labels)], losses=losses)
+    recipe = read_recipe(path, [f"model.clip.model={student}", "model.clip.freeze_vision=null"], Recipe)
+    found = losses_while_learning(recipe, 4)
+    assert found[-1]["total"] < found[0]["total"]
+
+
+def test_what_is_no_teacher_is_refused_in_one_line(world: World, whole: Path, tmp_path: Path):
+    for name, words in (
+        ("open_clip:nothing", ("no such folder", "NAME/TAG")),
+        ("open_clip:ViT-B-32/nothing", ("has no weights 'nothing'",)),
+        ("open_clip:vit-b-32/openai", ("did you mean",)),
+        ("open_clip:", ("no such folder",)),
+        (f"open_clip:{families.write('pe', tmp_path / 'pe')}", ("160 pixels at most", "squashed to 384 x 384")),
+    ):
+        result = python("tools/dump_soft_labels.py", name, whole, "--out", tmp_path / "l", check=False)
+        assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1, result.stderr
+        assert all(word in result.stderr for word in words), result.stderr
+    assert not (tmp_path / "l").exists()
