@@ -273,3 +273,16 @@ def test_a_command_refuses_in_one_line(world: World, tmp_path: Path):
     result = python("tools/dump_soft_labels.py", *given, check=False, HF_HUB_CACHE=str(tmp_path))
     assert result.returncode == 2 and result.stderr.count("error: ") == 1, result.stderr
     assert "nobody/nothing: no such folder, and as a repository not to be had" in result.stderr
+
+
+def test_a_model_that_does_not_fit_gives_the_same_vectors(world: World, model: Path):
+    whole, divided = (open_embedder(str(model), CPU, memory) for memory in (None, 2e-5))
+    assert any(weight.device.type == "meta" for weight in divided.model.parameters()), "some of it lies on disk"
+    frames = FrameSet(world.frames["train"])
+    real = torch.ones(1, len(frames.videos[0].timestamps), dtype=torch.bool)
+    pixels = torch.from_numpy(frames.pixels(0)).unsqueeze(0)
+    for one in (whole, divided):
+        assert one.id == whole.id
+    seen = [one.encode_videos([frames.videos[0]], pixels, real).frames for one in (whole, divided)]
+    said = [one.encode_texts(["a red square", "an apple"]).sentence for one in (whole, divided)]
+    assert torch.equal(*seen) and torch.equal(*said)

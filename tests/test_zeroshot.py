@@ -13,7 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import World, python
+from conftest import World, make_towers, python, tree_bytes
 from labelling import losses_while_learning
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -26,7 +26,8 @@ from distill.config import read_recipe
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
 from distill.data.sampler import Clip4ClipSampler
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, ExpectedError
+from distill.labelling.zeroshot import ZeroShot
 from distill.packing.packing import PackConfig, pack
 from distill.recipe import Recipe
 
@@ -110,3 +111,32 @@ def test_what_is_no_teacher_is_refused_in_one_line(world: World, whole: Path, tm
         assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1, result.stderr
         assert all(word in result.stderr for word in words), result.stderr
     assert not (tmp_path / "l").exists()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", [*families.FAMILIES, "plain"])
+@pytest.mark.parametrize("memory", [1e-6, 0.007])
+def test_towers_that_do_not_fit_give_the_same_features(family: str, memory: float, tmp_path: Path):
+    """Of 0.007 GB part of most towers lies on disk; of 0.000001 GB all of it does."""
+    folder = make_towers(tmp_path / "plain") if family == "plain" else families.write(family, tmp_path / family)
+    size = 64 if family == "plain" else families.FAMILIES[family][0]["image_size"]
+    whole, divided = (ZeroShot(str(folder), torch.device("cpu"), given) for given in (None, memory))
+    assert whole.id == divided.id
+    if memory < 1e-5:
+        assert all(parameter.device.type == "meta" for parameter in divided.clip.parameters()), "nothing is in memory"
+    pixels = torch.randint(0, 256, (1, 2, 3, size, size), dtype=torch.uint8)
+    real = torch.ones(1, 2, dtype=torch.bool)
+    seen, said = (
+        [one.encode_videos([], pixels, real).frames for one in (whole, divided)],
+        [one.encode_texts(["a red square", "an apple"]).sentence for one in (whole, divided)],
+    )
+    assert torch.equal(*seen) and torch.equal(*said)
+
+
+def test_labels_of_a_teacher_that_does_not_fit_are_the_same(whole: Path, teacher: Path, labels: Path, tmp_path: Path):
+    given = (f"open_clip:{teacher}", whole, "--out", tmp_path / "zero", "--dtype", "float32", "--memory", "1e-6")
+    tools.dump_soft_labels.main([str(one) for one in given])
+    assert tree_bytes(tmp_path / "zero") == tree_bytes(labels)
+    for wrong in ("0", "-1", "nan"):
+        with pytest.raises(ExpectedError, match=r"--memory: .* GB, expected more than 0"):
+            tools.dump_soft_labels.main([*[str(one) for one in given[:-1]], wrong])

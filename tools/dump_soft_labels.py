@@ -11,7 +11,9 @@
 A teacher needs no training here: `open_clip:` names an architecture and its weights (NAME/TAG), a folder of towers or
 hf-hub:REPO, `sentence-transformers:` a folder, a REPO or REPO@REVISION of a model of text and images (or of text and
 video), and `--vectors` a folder of vectors that were computed elsewhere, whose format docs/labels.md describes. Such
-labels are cosines.
+labels are cosines. A model that does not fit its device is divided by --memory: layers beyond it wait in memory and on
+disk until their turn comes (accelerate); the labels are the same. `accelerate launch` starts several processes as well
+as torchrun does.
 
 The tier `relevance` holds the teacher's score of every frame for every caption of its video. Two more tiers give the
 text x video logits of any batch: `features` exactly, with the teacher's features; `topk` approximately and in less
@@ -67,6 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--batch", type=int, default=32, help="videos per forward pass (32)")
     parser.add_argument("--workers", type=int, default=0, help="decoding processes of each process (0)")
+    parser.add_argument(
+        "--memory", type=float, metavar="GB", help="of the device for a model that does not fit; the rest waits outside"
+    )
     parser.add_argument("--part", type=_part, metavar="I/N", help="make part I of N of all shards, without a group")
     parser.add_argument("--plan", action="store_true", help="print what would be written and how long it would take")
     _label(parser.parse_intermixed_args(argv))
@@ -115,9 +120,7 @@ def _label_texts(args: argparse.Namespace, rank: int, size: int) -> None:
     from distill.labelling.textjob import TextJob
 
     if args.part or args.tiers != TIERS_BY_DEFAULT:
-        raise ExpectedError(
-            f"{args.frames}: captions without videos take no --part, --plan and --tiers; leave them out"
-        )
+        raise ExpectedError(f"{args.frames}: captions without videos take no --part and --tiers; leave them out")
     config, texts = _config(args), Texts.open(args.frames)
     labeller = _labeller(args, texts)
     labeller.warn_of_cuts(texts.captions, str(texts.path))
@@ -164,7 +167,7 @@ def _labeller(args: argparse.Namespace, given: "FrameSet | Texts") -> "Labeller"
     device = comm.device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return open_labeller(args.teacher, args.vectors, given, device)
+    return open_labeller(args.teacher, args.vectors, given, device, args.memory)
 
 
 def _print_plan(out: Place, job: "LabelJob", processes: int) -> None:

@@ -22,6 +22,7 @@ from distill.catalogue import INTERACTIONS
 from distill.data.frames import PackedVideo
 from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.labelling.labeller import Labeller, framed
+from distill.labelling.placing import limits, offload_folder
 from distill.manifest import file_sha256
 from distill.model.contract import Interaction
 from distill.model.features import TextFeatures, VideoFeatures
@@ -113,9 +114,10 @@ def _directions(teacher: str, found: Tensor) -> Tensor:
     return found
 
 
-def open_embedder(name: str, device: torch.device) -> Embedder:
+def open_embedder(name: str, device: torch.device, memory: float | None = None) -> Embedder:
     """Load a folder, or a repository of the Hugging Face Hub as `REPO` or `REPO@REVISION`.
 
+    `memory` are the gigabytes of the device that it may take, if not all of it should lie there.
     Raises `ExpectedError` without the library, `ArtefactError` for what is not there, damaged, or has code of its own.
     """
     try:
@@ -132,10 +134,10 @@ def open_embedder(name: str, device: torch.device) -> Embedder:
     try:
         model = SentenceTransformer(
             str(folder),
-            device=str(device),
+            device=str(device) if memory is None else None,
             local_files_only=True,
             trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},
+            model_kwargs={"use_safetensors": True, **_placing(device, memory)},
         )
     except UNREADABLE as error:
         if any("auto_map" in _json(path) for path in folder.rglob("config.json")):
@@ -144,6 +146,14 @@ def open_embedder(name: str, device: torch.device) -> Embedder:
             ) from None
         raise ArtefactError(f"{name}: cannot be opened by sentence-transformers ({error}); use another model") from None
     return Embedder(model, origin)
+
+
+def _placing(device: torch.device, memory: float | None) -> dict[str, Any]:
+    """Return how the library divides a model among device, memory and disk, by accelerate."""
+    if memory is None:
+        return {}
+    places = {"max_memory": limits(device, memory), "offload_folder": offload_folder()}
+    return {"device_map": "auto", "offload_buffers": True, **places}
 
 
 def _fetched(name: str) -> tuple[Path, str]:

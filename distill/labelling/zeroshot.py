@@ -18,6 +18,7 @@ from distill.data.frames import FrameSet, PackedVideo
 from distill.data.tokens import warn_of_cuts
 from distill.errors import ArtefactError
 from distill.labelling.labeller import Labeller, framed
+from distill.labelling.placing import placed
 from distill.model.clip import ClipModel
 from distill.model.contract import Interaction
 from distill.model.features import TextFeatures, VideoFeatures
@@ -28,17 +29,19 @@ PREFIX = "open_clip:"
 
 
 class ZeroShot(Labeller):
-    """Loaded towers; `name` is what follows `open_clip:`."""
+    """Loaded towers; `name` is what follows `open_clip:`, `memory` the gigabytes of the device that they may take."""
 
     kind = "cosine"
 
-    def __init__(self, name: str, device: torch.device):
+    def __init__(self, name: str, device: torch.device, memory: float | None = None):
         config = _config(name)
-        self.clip = ClipModel(Towers.from_config(config)).eval().requires_grad_(False).to(device)
-        self._name, architecture = name, self.clip.architecture
+        clip = ClipModel(Towers.from_config(config)).eval().requires_grad_(False)
+        sha256, architecture = _sha256(clip), clip.architecture
+        self._name, self._device = name, device
+        self.clip = clip.to(device) if memory is None else placed(clip, device, memory)
         self._fit = self.clip.preprocessing.fit(image_size(architecture))
         self._tokenizer = open_tokenizer(config, architecture, self.clip.text.context)
-        self.id = f"{PREFIX}{Path(name).name if Path(name).is_dir() else name} sha256:{_sha256(self.clip)}"
+        self.id = f"{PREFIX}{Path(name).name if Path(name).is_dir() else name} sha256:{sha256}"
 
     @property
     def interaction(self) -> Interaction:
@@ -47,8 +50,8 @@ class ZeroShot(Labeller):
 
     @property
     def device(self) -> torch.device:
-        """Where the towers are."""
-        return next(self.clip.parameters()).device
+        """Where the towers compute."""
+        return self._device
 
     def accept(self, frames: FrameSet) -> FrameSet:
         """Return frames as the vision tower takes them."""
