@@ -9,7 +9,7 @@ PORT ?= 8000
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15
 COMPUTING := indexing gallery two_stage calibration export inplace models clip teachers temporal golden compatibility
 
-.PHONY: demo serve study test slow portable kernels faults abuse mutations videos fuzz two-hosts reference lint install clean
+.PHONY: demo serve study test slow portable kernels architectures faults abuse mutations videos fuzz two-hosts reference lint install clean
 
 demo: install  ## the whole arrow on the embedded corpus, and one table
 	$(BIN)/python tools/demo.py
@@ -31,6 +31,9 @@ portable: install  ## tests that compute, under kernels that every processor has
 
 kernels: install  ## all tests under every setting that gives the processor other kernels (hours)
 	$(BIN)/python tests/kernels.py
+
+architectures: install  ## features of every open_clip architecture below a billion parameters beside open_clip's own, 10 GB (an hour or so)
+	ARCHITECTURES=1000 $(PYTEST) -n 0 tests/test_architectures.py
 
 faults: install  ## 400 kills of packing, labelling, training, galleries and servers; random walks of galleries (an hour or so)
 	$(BIN)/python tests/faults --kills 400

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -229,6 +230,16 @@ def metrics(run: Path) -> list[dict]:
 def steps(run: Path) -> list[dict]:
     """The rows of optimisation steps alone."""
     return [row for row in metrics(run) if "total" in row]
+
+
+def same(found: Path, expected: Path, least: int = 6) -> None:
+    """The same batches in the same order, at least so many, all losses to 1e-5, and gradients of the same length."""
+    assert len(steps(found)) == len(steps(expected)) >= least
+    for a, b in zip(steps(found), steps(expected), strict=True):
+        assert a["batch"] == b["batch"], f"step {a['step']}"
+        for name in a.keys() - {"step", "epoch", "batch", "lr", "grad_norm"}:
+            assert math.isclose(a[name], b[name], rel_tol=1e-5), f"step {a['step']}: {name} {a[name]}, not {b[name]}"
+        assert math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=1e-4), f"step {a['step']}"
 
 
 def tree_bytes(folder: Path) -> dict[str, bytes]:

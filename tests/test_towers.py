@@ -142,6 +142,12 @@ def test_training_depends_on_no_batch_and_on_no_chance(family: str, towers):
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers()), "no statistics move"
 
 
+def test_a_tower_is_in_evaluation_mode_before_anybody_asks(towers):
+    clip = ClipModel(Towers.from_config(ClipConfig(model=str(towers["mobileclip"]))))
+    for called in (clip, clip.train()):
+        assert not [name for name, module in called.named_modules() if module.training and ".tower" in name]
+
+
 @pytest.mark.filterwarnings("ignore:Importing from timm.models.helpers")  # by open_clip's lock, which is the oracle
 @pytest.mark.parametrize("family", FAMILIES)
 def test_groups_are_frozen_as_open_clip_counts_them(family: str, towers):

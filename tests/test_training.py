@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import math
 import os
 import random
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, World, command, diverged, launch, metrics, python, steps
+from conftest import ROOT, World, command, diverged, launch, metrics, python, same, steps
 from labelling import write_labels
 from processes import Ranks
 from safetensors.torch import load_file, save_file
@@ -129,16 +128,6 @@ def together(alone: Path) -> Path:
 
 def _wanted(folder: Path, runs: dict[str, tuple[str, ...]]) -> list[str]:
     return [",".join([str(folder / f"{recipe}.yaml"), f"name={run}", *over]) for run, (recipe, *over) in runs.items()]
-
-
-def same(found: Path, expected: Path) -> None:
-    """The same batches in the same order, all losses to 1e-5, and gradients of the same length."""
-    assert len(steps(found)) == len(steps(expected)) > 5
-    for a, b in zip(steps(found), steps(expected), strict=True):
-        assert a["batch"] == b["batch"], f"step {a['step']}"
-        for name in a.keys() - {"step", "epoch", "batch", "lr", "grad_norm"}:
-            assert math.isclose(a[name], b[name], rel_tol=1e-5), f"step {a['step']}: {name} {a[name]}, not {b[name]}"
-        assert math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=1e-4), f"step {a['step']}"
 
 
 def test_a_run_leaves_its_recipe_metrics_and_release(teacher_run: Path):

@@ -32,6 +32,7 @@ class AnyVisionTower(nn.Module):
         self.tower, self.preprocessing = tower, preprocessing
         if unlocked is not None:
             _lock(tower, unlocked, where="clip.unlocked_vision")
+        self.eval()  # from the start, not only after somebody's call of `train`
 
     def train(self, mode: bool = True) -> "AnyVisionTower":
         """Stay in evaluation mode."""
@@ -56,6 +57,7 @@ class AnyTextTower(nn.Module):
         tower.forward = partial(_sentence_and_words, tower)
         if unlocked is not None:
             _lock(tower, unlocked, where="clip.unlocked_text")
+        self.eval()
 
     def train(self, mode: bool = True) -> "AnyTextTower":
         """Stay in evaluation mode."""

@@ -116,8 +116,12 @@ class Engine:
         return {**values, "grad_norm": norm, "lr": self._config.lr * factor}
 
     def weights(self) -> dict[str, Tensor]:
-        """Every parameter of the model, whole, fp32, on the CPU. A collective: call it on all ranks."""
-        return {name: self._full(p, None).float().cpu() for name, p in self._model.named_parameters()}
+        """The model's whole state on the CPU: parameters in fp32, buffers as they are (statistics of a BatchNorm).
+
+        A collective: call it on all ranks.
+        """
+        found = {name: self._full(p, None).float().cpu() for name, p in self._model.named_parameters()}
+        return found | {name: held.cpu() for name, held in self._model.state_dict().items() if name not in found}
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Adam's moments by `moment/parameter`, whole, fp32, on the CPU. A collective."""
@@ -129,19 +133,18 @@ class Engine:
 
         Raises `ArtefactError`, which names the `folder` that they came from, where they are not of this model.
         """
-        for name, parameter in self._model.named_parameters():
-            trained = {f"{moment}/{name}": state for moment in MOMENTS} if parameter.requires_grad else {}
-            expected = getattr(parameter, "ds_shape", parameter.shape)
-            for key, found in ({name: weights} | trained).items():
-                if key not in found or found[key].shape != expected:
+        own = self.weights()
+        trained = {name for name, parameter in self._model.named_parameters() if parameter.requires_grad}
+        for name, value in own.items():
+            moments = {f"{moment}/{name}": state for moment in MOMENTS} if name in trained else {}
+            for key, found in ({name: weights} | moments).items():
+                if key not in found or found[key].shape != value.shape:
                     is_there = f"of shape {list(found[key].shape)}" if key in found else "missing"
                     raise ArtefactError(
                         f"{folder}: step {steps} is not of this model: {key} is {is_there}, expected "
-                        f"{list(expected)}; delete the run folder and start again"
+                        f"{list(value.shape)}; delete the run folder and start again"
                     )
-        own = self.weights()
-        frozen = [name for name, parameter in self._model.named_parameters() if not parameter.requires_grad]
-        odd = [name for name in frozen if not torch.equal(own[name], weights[name])]
+        odd = [name for name in own if name not in trained and not torch.equal(own[name], weights[name])]
         if odd:
             raise ArtefactError(
                 f"{folder}: step {steps} has other frozen weights than the recipe gives now ({first_few(odd)}); put "
