@@ -32,7 +32,7 @@ portable: install  ## tests that compute, under kernels that every processor has
 kernels: install  ## all tests under every setting that gives the processor other kernels (hours)
 	$(BIN)/python tests/kernels.py
 
-architectures: install  ## features of every open_clip architecture below a billion parameters beside open_clip's own, 10 GB (an hour or so)
+architectures: install  ## features of every open_clip architecture below a billion parameters beside open_clip's own (long, 8 GB of memory)
 	ARCHITECTURES=1000 $(PYTEST) -n 0 tests/test_architectures.py
 
 faults: install  ## 400 kills of packing, labelling, training, galleries and servers; random walks of galleries (an hour or so)

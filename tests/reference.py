@@ -23,11 +23,14 @@ sys.path[:0] = [str(ROOT)]
 from pydantic import BaseModel  # noqa: E402
 from pydantic.fields import FieldInfo  # noqa: E402
 
+from distill.catalogue import MODELS  # noqa: E402
 from distill.config import read_recipe  # noqa: E402
 from distill.recipe import Recipe  # noqa: E402
 
 PAGE = ROOT / "docs/recipes.md"
-PUBLISHED = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.parent.name != "demo")
+# Recipes after papers have the name of their model alone; others were not published with their tower.
+KINDS = {kind for config in MODELS for kind in typing.get_args(config.model_fields["kind"].annotation)}
+PUBLISHED = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.stem in KINDS)
 Seen = dict[type[BaseModel], str]  # where in a recipe a class stands
 Published = dict[tuple[str, str], list[tuple[str, str]]]  # (key, kind of model) -> recipes and their values
 SHOWN = 3  # values of published recipes that a row names

@@ -1,6 +1,7 @@
 """Every architecture that open_clip knows gives its own features here, as far as it is small; or is refused in words.
 
-`make architectures` compares larger ones too: ARCHITECTURES says below how many millions of parameters.
+`make architectures` compares larger ones too: ARCHITECTURES says below how many millions of parameters. A trunk is
+built twice, by open_clip's factory and by the toolkit, and gets the same weights.
 """
 
 import gc

@@ -5,11 +5,13 @@ import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import families
 import pytest
 import torch
-from conftest import World, python
+from conftest import ARCHITECTURE, World, make_towers, python
 
 from distill.bench import planning, steps
+from distill.bench import towers as towers_bench
 from distill.bench.drawn import draw_frames
 from distill.bench.rounds import Goal, ratio, take_turns
 from distill.bench.waiting import LEFT_OUT
@@ -211,3 +213,29 @@ def test_plans_are_timed_from_their_start_to_a_batch_in_mid_run(
         assert [goal["limit"] for goal in goals] == [0.05, 3.0, 1000.0]
         assert 0 < row["following"] < row["first"] and row["megabytes"] > 180_000 * 8 / 20 / 1e6  # of counts alone
         assert all(goal["what"] in shown for goal in goals)
+
+
+def test_towers_are_timed_in_turns_with_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    plain, other = make_towers(tmp_path / "plain"), families.write("convnext", tmp_path / "other")
+    monkeypatch.setattr(towers_bench, "REFERENCE", str(plain))
+    threads = torch.get_num_threads()
+    names = [str(plain), str(other)]
+    tools_bench.main(["towers", *names, "--rounds", "3", "--json", str(tmp_path / "out.json")])
+    found, shown = json.loads((tmp_path / "out.json").read_text())["towers"], capsys.readouterr().out
+    same, tower = found["rows"]
+    assert [row["name"] for row in found["rows"]] == names and torch.get_num_threads() == threads
+    assert [row["plain"] for row in found["rows"]] == [True, False]
+    assert [line.split()[-1] for line in shown.splitlines()[1:3]] == ["all", "tower"]
+    vision, text = ARCHITECTURE["vision_cfg"], ARCHITECTURE["text_cfg"]
+    weights = (vision["image_size"] // vision["patch_size"]) ** 2 * vision["width"] + vision["width"]  # positions
+    weights += 3 * vision["patch_size"] ** 2 * vision["width"] + vision["width"] + 4 * vision["width"]  # patches, norms
+    weights += (text["vocab_size"] + text["context_length"]) * text["width"] + 2 * text["width"]
+    weights += sum(part["layers"] * (12 * part["width"] ** 2 + 13 * part["width"]) for part in (vision, text))
+    weights += ARCHITECTURE["embed_dim"] * (vision["width"] + text["width"]) + 1
+    assert round(1e6 * same["millions"]) == weights
+    assert (same["image"], tower["image"], same["video_bytes"]) == (64, 64, 4 * ARCHITECTURE["embed_dim"])
+    assert all(row[key] > 0 for row in found["rows"] for key in ("frame", "query", "frame_of_reference"))
+    with pytest.raises(ExpectedError, match=r"clip\.model: 'vit-b32' is neither a folder nor an architecture"):
+        tools_bench.main(["towers", "ViT-B-32", "vit-b32"])

@@ -7,17 +7,19 @@ import families
 import numpy as np
 import pytest
 import torch
-from conftest import World, launch, python, same
+from conftest import World, launch, metrics, python, same
 from families import FAMILIES
+from safetensors.torch import save_file
 
 from distill.data.video import write_video
 from distill.release.release import load
 from distill.retrieval import Gallery
 from distill.retrieval.indexing import build_gallery
+from distill.training import checkpoint
 from tools import pack_frames
 
 FRAMES, WORDS, BATCH, STEPS = 2, 14, 4, 2  # the shortest context of a family is 14
-COLOURS = "red green blue white black grey pink brown".split()
+COLOURS = ("red", "green", "blue", "white", "black", "grey", "pink", "brown")
 KINDS = {
     "clip4clip": {},
     "teachclip": {},
@@ -27,6 +29,7 @@ KINDS = {
 }
 UNLOCKED = {"pe": 1, "eva": 1}  # last groups of trunks that timm has in large only: steps of seconds otherwise
 PARTS = "train.accumulate=2"
+QUICK = "mobileclip"  # has statistics beside its weights; `make test` releases it too
 RUNS = [f"{family}-{kind}" for family in FAMILIES for kind in KINDS]
 
 
@@ -78,9 +81,10 @@ def test_two_processes_and_two_parts_give_the_losses_of_one(runs: Path, run: str
     same(runs / f"{run}-{way}", runs / run, least=STEPS)
 
 
-@pytest.mark.slow
 @torch.inference_mode()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in FAMILIES]
+)
 def test_a_release_searches_and_is_loaded_to_the_same_scores(family: str, worlds: dict[str, World], tmp_path: Path):
     world = worlds[family]
     python("distill/run.py", recipe(world, family, "teachclip"), f"out={tmp_path}", "name=student")
@@ -97,3 +101,25 @@ def test_a_release_searches_and_is_loaded_to_the_same_scores(family: str, worlds
         assert {hit.video for hit in hits} == {file.stem for file in files}
         assert [hit.score for hit in hits] == pytest.approx([row[int(hit.video)].item() for hit in hits], abs=1e-5)
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_statistics_and_not_without(worlds: dict[str, World], tmp_path: Path):
+    path = recipe(worlds[QUICK], QUICK, "teachclip")
+    options = ("tests/trainings.py", f"{path},name=student,out={tmp_path}")
+    python(*options)
+    before, run = metrics(tmp_path / "student"), tmp_path / "student"
+    rows = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join(rows[:-1]))  # as if it had been killed while it validated
+    python(*options)
+    assert "val" in before[-1] and metrics(run) == before
+    weights = checkpoint.latest(run / "checkpoints")[0]
+    mean = next(name for name in weights if name.endswith("running_mean"))
+    kept = next((run / "checkpoints").glob("step*/model.safetensors"))
+    for changed, words in (
+        ({name: value for name, value in weights.items() if name != mean}, f"{mean} is missing, expected ["),
+        (weights | {mean: weights[mean] + 1}, f"has other frozen weights than the recipe gives now ({mean})"),
+    ):
+        save_file(changed, kept)
+        refused = python(*options, check=False)
+        assert refused.returncode and words in refused.stderr

@@ -13,6 +13,7 @@ from distill.data.datasets import PairDataset
 from distill.data.plan import Plan
 from distill.errors import RecipeError
 from distill.experiment import prepare
+from distill.model.towers import is_plain, read_architecture
 from distill.recipe import Recipe
 from distill.training.objective import Objective
 from distill.training.optim import build_optimizer, schedule
@@ -78,6 +79,15 @@ def test_a_recipe_trains_two_steps(path: Path, world: World, labels: list[Path])
     moved = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
     frozen = {name for name, parameter in job.model.named_parameters() if not parameter.requires_grad}
     assert moved and not moved & frozen
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+def test_a_paper_recipe_names_towers_and_weights_that_are_there_and_read_its_captions(path: Path):
+    recipe = read_recipe(path, [], Recipe)
+    architecture = read_architecture(recipe.model.clip)
+    assert recipe.data.max_words <= architecture["text_cfg"]["context_length"]
+    if not is_plain(architecture) and hasattr(recipe.model, "temporal"):
+        assert recipe.model.temporal.init == "normal"
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
