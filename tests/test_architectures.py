@@ -15,8 +15,9 @@ from test_towers import close
 from torch import Tensor, nn
 
 from distill.errors import RecipeError
+from distill.model.architecture import is_plain
 from distill.model.clip import ClipModel
-from distill.model.towers import BIAS, ClipConfig, Towers, is_plain, read_architecture
+from distill.model.towers import BIAS, Towers, named_architecture
 
 NAMES = open_clip.list_models()
 FOREIGN = {"multimodal_cfg", "hf_model_name"}  # CoCa's decoder, and text towers of another library
@@ -27,7 +28,7 @@ MILLIONS = float(os.environ.get("ARCHITECTURES", "100"))
 def towers_on_meta(name: str) -> dict[str, torch.Size]:
     """The shapes of all weights of an architecture, as the toolkit builds it, without memory for any."""
     with torch.device("meta"):
-        clip = Towers.from_config(ClipConfig(model=name, weights="random")).clip
+        clip = Towers.from_architecture(named_architecture(name)).clip
     return {key: parameter.shape for key, parameter in clip.named_parameters()}
 
 
@@ -39,7 +40,7 @@ def refused(name: str) -> bool:
 
 def own(name: str, device: str) -> nn.Module:
     """open_clip's model from its factory, with the names of the toolkit's."""
-    custom = not is_plain(read_architecture(ClipConfig(model=name, weights="random")))
+    custom = not is_plain(named_architecture(name))
     options = {"force_custom_text": custom, "nonscalar_logit_scale": True, "load_weights": False}
     with torch.device(device):
         return open_clip.create_model(name, pretrained=None, device=device, **options).eval()
@@ -51,7 +52,7 @@ def test_what_is_not_taken_is_refused_in_one_line(name: str):
     with pytest.raises(
         RecipeError, match=rf"^clip\.model {name}: .*(multimodal_cfg|hf_model_name).*; take one"
     ) as found:
-        read_architecture(ClipConfig(model=name, weights="random"))
+        named_architecture(name)
     assert "\n" not in str(found.value)
 
 
@@ -74,7 +75,7 @@ def random_clip(name: str):
             buffer.normal_(std=0.1)
         elif key.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
-    towers = Towers.from_config(ClipConfig(model=name, weights="random"))
+    towers = Towers.from_architecture(named_architecture(name))
     towers.clip.load_state_dict({key: value for key, value in expected.state_dict().items() if key != BIAS})
     yield expected, ClipModel(towers)
     del expected, towers
@@ -86,7 +87,7 @@ def random_clip(name: str):
 @pytest.mark.parametrize("name", [name for name in NAMES if not refused(name)])
 def test_features_are_open_clip_s_own(name: str, random_clip: tuple[nn.Module, ClipModel]):
     expected, clip = random_clip
-    size = read_architecture(ClipConfig(model=name, weights="random"))["vision_cfg"].get("image_size", 224)
+    size = named_architecture(name)["vision_cfg"].get("image_size", 224)
     pixels = torch.randn(1, 3, size, size)
     assert close(clip.visual(pixels), expected.encode_image(pixels))
     ids = torch.randint(1, 1000, (2, clip.text.context))

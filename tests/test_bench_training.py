@@ -10,13 +10,14 @@ import pytest
 import torch
 from conftest import ARCHITECTURE, World, make_towers, python
 
-from distill.bench import planning, steps
+from distill.bench import planning
 from distill.bench import towers as towers_bench
 from distill.bench.drawn import draw_frames
 from distill.bench.rounds import Goal, ratio, take_turns
 from distill.bench.waiting import LEFT_OUT
 from distill.data.datasets import PairDataset, VideoDataset
 from distill.data.loader import load_batches
+from distill.data.tokens import Tokenizer
 from distill.errors import ExpectedError
 from tools import bench as tools_bench
 
@@ -58,7 +59,7 @@ def test_the_loader_gives_what_the_shards_hold(tmp_path: Path):
     assert frames.manifest.id == again.manifest.id
     assert len({caption.text for video in frames.videos for caption in video.captions}) == 6
     frames.num_frames = 3  # as if all videos were too short for the sampler
-    dataset = PairDataset(frames, [], steps.Tokenizer(WORDS), pixels=True)
+    dataset = PairDataset(frames, [], Tokenizer(WORDS), pixels=True)
     for workers in (0, 1):
         (batch,) = load_batches(dataset, [[(2, 1), (0, 0)]], workers)
         assert batch.frames.shape == (2, 3, 3, 32, 32) and batch.real.tolist() == [[True, True, False]] * 2
@@ -72,7 +73,7 @@ def test_workers_never_change_a_batch_that_was_handed_over(tmp_path: Path, worke
     video, frames.num_frames = frames.videos[3], 3
     frames.videos[3] = replace(video, timestamps=video.timestamps[:1])  # shorter than the one before it in its slot
     rows = [[(number % 6, 0), ((number + 1) % 6, 0)] for number in range(40)]
-    dataset = PairDataset(frames, [], steps.Tokenizer(WORDS), pixels=True)
+    dataset = PairDataset(frames, [], Tokenizer(WORDS), pixels=True)
     held = list(load_batches(dataset, rows, workers))
     for batch, expected in zip(held, load_batches(dataset, rows, 0), strict=True):
         assert torch.equal(batch.frames, expected.frames) and torch.equal(batch.ids, expected.ids)

@@ -36,7 +36,8 @@ from distill.model.towers import ClipConfig, Towers
 from distill.recipe import Recipe
 from distill.release.export import export_clip
 from distill.retrieval.gallery import Gallery
-from distill.training.objective import LossConfig, TeacherScores, total_loss
+from distill.training.lossconfig import LossConfig
+from distill.training.objective import TeacherScores, total_loss
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from students.pig import Pig, PigConfig
 

@@ -7,13 +7,15 @@ import pytest
 import torch
 from conftest import ROOT, World
 from labelling import write_labels
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained
 
 from distill.config import read_recipe
 from distill.data.datasets import PairDataset
 from distill.data.plan import Plan
 from distill.errors import RecipeError
 from distill.experiment import prepare
-from distill.model.towers import is_plain, read_architecture
+from distill.model.architecture import is_plain
+from distill.model.towers import HUB, named_architecture, read_architecture
 from distill.recipe import Recipe
 from distill.training.objective import Objective
 from distill.training.optim import build_optimizer, schedule
@@ -84,7 +86,12 @@ def test_a_recipe_trains_two_steps(path: Path, world: World, labels: list[Path])
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
 def test_a_paper_recipe_names_towers_and_weights_that_are_there_and_read_its_captions(path: Path):
     recipe = read_recipe(path, [], Recipe)
-    architecture = read_architecture(recipe.model.clip)
+    name = recipe.model.clip.model
+    if name.startswith(HUB):  # nothing is fetched here: its repository is one that open_clip names, and so its towers
+        known = {get_pretrained_cfg(one, tag).get("hf_hub", "").rstrip("/"): one for one, tag in list_pretrained()}
+        architecture = named_architecture(known[name.removeprefix(HUB)])
+    else:
+        architecture = read_architecture(recipe.model.clip)
     assert recipe.data.max_words <= architecture["text_cfg"]["context_length"]
     if not is_plain(architecture) and hasattr(recipe.model, "temporal"):
         assert recipe.model.temporal.init == "normal"

@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.bench.rounds import ratio, take_turns
 from distill.evaluation.report import aligned
+from distill.model.architecture import is_plain
 from distill.model.clip import ClipModel
 from distill.model.preprocessing import image_size
-from distill.model.towers import ClipConfig, Towers, is_plain, read_architecture
+from distill.model.towers import Towers, named_architecture
 from distill.retrieval.stored import FLOAT_BYTES
 
 REFERENCE = "ViT-B-32"
@@ -76,20 +78,19 @@ class TowersReport:
 
 def measure_towers(names: Sequence[str], rounds: int) -> TowersReport:
     """Time every architecture in turns with the reference; all are checked before the first is built."""
-    configs = [ClipConfig(model=name, weights="random") for name in (REFERENCE, *names)]
-    plain = [is_plain(read_architecture(config)) for config in configs]
+    architectures = {name: named_architecture(name) for name in names}
     with _one_thread():
-        reference = _Timed(configs[0])
-        rows = [_row(config, reference, rounds, *kind) for config, *kind in zip(configs[1:], plain[1:], strict=True)]
+        reference = _Timed(named_architecture(REFERENCE))
+        rows = [_row(name, found, reference, rounds) for name, found in architectures.items()]
     return TowersReport(REFERENCE, rows)
 
 
-def _row(config: ClipConfig, reference: "_Timed", rounds: int, plain: bool) -> TowerCost:
-    tower = _Timed(config)
+def _row(name: str, architecture: dict[str, Any], reference: "_Timed", rounds: int) -> TowerCost:
+    tower = _Timed(architecture)
     sides = {"frame": tower.frame, "query": tower.query, "its frame": reference.frame, "its query": reference.query}
-    found = take_turns(sides, rounds, config.model)
+    found = take_turns(sides, rounds, name)
     return TowerCost(
-        name=config.model,
+        name=name,
         millions=sum(parameter.numel() for parameter in tower.clip.parameters()) / 1e6,
         image=tower.size,
         video_bytes=FLOAT_BYTES * tower.clip.dim,
@@ -97,16 +98,16 @@ def _row(config: ClipConfig, reference: "_Timed", rounds: int, plain: bool) -> T
         query=1e3 * statistics.median(found["query"]),
         frame_of_reference=ratio(found["frame"], found["its frame"]),
         query_of_reference=ratio(found["query"], found["its query"]),
-        plain=plain,
+        plain=is_plain(architecture),
     )
 
 
 class _Timed:
     """Towers with random weights, and what they are given."""
 
-    def __init__(self, config: ClipConfig):
+    def __init__(self, architecture: dict[str, Any]):
         torch.manual_seed(0)
-        self.clip = ClipModel(Towers.from_config(config)).eval()
+        self.clip = ClipModel(Towers.from_architecture(architecture)).eval()
         self.size = image_size(self.clip.architecture)
         words = min(WORDS, self.clip.text.context)
         pixels, ids = torch.randn(1, 3, self.size, self.size), torch.randint(1, 1000, (1, words))

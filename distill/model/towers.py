@@ -79,11 +79,7 @@ def read_architecture(config: ClipConfig) -> dict[str, Any]:
         if (foreign := _foreign_tokens(tree)) is not None:
             tree = {**tree, TOKENS: read_spelling(folder, foreign).model_dump(mode="json")}
         return _checked(config, tree, where=str(folder / CONFIG_FILE))
-    architecture = open_clip.get_model_config(config.model) if ":" not in config.model else None
-    if architecture is None:
-        near = difflib.get_close_matches(config.model.lower(), names := {n.lower(): n for n in open_clip.list_models()})
-        mean = f"; did you mean {names[near[0]]}?" if near else ""
-        raise RecipeError(f"clip.model: {config.model!r} is neither a folder nor an architecture of open_clip{mean}")
+    architecture = _named(config.model)
     if config.weights == "folder":
         raise RecipeError(f"clip.weights: folder, but clip.model {config.model!r} is no folder; say random or a tag")
     if _foreign_tokens(architecture) is not None:
@@ -93,6 +89,20 @@ def read_architecture(config: ClipConfig) -> dict[str, Any]:
         )
     tag = None if config.weights == "random" else _read_tag(config, architecture.get("quick_gelu", False))
     return _checked(config, architecture if tag is None else {**architecture, KEY: tag}, f"clip.model {config.model}")
+
+
+def named_architecture(name: str) -> dict[str, Any]:
+    """Return an architecture of open_clip by its name, checked; without weights it has no tokenizer of its own."""
+    return check_architecture(_named(name), where=f"clip.model {name}")
+
+
+def _named(name: str) -> dict[str, Any]:
+    architecture = open_clip.get_model_config(name) if ":" not in name else None
+    if architecture is None:
+        near = difflib.get_close_matches(name.lower(), known := {one.lower(): one for one in open_clip.list_models()})
+        mean = f"; did you mean {known[near[0]]}?" if near else ""
+        raise RecipeError(f"clip.model: {name!r} is neither a folder nor an architecture of open_clip{mean}")
+    return architecture
 
 
 def _checked(config: ClipConfig, model_cfg: dict[str, Any], where: str) -> dict[str, Any]:

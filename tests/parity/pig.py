@@ -21,7 +21,8 @@ from distill.model.pooling import CrossAttention
 from distill.model.proxies import ProxyAttention, ProxyTokens
 from distill.model.towers import ClipConfig, Towers
 from distill.model.wiring import Wiring
-from distill.training.objective import ContrastiveConfig, LossConfig, total_loss
+from distill.training.lossconfig import ContrastiveConfig, LossConfig
+from distill.training.objective import total_loss
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 from parity.fixture import Fixture
 from parity.modules import Outputs, Runs
