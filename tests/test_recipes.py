@@ -61,7 +61,8 @@ def test_a_recipe_trains_two_steps(path: Path, world: World, labels: list[Path])
     job, _ = prepare(recipe)
     masked = recipe.data.same_video == "mask"
     heads = [(source.head, source.weight) for source in job.sources]
-    objective = Objective(job.model, heads, job.losses, bf16=False, mask_same_video=masked)
+    own = [source.temperatures for source in job.sources]
+    objective = Objective(job.model, heads, job.losses, bf16=False, mask_same_video=masked, temperatures=own)
     optimizer = build_optimizer(job.model, job.optim, fused=False)
     before = {name: value.clone() for name, value in job.model.state_dict().items()}
     counts = [len(video.captions) for video in job.train.videos]

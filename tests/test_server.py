@@ -380,7 +380,7 @@ def test_schemathesis_finds_no_fault_with_the_description(server, tmp_path):
 
 
 def test_it_has_limits_and_leaves_in_order(gallery, tmp_path):
-    with serving(gallery, tmp_path / "log", CAPACITY=4, GATHER=1.0, SLOWEST=3, MAX_REQUESTS=30, PIECE=1000) as server:
+    with serving(gallery, tmp_path / "log", CAPACITY=4, GATHER=1.0, SLOWEST=1.5, MAX_REQUESTS=30, PIECE=1000) as server:
         address = server.url.removeprefix("http://").rstrip("/").split(":")
         with httpx.Client(timeout=60) as client, ThreadPoolExecutor(24) as pool:
 

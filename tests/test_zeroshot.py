@@ -117,7 +117,7 @@ def test_what_is_no_teacher_is_refused_in_one_line(world: World, whole: Path, tm
 @pytest.mark.parametrize("family", [*families.FAMILIES, "plain"])
 @pytest.mark.parametrize("memory", [1e-6, 0.007])
 def test_towers_that_do_not_fit_give_the_same_features(family: str, memory: float, tmp_path: Path):
-    """Of 0.007 GB part of most towers lies on disk; of 0.000001 GB all of it does."""
+    """With 0.007 GB part of most towers lies on disk, with 0.000001 GB all of it."""
     folder = make_towers(tmp_path / "plain") if family == "plain" else families.write(family, tmp_path / family)
     size = 64 if family == "plain" else families.FAMILIES[family][0]["image_size"]
     whole, divided = (ZeroShot(str(folder), torch.device("cpu"), given) for given in (None, memory))

@@ -21,7 +21,7 @@ from distill.evaluation.report import aligned
 from distill.model.architecture import is_plain
 from distill.model.clip import ClipModel
 from distill.model.preprocessing import image_size
-from distill.model.towers import Towers, named_architecture
+from distill.model.towers import ClipConfig, Towers, named_architecture, read_architecture
 from distill.retrieval.stored import FLOAT_BYTES
 
 REFERENCE = "ViT-B-32"
@@ -78,11 +78,16 @@ class TowersReport:
 
 def measure_towers(names: Sequence[str], rounds: int) -> TowersReport:
     """Time every architecture in turns with the reference; all are checked before the first is built."""
-    architectures = {name: named_architecture(name) for name in names}
+    architectures = {name: _architecture(name) for name in names}
     with _one_thread():
-        reference = _Timed(named_architecture(REFERENCE))
+        reference = _Timed(_architecture(REFERENCE))
         rows = [_row(name, found, reference, rounds) for name, found in architectures.items()]
     return TowersReport(REFERENCE, rows)
+
+
+def _architecture(name: str) -> dict[str, Any]:
+    config = ClipConfig(model=name, weights="random")
+    return read_architecture(config) if config.folder.is_dir() else named_architecture(name)
 
 
 def _row(name: str, architecture: dict[str, Any], reference: "_Timed", rounds: int) -> TowerCost:
