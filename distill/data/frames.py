@@ -144,7 +144,8 @@ class FrameSet:
 
     def decode(self, video: int, into: UInt8[np.ndarray, "padded height width 3"]) -> None:
         """Decode the frames of one video into the first positions of `into`, without an intermediate copy."""
-        assert self._fit is not None or not self.whole, "whole frames are fitted to a tower first"
+        if self.whole and self._fit is None:
+            raise ArtefactError(f"{self.path}: its frames are whole, of several shapes; use FrameSet.fitted first")
         key = self.videos[video].key
         try:
             for number in range(len(self.videos[video].timestamps)):
