@@ -126,7 +126,7 @@ def statistics(stored: StoredLabels) -> Statistics:
     most = _frames(stored)
     entropies, relative, frames, captions = [], [], [], []
     sizes: dict[str, int] = dict.fromkeys(stored.tiers, 0)
-    for key in stored.keys:
+    for key in progress(stored.keys, f"read {stored.path} (descriptions)"):
         about = stored.about(key)
         frames.append(len(about["timestamps"]))
         captions.append(len(about["captions"]))
