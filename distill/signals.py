@@ -83,6 +83,7 @@ def leave(line: str, code: int) -> NoReturn:
     """Print one line and end this process now; workers, collectives or threads that still wait cannot hold it."""
     with contextlib.suppress(OSError):  # a closed pipe, a full disk
         sys.stdout.flush()
+    with contextlib.suppress(OSError):
         print(line, end="\n" if line else "", file=sys.stderr, flush=True)
     os._exit(code)
 
