@@ -69,7 +69,7 @@ KINDS = {"gemma": (gemma, {"clean": "canonicalize"}), "bert": (bert, {"strip_sep
 def opened(kind: str, folder: Path, words: int = WORDS) -> JsonTokenizer:
     make, options = KINDS[kind]
     make(folder)
-    return JsonTokenizer(words, (folder / FILE).read_text(), read_spelling(folder, options), str(folder))
+    return JsonTokenizer(words, (folder / FILE).read_text(), read_spelling(folder, options), str(folder), 400)
 
 
 def test_ids_are_laid_out_as_the_tower_expects(tmp_path):
@@ -185,4 +185,23 @@ def test_a_room_for_no_word_is_refused():
     tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "a": 1}, unk_token="[PAD]"))
     tokenizer.post_processor = processors.TemplateProcessing(single="a $A a", special_tokens=[("a", 1)])
     with pytest.raises(ArtefactError, match="no word fits 2 tokens"):
-        JsonTokenizer(2, tokenizer.to_str(), Spelling(pad=0), "x")
+        JsonTokenizer(2, tokenizer.to_str(), Spelling(pad=0), "x", 2)
+
+
+def test_a_tokenizer_that_fails_at_a_text_is_refused_in_words(tmp_path):
+    """Its library raises a panic, a plain exception, or gives numbers that the text tower does not know."""
+    content = json.loads((bert(tmp_path / "towers") / FILE).read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    for changes, rows, message in (
+        ({"pre_tokenizer": split}, 400, r"^x: not a tokenizer that can be read \(.*retry-limit"),
+        ({"model": {**content["model"], "vocab": {"[PAD]": 0}}}, 400, r"^x: not a tokenizer .*UNK"),
+        ({}, 4, r"^x: gives numbers up to \d+, but the text tower knows 4 tokens"),
+    ):
+        tokenizer = JsonTokenizer(16, json.dumps({**content, **changes}), Spelling(pad=0), "x", rows)
+        with pytest.raises(ArtefactError, match=message):
+            tokenizer(["a" * 30 + "!"])
+    tokenizer = opened("bert", tmp_path / "again")
+    assert tokenizer.is_cut("\ud800" * 99) == (len(tokenizer.spelled("\ud800" * 99)) > tokenizer.room)
+    for options, message in (({"clean": "all"}, "clean"), ({"strip_sep_token": "no"}, "strip_sep_token: 'no'")):
+        with pytest.raises((ArtefactError, RecipeError), match=rf"tokenizer_kwargs: {message}"):
+            read_spelling(tmp_path / "again", options)

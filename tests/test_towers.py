@@ -1,8 +1,10 @@
 """Any tower of open_clip: its own features and preprocessing, frozen and released as it is, or refused in one line."""
 
 import copy
+import hashlib
 import io
 import json
+from pathlib import Path
 
 import families
 import numpy as np
@@ -17,7 +19,7 @@ from torch import nn
 
 from distill.catalogue import build, parse_model_config
 from distill.data.frames import FrameSet
-from distill.data.pictures import Fit
+from distill.data.pictures import Fit, decode_jpeg
 from distill.data.sampler import Clip4ClipSampler
 from distill.errors import ArtefactError, RecipeError
 from distill.model.architecture import check_architecture
@@ -294,3 +296,105 @@ def test_one_frame_set_serves_towers_of_several_sizes(world: World, tmp_path):
     for fit in (Fit(cut.size, "squash"), Fit(32)):
         with pytest.raises(ArtefactError, match="pack again with"):
             cut.fitted(fit, "data.train")
+
+
+def released(family: str, folder: Path) -> Path:
+    """A release of a family's small tower, which is sealed again after each change."""
+    config, model = model_of("clip4clip", families.write(family, folder / "towers"))
+    frames = {"sampler": SAMPLER, "size": FAMILIES[family][0]["image_size"], "whole": True}
+    write_release(
+        folder / "release", model=model, model_config=config, weights=model.state_dict(),
+        text={"max_words": 14, "vocabulary": None}, frames_config=frames, provenance={"name": "x"},
+    )  # fmt: skip
+    return folder / "release"
+
+
+HOSTILE = [({"vision_cfg": value}, "vision_cfg: expected a mapping") for value in (None, [], "x", 1, float("nan"))] + [
+    ({"text_cfg": 1.5}, "text_cfg: expected a mapping"),
+    ({"preprocess_cfg": []}, "preprocess_cfg"),
+    ({"preprocess_cfg": None}, "preprocess_cfg"),
+    ({"embed_dim": 0}, "embed_dim: 0: expected a whole number from 1 on"),
+    ({"vision_cfg.image_size": True}, "image_size: True"),
+    ({"vision_cfg.image_size": 0}, "image_size: 0"),
+    ({"vision_cfg.image_size": 96}, "doesn't match model"),
+    ({"vision_cfg.timm_model_name": [1]}, "no model of timm's"),
+    ({"vision_cfg.timm_model_name": "hf-hub:someone/something"}, "no model of timm's"),
+    ({"text_cfg.context_length": 0}, "context_length: 0"),
+    ({"text_cfg.layers": 4096}, "4096, but no weight"),
+    ({"text_cfg.layers": -1}, "layers: -1"),
+    ({"text_cfg.act_kwargs": {"approximate": "x"}}, "approximate"),
+    ({"vision_cfg.layers": [10**9, 10**9]}, "1000000000, but no weight"),
+]
+
+
+def changed(tree: dict, changes: dict) -> dict:
+    for key, value in changes.items():
+        *part, name = key.split(".")
+        (tree[part[0]] if part else tree)[name] = value
+    return tree
+
+
+def test_a_hostile_architecture_in_a_release_is_refused_in_one_line(tmp_path, monkeypatch):
+    """Nothing is fetched either: a name of timm's may stand for something on the Hub."""
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, **__: pytest.fail("fetches"))
+    folder = released("siglip", tmp_path)
+    kept = (folder / "config.json").read_text()
+    for changes, message in HOSTILE:
+        config = json.loads(kept)
+        changed(config["architecture"], changes)
+        reseal(folder, config)
+        with pytest.raises(ArtefactError, match=message) as found:
+            load(folder)
+        assert "\n" not in str(found.value)
+    for frames in ({"size": 0}, {"size": -1}, {"size": 96}, {"size": 10**9}, {"size": 200, "whole": False}):
+        config = json.loads(kept)
+        config["frames"] |= frames
+        reseal(folder, config)
+        with pytest.raises(ArtefactError, match=r"size"):
+            load(folder)
+    for field in ("timm_model_pretrained", "timm_drop_path"):  # what is not said or not meant is open_clip's default
+        config = json.loads(kept)
+        config["architecture"]["vision_cfg"][field] = True
+        del config["architecture"]["text_cfg"]["vocab_size"]
+        reseal(folder, config)
+        assert load(folder).encode_text(["a red square"]).sentence.shape == (1, 32)
+
+
+def reseal(folder: Path, config: dict) -> None:
+    """Write a release's config, and its hash into the manifest."""
+    (folder / "config.json").write_text(json.dumps(config))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = (folder / "config.json").read_bytes()
+    manifest["files"]["config.json"] |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_towers_whose_sizes_contradict_one_another_are_refused_with_and_without_weights(towers, tmp_path):
+    folder = families.write("siglip", tmp_path / "towers")
+    kept = (folder / "open_clip_config.json").read_text()
+    for changes, message in (
+        ({"vision_cfg.image_size": 96}, "doesn't match model"),
+        ({"text_cfg.heads": 3}, "divisible"),
+        ({"text_cfg.act_kwargs": {"approximate": "x"}}, "approximate"),
+        ({"embed_dim": -4}, "embed_dim: -4"),
+        ({"embed_dim": "x"}, "embed_dim: 'x'"),
+    ):
+        config = json.loads(kept)
+        changed(config["model_cfg"], changes)
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        for weights in ("folder", "random"):
+            with pytest.raises(RecipeError, match=message):
+                Towers.from_config(ClipConfig(model=str(folder), weights=weights))
+
+
+def test_a_release_of_whole_frames_refuses_a_set_of_cut_ones(world: World, tmp_path):
+    release = load(released("mobileclip", tmp_path))
+    with pytest.raises(ArtefactError, match=r'"whole": false.* was trained with .*"whole": true'):
+        release.accept(FrameSet(world.frames["val"]))
+
+
+def test_a_stored_picture_that_would_take_gigabytes_is_not_fitted():
+    buffer = io.BytesIO()
+    Image.new("RGB", (60_000, 1)).save(buffer, "JPEG")
+    with pytest.raises(ValueError, match="60000 x 1 pixels, expected at most 100 to 1"):
+        decode_jpeg(buffer.getvalue(), Fit(224))

@@ -137,6 +137,6 @@ def test_labels_of_a_teacher_that_does_not_fit_are_the_same(whole: Path, teacher
     given = (f"open_clip:{teacher}", whole, "--out", tmp_path / "zero", "--dtype", "float32", "--memory", "1e-6")
     tools.dump_soft_labels.main([str(one) for one in given])
     assert tree_bytes(tmp_path / "zero") == tree_bytes(labels)
-    for wrong in ("0", "-1", "nan"):
+    for wrong in ("0", "-1", "nan", "inf"):
         with pytest.raises(ExpectedError, match=r"--memory: .* GB, expected more than 0"):
             tools.dump_soft_labels.main([*[str(one) for one in given[:-1]], wrong])

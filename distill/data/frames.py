@@ -159,7 +159,7 @@ class FrameSet:
 
     def check_settings(self, expected: dict[str, Any], model: Path) -> None:
         """Raise `ArtefactError` if the frames were sampled or cut with other settings than `model` was trained with."""
-        packed = {key: self.manifest.config[key] for key in expected}
+        packed = {key: {"whole": False, **self.manifest.config}[key] for key in expected}
         if packed != expected:
             raise ArtefactError(
                 f"{self.path}: packed with {json.dumps(packed)}, but {model} was trained with {json.dumps(expected)}; "

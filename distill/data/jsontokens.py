@@ -5,7 +5,8 @@ those of open_clip's `HFTokenizer` of the same file.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from open_clip.tokenizer import get_clean_fn
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from distill.config import Config
+from distill.config import Config, validate
 from distill.data.tokens import TextTokenizer
 from distill.errors import ArtefactError, check_regular
 
@@ -32,10 +33,14 @@ class Spelling(Config):
 
 
 class JsonTokenizer(TextTokenizer):
-    """A tokenizer for texts of at most `max_words` tokens, read from the content of a `tokenizer.json`."""
+    """A tokenizer for texts of at most `max_words` tokens, read from the content of a `tokenizer.json`.
 
-    def __init__(self, max_words: int, content: str, spelling: Spelling, where: str):
+    `rows`: how many tokens the text tower knows.
+    """
+
+    def __init__(self, max_words: int, content: str, spelling: Spelling, where: str, rows: int):
         self.max_words, self.content, self.spelling = max_words, content, spelling
+        self._where, self._rows = where, rows
         self._tokenizer = parsed(content, where)
         self._tokenizer.no_padding()
         self._clean = get_clean_fn(spelling.clean)
@@ -47,16 +52,24 @@ class JsonTokenizer(TextTokenizer):
         """Return the ids of each text, padded."""
         self._tokenizer.enable_truncation(self.max_words)
         ids = np.full((len(texts), self.max_words), self.spelling.pad, np.int64)
-        for row, found in enumerate(self._tokenizer.encode_batch([self._clean(text) for text in texts])):
+        with _sound(self._where):
+            spelled = self._tokenizer.encode_batch([self._clean(text) for text in texts])
+        for row, found in enumerate(spelled):
             ids[row, : len(found.ids)] = found.ids
         if self.spelling.left_out is not None:
             ids[ids == self.spelling.left_out] = 0
+        if ids.max(initial=0) >= self._rows:
+            raise ArtefactError(
+                f"{self._where}: gives numbers up to {ids.max()}, but the text tower knows {self._rows} tokens; use "
+                f"the tokenizer that it was trained with"
+            )
         return ids
 
     def spelled(self, text: str) -> list[int]:
         """Return the ids of a whole text, without those around it."""
         self._tokenizer.no_truncation()
-        return self._tokenizer.encode(self._clean(text), add_special_tokens=False).ids
+        with _sound(self._where):
+            return self._tokenizer.encode(self._clean(text), add_special_tokens=False).ids
 
     def settings(self) -> dict[str, str]:
         """Return what `tokenizer_config.json` says, for `read_spelling` and for Hugging Face's own reader."""
@@ -66,16 +79,25 @@ class JsonTokenizer(TextTokenizer):
 
     def surely_fits(self, text: str) -> bool:
         """Return whether a text is so short that it fits: nearly no token is shorter than a byte."""
-        return 2 * len(text.encode()) < self.room
+        return 2 * len(text.encode(errors="surrogatepass")) < self.room
 
 
 def parsed(content: str, where: str) -> Tokenizer:
     """Return the tokenizer of a file's content; raise `ArtefactError` for one that is none."""
-    try:
+    with _sound(where):
         return Tokenizer.from_str(content)
-    except (KeyboardInterrupt, SystemExit):
-        raise
+
+
+@contextmanager
+def _sound(where: str) -> Iterator[None]:
+    """Turn what the library raises inside the block into an `ArtefactError`."""
+    try:
+        yield
+    except Exception as error:
+        raise ArtefactError(f"{where}: not a tokenizer that can be read ({error}); restore it") from None
     except BaseException as error:  # the library is written in Rust, whose panics are no `Exception`
+        if type(error).__name__ != "PanicException":
+            raise
         raise ArtefactError(f"{where}: not a tokenizer that can be read ({error}); restore it") from None
 
 
@@ -108,12 +130,17 @@ def read_spelling(folder: Path, options: dict[str, Any]) -> Spelling:
     if pad is None:
         raise ArtefactError(f"{where}: names no pad_token, with which texts are filled up; add it")
     stripped = options.get("strip_sep_token", False)
-    return Spelling(
-        clean=options.get("clean", "whitespace"),
-        pad=pad,
-        end=None if stripped else (sep if end is None else end),
-        left_out=sep if stripped else None,
-    )
+    if not isinstance(stripped, bool):
+        raise ArtefactError(
+            f"{folder}: text_cfg.tokenizer_kwargs: strip_sep_token: {stripped!r}: expected true or false"
+        )
+    found = {
+        "clean": options.get("clean", "whitespace"),
+        "pad": pad,
+        "end": None if stripped else (sep if end is None else end),
+        "left_out": sep if stripped else None,
+    }
+    return validate(found, Spelling, where=f"{folder}: text_cfg.tokenizer_kwargs")
 
 
 def _settings(path: Path) -> dict[str, Any]:

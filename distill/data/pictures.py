@@ -68,6 +68,8 @@ def encode_jpeg(picture: UInt8[np.ndarray, "height width 3"], size: int, whole: 
 def decode_jpeg(jpeg: bytes, fit: Fit | None = None) -> UInt8[np.ndarray, "3 height width"]:
     """Return the RGB pixels of a stored frame, fitted to a tower if it was kept whole."""
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+        if max(image.size) > LONGEST * min(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels, expected at most {LONGEST} to 1")
         picture = image if image.mode == "RGB" else image.convert("RGB")
         return np.asarray(picture if fit is None else fit(picture)).transpose(2, 0, 1)
 

@@ -3,6 +3,7 @@
 Each layer is brought to the device when its turn comes, so labels are the same, and slower.
 """
 
+import math
 import tempfile
 import warnings
 from typing import Any, TypeVar
@@ -22,8 +23,8 @@ IN_PARTS = {"ResidualAttentionBlock"}  # of which plain towers call the parts th
 
 def limits(device: torch.device, gigabytes: float) -> dict[int | str, int | str]:
     """Return the bytes that may lie on the device and, for a GPU, in the memory of this machine."""
-    if not gigabytes > 0:
-        raise ExpectedError(f"--memory: {gigabytes:g} GB, expected more than 0")
+    if not 0 < gigabytes < math.inf:
+        raise ExpectedError(f"--memory: {gigabytes:g} GB, expected more than 0, and a number that ends")
     most = int(gigabytes * 1e9)
     if device.type == "cpu":
         return {"cpu": most}

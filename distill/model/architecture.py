@@ -6,6 +6,7 @@ them (distill/model/adapter.py), and have `custom_text` in their architecture. B
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from distill.config import validate
 from distill.data.jsontokens import Spelling
 from distill.errors import RecipeError
-from distill.model.preprocessing import KEY, OPENAI, read_preprocessing
+from distill.model.preprocessing import KEY, OPENAI, image_size, read_preprocessing
 
 Clip = open_clip.CLIP | open_clip.CustomTextCLIP
 
@@ -29,14 +30,21 @@ OTHER_TOP = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text",
 # Text towers of transformers would need the Hub each time, and CoCa's word features are not those of its sentences.
 FOREIGN_TEXT = ("hf_model_name", "embed_cls")
 # A config with sizes that contradict one another raises one of these somewhere inside torch or open_clip.
-UNBUILDABLE = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+UNBUILDABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 TOKENS = "tokenizer"  # of an architecture: how its `tokenizer.json` is used
+SIZES = ("embed_dim", "image_size", "patch_size", "width", "layers", "head_width", "heads")
+SIZES += ("context_length", "vocab_size")
 LARGEST_PICTURE = 1024  # pixels of a side
 
 
 def spelling_of(architecture: dict[str, Any]) -> Spelling | None:
     """Return how the towers' own tokenizer is used; None where it is CLIP's."""
     return Spelling(**architecture[TOKENS]) if TOKENS in architecture else None
+
+
+def token_rows(architecture: dict[str, Any]) -> int:
+    """Return how many tokens a text tower knows."""
+    return architecture["text_cfg"].get("vocab_size", CLIPTextCfg.vocab_size)
 
 
 def is_plain(architecture: dict[str, Any]) -> bool:
@@ -46,15 +54,21 @@ def is_plain(architecture: dict[str, Any]) -> bool:
 
 def check_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, Any]:
     """Copy an open_clip `model_cfg` of any tower; raise `RecipeError`, naming the key, for what cannot be taken."""
-    preprocessing = read_preprocessing(model_cfg.get(KEY) or {}, where=f"{where}: {KEY}")
+    if not isinstance(told := model_cfg.get(KEY, {}), dict):
+        raise RecipeError(f"{where}: {KEY}: expected a mapping, found {type(told).__name__}")
+    preprocessing = read_preprocessing(told, where=f"{where}: {KEY}")
     carried: dict[str, Any] = {} if preprocessing == OPENAI else {KEY: preprocessing.model_dump(mode="json")}
     if TOKENS in model_cfg:
         carried[TOKENS] = validate(model_cfg[TOKENS], Spelling, where=f"{where}: {TOKENS}").model_dump(mode="json")
     model_cfg = {key: value for key, value in model_cfg.items() if key not in (KEY, TOKENS)}
     plain, odd = _plain(model_cfg, where)
     found = _other(model_cfg, where) if odd else plain
-    if not isinstance(size := found["vision_cfg"].get("image_size", 224), int):
+    if isinstance(size := found["vision_cfg"].get("image_size"), list | tuple):
         raise RecipeError(f"{where}: vision_cfg.image_size: {size}: only square pictures are taken")
+    for part, table in (("", found), ("vision_cfg.", found["vision_cfg"]), ("text_cfg.", found["text_cfg"])):
+        for key, size in table.items():
+            if key in SIZES and not isinstance(size, list | None) and (type(size) is not int or size < 1):
+                raise RecipeError(f"{where}: {part}{key}: {size!r}: expected a whole number from 1 on")
     return {**found, **carried}
 
 
@@ -114,18 +128,39 @@ def random_towers(architecture: dict[str, Any]) -> Clip:
 
 
 def too_large(architecture: dict[str, Any], weights: dict[str, Tensor]) -> int | float | None:
-    """Return a size of the architecture that is larger than every axis of the weights, which do not fit it then."""
+    """Return a size of the architecture that is larger than every axis of the weights, which do not fit it then.
+
+    Raises one of `UNBUILDABLE` where sizes contradict one another.
+    """
     largest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
-    parts = [part for part in architecture.values() if isinstance(part, dict)]
-    sizes = [architecture.get("embed_dim"), *(size for part in parts for size in part.values())]
-    numbers = [value for value in sizes if isinstance(value, int | float) and not isinstance(value, bool)]
     # A picture's side is no axis of a weight: its patches are.
-    odd = next((number for number in numbers if not 0 <= number <= max(largest, LARGEST_PICTURE)), None)
-    if odd is not None or is_plain(architecture):
+    odd = next((number for number in _numbers(architecture) if not 0 <= number <= max(largest, LARGEST_PICTURE)), None)
+    if odd is not None:
         return odd
-    try:
-        with torch.device("meta"):  # a name of timm's may stand for any size
-            needed = sum(parameter.numel() for parameter in random_towers(architecture).parameters())
-    except UNBUILDABLE:
-        return None  # whoever builds it says why
-    return needed if needed > sum(tensor.numel() for tensor in weights.values()) else None
+    layers = [number for part in ("vision_cfg", "text_cfg") for number in _numbers(architecture[part].get("layers"))]
+    if sum(layers) > len(weights):
+        return sum(layers)
+    needed = tried(architecture)  # a name of timm's may stand for any size
+    # Where a part of the weights is missing, names say more than a sum: twice as much is no danger.
+    return needed if needed > 2 * sum(tensor.numel() for tensor in weights.values()) else None
+
+
+def tried(architecture: dict[str, Any]) -> int:
+    """Return how many parameters towers of an architecture have; no memory is taken for them.
+
+    Raises one of `UNBUILDABLE` where they cannot be built, or do not take pictures and texts of their own sizes.
+    """
+    side, words = image_size(architecture), architecture["text_cfg"].get("context_length", CLIPTextCfg.context_length)
+    with torch.device("meta"), torch.no_grad():
+        clip = random_towers(architecture).eval()
+        clip(torch.empty(1, 3, side, side), torch.zeros(1, words, dtype=torch.int64))
+    return sum(parameter.numel() for parameter in clip.parameters())
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    """Yield the numbers in a value of JSON."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(one)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value

@@ -30,7 +30,9 @@ from distill.model.architecture import (
     is_plain,
     random_towers,
     spelling_of,
+    token_rows,
     too_large,
+    tried,
 )
 from distill.model.preprocessing import KEY, Preprocessing
 
@@ -136,7 +138,7 @@ def open_tokenizer(config: ClipConfig, architecture: dict[str, Any], max_words: 
     spelling, folder = spelling_of(architecture), config.folder
     if spelling is None:
         return Tokenizer(max_words, read_vocabulary(folder))
-    return JsonTokenizer(max_words, read_content(folder), spelling, str(folder / FILE))
+    return JsonTokenizer(max_words, read_content(folder), spelling, str(folder / FILE), token_rows(architecture))
 
 
 def _read_folder(folder: Path, weights: str) -> dict[str, Any]:
@@ -207,7 +209,7 @@ class Towers:
         if config.weights == "folder":
             clip = _load(config.folder, architecture)
         else:
-            clip = random_towers(architecture) if config.weights == "random" else _fetch(config, architecture)
+            clip = _random(config, architecture) if config.weights == "random" else _fetch(config, architecture)
         return cls(clip, architecture, **config.trained)
 
     @classmethod
@@ -226,6 +228,16 @@ class Towers:
         )
 
 
+def _random(config: ClipConfig, architecture: dict[str, Any]) -> Clip:
+    try:
+        tried(architecture)
+        return random_towers(architecture)
+    except UNBUILDABLE as error:
+        raise RecipeError(
+            f"clip.model {config.model}: not towers that can be built ({error}); mend its sizes"
+        ) from None
+
+
 def _load(folder: Path, architecture: dict[str, Any]) -> Clip:
     """Load the towers of a folder. Nothing is built that its weights cannot fill."""
     path = folder / WEIGHTS_FILE
@@ -234,17 +246,17 @@ def _load(folder: Path, architecture: dict[str, Any]) -> Clip:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
-    odd = too_large(architecture, state)
+    try:
+        odd = too_large(architecture, state)
+    except UNBUILDABLE as error:
+        raise RecipeError(f"{folder / CONFIG_FILE}: not towers that can be built ({error}); restore it") from None
     if odd is not None:
         raise RecipeError(f"{folder / CONFIG_FILE}: {odd}, but no weight beside it is so large; restore either")
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise RecipeError(f"{path}: {broken[0]} is not finite; restore it")
     state = {key: value.reshape(-1) if value.ndim == 0 else value for key, value in state.items() if key != BIAS}
-    try:
-        clip = random_towers(architecture)
-    except UNBUILDABLE as error:
-        raise RecipeError(f"{folder / CONFIG_FILE}: not towers that can be built ({error}); restore it") from None
+    clip = random_towers(architecture)
     try:
         clip.load_state_dict(state if is_plain(architecture) else convert_to_custom_text_state_dict(state))
     except RuntimeError as error:

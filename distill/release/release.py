@@ -25,7 +25,7 @@ from torch import Tensor
 
 from distill.catalogue import INTERACTIONS, build, parse_model_config
 from distill.config import Config
-from distill.data.frames import FrameSet
+from distill.data.frames import FrameSet, Size
 from distill.data.jsontokens import FILE, JsonTokenizer, read_content
 from distill.data.padding import pad
 from distill.data.pictures import decode_jpeg, encode_jpeg
@@ -34,7 +34,7 @@ from distill.data.sampling import sample_one
 from distill.data.tokens import TextTokenizer, Tokenizer
 from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError, first_few
 from distill.manifest import Manifest, open_sealed
-from distill.model.architecture import UNBUILDABLE, spelling_of, too_large
+from distill.model.architecture import UNBUILDABLE, check_architecture, spelling_of, token_rows, too_large
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.preprocessing import image_size, preprocessing_of
@@ -58,7 +58,7 @@ class FramesConfig(Config):
     """How videos become frames."""
 
     sampler: Sampler
-    size: int  # pixels, height = width; of the shorter side, at most, where frames are whole
+    size: Size  # pixels, height = width; of the shorter side, at most, where frames are whole
     whole: bool = False  # frames keep their shape until they are fitted to the tower
 
     def settings(self) -> dict[str, Any]:
@@ -95,15 +95,21 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ArtefactError(f"{folder / WEIGHTS}: not readable as safetensors ({error}); release again") from None
-    odd = too_large(config.architecture, weights)
-    if odd is not None:
-        raise ArtefactError(f"{folder / CONFIG}: architecture: {odd}, but no weight is so large; release again")
     model_config = parse_model_config(config.model, str(folder / CONFIG))
     with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's random stream stays put
         try:
-            model = build(model_config, Towers.from_architecture(config.architecture, **model_config.clip.trained))
+            # Checked before anything is built of it: a name of timm's may stand for something on the Hub.
+            architecture = check_architecture(config.architecture, where="architecture")
+            side, known = image_size(architecture), config.frames
+            if known.size < side or (known.size > side and not known.whole):
+                raise RecipeError(f"frames.size: {known.size}, but the tower takes pictures of {side} pixels")
+            odd = too_large(architecture, weights)
+            if odd is not None:
+                raise RecipeError(f"architecture: {odd}, but no weight is so large")
+            model = build(model_config, Towers.from_architecture(architecture, **model_config.clip.trained))
         except (*UNBUILDABLE, RecipeError) as error:
             raise ArtefactError(f"{folder / CONFIG}: not a model that can be built ({error}); release again") from None
+    config = config.model_copy(update={"architecture": architecture})
     _load_weights(model, weights, folder / WEIGHTS)
     # `requires_grad` stays as in training: torch.matmul picks its kernel by it, and the last bits would differ.
     return Release(folder, manifest, config, model.eval().to(device))
@@ -132,7 +138,8 @@ def _tokenizer(folder: Path, config: ReleaseConfig) -> TextTokenizer:
     spelling = spelling_of(config.architecture)
     if spelling is None:
         return Tokenizer(config.text.max_words, config.text.vocabulary)
-    return JsonTokenizer(config.text.max_words, read_content(folder), spelling, str(folder / FILE))
+    rows = token_rows(config.architecture)
+    return JsonTokenizer(config.text.max_words, read_content(folder), spelling, str(folder / FILE), rows)
 
 
 def _load_weights(model: RetrievalModel, found: dict[str, Tensor], path: Path) -> None:
@@ -178,10 +185,10 @@ class Release:
         """
         if not texts:
             raise ExpectedError("no texts to encode; give at least one")
-        ids, known = torch.from_numpy(self.tokenizer(texts)).to(self._device), self.config.architecture["text_cfg"]
-        if ids.max() >= known["vocab_size"]:
+        ids, rows = torch.from_numpy(self.tokenizer(texts)).to(self._device), token_rows(self.config.architecture)
+        if ids.max() >= rows:
             raise ArtefactError(
-                f"{self.path}: its token table has {known['vocab_size']} rows, its tokenizer gives numbers up to "
+                f"{self.path}: its token table has {rows} rows, its tokenizer gives numbers up to "
                 f"{int(ids.max())}: this model takes token ids (`model.encode_text`), not text"
             )
         found = TextFeatures.cat([self.model.encode_text(part) for part in ids.split(BATCH)])
