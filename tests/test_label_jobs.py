@@ -168,7 +168,7 @@ def test_processes_that_seal_at_once_write_the_same_bytes(whole: Path):
 
 
 def seal_often(folder: Path) -> None:
-    for _ in range(25):
+    for _ in range(8):
         manifest = seal_labels(folder)
         assert manifest is not None
 
