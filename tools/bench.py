@@ -51,11 +51,11 @@ PLAN = """How long the batch plan takes to start, to give its first batch and th
 Plans of ten epochs over 180,000 captions and over ten million, with batches of 128. Goals: a start in 50 ms and in 1 s,
 a first batch in 3 s, 1 GB of memory. About a minute.
 """
-TOWERS = """What a frame and a query cost with towers of open_clip, beside ViT-B-32, on one core with random weights.
+TOWERS = """The cost of a frame and of a query with towers of open_clip, beside ViT-B-32, on one core.
 
-Each takes turns with ViT-B-32. A query has 32 tokens, or as many as the tower reads; towers that are not plain
-transformers compute their whole context. Also parameters (M: millions), pixels of a side, bytes of a video's vector,
-and which students take it. Without NAMES eleven towers: about three minutes and 4 GB of memory.
+Each takes turns with ViT-B-32; weights are random. A query has 32 tokens, or as many as the tower reads; towers that
+are not plain transformers compute their whole context. Also parameters (M: millions), pixels of a side, bytes of a
+video's vector, and which students take it. Without NAMES eleven towers: about three minutes and 4 GB of memory.
 """
 TEACHERS = ["recipes/msrvtt/xclip.yaml", "recipes/msrvtt/ts2net.yaml"]
 PAIRS = 8  # in a step on a CPU, whose batch a recipe's would not end on

@@ -18,13 +18,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from distill.catalogue import INTERACTIONS
 from distill.data.frames import PackedVideo
 from distill.errors import ArtefactError, ExpectedError, check_regular
-from distill.labelling.labeller import Labeller, framed
+from distill.labelling.labeller import CosineLabeller, framed
 from distill.labelling.placing import limits, offload_folder
 from distill.manifest import file_sha256
-from distill.model.contract import Interaction
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
 from distill.records import json_sha256
@@ -35,18 +33,16 @@ if TYPE_CHECKING:
 PREFIX = "sentence-transformers:"
 PICTURES = 64  # encoded at once
 OWN = "sentence_transformers."  # where the modules of models without code of their own stand
-# Of a repository: nothing that could hold code, and no weights for other programs.
 # What the library raises for files that are damaged or contradict one another.
 UNREADABLE = (SafetensorError, OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+# Of a repository: nothing that could hold code, and no weights for other programs.
 FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 log = logging.getLogger(__name__)
 
 
-class Embedder(Labeller):
+class Embedder(CosineLabeller):
     """A loaded model; `origin` is its repository and revision, or the sha256 of its folder."""
-
-    kind = "cosine"
 
     def __init__(self, model: "SentenceTransformer", origin: str):
         seen = next((kind for kind in ("image", "video") if model.supports(kind)), None)
@@ -57,11 +53,6 @@ class Embedder(Labeller):
         prompts = {name: model.prompts.get(name) or "" for name in ("query", "document")}
         self._prompt = prompts["query"]
         self.id = f"{origin} {json.dumps({'modality': seen, **prompts}, ensure_ascii=False)}"
-
-    @property
-    def interaction(self) -> Interaction:
-        """The cosine."""
-        return INTERACTIONS[self.kind]().eval()
 
     @property
     def device(self) -> torch.device:

@@ -13,14 +13,12 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from distill.catalogue import INTERACTIONS
 from distill.data.frames import FrameSet, PackedVideo
 from distill.data.texts import Texts
 from distill.data.vectorfiles import VectorFiles
 from distill.errors import ArtefactError, first_few
-from distill.labelling.labeller import Labeller, framed, in_time
+from distill.labelling.labeller import CosineLabeller, framed, in_time
 from distill.log import progress
-from distill.model.contract import Interaction
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import SHORTEST, unit
 
@@ -28,10 +26,10 @@ SAME_TIME = 1e-3  # seconds by which times of the same frame may differ
 log = logging.getLogger(__name__)
 
 
-class GivenVectors(Labeller):
+class GivenVectors(CosineLabeller):
     """Vectors from files, checked to be those of `given`; features are of length 1."""
 
-    kind, looks = "cosine", False
+    looks = False
 
     def __init__(self, files: VectorFiles, given: FrameSet | Texts):
         self.files, self.id = files, files.id
@@ -50,11 +48,6 @@ class GivenVectors(Labeller):
         self._width: int | None = None
         self._check(texts, videos)
         self._count_others(texts, ids, given)
-
-    @property
-    def interaction(self) -> Interaction:
-        """The cosine."""
-        return INTERACTIONS[self.kind]().eval()
 
     @property
     def device(self) -> torch.device:

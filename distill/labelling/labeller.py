@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from safetensors.torch import save
 from torch import Tensor
 
+from distill.catalogue import INTERACTIONS
 from distill.data.frames import FrameSet, PackedVideo
 from distill.data.pictures import Fit
 from distill.model.contract import Interaction
@@ -65,6 +66,17 @@ class Labeller(ABC):
     def head(self) -> bytes:
         """Return the scoring head's weights as a label set stores them (safetensors)."""
         return save({name: value.cpu().contiguous() for name, value in self.interaction.state_dict().items()})
+
+
+class CosineLabeller(Labeller):
+    """A labeller that was not trained here, whose scores are cosines."""
+
+    kind = "cosine"
+
+    @property
+    def interaction(self) -> Interaction:
+        """The cosine."""
+        return INTERACTIONS[self.kind]().eval()
 
 
 def framed(frames: Float[Tensor, "video frame dim"], real: Bool[Tensor, "video frame"]) -> VideoFeatures:

@@ -12,15 +12,13 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from distill.catalogue import INTERACTIONS
 from distill.config import validate
 from distill.data.frames import FrameSet, PackedVideo
 from distill.data.tokens import warn_of_cuts
 from distill.errors import ArtefactError
-from distill.labelling.labeller import Labeller, framed
+from distill.labelling.labeller import CosineLabeller, framed
 from distill.labelling.placing import placed
 from distill.model.clip import ClipModel
-from distill.model.contract import Interaction
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.preprocessing import image_size
 from distill.model.towers import HUB, ClipConfig, Towers, open_tokenizer
@@ -28,10 +26,8 @@ from distill.model.towers import HUB, ClipConfig, Towers, open_tokenizer
 PREFIX = "open_clip:"
 
 
-class ZeroShot(Labeller):
+class ZeroShot(CosineLabeller):
     """Loaded towers; `name` is what follows `open_clip:`, `memory` the gigabytes of the device that they may take."""
-
-    kind = "cosine"
 
     def __init__(self, name: str, device: torch.device, memory: float | None = None):
         config = _config(name)
@@ -42,11 +38,6 @@ class ZeroShot(Labeller):
         self._fit = self.clip.preprocessing.fit(image_size(architecture))
         self._tokenizer = open_tokenizer(config, architecture, self.clip.text.context)
         self.id = f"{PREFIX}{Path(name).name if Path(name).is_dir() else name} sha256:{sha256}"
-
-    @property
-    def interaction(self) -> Interaction:
-        """The cosine."""
-        return INTERACTIONS[self.kind]().eval()
 
     @property
     def device(self) -> torch.device:

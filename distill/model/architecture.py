@@ -72,14 +72,6 @@ def check_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, An
     return {**found, **carried}
 
 
-def plain_architecture(model_cfg: dict[str, Any], *, where: str) -> dict[str, Any]:
-    """Copy an open_clip `model_cfg`; raise `RecipeError`, naming the key, unless it is two plain transformers."""
-    plain, odd = _plain(model_cfg, where)
-    if odd:
-        raise RecipeError(f"{where}: {', '.join(odd)}: expected plain ViT and text transformers")
-    return plain
-
-
 def _plain(model_cfg: dict[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
     """Return what plain transformers have of a `model_cfg`, and the keys that they do not have."""
     parts = {"vision_cfg": (PLAIN_VISION, asdict(CLIPVisionCfg())), "text_cfg": (PLAIN_TEXT, asdict(CLIPTextCfg()))}

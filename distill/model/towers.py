@@ -50,7 +50,7 @@ class ClipConfig(Config):
     them.
     """
 
-    model: str  # an open_clip architecture, or a folder with open_clip_config.json
+    model: str  # an open_clip architecture, a folder with open_clip_config.json, or hf-hub:REPO[@REVISION]
     weights: str = "folder"  # "folder": open_clip_model.safetensors beside it; "random"; or an open_clip tag
     freeze_vision: int | None = Field(default=None, ge=0)  # first trained block of the vision tower; null: all
     freeze_text: int | None = Field(default=None, ge=0)  # the same of the text tower
@@ -61,7 +61,7 @@ class ClipConfig(Config):
     def folder(self) -> Path:
         """Return where `model` is, if it is a folder: here, in the project itself (`recipes/demo/clip`), or, for
         `hf-hub:REPO` and `hf-hub:REPO@REVISION`, in the Hub's cache, after it was fetched."""
-        return fetched(self.model) if self.model.startswith(HUB) else packaged(self.model)
+        return hub_folder(self.model) if self.model.startswith(HUB) else packaged(self.model)
 
     @property
     def trained(self) -> dict[str, Any]:
@@ -70,7 +70,10 @@ class ClipConfig(Config):
 
 
 def read_architecture(config: ClipConfig) -> dict[str, Any]:
-    """Return the open_clip `model_cfg` that a config names, checked; loads no weights and uses no network."""
+    """Return the open_clip `model_cfg` that a config names, checked; loads no weights.
+
+    Only a repository of the Hub is fetched, unless its cache holds it.
+    """
     folder = config.folder
     if folder.is_dir():
         if config.weights not in ("folder", "random"):
@@ -119,7 +122,7 @@ def _checked(config: ClipConfig, model_cfg: dict[str, Any], where: str) -> dict[
     return architecture
 
 
-def fetched(model: str) -> Path:
+def hub_folder(model: str) -> Path:
     """Return the folder of a repository of the Hub that holds towers; raise `RecipeError` if it cannot be had."""
     repository, _, revision = model.removeprefix(HUB).partition("@")
     wanted = [CONFIG_FILE, WEIGHTS_FILE, FILE, SETTINGS]

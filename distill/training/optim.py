@@ -1,11 +1,12 @@
 """The optimizers of the papers, their parameter groups, and their warm-up cosine schedules as pure functions."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from distill.config import Config
 
@@ -37,73 +38,66 @@ class OptimConfig(Config):
     grad_clip: float = Field(default=1.0, gt=0)  # largest global norm of the gradient
 
 
-class BertAdam(torch.optim.Optimizer):
+class _Adam(torch.optim.Optimizer, ABC):
+    """The moments of both optimizers, in the parameters' own precision.
+
+    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2. The learning rate of a step is the group's `lr`; the schedule is
+    the caller's.
+    """
+
+    def __init__(
+        self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-6, weight_decay=0.0
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        assert closure is None, "the loss is computed once"
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "exp_avg" not in state:
+                    state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+                state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+                state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                self._move(parameter, group, state)
+
+    @abstractmethod
+    def _move(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        """Change a parameter by its moments."""
+
+
+class BertAdam(_Adam):
     """The lineage's Adam: no bias correction, epsilon outside the root, decoupled decay on all that its group says.
 
-    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr (m / (sqrt(v) + eps) + weight_decay p). The learning rate
-    of a step is the group's `lr`; the schedule is the caller's. The authors also clip every tensor's gradient to norm 1
-    here, after the global clip to 1 that leaves nothing to clip. Moments have the parameters' own precision.
+    p -= lr (m / (sqrt(v) + eps) + weight_decay p). The authors also clip every tensor's gradient to norm 1 here, after
+    the global clip to 1 that leaves nothing to clip.
     """
 
-    def __init__(
-        self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-6, weight_decay=0.0
-    ):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """One update of every parameter that has a gradient."""
-        assert closure is None, "the loss is computed once"
-        for group in self.param_groups:
-            (beta1, beta2), eps = group["betas"], group["eps"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if "exp_avg" not in state:
-                    state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
-                mean, square = state["exp_avg"], state["exp_avg_sq"]
-                mean.lerp_(parameter.grad, 1 - beta1)
-                square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
-                update = mean / (square.sqrt() + eps)
-                if group["weight_decay"]:
-                    update.add_(parameter, alpha=group["weight_decay"])
-                parameter.sub_(update, alpha=group["lr"])
+    def _move(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        update = state["exp_avg"] / (state["exp_avg_sq"].sqrt() + group["eps"])
+        if group["weight_decay"]:
+            update.add_(parameter, alpha=group["weight_decay"])
+        parameter.sub_(update, alpha=group["lr"])
 
 
-class HfAdamW(torch.optim.Optimizer):
+class HfAdamW(_Adam):
     """The AdamW of transformers: epsilon joins the root before bias correction, and weights decay after they moved.
 
-    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr sqrt(1 - b2^s) / (1 - b1^s) m / (sqrt(v) + eps), with s
-    counted from 1;  p -= lr weight_decay p. The learning rate of a step is the group's `lr`; the schedule is the
-    caller's.
+    p -= lr sqrt(1 - b2^s) / (1 - b1^s) m / (sqrt(v) + eps), with s counted from 1;  p -= lr weight_decay p.
     """
 
-    def __init__(
-        self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.98), eps: float = 1e-6, weight_decay=0.0
-    ):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """One update of every parameter that has a gradient."""
-        assert closure is None, "the loss is computed once"
-        for group in self.param_groups:
-            (beta1, beta2), eps = group["betas"], group["eps"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if "exp_avg" not in state:
-                    state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
-                state.setdefault("step", torch.zeros(()))
-                state["step"] += 1
-                mean, square, step = state["exp_avg"], state["exp_avg_sq"], float(state["step"])
-                mean.lerp_(parameter.grad, 1 - beta1)
-                square.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
-                rate = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
-                parameter.addcdiv_(mean, square.sqrt().add_(eps), value=-rate)
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+    def _move(self, parameter: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        state.setdefault("step", torch.zeros(()))
+        state["step"] += 1
+        (beta1, beta2), step = group["betas"], float(state["step"])
+        rate = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        parameter.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-rate)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
 
 
 RULES = {"bertadam": BertAdam, "hf_adamw": HfAdamW}  # whose groups follow names; torch's own is AdamW
