@@ -69,7 +69,7 @@ $(VENV)/installed: pyproject.toml constraints.txt distill/model/inplace.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.11")'
 	@echo "Making $(VENV) and installing what constraints.txt names into it: a few minutes, most of them downloads (torch)."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[demo,serve,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[train,demo,serve,dev]'
 	touch $@
 
 clean:

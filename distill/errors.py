@@ -5,6 +5,7 @@ next. Our own invariants are `assert`s and keep their traceback.
 """
 
 import errno
+import importlib.util
 import select
 import shutil
 import signal
@@ -21,6 +22,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 # Answers of a place that takes no files: read-only, forbidden, or with something in the way.
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
 REFUSED += (errno.ENAMETOOLONG,)
+# Packages that not every installation has, and the one that brings them.
+EXTRAS = {
+    **dict.fromkeys(("deepspeed", "webdataset", "accelerate"), "retrieval-distill[train]"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn"), "retrieval-distill[serve]"),
+}
 
 
 class ExpectedError(Exception):
@@ -47,6 +53,16 @@ def first_few(names: Sequence[str], most: int = 5, joint: str = ", ") -> str:
     """Return the first names as text, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return joint.join(names[:most]) + more
+
+
+def check_installed(package: str) -> None:
+    """Refuse to begin what needs a package of an extra that is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise _missing(package)
+
+
+def _missing(package: str) -> ExpectedError:
+    return ExpectedError(f"{package} is not installed, which this needs; run pip install '{EXTRAS[package]}'")
 
 
 def check_regular(path: Path) -> None:
@@ -107,7 +123,10 @@ def _nobody_reads() -> bool:
 
 
 def door(main: Callable[[], None]) -> None:
-    """Run a command: an `ExpectedError` becomes one line on stderr and exit code 2, a signal one line and 128 + it."""
+    """Run a command: an `ExpectedError` becomes one line on stderr and exit code 2, a signal one line and 128 + it.
+
+    So does the import of a package of an extra that is not installed.
+    """
     signals.listen()
     try:
         main()
@@ -118,6 +137,11 @@ def door(main: Callable[[], None]) -> None:
         line, code = "", 128 + signal.SIGPIPE
     except ExpectedError as error:
         line, code = printable(f"error: {' '.join(str(error).split())}"), 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        line, code = f"error: {_missing(package)}", 2
     except signals.Stopped as stopped:
         line, code = stopped.line, stopped.code
     # Outside the except blocks nothing holds the failed frames, so progress bars are closed and the line stands alone.

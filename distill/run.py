@@ -20,7 +20,7 @@ if not __package__:  # run by path: the repository root must be first, not disti
 import argparse
 from collections.abc import Sequence
 
-from distill.errors import door
+from distill.errors import check_installed, door
 from distill.terminal import Parser
 
 
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     args = parser.parse_args(argv)
+    check_installed("deepspeed")
 
     from distill import comm, log
     from distill.config import read_recipe

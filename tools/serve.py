@@ -38,11 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     from distill.release.release import load
     from distill.retrieval.gallery import Gallery
     from distill.retrieval.places import release_path
+    from distill.serving.server import serve
 
-    try:
-        from distill.serving.server import serve
-    except ModuleNotFoundError as missing:
-        raise ExpectedError(f"{missing.name} is missing, which serving needs; run pip install -e '.[serve]'") from None
     log.setup()
     faulthandler.enable()  # says so if a mapped file is cut
     release = load(release_path(args.gallery, args.release), comm.device())

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-import webdataset
 from pydantic import Field
 
 from distill.cache import Cache
 from distill.data.shards import Shards, index_of, make_index
-from distill.errors import ArtefactError
+from distill.errors import ArtefactError, check_installed
 from distill.manifest import SealedFile, file_sha256
 from distill.publishing import publish, published
 from distill.records import View, changed, parsed, read_record, write_record
@@ -47,6 +46,7 @@ class ShardContent:
 
 def claim(folder: Place, config: dict[str, Any], *, command: str) -> None:
     """Takes `folder` for a job of this `config`; refuses one begun with another config."""
+    check_installed("webdataset")  # before anything is computed that it writes
     found = claimed(folder)
     if found is None:
         if folder.is_dir() and any(folder.iterdir()) and not (folder / WORK).is_dir():
@@ -69,6 +69,8 @@ def build(folder: Place, name: str, make: Callable[[], ShardContent]) -> ShardRe
     done = finished(folder, name)
     if done is not None:
         return done
+    import webdataset  # of the extra [train]: only those who write shards need it
+
     content = make()
     packed = io.BytesIO()  # not the file: on a full disk the writer would try to end its tar once more, when collected
     writer = webdataset.TarWriter(packed, user="root", group="root", mtime=0, encoder=False)  # byte-stable
