@@ -34,6 +34,7 @@ from distill.recipe import Recipe
 from distill.records import write_json
 from distill.release.initial import build_from
 from distill.release.writing import write_release
+from distill.remote import locate
 from distill.terminal import show
 from distill.training import engine
 from distill.training.folder import RELEASE, alone_in, choose_folder
@@ -128,7 +129,7 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
 def _begin(recipe: Recipe) -> tuple[RetrievalModel, str | None]:
     """The model before the first step, and the id of the release whose weights it has."""
     if recipe.init is not None:
-        return build_from(Path(recipe.init), recipe.model)
+        return build_from(locate(recipe.init), recipe.model)
     return catalogue.build(recipe.model, Towers.from_config(recipe.model.clip)), None
 
 

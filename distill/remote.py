@@ -1,8 +1,9 @@
 """Files behind URLs, through fsspec, with the few methods of `pathlib.Path` that sealed folders need.
 
-`locate("s3://bucket/set")` returns a `RemotePath`, `locate("some/folder")` a `Path`; code that reads or publishes
-artefacts takes either. A request that fails is tried again a few times with growing waits, because networks fail for
-seconds at a time, and is then reported in one line; a file that is missing or forbidden is not asked for again.
+`locate("s3://bucket/set")` and `locate("hf:owner/name")` return a `RemotePath`, `locate("some/folder")` a `Path`; code
+that reads or publishes artefacts takes either. A request that fails is tried again a few times with growing waits,
+because networks fail for seconds at a time, and is then reported in one line; a file that is missing or forbidden is
+not asked for again.
 """
 
 import hashlib
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from distill import hub
 from distill.errors import FULL, ArtefactError, ExpectedError
 
 # Protocols, and the package each needs.
-PROTOCOLS = {"file": None, "http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
+PROTOCOLS = {"file": None, "http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 WAITS = (1.0, 4.0, 16.0)  # seconds between tries
 STALLED = 60.0  # seconds without a byte after which a connection counts as lost
 Answer = TypeVar("Answer")
@@ -61,7 +63,7 @@ class RemotePath:
     def size(self) -> int | None:
         """Bytes of this file, or None if there is none."""
         try:
-            found: dict[str, Any] = self._tried("found", lambda: self._system.info(self.url))
+            found: dict[str, Any] = self.tried("found", lambda: self._system.info(self.url))
         except FileNotFoundError:
             return None
         return int(found["size"]) if found["type"] == "file" else None
@@ -74,7 +76,7 @@ class RemotePath:
 
     def read_bytes(self) -> bytes:
         """Return the content of a small file; raise FileNotFoundError if there is none."""
-        return cast(bytes, self._tried("read", lambda: self._system.cat_file(self.url)))
+        return cast(bytes, self.tried("read", lambda: self._system.cat_file(self.url)))
 
     def download(self, path: Path, sha256: str, size: int) -> None:
         """Write the whole file to `path`; any other size or hash counts as a failed try."""
@@ -90,12 +92,14 @@ class RemotePath:
                 raise OSError(f"sha256 {digest[:12]}, the manifest says {sha256[:12]}")
 
         try:
-            self._tried("fetched", whole)
+            self.tried("fetched", whole)
         except FileNotFoundError:
             raise ArtefactError(f"{self}: missing, though the manifest lists it; copy it there again") from None
 
     def check_not_web(self) -> None:
         """Refuse to write where files can only be read."""
+        if self.url.startswith(hub.URL):
+            raise ExpectedError(f"{self}: only read; write to a folder, and publish it with tools/push.py")
         if self.url.startswith(("http://", "https://")):
             raise ExpectedError(f"{self}: web servers are only read; write to a folder, s3:// or gs://")
 
@@ -103,13 +107,13 @@ class RemotePath:
         """Publish a finished local file under this name with one put, which object stores make atomic."""
         self.check_not_web()
         try:
-            self._tried("written", lambda: self._system.put_file(str(path), self.url))
+            self.tried("written", lambda: self._system.put_file(str(path), self.url))
         except FileNotFoundError as error:
             raise ExpectedError(f"{self}: not written ({error}); make the bucket, or name another one") from None
 
     def _list(self) -> dict[str, dict[str, Any]]:
         try:
-            found = self._tried("listed", lambda: self._system.ls(self.url, detail=True))
+            found = self.tried("listed", lambda: self._system.ls(self.url, detail=True))
         except FileNotFoundError:
             return {}
         entries = {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in found}
@@ -123,14 +127,19 @@ class RemotePath:
         protocol = self.url.partition("://")[0]
         return fsspec.filesystem(protocol, use_listings_cache=False, **_options(protocol))
 
-    def _tried(self, done: str, what: Callable[[], Answer]) -> Answer:
+    def tried(self, done: str, what: Callable[[], Answer]) -> Answer:
+        """Return what a request gives; one that fails is tried again, and reported as "not `done`" in one line."""
         waits = iter(WAITS)
         while True:
             try:
                 return what()
-            except (FileNotFoundError, ExpectedError):
+            except ExpectedError:
                 raise
             except Exception as error:  # each file system has its own: OSError, aiohttp's, botocore's, Google's
+                if self.url.startswith(hub.URL) and (refused := hub.refusal(error)):
+                    raise ExpectedError(f"{self}: not {done}: {refused}") from None
+                if isinstance(error, FileNotFoundError):
+                    raise
                 if getattr(error, "errno", None) in FULL:
                     raise  # of the disk here
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -151,6 +160,7 @@ def locate(where: str | Place) -> Place:
     """Return the place that a recipe or a command line names: a URL or a local path."""
     if isinstance(where, Path | RemotePath):
         return where
+    where = hub.as_url(where)
     protocol, separator, rest = where.partition("://")
     if not separator:
         return Path(where)
@@ -163,6 +173,8 @@ def locate(where: str | Place) -> Place:
         raise ExpectedError(
             f"{where}: {protocol}:// needs the package {needed}; pip install 'retrieval-distill[remote]'"
         )
+    if protocol == "hf":
+        hub.Repository.named(where)
     return RemotePath(where.rstrip("/"))
 
 

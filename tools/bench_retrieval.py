@@ -41,13 +41,14 @@ if not __package__:
 from distill.deprecation import keep_old_option
 from distill.errors import ExpectedError, door
 from distill.publishing import check_writable, check_writable_file
+from distill.remote import locate
 from distill.terminal import Parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, and print a table for each gallery."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("releases", type=Path, nargs="*", metavar="RELEASE", help="releases to measure on --frames")
+    parser.add_argument("releases", type=locate, nargs="*", metavar="RELEASE", help="releases to measure on --frames")
     parser.add_argument("--frames", type=Path, metavar="FRAMES", help="a folder made by tools/pack_frames.py")
     parser.add_argument(
         "--videos", type=int, default=10_000, metavar="N", help="of the models (default 10000; 0: leave them out)"

@@ -57,7 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     """Label a frame set, or a part of it."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "teacher", nargs="?", help="release folder of a teacher, open_clip:NAME/TAG, or sentence-transformers:NAME"
+        "teacher",
+        nargs="?",
+        help="release of a teacher, open_clip:NAME/TAG, or sentence-transformers:NAME",
     )
     parser.add_argument("frames", type=locate, help="frame set to label, or a text file with a caption in each line")
     parser.add_argument("--vectors", type=Path, metavar="FOLDER", help="vectors from elsewhere, in place of a teacher")

@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(
         description=__doc__, epilog=f"protocols:\n{table}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("release", type=Path, metavar="RELEASE", help="the release to evaluate, student or teacher")
+    parser.add_argument(
+        "release", type=locate, metavar="RELEASE", help="student or teacher: a folder, or one of the Hub (hf:REPO)"
+    )
     parser.add_argument(
         "frames", type=locate, metavar="FRAMES", help="a folder made by tools/pack_frames.py: the test split"
     )

@@ -12,13 +12,14 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
+from distill.remote import locate
 from distill.terminal import Parser, show
 
 
 def main(argv: list[str] | None = None) -> None:
     """Export."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("release", type=Path, help="release folder")
+    parser.add_argument("release", type=locate, help="release folder, or one of the Hub (hf:REPO)")
     parser.add_argument("--out", type=Path, required=True, help="folder in open_clip's local-dir layout")
     args = parser.parse_args(argv)
     check_writable(args.out)

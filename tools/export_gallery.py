@@ -18,6 +18,7 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
+from distill.remote import locate
 from distill.terminal import Parser, show
 
 ENGINES = ("bigfile", "faiss", "lancedb", "parquet", "qdrant")
@@ -26,17 +27,18 @@ ENGINES = ("bigfile", "faiss", "lancedb", "parquet", "qdrant")
 def main(argv: list[str] | None = None) -> None:
     """Export, and print what came out."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
+    parser.add_argument("gallery", type=locate, metavar="GALLERY", help="made by tools/index.py; a folder or hf:REPO")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     parser.add_argument("--to", choices=ENGINES, required=True, help="the engine")
     args = parser.parse_args(argv)
     check_writable(args.out, *([] if args.to == "bigfile" else [args.out.parent]))
 
     from distill import log
+    from distill.retrieval import generation
     from distill.retrieval.export import export
 
     log.setup()
-    videos, dim = export(args.gallery, args.to, args.out)
+    videos, dim = export(generation.local(args.gallery), args.to, args.out)
     show(f"{args.out}: {videos} vectors of {dim} floats, unit length, for {args.to}")
 
 

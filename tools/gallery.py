@@ -32,13 +32,14 @@ if not __package__:
 from distill.data.textfiles import read_list
 from distill.errors import door
 from distill.publishing import check_writable
+from distill.remote import locate
 from distill.terminal import Parser, show
 
 
 def main(argv: list[str] | None = None) -> None:
     """Change what is to be changed, and print what there is."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
+    parser.add_argument("gallery", type=locate, metavar="GALLERY", help="made by tools/index.py; a folder or hf:REPO")
     does = parser.add_subparsers(dest="does", required=True, metavar="ACTION")
     shows = does.add_parser("show", help="say what is in it")
     delete = does.add_parser("delete", help="delete videos")
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     does.add_parser("approximate", help="build an approximate index (extra [index])")
     calibrate = does.add_parser("calibrate", help="put back videos that come up for everything")
     calibrate.add_argument("bank", type=Path, metavar="BANK", help="a frame set, or a text file of queries, one a line")
-    calibrate.add_argument("--release", type=Path, metavar="PATH", help="where the release is, if it was moved")
+    calibrate.add_argument("--release", type=locate, metavar="PATH", help="where the release is, if it was moved")
     verify = does.add_parser("verify", help="compare every file with its hash")
     for moved in (shows, move, verify):
         moved.add_argument("--videos", type=Path, metavar="DIR", help="where the videos are, if they were moved")
@@ -68,6 +69,7 @@ def _carry_out(args: argparse.Namespace) -> None:
     from distill.retrieval import generation, upkeep
 
     log.setup()
+    args.gallery = generation.local(args.gallery)
     if args.does in ("delete", "restore"):
         ids = args.ids + ([] if args.file is None else read_list(args.file))
         manifest = (upkeep.delete if args.does == "delete" else upkeep.restore)(args.gallery, ids)

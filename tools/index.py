@@ -47,7 +47,7 @@ SHOWN = 10  # broken videos
 def main(argv: list[str] | None = None) -> None:
     """Index, and print what came out."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("release", type=Path, metavar="RELEASE", help="the release that encodes")
+    parser.add_argument("release", type=locate, metavar="RELEASE", help="the release that encodes, a folder or hf:REPO")
     parser.add_argument("source", type=locate, metavar="SOURCE", help="video files or a frame set, see above")
     parser.add_argument("--out", type=Path, required=True, metavar="GALLERY", help="the folder to make")
     modes = parser.add_mutually_exclusive_group()

@@ -29,6 +29,7 @@ if not __package__:
 from distill.data.textfiles import listed, read_list
 from distill.deprecation import keep_old_option
 from distill.errors import ExpectedError, door
+from distill.remote import locate
 from distill.terminal import Parser, printable, show
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> None:
     """Search, and print the hits."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
+    parser.add_argument("gallery", type=locate, metavar="GALLERY", help="made by tools/index.py; a folder or hf:REPO")
     parser.add_argument("query", nargs="?", metavar="QUERY", help="what the video shows, in words")
     parser.add_argument("--queries", metavar="FILE", help="several, one in every line; - is stdin")
     parser.add_argument("--like", metavar="VIDEO", help="an id or a file, in place of a query")
@@ -52,7 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--second-look", action="store_true", help="order what was found by its frames, in one stage")
     parser.add_argument("--spans", action="store_true", help="a line for every span of a film, not for the film")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--release", type=Path, metavar="PATH", help="where the gallery's release is, if it was moved")
+    parser.add_argument(
+        "--release", type=locate, metavar="PATH", help="where its release is, if it was moved: a folder or hf:REPO"
+    )
     parser.add_argument("--videos", type=Path, metavar="DIR", help="where the videos are, if they were moved")
     args = parser.parse_args(argv)
     asked = [given for given in (args.query, args.queries, args.like) if given is not None]
@@ -69,12 +72,14 @@ def _answer(args: argparse.Namespace) -> None:
     from distill import log
     from distill.data.tokens import warn_of_cuts
     from distill.release.release import load
+    from distill.retrieval import generation
     from distill.retrieval.gallery import Gallery
     from distill.retrieval.places import release_path
 
     log.setup()
-    release = load(release_path(args.gallery, args.release))
-    gallery = Gallery.open(args.gallery, release, args.videos)
+    path = generation.local(args.gallery)
+    release = load(release_path(path, args.release))
+    gallery = Gallery.open(path, release, args.videos)
     queries = _queries(args)
     where = "QUERY" if args.queries is None else "stdin" if args.queries == "-" else args.queries
     warn_of_cuts(queries, release.tokenizer, where, "say in fewer words what the video shows", "queries")

@@ -17,6 +17,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from distill.errors import ExpectedError, door
+from distill.remote import locate
 from distill.terminal import Parser, show
 
 EXAMPLES = ("someone laughs", "a dog runs along a beach", "food on a table, seen from above")
@@ -25,25 +26,29 @@ EXAMPLES = ("someone laughs", "a dog runs along a beach", "food on a table, seen
 def main(argv: list[str] | None = None) -> None:
     """Open the gallery and serve it."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("gallery", type=Path, metavar="GALLERY", help="a folder made by tools/index.py")
+    parser.add_argument("gallery", type=locate, metavar="GALLERY", help="made by tools/index.py; a folder or hf:REPO")
     parser.add_argument("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 for any free one (default 8000)")
     parser.add_argument("--examples", nargs="+", default=EXAMPLES, metavar="QUERY", help="searches the page offers")
     parser.add_argument("--second-look", action="store_true", help="take a second look at frames with every search")
-    parser.add_argument("--release", type=Path, metavar="PATH", help="where the gallery's release is, if it was moved")
+    parser.add_argument(
+        "--release", type=locate, metavar="PATH", help="where its release is, if it was moved: a folder or hf:REPO"
+    )
     parser.add_argument("--videos", type=Path, metavar="DIR", help="where the videos are, if they were moved")
     args = parser.parse_args(argv)
 
     from distill import comm, log
     from distill.release.release import load
+    from distill.retrieval import generation
     from distill.retrieval.gallery import Gallery
     from distill.retrieval.places import release_path
     from distill.serving.server import serve
 
     log.setup()
     faulthandler.enable()  # says so if a mapped file is cut
-    release = load(release_path(args.gallery, args.release), comm.device())
-    gallery = Gallery.open(args.gallery, release, args.videos)
+    path = generation.local(args.gallery)
+    release = load(release_path(path, args.release), comm.device())
+    gallery = Gallery.open(path, release, args.videos)
     if args.second_look and (reason := gallery.no_second_look):
         raise ExpectedError(f"--second-look: {reason}")
 

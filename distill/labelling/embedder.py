@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
+from distill import hub
 from distill.data.frames import PackedVideo
 from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.labelling.labeller import CosineLabeller, framed
@@ -158,10 +159,7 @@ def _fetched(name: str) -> tuple[Path, str]:
     except HFValidationError:
         raise ArtefactError(f"{name}: no such folder, and no name of a repository; give one of them") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ArtefactError(
-            f"{name}: no such folder, and as a repository not to be had ({error}); give a folder, or fetch it first "
-            f"without HF_HUB_OFFLINE"
-        ) from None
+        raise ArtefactError(f"{name}: no such folder, and as a repository not to be had: {hub.reason(error)}") from None
     return folder, f"{repo}@{folder.name}"
 
 

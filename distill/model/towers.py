@@ -18,6 +18,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from distill import hub
 from distill.config import Config, packaged
 from distill.data.jsontokens import FILE, SETTINGS, JsonTokenizer, read_content, read_spelling
 from distill.data.tokens import TextTokenizer, Tokenizer, read_vocabulary
@@ -129,11 +130,7 @@ def hub_folder(model: str) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise RecipeError(
-            f"clip.model: {model!r} cannot be fetched: {reason}; check the name, allow the network (HF_HUB_OFFLINE=0), "
-            f"or name a folder"
-        ) from None
+        raise RecipeError(f"clip.model: {model!r} cannot be fetched: {hub.reason(error)}; or name a folder") from None
 
 
 def open_tokenizer(config: ClipConfig, architecture: dict[str, Any], max_words: int) -> TextTokenizer:

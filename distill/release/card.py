@@ -5,11 +5,14 @@ tags. Only measured numbers are shown: recall in percent, ranks from 1.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
+from yaml import YAMLError
 
 from distill.catalogue import INTERACTIONS
+from distill.errors import ArtefactError
 
 TAGS = ["text-to-video-retrieval", "video-text-retrieval", "knowledge-distillation", "clip"]
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
@@ -96,6 +99,15 @@ def model_card(
     }
     body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items())
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{body}\n"))
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a card ({}: none); `ArtefactError` for what is no YAML."""
+    try:
+        return metadata_load(path) or {}
+    except (OSError, ValueError, YAMLError) as error:
+        said = str(error).splitlines()[0]
+        raise ArtefactError(f"{path}: its metadata cannot be read ({said}); restore it, or release again") from None
 
 
 def _stored(stored: tuple[int, int] | None) -> str:

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +15,12 @@ from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.towers import Towers, read_architecture
 from distill.records import changed
 from distill.release.release import Release, load, unfit
+from distill.remote import Place
 
 log = logging.getLogger(__name__)
 
 
-def build_from(path: Path, config: RetrievalConfig) -> tuple[RetrievalModel, str]:
+def build_from(path: Place, config: RetrievalConfig) -> tuple[RetrievalModel, str]:
     """Build the model of a config with the weights of a release; return it with the id of the release.
 
     The config's towers say what is expected; their own weights are not read. Parts that only training needs, which no
@@ -53,7 +53,7 @@ def _only_in_training(model: RetrievalModel, config: RetrievalConfig) -> dict[st
     return {name: tensor for name, tensor in model.state_dict().items() if name not in released}
 
 
-def _check_meaning(path: Path, release: Release, config: RetrievalConfig, architecture: dict[str, Any]) -> None:
+def _check_meaning(path: Place, release: Release, config: RetrievalConfig, architecture: dict[str, Any]) -> None:
     """Refuse what no shape shows; name settings of the model that may be chosen anew."""
     odd = changed(_whole(release.config.architecture), _whole(architecture))
     if odd:

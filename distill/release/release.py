@@ -33,6 +33,7 @@ from distill.data.sampler import Sampler
 from distill.data.sampling import sample_one
 from distill.data.tokens import TextTokenizer, Tokenizer
 from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError, first_few
+from distill.fetching import local_folder
 from distill.manifest import Manifest, open_sealed
 from distill.model.architecture import UNBUILDABLE, check_architecture, spelling_of, token_rows, too_large
 from distill.model.contract import RetrievalModel
@@ -41,6 +42,7 @@ from distill.model.preprocessing import image_size, preprocessing_of
 from distill.model.second_look import SecondLook
 from distill.model.towers import Towers
 from distill.records import read_json
+from distill.remote import Place
 
 VERSION, READ = 2, (1, 2)  # written, and read: 1 had no second look
 WEIGHTS, CONFIG, PROVENANCE, CARD = "model.safetensors", "config.json", "provenance.json", "README.md"
@@ -83,9 +85,12 @@ class ReleaseConfig(Config):
         return self.model_dump(exclude={"toolkit", "provenance_sha256"})
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> "Release":
-    """Opens a release on `device`, ready to encode; a damaged or foreign folder is an `ArtefactError`."""
-    folder = Path(path)
+def load(path: str | Place, device: str | torch.device = "cpu") -> "Release":
+    """Opens a release on `device`, ready to encode: a folder, or one of the Hub, `hf:OWNER/NAME@REVISION`.
+
+    A damaged or foreign folder is an `ArtefactError`.
+    """
+    folder = local_folder(path, "release", *READ)
     manifest = open_sealed(folder, "release", *READ)
     unlisted = [name for name in (CONFIG, WEIGHTS) if name not in manifest.files]
     if unlisted:

@@ -31,9 +31,11 @@ from torch import Tensor
 
 from distill import publishing
 from distill.errors import ArtefactError, placing
+from distill.fetching import local_folder
 from distill.locks import acquired, open_lock
 from distill.manifest import NAME, Manifest, SealedFile, check_files, read_manifest, seal, sealed_file
 from distill.records import T, View
+from distill.remote import Place
 from distill.retrieval import frames, ledger
 from distill.retrieval.segment import VIDEOS, Segment, merge, sealed_segment
 from distill.retrieval.stored import MEND, damaged, mapped_whole, write_columns
@@ -75,6 +77,11 @@ class GalleryConfig(View):
     stored_frames: str = frames.NONE  # how frames are stored beside the vectors of a model of one stage
     approximate: _ApproximateFacts | None = None
     calibration: _CalibrationFacts | None = None
+
+
+def local(place: Place) -> Path:
+    """Return the folder of a gallery, also of one of the Hub, which is fetched."""
+    return local_folder(place, "gallery", *READ)
 
 
 def read(path: Path) -> Manifest:

@@ -34,12 +34,14 @@ def found(gallery: Path, manifest: Manifest, place: str) -> Path:
     return Path(os.path.normpath(os.path.join(os.path.realpath(gallery), place)))
 
 
-def release_path(gallery: str | Path, moved: Path | None = None) -> Path:
+def release_path(gallery: str | Path, moved: Place | None = None) -> Place:
     """Return where a gallery's release was when it was made, or was `moved`; `ArtefactError` where there is none."""
     path = moved
     if path is None:
         manifest = generation.read(Path(gallery))
         path = found(Path(gallery), manifest, manifest.config["release"])
+    if isinstance(path, RemotePath):
+        return path
     if not path.is_dir():
         raise ArtefactError(f"{gallery}: its release is not at {path}; give its place by --release")
     return path
