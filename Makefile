@@ -18,7 +18,7 @@ serve: install  ## after `make demo`: a page that searches its gallery (PORT=800
 	$(BIN)/python tools/serve.py demo/gallery --port $(PORT) --examples "a hatching chick" "a red apple, then a fire engine" "an octopus spins on a blue background"
 
 study: install  ## the demo's comparison over several seeds, with intervals (many hours; tools/demo_study.py --rows runs some rows)
-	$(BIN)/python tools/demo_study.py
+	$(BIN)/python tools/demo_study.py --records docs/study
 
 test: install lint  ## lint, types and all tests but the slow ones
 	$(PYTEST) -m "not slow"

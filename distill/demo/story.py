@@ -7,20 +7,22 @@ prints what they leave. A command whose result is already there is not run again
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.config import ROOT
+from distill.config import ROOT, read_recipe
 from distill.data.frames import FrameSet
 from distill.demo.commands import Command, Commands, tool
 from distill.demo.corpus import MORE
 from distill.demo.measuring import measured
+from distill.demo.record import SIDES, Record
 from distill.demo.trials import PAIRS, TAUGHT, Trial
 from distill.evaluation.metrics import paired_bootstrap
+from distill.recipe import Recipe
 from distill.release.release import load
 
 CORPUS, FRAMES, LABELS = Path("demo/corpus"), Path("demo/frames"), Path("demo/labels")
@@ -76,19 +78,26 @@ def train_all(commands: Commands, rows: Sequence[Trial], runs: Path, labels: Pat
 
 
 def _training(row: Trial, runs: Path, labels: Path, seed: int) -> Command:
-    changes = [f"name={row.key}", f"out={runs}", f"seed={seed}", *row.changes]
     sets = [_labels(labels, teacher, "train") for teacher in row.taught_by]
     if row.beside:
         sets += [_labels(labels, teacher, MORE) for teacher in row.taught_by]
-        changes += [f"data.{side}={FRAMES / MORE}" for side in row.beside]
-    if row.taught_by:
-        changes.append(f"labels=[{', '.join(_label(labels, teacher, row.beside) for teacher in row.taught_by)}]")
     launcher = [sys.executable]
     if row == TAUGHT:  # the demo's main run goes through DeepSpeed's launcher
         launcher += ["-m", "deepspeed.launcher.runner", "--master_port", "0", "--num_accelerators", "1"]
-    arguments = [*launcher, ROOT / "distill/run.py", f"recipes/{row.recipe}.yaml", *changes]
+    arguments = [*launcher, ROOT / "distill/run.py", f"recipes/{row.recipe}.yaml"]
     needs = tuple(folder / "manifest.json" for folder in sets)
+    arguments += _changes(row, runs, labels, seed)
     return Command(f"train {row.title}", arguments, runs / row.key / "release", needs)
+
+
+def _changes(row: Trial, runs: Path, labels: Path, seed: int) -> list[str]:
+    """Return what a row's run changes in its recipe."""
+    changes = [f"name={row.key}", f"out={runs}", f"seed={seed}", *row.changes]
+    if row.beside:
+        changes += [f"data.{side}={FRAMES / MORE}" for side in row.beside]
+    if row.taught_by:
+        changes.append(f"labels=[{', '.join(_label(labels, teacher, row.beside) for teacher in row.taught_by)}]")
+    return changes
 
 
 def _labels(labels: Path, teacher: str, split: str) -> Path:
@@ -101,53 +110,54 @@ def _label(labels: Path, teacher: str, beside: Sequence[str]) -> str:
     return f"{{{', '.join(f'{key}: {path}' for key, path in sets.items())}}}"
 
 
-def results(rows: Sequence[Trial], runs: Path) -> dict[str, dict]:
-    """Return the figures of every row: test metrics, mass, milliseconds, seconds of training."""
-    frames, found = FrameSet(FRAMES / "test", verify=False), {}
+def recorded(rows: Sequence[Trial], runs: Path, clips: int, recipes: Mapping[str, dict]) -> Record:
+    """Return what the runs of rows found: test metrics, mass, milliseconds, seconds of training, and ranks."""
+    frames, found, ranks = FrameSet(FRAMES / "test", verify=False), {}, {}
     for name in dict.fromkeys(row.folder for row in rows):
         folder, own = runs / name, [row for row in rows if row.folder == name]
         release = load(folder / "release")
         provenance = json.loads((folder / "release" / "provenance.json").read_text())
-        tested = json.loads((folder / "test.json").read_text())
+        tested, table = json.loads((folder / "test.json").read_text()), load_file(folder / "test_ranks.safetensors")
         figures = measured(release, frames, CORPUS / "relevance.json", [bool(row.of) for row in own])
+        ranks["video_of_text"] = table["video_of_text"]
         for row, figure in zip(own, figures, strict=True):
-            ranked = tested["second_look"] if row.of else {side: tested[side] for side in ("t2v", "v2t")}
+            ranked = tested["second_look"] if row.of else {side: tested[side] for side in SIDES}
             found[row.key] = {"title": row.title, **ranked, **figure, "train_seconds": provenance["seconds"]}
-    return {row.key: found[row.key] for row in rows}
+            ranks.update({f"{row.key}/{side}": table[f"second_{side}" if row.of else side] for side in SIDES})
+    return Record(clips, {row.key: found[row.key] for row in rows}, {row.key: recipes[row.key] for row in rows}, ranks)
 
 
-def intervals(rows: Sequence[Trial], runs: Sequence[Path]) -> dict[str, dict[str, dict[str, list[float]]]]:
+def recipes_of(rows: Sequence[Trial], runs: Path, labels: Path, seed: int) -> dict[str, dict]:
+    """Return by key of each row the resolved recipes of its run and of its teachers' runs."""
+    own = {row.folder: _recipe(row, runs, labels, seed) for row in rows if not row.of}
+    teachers = {row.folder: row.taught_by for row in rows}
+    return {row.key: {name: own[name] for name in (row.folder, *teachers[row.folder])} for row in rows}
+
+
+def _recipe(row: Trial, runs: Path, labels: Path, seed: int) -> dict:
+    return read_recipe(f"recipes/{row.recipe}.yaml", _changes(row, runs, labels, seed), Recipe).model_dump(mode="json")
+
+
+def intervals(rows: Sequence[Trial], seeds: Sequence[Record]) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Return R@1, R@10 (points) and MnR of the first minus those of the second row of each pair, by direction.
 
-    Each is [difference, low, high] of a paired bootstrap over videos and, if there are several, over runs (seeds): a
-    draw takes some runs, and the same videos with their queries in each.
+    Each is [difference, low, high] of a paired bootstrap over videos and, if there are several, over seeds: a draw
+    takes some seeds, and the same videos with their queries in each.
     """
+    groups = {"t2v": seeds[0].ranks["video_of_text"], "v2t": torch.arange(len(seeds[0].ranks[f"{rows[0].key}/v2t"]))}
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for pair in (pair for pair in PAIRS if set(pair) <= set(rows)):
-        a, b = ([load_file(run / row.folder / "test_ranks.safetensors") for run in runs] for row in pair)
-        text = torch.cat([ranks["video_of_text"] for ranks in a])
-        video = torch.cat([torch.arange(len(ranks["v2t"])) for ranks in a])
-        found[f"{pair[0].key} - {pair[1].key}"] = {
-            name: {
-                metric: list(
-                    paired_bootstrap(
-                        _joined(a, pair[0], name), _joined(b, pair[1], name), groups, 0, metric, _of_run(groups, runs)
-                    )
-                )
-                for metric in COMPARED
-            }
-            for name, groups in (("t2v", text), ("v2t", video))
+    for one, other in (pair for pair in PAIRS if set(pair) <= set(rows)):
+        found[f"{one.key} - {other.key}"] = {
+            side: {metric: _interval(seeds, one, other, side, metric, of) for metric in COMPARED}
+            for side, of in groups.items()
         }
     return found
 
 
-def _of_run(groups: Tensor, runs: Sequence[Path]) -> Tensor:
-    """Return the run of every query; all runs have answered the same ones, one after the other."""
-    return torch.arange(len(runs)).repeat_interleave(len(groups) // len(runs))
-
-
-def _joined(ranks: Sequence[dict[str, Tensor]], row: Trial, name: str) -> Tensor:
-    return torch.cat([table[f"second_{name}" if row.of else name] for table in ranks])
+def _interval(seeds: Sequence[Record], one: Trial, other: Trial, side: str, metric: str, groups: Tensor) -> list[float]:
+    a, b = (torch.cat([seed.ranks[f"{row.key}/{side}"] for seed in seeds]) for row in (one, other))
+    of_seed = torch.arange(len(seeds)).repeat_interleave(len(groups))
+    return list(paired_bootstrap(a, b, groups.repeat(len(seeds)), 0, metric, of_seed))
 
 
 COLUMNS: dict[str, Callable[[dict], float]] = {
