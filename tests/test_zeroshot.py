@@ -17,6 +17,7 @@ from conftest import World, make_towers, python, tree_bytes
 from labelling import losses_while_learning
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
+from safetensors.torch import save_file
 from test_jsontokens import towers
 from tokenizers import Tokenizer
 
@@ -140,3 +141,44 @@ def test_labels_of_a_teacher_that_does_not_fit_are_the_same(whole: Path, teacher
     for wrong in ("0", "-1", "nan", "inf"):
         with pytest.raises(ExpectedError, match=r"--memory: .* GB, expected more than 0"):
             tools.dump_soft_labels.main([*[str(one) for one in given[:-1]], wrong])
+
+
+OPENED = """
+import sys
+from pathlib import Path
+
+import torch
+
+from distill.labelling.zeroshot import ZeroShot
+
+
+def megabytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
+
+
+ZeroShot(sys.argv[1], torch.device("cpu"))  # what libraries take for themselves
+before = megabytes()
+teacher = ZeroShot(sys.argv[2], torch.device("cpu"), None if sys.argv[3] == "all" else float(sys.argv[3]))
+print(megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_a_teacher_that_does_not_fit_is_never_in_memory_as_a_whole(tmp_path: Path):
+    small, large = make_towers(tmp_path / "small"), tmp_path / "large"
+    config = json.loads((small / "open_clip_config.json").read_text())
+    text = config["model_cfg"]["text_cfg"]
+    text.update(width=512, heads=8)  # 49,408 tokens of 512 numbers: 101 MB
+    config["model_cfg"]["embed_dim"] = 512
+    large.mkdir()
+    (large / "open_clip_config.json").write_text(json.dumps(config))
+    clip = open_clip.CLIP(**config["model_cfg"])
+    save_file(
+        {key: value.contiguous() for key, value in clip.state_dict().items()}, large / "open_clip_model.safetensors"
+    )
+    script, taken = tmp_path / "opened.py", {}
+    script.write_text(OPENED)
+    for memory in ("all", "0.02"):
+        taken[memory] = float(python(script, small, large, memory).stdout.splitlines()[-1])
+    assert taken["all"] > 90 and taken["0.02"] < 45, taken

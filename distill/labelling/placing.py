@@ -6,10 +6,11 @@ Each layer is brought to the device when its turn comes, so labels are the same,
 import math
 import tempfile
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
-from accelerate import dispatch_model, infer_auto_device_map
+from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
 from accelerate.utils import get_max_memory
 from torch import nn
 
@@ -39,6 +40,11 @@ def offload_folder() -> str:
 
 
 _KEPT: list[tempfile.TemporaryDirectory] = []  # deleted when the process ends
+
+
+def empty_weights() -> AbstractContextManager[None]:
+    """Make parameters without memory for the time of the context, to be replaced by stored ones; buffers as usual."""
+    return init_empty_weights(include_buffers=False)
 
 
 def placed(model: M, device: torch.device, gigabytes: float) -> M:

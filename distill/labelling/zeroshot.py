@@ -17,7 +17,7 @@ from distill.data.frames import FrameSet, PackedVideo
 from distill.data.tokens import warn_of_cuts
 from distill.errors import ArtefactError
 from distill.labelling.labeller import CosineLabeller, framed
-from distill.labelling.placing import placed
+from distill.labelling.placing import empty_weights, placed
 from distill.model.clip import ClipModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.preprocessing import image_size
@@ -31,7 +31,8 @@ class ZeroShot(CosineLabeller):
 
     def __init__(self, name: str, device: torch.device, memory: float | None = None):
         config = _config(name)
-        clip = ClipModel(Towers.from_config(config)).eval().requires_grad_(False)
+        clip = ClipModel(Towers.from_config(config, None if memory is None else empty_weights)).eval()
+        clip.requires_grad_(False)
         sha256, architecture = _sha256(clip), clip.architecture
         self._name, self._device = name, device
         self.clip = clip.to(device) if memory is None else placed(clip, device, memory)

@@ -6,6 +6,8 @@ open_clip writes them, and `tokenizer.json` where the tokens are not CLIP's.
 
 import difflib
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from open_clip.pretrained import get_pretrained_cfg
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from distill import hub
 from distill.config import Config, packaged
@@ -40,6 +43,7 @@ from distill.model.preprocessing import KEY, Preprocessing
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 BIAS = "logit_bias"  # in weights of towers that were trained by a sigmoid loss
 HUB = "hf-hub:"
+Empty = Callable[[], AbstractContextManager[Any]]  # within it parameters are made that have a shape and no memory
 
 
 class ClipConfig(Config):
@@ -203,13 +207,17 @@ class Towers:
     unlocked_text: int | None = None
 
     @classmethod
-    def from_config(cls, config: ClipConfig) -> "Towers":
-        """Load the towers that a recipe names, with their weights."""
+    def from_config(cls, config: ClipConfig, empty: Empty | None = None) -> "Towers":
+        """Load the towers that a recipe names, with their weights.
+
+        Within `empty` parameters take no memory. Where it is given, those of a folder are its file, mapped: only what
+        is read of it is in memory, and no longer than there is room.
+        """
         architecture = read_architecture(config)
         if config.weights == "folder":
-            clip = _load(config.folder, architecture)
+            clip = _load(config.folder, architecture, empty)
         else:
-            clip = _random(config, architecture) if config.weights == "random" else _fetch(config, architecture)
+            clip = _random(config, architecture) if config.weights == "random" else _fetch(config, architecture, empty)
         return cls(clip, architecture, **config.trained)
 
     @classmethod
@@ -238,7 +246,7 @@ def _random(config: ClipConfig, architecture: dict[str, Any]) -> Clip:
         ) from None
 
 
-def _load(folder: Path, architecture: dict[str, Any]) -> Clip:
+def _load(folder: Path, architecture: dict[str, Any], empty: Empty | None) -> Clip:
     """Load the towers of a folder. Nothing is built that its weights cannot fill."""
     path = folder / WEIGHTS_FILE
     check_regular(path)
@@ -256,15 +264,28 @@ def _load(folder: Path, architecture: dict[str, Any]) -> Clip:
     if broken:
         raise RecipeError(f"{path}: {broken[0]} is not finite; restore it")
     state = {key: value.reshape(-1) if value.ndim == 0 else value for key, value in state.items() if key != BIAS}
-    clip = random_towers(architecture)
     try:
-        clip.load_state_dict(state if is_plain(architecture) else convert_to_custom_text_state_dict(state))
+        return _filled(
+            architecture, state if is_plain(architecture) else convert_to_custom_text_state_dict(state), empty
+        )
     except RuntimeError as error:
         raise RecipeError(f"{path}: does not fit {CONFIG_FILE} beside it: {error}") from None
+
+
+def _filled(architecture: dict[str, Any], state: dict[str, Tensor], empty: Empty | None) -> Clip:
+    """Build towers with these weights: copies of them in float32 or, if they were built empty, themselves."""
+    if empty is None:
+        clip = random_towers(architecture)
+        clip.load_state_dict(state)
+        return clip
+    with empty():
+        clip = random_towers(architecture)
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    clip.load_state_dict(state, assign=True)
     return clip
 
 
-def _fetch(config: ClipConfig, architecture: dict[str, Any]) -> Clip:
+def _fetch(config: ClipConfig, architecture: dict[str, Any], empty: Empty | None) -> Clip:
     try:
         fetched = open_clip.create_model(
             config.model,
@@ -274,6 +295,5 @@ def _fetch(config: ClipConfig, architecture: dict[str, Any]) -> Clip:
         )
     except (RuntimeError, OSError) as error:
         raise RecipeError(f"clip.weights: {config.weights!r} of {config.model} cannot be fetched: {error}") from None
-    clip = random_towers(architecture)
-    clip.load_state_dict({key: value for key, value in fetched.state_dict().items() if key != BIAS})
-    return clip
+    state = {key: value for key, value in fetched.state_dict().items() if key != BIAS}
+    return _filled(architecture, state, empty)
