@@ -17,7 +17,7 @@ COMMANDS = {
     "search": ("tools.search", "find the videos of a gallery that match a query"),
     "serve": ("tools.serve", "serve a gallery as a web page, and as JSON for programs"),
     "gallery": ("tools.gallery", "describe a gallery, delete videos, compact, approximate, calibrate, verify it"),
-    "export": ("tools.export_gallery", "write a gallery for LanceDB, Qdrant, FAISS, Parquet or BigFile"),
+    "export": ("tools.export", "write a gallery for LanceDB, Qdrant, FAISS, Parquet or BigFile; a release for ONNX"),
     "export-clip": ("tools.export_clip", "write the CLIP towers of a release as a folder that open_clip reads"),
     "evaluate": ("tools.evaluate", "evaluate a release under a named protocol"),
     "push": ("tools.push", "publish a release on the Hugging Face Hub, as a pull request"),

@@ -26,6 +26,7 @@ REFUSED += (errno.ENAMETOOLONG,)
 EXTRAS = {
     **dict.fromkeys(("deepspeed", "webdataset", "accelerate"), "retrieval-distill[train]"),
     **dict.fromkeys(("fastapi", "starlette", "uvicorn"), "retrieval-distill[serve]"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "retrieval-distill[onnx]"),
 }
 
 

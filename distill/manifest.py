@@ -20,7 +20,7 @@ from distill.records import T, json_sha256, parsed, read_json, write_json
 from distill.remote import Place, RemotePath
 
 NAME = "manifest.json"
-Kind = Literal["frames", "labels", "release", "gallery"]
+Kind = Literal["frames", "labels", "release", "gallery", "onnx"]
 
 
 class SealedFile(Config):
@@ -145,8 +145,16 @@ MAKER = {
     "labels": "tools/dump_soft_labels.py",
     "release": "distill/run.py",
     "gallery": "tools/index.py",
+    "onnx": "tools/export.py --to onnx",
+}
+ARTICLE = {
+    "frames": "a frame set",
+    "labels": "a label set",
+    "release": "a release",
+    "gallery": "a gallery",
+    "onnx": "a folder of ONNX graphs",
 }
 
 
 def _article(kind: Kind) -> str:
-    return {"frames": "a frame set", "labels": "a label set", "release": "a release", "gallery": "a gallery"}[kind]
+    return ARTICLE[kind]

@@ -135,7 +135,7 @@ class PromptSwitch(RetrievalModel):
             )
         images = repeat_last(frames, real).flatten(0, 1)
         counted = real if self.mask_padding else torch.ones_like(real)
-        features = self.clip.visual(images, prompts=self.prompts(len(images)), counted=counted.flatten())
+        features = self.clip.visual(images, prompts=self.prompts(images.shape[0]), counted=counted.flatten())
         features = features.unflatten(0, real.shape)
         if self.afa is None:
             return VideoFeatures(vector=mean_pool(features, counted), frames=features, real=real)

@@ -14,7 +14,8 @@ from distill.data import labels, sampler
 from distill.deprecation import keep_old_option
 from distill.packing import layouts
 from distill.retrieval import export, finding, vectors
-from tools import convert_checkpoint, dump_soft_labels, export_gallery, index, pack_frames
+from tools import convert_checkpoint, dump_soft_labels, index, pack_frames
+from tools import export as export_command
 
 SECONDS = 0.5  # of processor time that --help may take
 FILES = {name: f"{module.replace('.', '/')}.py" for name, (module, _) in COMMANDS.items()}
@@ -71,7 +72,7 @@ def test_choices_named_beside_a_parser_are_those_of_the_tables():
     assert pack_frames.SAMPLERS == convert_checkpoint.SAMPLERS == tuple(sorted(sampler.SAMPLERS))
     assert convert_checkpoint.KINDS == options.KINDS
     assert tuple(sorted(labels.DTYPES)) == dump_soft_labels.DTYPES
-    assert tuple(sorted(export.EXPORTERS)) == export_gallery.ENGINES
+    assert tuple(sorted(export.EXPORTERS)) == export_command.ENGINES
     assert index.STORED == vectors.KINDS
 
 

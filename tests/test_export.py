@@ -21,7 +21,7 @@ from distill.retrieval.indexing import build_gallery
 from distill.retrieval.segment import id_hash, sealed_segment
 from distill.retrieval.sources import Cut
 from students.eercf import OF_BEST
-from tools import export_gallery
+from tools import export as command
 from tools import gallery as gallery_tool
 
 K = 10
@@ -106,14 +106,14 @@ def test_parquet_and_faiss_hold_the_same_rows(small, tmp_path):
 
 
 def test_the_door_writes_a_bigfile_and_leaves_other_folders_alone(small, corpus, tmp_path, capsys):  # noqa: F811
-    export_gallery.main([str(small.path), "--to", "bigfile", str(tmp_path / "out")])
+    command.main([str(small.path), "--to", "bigfile", str(tmp_path / "out")])
     said = f"{tmp_path / 'out'}: {len(small)} vectors of 64 floats, unit length, for bigfile\n"
     assert capsys.readouterr().out == said
     ids, vectors = read_bigfile(tmp_path / "out")
     assert ids == [small.about(row)["id"] for row in small.table.rows().tolist()] and "1/7" not in ids
     assert np.array_equal(vectors, small.table.vectors(small.table.rows()).numpy())
     with pytest.raises(ArtefactError, match="expected a gallery"):
-        export_gallery.main([str(corpus / "frames4"), str(tmp_path / "other"), "--to", "bigfile"])
+        command.main([str(corpus / "frames4"), str(tmp_path / "other"), "--to", "bigfile"])
     with pytest.raises(ArtefactError, match="holds something already"):
         export(small.path, "parquet", tmp_path / "out")
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 
+from distill.data import bpe
+from distill.data.cleaning import CLEAN
 from distill.data.tokens import Tokenizer, prune, warn_of_cuts
 
 clips = functools.cache(SimpleTokenizer().encode)
@@ -25,6 +27,10 @@ def test_ids_equal_clips(text: str):
     ids = Tokenizer(32)([text])[0]
     assert ids[: len(GOLDEN[text])].tolist() == GOLDEN[text]
     assert not ids[len(GOLDEN[text]) :].any()
+
+
+def test_the_table_is_as_large_as_clips():
+    assert bpe.size() == len(SimpleTokenizer().encoder)
 
 
 def test_a_long_caption_keeps_its_start_and_gets_an_end():
@@ -70,6 +76,20 @@ def test_texts_do_not_depend_on_their_neighbours():
 def test_words_spelled_one_by_one_give_the_ids_of_the_whole_text(text: str):
     ids = Tokenizer(300)([text])[0]
     assert ids[1 : ids.argmax()].tolist() == clips(text)
+
+
+@given(st.text(max_size=40))
+@example("a\u0345b\u0345")  # a mark that is a letter only where capitals do not matter
+@example("<START_OF_TEXT>!!<end_of_text>, I\u2019LL &amp;lt; \ud83d\ude00 \U0001f600 \ufb01")
+def test_any_text_has_the_ids_of_open_clips_tokenizer(text: str):
+    assert bpe.encode(text) == clips(text)
+
+
+@pytest.mark.parametrize("way", ["canonicalize", "lower", "whitespace"])
+@given(text=st.text(max_size=40))
+@example(text="A  b_c, d! \u00c3\u00a9 &amp;amp;lt; \u3000x")
+def test_texts_are_cleaned_as_open_clip_cleans_them(way, text: str):
+    assert CLEAN[way](text) == get_clean_fn(way)(text)
 
 
 def counts(texts: Sequence[str], max_words: int) -> tuple[int, int]:

@@ -8,15 +8,15 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from open_clip.tokenizer import get_clean_fn
 from pydantic import Field
 from tokenizers import Tokenizer
 
 from distill.config import Config, validate
+from distill.data.cleaning import CLEAN, Clean
 from distill.data.tokens import TextTokenizer
 from distill.errors import ArtefactError, check_regular
 
@@ -26,7 +26,7 @@ FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 class Spelling(Config):
     """How a `tokenizer.json` is used; an architecture carries it."""
 
-    clean: Literal["canonicalize", "lower", "whitespace"] = "whitespace"  # of texts, by open_clip's function
+    clean: Clean = "whitespace"  # of texts
     pad: int = Field(ge=0)  # id after a text
     end: int | None = Field(default=None, ge=0)  # id that ends a text; None: none does
     left_out: int | None = Field(default=None, ge=0)  # id in whose place stands 0 (CLIPA's separator)
@@ -43,7 +43,7 @@ class JsonTokenizer(TextTokenizer):
         self._where, self._rows = where, rows
         self._tokenizer = parsed(content, where)
         self._tokenizer.no_padding()
-        self._clean = get_clean_fn(spelling.clean)
+        self._clean = CLEAN[spelling.clean]
         self.room = max_words - self._tokenizer.num_special_tokens_to_add(False)
         if self.room < 1:
             raise ArtefactError(f"{where}: no word fits {max_words} tokens; raise data.max_words")

@@ -12,17 +12,14 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int64
 from pydantic import RootModel, StrictInt
 
+from distill.data import bpe
 from distill.log import progress
 from distill.records import read_json
-
-if TYPE_CHECKING:
-    from open_clip.tokenizer import SimpleTokenizer
 
 log = logging.getLogger(__name__)
 CONTEXT = 77  # tokens that CLIP's own text tower reads, start and end included
@@ -69,7 +66,7 @@ class Tokenizer(TextTokenizer):
     @functools.cached_property
     def end(self) -> int:
         """The id of the end token, the largest; the start token's stands before it."""
-        return (len(_stock().encoder) if self.vocabulary is None else len(self.vocabulary)) - 1
+        return (bpe.size() if self.vocabulary is None else len(self.vocabulary)) - 1
 
     def __call__(self, texts: Sequence[str]) -> Int64[np.ndarray, "text word"]:
         """Return the ids of each text, padded with 0."""
@@ -100,7 +97,7 @@ class Tokenizer(TextTokenizer):
 def prune(texts: Sequence[str]) -> list[int]:
     """Return the smallest vocabulary that spells `texts`: padding, unknown, the tokens used, start, end."""
     used = sorted({token for text in texts for token in _spell(text)})
-    special = len(_stock().encoder)
+    special = bpe.size()
     # CLIP's tokenizer never produces -1, so rows 0 and 1 are used as padding and as unknown only.
     return [-1, -1, *used, special - 2, special - 1]
 
@@ -155,11 +152,4 @@ def _is_plain(text: str) -> bool:
 @functools.lru_cache(maxsize=1 << 18)
 def _encode(text: str) -> list[int]:
     """Return CLIP's ids of a word or a text; cached, because both come back, in every epoch too."""
-    return _stock().encode(text)
-
-
-@functools.cache
-def _stock() -> "SimpleTokenizer":
-    from open_clip.tokenizer import SimpleTokenizer  # takes seconds, and packing needs it for long captions only
-
-    return SimpleTokenizer()
+    return bpe.encode(text)

@@ -164,7 +164,7 @@ class VisionTower(nn.Module):
 
     def _embed(self, frames: Images) -> Float[Tensor, "image token width"]:
         patches = self._patches(frames)
-        classes = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        classes = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         return self.ln_pre(torch.cat([classes, patches], dim=1) + self.positional_embedding.to(patches.dtype))
 
 
@@ -210,7 +210,7 @@ class TextTower(nn.Module):
         for block in self.transformer.resblocks:
             words = block(words, attn_mask=mask)
         words = self.ln_final(words) @ self.text_projection
-        sentence = words[torch.arange(len(ids), device=ids.device), ids.argmax(-1)]
+        sentence = words[torch.arange(ids.shape[0], device=ids.device), ids.argmax(-1)]
         return sentence, words
 
     def real_words(self, ids: Int[Tensor, "text word"]) -> Bool[Tensor, "text word"]:

@@ -65,7 +65,7 @@ class QueryGenerator(nn.Module):
         """Return the state of the end token, not normalised; `counted` are the tokens that may be read (None: all), the
         first among them, so that there is always one to read."""
         words = self.mapper(tokens)
-        before, end = self.ends[:-1].expand(len(words), -1, -1), self.ends[-1:].expand(len(words), -1, -1)
+        before, end = self.ends[:-1].expand(words.shape[0], -1, -1), self.ends[-1:].expand(words.shape[0], -1, -1)
         words = torch.cat([before, words, end], dim=1)
         num_words = self.check_room(tokens.shape[1])
         words = words + self.positions[:num_words]

@@ -24,11 +24,11 @@ class PromptCube(nn.Module):
         super().__init__()
         self.cube = nn.Parameter(torch.randn(prompts, prompts, width) * INIT_STD * width**-0.5)  # frame slot width
 
-    def forward(self, num_images: int) -> Float[Tensor, "image prompt width"]:
-        """Repeat the cube for so many images, which must be whole cubes."""
-        num_cubes, rest = divmod(num_images, len(self.cube))
-        assert not rest, f"{num_images} images are no whole number of cubes of {len(self.cube)}"
-        return self.cube.repeat(num_cubes, 1, 1)
+    def forward(self, num_images: int | torch.SymInt) -> Float[Tensor, "image prompt width"]:
+        """Repeat the cube for so many images, which must be whole cubes; a symbol where a graph is traced."""
+        size = self.cube.shape[0]
+        assert num_images % size == 0, f"{num_images} images are no whole number of cubes of {size}"
+        return self.cube.repeat(num_images // size, 1, 1)
 
 
 def switch_prompts(tokens: Float[Tensor, "image token width"], prompts: int) -> Float[Tensor, "image token width"]:
@@ -60,7 +60,7 @@ class PromptAggregation(nn.Module):
         memory = prompts.unflatten(0, clip).flatten(1, 2)  # clip (frame slot) width
         visible = None
         if counted is not None:
-            visible = counted.repeat_interleave(prompts.shape[1]).view(len(memory), 1, -1)
+            visible = counted.repeat_interleave(prompts.shape[1]).view(memory.shape[0], 1, -1)
         return self.attention(classes.unflatten(0, clip), memory, visible)[0].flatten(0, 1)
 
 
@@ -72,4 +72,4 @@ def repeat_last(
     order = torch.arange(real.shape[1], device=real.device)
     last = (order * real).amax(1, keepdim=True)
     taken = torch.where(real, order, last)
-    return frames[torch.arange(len(frames), device=real.device).unsqueeze(1), taken]
+    return frames[torch.arange(frames.shape[0], device=real.device).unsqueeze(1), taken]

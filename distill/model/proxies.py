@@ -53,9 +53,9 @@ def video_tokens(
     """
     added, in_frames, temporal = proxies
     whole = torch.cat([classes.unsqueeze(0), added]) + positions[0]
-    first = (in_frames + temporal + positions[0]).expand(len(patches), 1, -1, -1).transpose(1, 2)
+    first = (in_frames + temporal + positions[0]).expand(patches.shape[0], 1, -1, -1).transpose(1, 2)
     frames = torch.cat([first, patches + temporal.unsqueeze(1) + positions[1:]], dim=2)
-    return torch.cat([whole.expand(len(patches), -1, -1), frames.flatten(1, 2)], dim=1)
+    return torch.cat([whole.expand(patches.shape[0], -1, -1), frames.flatten(1, 2)], dim=1)
 
 
 def left_out(counted: Bool[Tensor, "video frame"], global_tokens: int, per_frame: int) -> Float[Tensor, "video token"]:

@@ -68,7 +68,7 @@ class LearnedQueries(nn.Module):
             items = precise(items)
             readable = None if real is None else real.unsqueeze(1)
             first, *others = decoder
-            concepts, reading = first(queries.expand(len(items), -1, -1), items, readable=readable)
+            concepts, reading = first(queries.expand(items.shape[0], -1, -1), items, readable=readable)
             for layer in others:
                 concepts, reading = layer(concepts, items, readable=readable)
             return unit(concepts), reading

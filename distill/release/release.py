@@ -6,6 +6,7 @@
     README.md           the model card
     tokenizer.json      the tokenizer, unless it is CLIP's
     manifest.json       the seal; its id is what a gallery records
+    onnx/               graphs of an export, with a seal of their own (distill/onnx/exported.py)
 
 `writing.write_release` publishes the folder with one rename, so it is whole or absent. `load` verifies every hash and
 gives a `Release`: texts or videos in, features out. Axes: text, video, frame (padded to `num_frames`), dim; pixels are
@@ -41,6 +42,7 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.preprocessing import image_size, preprocessing_of
 from distill.model.second_look import SecondLook
 from distill.model.towers import Towers
+from distill.onnx.exported import FOLDER, read_export
 from distill.records import read_json
 from distill.remote import Place
 
@@ -95,6 +97,8 @@ def load(path: str | Place, device: str | torch.device = "cpu") -> "Release":
     unlisted = [name for name in (CONFIG, WEIGHTS) if name not in manifest.files]
     if unlisted:
         raise ArtefactError(f"{folder}: the manifest lists no {unlisted[0]}; release again")
+    if (folder / FOLDER).is_dir():  # an export has its own seal, which must be of this release
+        read_export(folder, manifest.id)
     config = read_config(folder)
     try:
         weights = load_file(folder / WEIGHTS)
