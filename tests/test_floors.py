@@ -63,7 +63,7 @@ ONLY_IN = {
     "onnxruntime": {"distill/onnx/session.py", "distill/exporting/graphs.py"},
     **{key: {"distill/retrieval/export.py"} for key in ("lancedb", "qdrant_client")},
     "pyarrow": {"distill/retrieval/export.py", "distill/data/vectorfiles.py"},
-    "sentence_transformers": {"distill/labelling/embedder.py"},
+    "sentence_transformers": {"distill/labelling/embedder.py", "distill/release/sentencemodule.py"},
     "students": {"distill/catalogue.py"},
     "teachers": {"distill/catalogue.py"},
     "pickle": set(),

@@ -45,6 +45,18 @@ python tools/search.py GALLERY "a dog catches a frisbee"
 ```
 """
 
+SENTENCES = """\
+It also opens as a model of sentence-transformers, which gives the same vectors of texts and of videos (paths of
+files, or sampled frames):
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder", trust_remote_code=True)  # by the installed retrieval-distill
+print(model.similarity(model.encode(["a dog catches a frisbee"]), model.encode(["clip.mp4"])))
+```
+"""
+
 TEACH = """\
 It is a teacher: it scores a text and a video together, so it cannot be indexed. Its labels train a student that can:
 
@@ -83,7 +95,7 @@ def model_card(
     data = ModelCardData(
         library_name="retrieval-distill",
         pipeline_tag="feature-extraction",
-        tags=TAGS,
+        tags=[*TAGS, "sentence-transformers"] if stored is not None and not stored[1] else TAGS,
         model_name=name if measured else None,
         metrics=list(METRICS.values()) if measured else None,
         eval_results=_results(measured, evaluated_on) or None,
@@ -115,9 +127,8 @@ def _stored(stored: tuple[int, int] | None) -> str:
         return ""
     vector, tokens = stored
     if not tokens:
-        return (
-            f"\nA gallery stores one vector per video, {vector:,} bytes; its inner product with a query is the score.\n"
-        )
+        one = f"A gallery stores one vector per video, {vector:,} bytes; its inner product with a query is the score."
+        return f"\n{one}\n\n{SENTENCES}"
     return (
         f"\nIt searches in two stages. A gallery stores a vector of {vector:,} bytes per video, whose inner "
         f"product with a query finds the candidates, and {tokens:,} bytes of tokens (float16), from which these are "

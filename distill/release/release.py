@@ -5,6 +5,7 @@
     provenance.json     where it comes from: recipe, parents' ids, metrics, seconds, versions
     README.md           the model card
     tokenizer.json      the tokenizer, unless it is CLIP's
+    modules.json        for sentence-transformers, with release_module.py: of models that store one vector a video
     manifest.json       the seal; its id is what a gallery records
     onnx/               graphs of an export, with a seal of their own (distill/onnx/exported.py)
 
@@ -174,7 +175,11 @@ class Release:
         self.searchable = config.model["kind"] not in INTERACTIONS  # False: a teacher, which has no vectors to search
         self.pool_temperature = model.pool_temperature
         self.second_look = config.second_look  # None: it has none
-        self._device = next(model.parameters()).device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     def accept(self, frames: FrameSet) -> FrameSet:
         """Return frames as the tower takes them: those that were packed as in training, or whole ones.
@@ -194,14 +199,14 @@ class Release:
         """
         if not texts:
             raise ExpectedError("no texts to encode; give at least one")
-        ids, rows = torch.from_numpy(self.tokenizer(texts)).to(self._device), token_rows(self.config.architecture)
+        ids, rows = torch.from_numpy(self.tokenizer(texts)).to(self.device), token_rows(self.config.architecture)
         if ids.max() >= rows:
             raise ArtefactError(
                 f"{self.path}: its token table has {rows} rows, its tokenizer gives numbers up to "
                 f"{int(ids.max())}: this model takes token ids (`model.encode_text`), not text"
             )
         found = TextFeatures.cat([self.model.encode_text(part) for part in ids.split(BATCH)])
-        self._check_finite(found.sentence)
+        self.check_finite(found.sentence)
         return found
 
     @torch.inference_mode()
@@ -210,7 +215,7 @@ class Release:
     ) -> VideoFeatures:
         """Features of videos that are cut to size and padded already."""
         parts = zip(pixels.split(BATCH), real.split(BATCH), strict=True)
-        return VideoFeatures.cat([self.model.encode_video(p.to(self._device), r.to(self._device)) for p, r in parts])
+        return VideoFeatures.cat([self.model.encode_video(p.to(self.device), r.to(self.device)) for p, r in parts])
 
     def encode_video(self, video: str | Path | np.ndarray) -> VideoFeatures:
         """Return the features (one row) of a video file, or of frames that are sampled already.
@@ -218,14 +223,21 @@ class Release:
         A file is sampled as in training, so its features are those of its row in a gallery. Frames of
         another size than the model's are cut and pass through the same JPEG; others are taken as they are.
         """
-        frames = self._cut(video) if isinstance(video, np.ndarray) else self._sample(Path(video))
-        pixels, real = pad(frames, self.num_frames)
-        found = self.encode_frames(torch.from_numpy(pixels)[None], torch.from_numpy(real)[None])
-        self._check_finite(found.vector)
+        pixels, real = self.padded(video)
+        found = self.encode_frames(pixels[None], real[None])
+        self.check_finite(found.vector)
         return found
 
-    def _check_finite(self, rows: Tensor) -> None:
-        """Weights may be finite, and so large that what they give is not."""
+    def padded(
+        self, video: str | Path | np.ndarray
+    ) -> tuple[UInt8[Tensor, "frame 3 size size"], Bool[Tensor, " frame"]]:
+        """Return what `encode_frames` takes of one video, given as to `encode_video`: its frames, which are real."""
+        frames = self._cut(video) if isinstance(video, np.ndarray) else self._sample(Path(video))
+        pixels, real = pad(frames, self.num_frames)
+        return torch.from_numpy(pixels), torch.from_numpy(real)
+
+    def check_finite(self, rows: Tensor) -> None:
+        """Raise `ArtefactError` for vectors that are not finite: weights may be finite, and too large."""
         if not rows.isfinite().all():
             raise ArtefactError(f"{self.path}: gives a vector that is not finite; release a sound model")
 

@@ -1,5 +1,6 @@
 """Writing a release: the trained weights and all that `distill.release.load` needs, published by one rename."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,16 @@ from distill.release.release import (
     read_config,
 )
 from distill.retrieval.stored import bytes_per_video
+
+# By which sentence-transformers opens a release (distill/release/sentencemodule.py). It writes the list of modules
+# just so, byte for byte: what it saves again is the same release.
+MODULE = "release_module.py"
+SENTENCE_TRANSFORMERS = {
+    MODULE: Path(__file__).with_name(MODULE).read_bytes(),
+    "modules.json": json.dumps(
+        [{"idx": 0, "name": "0", "path": "", "type": "release_module.ReleaseModule"}], indent=2
+    ).encode(),
+}
 
 
 def write_release(
@@ -70,8 +81,11 @@ def write_release(
     stored = None if teacher else bytes_per_video(model, frames.sampler.num_frames, image_size(model.clip.architecture))
     parameters, trained = (sum(tensor.numel() for tensor in table.values()) for table in (kept, weights))
     card = model_card(model_config.kind, provenance, stored, parameters=parameters, left_out=trained - parameters)
+    extra = {} if tokenizer_json is None else {FILE: tokenizer_json.encode()}
+    if stored is not None and not stored[1]:  # one vector a video, whose inner product with a query is the score
+        extra |= SENTENCE_TRANSFORMERS
     with published_folder(folder) as part:
-        manifest = _fill(part, config, kept, provenance, card, tokenizer_json)
+        manifest = _fill(part, config, kept, provenance, extra | {CARD: card.encode()})
         if folder.is_dir() and any(folder.iterdir()):
             manifest = _existing(folder, config, manifest)
             shutil.rmtree(part)
@@ -83,18 +97,14 @@ def _fill(
     config: ReleaseConfig,
     weights: dict[str, Tensor],
     provenance: dict[str, Any],
-    card: str,
-    tokenizer_json: str | None,
+    beside: dict[str, bytes],
 ) -> Manifest:
     # One metadata key only: safetensors writes several in an order that changes from run to run, and so the hash.
     publish(part / WEIGHTS, save(_fp32(weights), {"format": f"retrieval-distill {__version__}"}))
     write_json(part / CONFIG, config.model_dump(mode="json"))
     write_json(part / PROVENANCE, provenance)
-    publish(part / CARD, card.encode())
-    beside = [CONFIG, PROVENANCE, CARD]
-    if tokenizer_json is not None:
-        publish(part / FILE, tokenizer_json.encode())
-        beside.append(FILE)
+    for name, content in beside.items():
+        publish(part / name, content)
     manifest = Manifest(
         kind="release",
         version=VERSION,
@@ -103,7 +113,7 @@ def _fill(
         parents=provenance.get("parents", {}),
         files={
             WEIGHTS: sealed_file(part / WEIGHTS, len(weights)),
-            **{name: sealed_file(part / name) for name in beside},
+            **{name: sealed_file(part / name) for name in (CONFIG, PROVENANCE, *beside)},
         },
     )
     return seal(part, manifest)
