@@ -67,11 +67,13 @@ class Commands:
             raise ExpectedError(f"{command.title} failed with exit code {code}; {log} says: {tail}")
 
     def side_by_side(self, commands: Sequence[Command]) -> None:
-        """Run commands two at a time on half of the cores each, always the first whose `needs` are there."""
-        waiting, running, threads = list(commands), set(), max(1, self._cores // 2)
+        """Run commands two at a time, always the first whose `needs` are there: each on half of the cores, or on all
+        where no other can run beside it."""
+        waiting, running = list(commands), set()
         with ThreadPoolExecutor(2) as pool:  # which waits for the other command if one fails
             while waiting or running:
                 ready = [command for command in waiting if all(path.exists() for path in command.needs)]
+                threads = self._cores if len(ready) + len(running) == 1 else max(1, self._cores // 2)
                 for command in ready[: 2 - len(running)]:
                     waiting.remove(command)
                     running.add(pool.submit(self.run, command, threads))

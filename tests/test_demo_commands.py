@@ -1,0 +1,38 @@
+"""Commands of the demo: order by what they need, two at a time, cores, and what a failed one says."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill.demo.commands import Command, Commands
+from distill.errors import ExpectedError
+
+WRITES = "import os, sys, time; time.sleep(0.3); open(sys.argv[1], 'w').write(os.environ['OMP_NUM_THREADS'])"
+
+
+def writing(path: Path, *needs: Path) -> Command:
+    """A command that writes how many threads it was given."""
+    return Command(path.name, [sys.executable, "-S", "-c", WRITES, path], path, needs)
+
+
+def test_a_command_that_nothing_can_run_beside_has_all_cores(tmp_path):
+    teacher, one, other, labels, taught = (tmp_path / name for name in ("teacher", "one", "other", "labels", "taught"))
+    commands = Commands(tmp_path / "logs", total=5)
+    commands._cores = 4
+    order = [writing(teacher), writing(labels, teacher, other), writing(taught, labels), writing(one), writing(other)]
+    commands.side_by_side(order)
+    threads = {path.name: path.read_text() for path in (teacher, one, labels, taught)}
+    assert threads == {"teacher": "2", "one": "2", "labels": "4", "taught": "4"}  # `other` may have run alone or not
+    commands.side_by_side(order)  # what is there is not made again
+    assert commands._finished == 10
+
+
+def test_a_failed_command_says_where_its_log_is(tmp_path):
+    commands = Commands(tmp_path / "logs", total=2)
+    with pytest.raises(ExpectedError, match=r"broken failed with exit code 3; .*broken.log says: no way"):
+        commands.run(
+            Command("broken", [sys.executable, "-c", "print('no way'); raise SystemExit(3)"], tmp_path / "never")
+        )
+    with pytest.raises(ExpectedError, match="empty ended without making"):
+        commands.run(Command("empty", [sys.executable, "-c", ""], tmp_path / "never"))
