@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     from distill.demo import story, trials
     from distill.demo.commands import Command, Commands, tool
     from distill.demo.nonsense import caught, nonsense
+    from distill.demo.truth import ndcg_of_runs
     from distill.evaluation.evaluate import texts_of
     from distill.evaluation.report import aligned
     from distill.records import write_json
@@ -57,7 +58,12 @@ def main(argv: list[str] | None = None) -> None:
     found, gains = dict(record.figures), story.intervals(trials.DEMO, [record])
     print(f"\nMeasured on the test split, in this run:\n\n{aligned(story.table([found]))}\n\n{story.gains_text(gains)}")
     print("(difference, 95 % interval of a paired bootstrap over videos; mass: weight on truly relevant frames)\n")
-    opened, captions = Gallery.open(gallery, load(release)), texts_of(FrameSet(story.FRAMES / "test"))
+    frames = FrameSet(story.FRAMES / "test")
+    trained = {row.title: RUNS / row.key for row in trials.DEMO if not row.of}
+    graded = ndcg_of_runs(trained, story.CORPUS / "test.qrels", frames)
+    shown = ", ".join(f"{title} {value:.1f}" for title, value in graded.items())
+    print(f"nDCG@10 by what every clip shows of a caption (demo/corpus/test.qrels), text to video: {shown}\n")
+    opened, captions = Gallery.open(gallery, load(release)), texts_of(frames)
     judged = {
         "captions": caught(opened.search, captions),
         "nonsense": caught(opened.search, nonsense(NONSENSE, seed=0)),
@@ -70,7 +76,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f'$ distill search {gallery} "{query}" --k 3 --second-look', flush=True)
         subprocess.run([*tool("search"), gallery, query, "--k", "3", "--second-look"], check=True)
     seconds = round(time.monotonic() - began, 1)
-    write_json(RUNS / "summary.json", {"rows": found, "gains": gains, "nothing_fits": judged, "seconds": seconds})
+    summary = {"rows": found, "gains": gains, "ndcg": graded, "nothing_fits": judged, "seconds": seconds}
+    write_json(RUNS / "summary.json", summary)
     print(f"\n{seconds:.0f} s in all; these numbers are in {RUNS / 'summary.json'}")
 
 

@@ -10,6 +10,15 @@ captions than its own, and the report says so. A frame set stands for one split.
 captions, decides which results may be compared. The first table compares every query with everything. `--candidates`
 also searches in two stages as a gallery of EERCF or GLSCL does, scoring so many candidates in full, text-to-video and
 video-to-text. DSL and QB-Norm, which let queries help one another, are printed apart and only if asked for.
+
+Many captions are true of more videos than their own. Graded truth says of which: nDCG@10, and R@1 that counts them,
+stand in a block of their own, beside the papers' figures and never among them.
+
+    tools/evaluate.py runs/teachclip/release frames/test --protocol own --qrels test.qrels --near-duplicates
+    tools/evaluate.py runs/teachclip/release frames/test --protocol own --labels labels/xclip-test --share 0.95
+
+A line of --qrels is a caption id, 0, a video id and a grade (TREC's format). --labels takes a label set of FRAMES
+(distill label) and calls a pair relevant to which the teacher gives a share of the matched pair's score.
 """
 
 import argparse
@@ -51,11 +60,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--qbnorm", type=locate, metavar="BANK", help="also by QB-Norm with the captions of this frame set (training)"
     )
+    truth = parser.add_mutually_exclusive_group()
+    truth.add_argument("--qrels", type=Path, metavar="FILE", help="also against the judgements of this file")
+    truth.add_argument("--labels", type=locate, metavar="SET", help="also against the scores of a teacher's label set")
+    parser.add_argument(
+        "--share", type=_share, metavar="S", help="with --labels: the share of the matched pair's score (default: 0.95)"
+    )
+    parser.add_argument("--near-duplicates", action="store_true", help="count captions that are true of several videos")
     parser.add_argument("--out", type=Path, metavar="RESULT", help="JSON file to write the result to")
     parser.add_argument(
         "--compare", type=Path, nargs="+", default=[], metavar="RESULT", help="earlier results to show beside this one"
     )
     args = parser.parse_args(argv)
+    if args.share is not None and args.labels is None:
+        parser.error("--share is of a teacher's scores: name them with --labels")
     if args.out is not None:
         check_writable_file(args.out)
     show(*_evaluated(args).split("\n"))
@@ -82,7 +100,7 @@ def _evaluated(args: argparse.Namespace) -> str:
     release = load(args.release, comm.device())
     if args.out is not None and args.out.exists():
         _check_same(args.out, release.manifest.id, args.protocol, found)
-    frames = release.accept(frames)
+    frames, truth = release.accept(frames), _truth(args, frames)
     result = evaluate_model(
         _subject(release, frames),
         release.model,
@@ -93,6 +111,8 @@ def _evaluated(args: argparse.Namespace) -> str:
         bank=None if args.qbnorm is None else FrameSet(args.qbnorm),
         candidates=args.candidates,
         second_look=release.second_look,
+        truth=truth,
+        duplicates=args.near_duplicates,
     )
     plain, *compared = (one.model_dump(mode="json") for one in (result, *earlier))
     if args.out is not None:
@@ -100,6 +120,15 @@ def _evaluated(args: argparse.Namespace) -> str:
     if args.json:
         return json.dumps(plain | {"compared": compared}, indent=1, sort_keys=True, ensure_ascii=False)
     return report(result, earlier)
+
+
+def _truth(args: argparse.Namespace, frames: Any) -> Any:
+    """Read the graded truth that was asked for, if any."""
+    from distill.evaluation.truth import SHARE, by_teacher, read_qrels
+
+    if args.qrels is not None:
+        return read_qrels(args.qrels, frames)
+    return None if args.labels is None else by_teacher(args.labels, frames, args.share or SHARE)
 
 
 def _subject(release: Any, frames: Any) -> Any:
@@ -122,6 +151,16 @@ def _check_same(out: Path, release_id: str, protocol: str, found: str) -> None:
     there = read_result(out)
     if (there.subject.release_id, there.protocol, there.fingerprint) != (release_id, protocol, found):
         raise ArtefactError(f"{out}: already holds another result; choose another file for --out")
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a share of a score, above 0 and at most 1")
+    return share
 
 
 def _count(text: str) -> int:

@@ -88,6 +88,11 @@ class LabelSet(StoredLabels):
         rows = [(self._places[number].key, 0) for number in numbers]
         return self.rows(rows, "features", "video") if rows else {}
 
+    def captions(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """Features of the captions of (video, caption) pairs by name, as fp32; the first axis is the pair."""
+        rows = [(self._places[video].key, self._places[video].rows[caption]) for video, caption in pairs]
+        return self.rows(rows, "features", "text")
+
     def batch(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """Rows of (video, caption) pairs by name, real numbers as fp32; the first axis is the pair."""
         rows = [(self._places[video].key, self._places[video].rows[caption]) for video, caption in pairs]

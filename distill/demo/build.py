@@ -15,6 +15,7 @@ from distill.data.video import write_video
 from distill.demo.corpus import MORE, SPLITS, ClipSpec, plan
 from distill.demo.draw import FPS, draw_clip
 from distill.demo.emoji import ATTRIBUTION, EMOJI, sprite
+from distill.demo.truth import judgements
 from distill.errors import ExpectedError
 from distill.log import progress
 from distill.publishing import publish
@@ -84,7 +85,8 @@ def _write_videos(clips: Sequence[ClipSpec], folder: Path, seed: int, workers: i
 
 
 def _write_annotations(clips: Sequence[ClipSpec], splits: Sequence[str], out: Path) -> None:
-    """Write the csv of every split, `MSRVTT_data.json`, `relevance.json` and the licence of the pictures.
+    """Write the csv of every split, `MSRVTT_data.json`, `relevance.json`, the judgements of every gallery (SPLIT.qrels,
+    distill/demo/truth.py) and the licence of the pictures.
 
     In `relevance.json`, "captions" maps video id -> sentence id -> 0 or 1 per second, and "content" maps video id ->
     the seconds that show an emoji.
@@ -103,6 +105,12 @@ def _write_annotations(clips: Sequence[ClipSpec], splits: Sequence[str], out: Pa
     publish(out / "LICENSE-twemoji.txt", ATTRIBUTION.encode())
     if MORE not in splits:
         (out / f"{MORE}.csv").unlink(missing_ok=True)
+    before = 0
+    for split in splits:
+        own = [clip for clip in clips if clip.split == split]
+        if split not in ("train", MORE):
+            publish(out / f"{split}.qrels", "".join(f"{line}\n" for line in judgements(own, before)).encode())
+        before += sum(len(clip.sentences) for clip in own)
     for split in splits:
         lines = ["video_id", *(clip.video for clip in clips if clip.split == split)]
         publish(out / f"{split}.csv", "".join(f"{line}\n" for line in lines).encode())

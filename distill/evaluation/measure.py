@@ -16,6 +16,7 @@ from distill.data.frames import FrameSet
 from distill.data.tokens import TextTokenizer, warn_of_cuts
 from distill.errors import ExpectedError
 from distill.evaluation.choosing import look_again
+from distill.evaluation.duplicates import near_duplicates
 from distill.evaluation.evaluate import (
     check_captions,
     encode_texts,
@@ -25,10 +26,12 @@ from distill.evaluation.evaluate import (
     two_stage,
     video_numbers,
 )
+from distill.evaluation.graded import graded
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
 from distill.evaluation.normalise import bank_of, dual_softmax, query_bank_t2v
 from distill.evaluation.result import RECALLS, BankMetrics, LookedAgain, Metrics, Reranked, Result, Subject
 from distill.evaluation.standing import captions_of, fingerprint, gallery_state
+from distill.evaluation.truth import Truth
 from distill.log import progress
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
@@ -52,10 +55,13 @@ def evaluate_model(
     bank: FrameSet | None,
     candidates: Sequence[int] = (),
     second_look: SecondLook | None = None,
+    truth: Truth | None = None,
+    duplicates: bool = False,
 ) -> Result:
     """Evaluate a model in fp32; with `dsl` also by dual softmax, with `bank` by QB-Norm with that set's captions.
 
-    A `second_look` is measured beside it.
+    A `second_look` is measured beside it, and the plain scores against a `truth`. With `duplicates`, captions that are
+    true of several videos are counted.
 
     For each number in `candidates`, a two-stage search scores that many in full. Raises `ExpectedError` if the bank
     holds queries of the test, or if the model has no second stage.
@@ -87,6 +93,8 @@ def evaluate_model(
         second_look=None
         if second_look is None
         else LookedAgain(look=second_look, measured=measured(*look_again(second_look, text, video))),
+        graded=None if truth is None else graded(truth, similarity, similarity, SEED),
+        near_duplicates=near_duplicates(frames, truth) if duplicates else None,
     )
 
 

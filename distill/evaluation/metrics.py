@@ -6,6 +6,8 @@ that gives every pair the same score finds nothing. A score that is not finite i
 change the denominator of R@k.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
@@ -85,6 +87,11 @@ def paired_bootstrap(
     return float(gain.mean()), *_interval(gain, groups, seed, runs)
 
 
+def mean_interval(values: Float[Tensor, " query"], groups: Int[Tensor, " query"], seed: int) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of the mean of any value of queries, drawn as for `recall_interval`."""
+    return _interval(values, groups, seed)
+
+
 def _of_query(ranks: Int[Tensor, " query"], metric: str) -> Float[Tensor, " query"]:
     """Return the values of which R@k or MnR is the mean."""
     return ranks.double() + 1 if metric == "MnR" else 100 * (ranks < int(metric.removeprefix("R@"))).double()
@@ -103,12 +110,21 @@ def _interval(
     cell = group * shape[1] + run
     sums = np.bincount(cell, weights=values.cpu().numpy(), minlength=shape[0] * shape[1]).reshape(shape)
     sizes = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
-    rng = np.random.default_rng(seed)
-    # How often each group is drawn follows a multinomial; this avoids an index array of draws x groups.
-    by_group, by_run = (rng.multinomial(count, np.full(count, 1 / count), size=DRAWS) for count in shape)
+    by_group, by_run = _draws(seed, shape)
     total, number = (((by_group @ table) * by_run).sum(1) for table in (sums, sizes))
     low, high = np.percentile(total / number, [2.5, 97.5])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=2)
+def _draws(seed: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often each group, and each run, is drawn in every draw; the same for all metrics of one test.
+
+    These counts follow a multinomial, which avoids an index array of draws x groups.
+    """
+    rng = np.random.default_rng(seed)
+    by_group, by_run = (rng.multinomial(count, np.full(count, 1 / count), size=DRAWS) for count in shape)
+    return by_group, by_run
 
 
 def _check_finite(similarity: Float[Tensor, "text video"]) -> None:

@@ -6,7 +6,7 @@ Results with different fingerprints never stand in one table (`result.check_comp
 from collections.abc import Sequence
 
 from distill.evaluation.protocol import PROTOCOLS
-from distill.evaluation.result import COLUMNS, BankMetrics, Metrics, Reranked, Result
+from distill.evaluation.result import COLUMNS, BankMetrics, Graded, Metrics, Reranked, Result
 from distill.evaluation.standing import SHOWN
 from distill.model.second_look import SecondLook
 from distill.retrieval.calibration import BETA
@@ -39,7 +39,47 @@ def report(result: Result, earlier: Sequence[Result]) -> str:
             (_with_bank(r.subject.release, r.qbnorm), r.qbnorm.measured) for r in results if r.qbnorm
         ],
     }
-    return "\n\n".join([*blocks, *(f"{words}\n{_table(rows)}" for words, rows in others.items() if rows)])
+    blocks += [f"{words}\n{_table(rows)}" for words, rows in others.items() if rows]
+    return "\n\n".join([*blocks, *_by_truth(results), *_repeated(result)])
+
+
+def _by_truth(results: Sequence[Result]) -> list[str]:
+    """Return a block for every truth that results were measured against."""
+    blocks: dict[tuple[str, str], list[tuple[str, Graded]]] = {}
+    for one in results:
+        if one.graded:
+            blocks.setdefault((one.graded.source_id, str(one.graded.share)), []).append(
+                (one.subject.release, one.graded)
+            )
+    return [_graded(rows) for rows in blocks.values()]
+
+
+def _graded(rows: Sequence[tuple[str, Graded]]) -> str:
+    first = rows[0][1]
+    origin = "judgements" if first.kind == "qrels" else f"pairs with {first.share:g} of the matched pair's score"
+    words = (
+        f"Graded truth ({origin}: {first.source}, {first.source_id[:SHOWN]}): {first.relevant:,} relevant pairs; for "
+        f"{first.several:,} captions another video\nis as right as their own, and counts in this R@1. Not the papers' "
+        f"figures."
+    )
+    columns = [(side, name) for side in ("t2v", "v2t") for name in first.metrics[side]]
+    lines = [["", *(f"{side.upper()} {name} [95 %]" for side, name in columns)]]
+    for title, found in rows:
+        cells = [(found.metrics[side][name], *found.intervals[side][name]) for side, name in columns]
+        lines.append([title, *(f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in cells)])
+    return f"{words}\n{aligned(lines)}"
+
+
+def _repeated(result: Result) -> list[str]:
+    """Return the sentence about captions of several videos."""
+    found = result.near_duplicates
+    if found is None:
+        return []
+    by_truth = "" if found.by_truth is None else f"; for {found.by_truth:,} another video is right by the graded truth"
+    return [
+        f"Near duplicates: {found.same_words:,} of {found.captions:,} captions have the words of a caption of another "
+        f"video (without case, articles and signs){by_truth}."
+    ]
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

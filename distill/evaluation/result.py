@@ -62,6 +62,30 @@ class LookedAgain(Config):
     measured: Metrics
 
 
+class Graded(Config):
+    """Metrics against graded truth, by direction: nDCG@10, and R@1 where every answer that is right counts.
+
+    An answer is right if it fits the caption at least as well as the caption's own video. Not the papers' metrics.
+    """
+
+    kind: Literal["qrels", "labels"]
+    source: str  # file of judgements, or label set
+    source_id: str
+    share: float | None  # of the matched pair's score that makes a pair relevant to a teacher
+    relevant: int  # pairs with a grade above 0
+    several: int  # captions for which another video is right too
+    metrics: dict[str, dict[str, FiniteFloat]]
+    intervals: dict[str, dict[str, tuple[FiniteFloat, FiniteFloat]]]
+
+
+class NearDuplicates(Config):
+    """How many captions are true of several videos."""
+
+    captions: int  # in all
+    same_words: int  # have the words of a caption of another video, without case, articles and signs
+    by_truth: int | None  # another video is right for them by the graded truth; None: there is none
+
+
 class Subject(Config):
     """A release and the frame set on which it was evaluated."""
 
@@ -86,6 +110,8 @@ class Result(Config):
     qbnorm: BankMetrics | None
     two_stage: tuple[Reranked, ...] = ()  # missing in results of the first versions
     second_look: LookedAgain | None = None  # None: the release carries none
+    graded: Graded | None = None  # None: not asked for
+    near_duplicates: NearDuplicates | None = None
 
     @model_validator(mode="after")
     def _both_directions(self) -> "Result":
