@@ -25,6 +25,8 @@ REFUSED += (errno.ENAMETOOLONG,)
 # Packages that not every installation has, and the one that brings them.
 EXTRAS = {
     **dict.fromkeys(("deepspeed", "webdataset", "accelerate"), "retrieval-distill[train]"),
+    "tensorboard": "retrieval-distill[track]",
+    "trackio": "trackio",
     **dict.fromkeys(("fastapi", "starlette", "uvicorn"), "retrieval-distill[serve]"),
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "retrieval-distill[onnx]"),
 }

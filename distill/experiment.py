@@ -22,7 +22,7 @@ from distill.data.texts import Texts
 from distill.data.tokens import TextTokenizer, warn_of_cuts
 from distill.errors import RecipeError
 from distill.evaluation.choosing import choose, look_again
-from distill.evaluation.evaluate import Ranks, check_captions, encode, rank, texts_of
+from distill.evaluation.evaluate import Encoded, Ranks, check_captions, encode, score, texts_of
 from distill.labelling.sources import open_source
 from distill.model.blocks import require_compiler
 from distill.model.contract import RetrievalModel
@@ -35,10 +35,13 @@ from distill.records import write_json
 from distill.release.initial import build_from
 from distill.release.writing import write_release
 from distill.remote import locate
+from distill.reporting.answers import keep_answers
+from distill.reporting.report import write_report
 from distill.terminal import show
 from distill.training import engine
 from distill.training.folder import RELEASE, alone_in, choose_folder
 from distill.training.loop import Job, train
+from distill.training.trackers import check_trackers
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +50,18 @@ log = logging.getLogger(__name__)
 class _Tested:
     """The ranks of the best weights on the test frames, and with the second look."""
 
+    frames: FrameSet
+    seen: Encoded
+    similarity: Tensor  # [text, video]
     plain: Ranks
     second: Ranks | None
-    video_of_text: Tensor
 
     @property
     def metrics(self) -> dict[str, Any]:
         return self.plain.metrics | ({} if self.second is None else {"second_look": self.second.metrics})
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {"t2v": self.plain.t2v, "v2t": self.plain.v2t, "video_of_text": self.video_of_text}
+        found = {"t2v": self.plain.t2v, "v2t": self.plain.v2t, "video_of_text": self.seen.video_of_text}
         return found | ({} if self.second is None else {"second_t2v": self.second.t2v, "second_v2t": self.second.v2t})
 
 
@@ -80,11 +85,13 @@ def run(recipe: Recipe) -> None:
         if test is not None:
             log.info(f"testing on {test.path}: {len(test)} videos")
             seen = encode(job.model, test, job.tokenizer, **options, all_features=look is not None)
-            plain = rank(job.model, seen)
+            similarity = score(job.model, seen.text, seen.video)
+            plain = Ranks.of(similarity, similarity, seen.video_of_text)
             second = None if look is None else Ranks.of(*look_again(look, seen.text, seen.video), seen.video_of_text)
-            tested = _Tested(plain, second, seen.video_of_text)
+            tested = _Tested(test, seen, similarity, plain, second)
         if comm.rank() == 0:
             _release(recipe, job, weights, look, tested, time.time() - started)
+            _report(job, tested)
     comm.close()
 
 
@@ -93,6 +100,7 @@ def prepare(recipe: Recipe) -> tuple[Job, FrameSet | None]:
 
     Raises an `ExpectedError` that names the recipe's key or the artefact that does not fit.
     """
+    check_trackers(recipe.train.track)
     _check_processes(recipe)
     if recipe.train.compile:
         require_compiler(comm.device())
@@ -239,6 +247,18 @@ def _release(
     parameters = manifest.counts["parameters"]
     log.info(f"released {release}: {parameters:,} parameters, {4e-6 * parameters:,.1f} MB")
     show(json.dumps({"release": str(release), "test": metrics}))
+
+
+def _report(job: Job, tested: _Tested | None) -> None:
+    """Leave `report.html`, and what it shows of the test, in the folder of a run whose release is published."""
+    opened = {"train": job.train}
+    try:
+        if tested:
+            opened["test"] = tested.frames
+            keep_answers(job, tested.frames, tested.seen, tested.similarity)
+        log.info(f"report {write_report(job.folder, opened=opened)}")
+    except Exception as error:  # whatever is wrong with a page, the training has ended well
+        log.warning(f"{job.folder}: the run is complete, but its report was not written ({error!r:.500})")
 
 
 def caption_sources(frames: FrameSet) -> dict[str, int]:

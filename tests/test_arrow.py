@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, World, python
+from safetensors.torch import load_file
 
 import distill.release
 from distill.data.frames import FrameSet
+from distill.data.labels import StoredLabels
 from distill.retrieval.gallery import Gallery
 
 TOWERS = ROOT / "recipes" / "demo" / "clip"
@@ -49,3 +51,24 @@ def test_queries_find_their_videos_and_the_seconds_that_show_them(world: World, 
 
     printed = json.loads(python("tools/search.py", gallery, queries[0][0], "--k", "5", "--json").stdout)
     assert [hit["video"] for hit in printed] == [hit.video for hit in answers[0]]
+
+
+def test_the_report_shows_the_teacher_beside_the_student(student: Path, world: World):
+    run = student.parent
+    page, teacher = (run / "report.html").read_text(), json.loads((run.parent / "teacher" / "test.json").read_text())
+    assert "teacher (teacher)" in page, "the teacher's run has this name, and stands beside the student's"
+    for side in ("t2v", "v2t"):
+        assert f"{teacher[side]['R@1']:.1f} <small>" in page
+    kept = load_file(run / "test_answers.safetensors")
+    assert page.count('class="weights"') == len(kept["taught"]) == 4
+    frames, labels = FrameSet(world.frames["train"]), StoredLabels(run.parent / "labels")
+    release = distill.release.load(student)
+    for row, (video, caption) in enumerate(kept["taught"].tolist()):
+        relevance = labels.tensor(frames.videos[video].key, "relevance", caption)
+        assert kept["taught_teacher"][0, row].tolist() == pytest.approx(relevance.softmax(0).tolist(), abs=1e-5)
+        seen = release.encode_video(frames.pixels(video))
+        weights = (seen.relevance[0] / release.pool_temperature).softmax(0)
+        assert kept["taught_student"][row].tolist() == pytest.approx(weights.tolist(), abs=1e-4)
+    assert kept["pooling"].sum(1).tolist() == pytest.approx([1.0] * len(kept["pooling"]), abs=1e-4)
+    cost = json.loads((run / "test_cost.json").read_text())
+    assert cost["bytes_per_video"] == [4 * release.model.index_vectors(seen).shape[1], 0]

@@ -23,7 +23,13 @@ LOCK = ".lock"
 # Keys that say how a run is carried out, not what it computes. ROUNDING changes the order of sums: fp32 losses agree to
 # 1e-5 (as on another number of processes), those of bf16 only to its own, far coarser, rounding.
 EXACT = {"data.workers", "data.memory_gb", "data.cache", "data.cache_gb", "train.activation_checkpointing"}
-EXACT |= {"train.checkpoint_every", "train.checkpoint_minutes", "train.timeout_minutes", "train.log_every"}
+EXACT |= {
+    "train.checkpoint_every",
+    "train.checkpoint_minutes",
+    "train.timeout_minutes",
+    "train.log_every",
+    "train.track",
+}
 ROUNDING = {"train.zero", "train.accumulate", "train.compile", "train.stem_cache_gb"}
 
 

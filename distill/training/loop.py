@@ -39,6 +39,7 @@ from distill.training.monitor import Monitor
 from distill.training.objective import Objective
 from distill.training.optim import OptimConfig
 from distill.training.stems import stem_table
+from distill.training.trackers import Name, open_trackers
 
 log = logging.getLogger(__name__)
 BEST = "best.safetensors"
@@ -62,6 +63,7 @@ class TrainConfig(Config):
     checkpoint_minutes: float = Field(default=15.0, ge=0)  # and minutes between them; 0: only as above
     timeout_minutes: float = Field(default=30.0, gt=0)  # how long a process waits for one that does not answer
     log_every: int = Field(default=20, ge=1)  # steps between console lines
+    track: list[Name] = Field(default=[])  # programs that show metrics, beside metrics.jsonl: tensorboard, trackio
 
     @model_validator(mode="after")
     def _compiles(self) -> "TrainConfig":
@@ -146,7 +148,8 @@ class _Run:
         self.progress = _resume(job, self.engine)
         self.monitor: Monitor | None = None
         if comm.rank() == 0:
-            self.monitor = Monitor(job.folder, self.plan.total_steps, self.progress.metrics_bytes)
+            trackers = open_trackers(job.config.track, job.folder)
+            self.monitor = Monitor(job.folder, self.plan.total_steps, self.progress.metrics_bytes, trackers)
 
     def to_the_end(self) -> None:
         """Take all steps that are left, with checkpoints and validations between them."""

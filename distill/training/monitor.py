@@ -1,15 +1,16 @@
-"""Training metrics: appended to metrics.jsonl, shown on the console and in TensorBoard if it is installed."""
+"""Training metrics: appended to metrics.jsonl, shown on the console and by the trackers that a recipe names."""
 
 import errno
-import importlib.util
 import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.errors import writing
+from distill.training.trackers import Tracker, flat
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 class Monitor:
     """Appends rows to `metrics.jsonl`; a resumed run first cuts what the lost steps had written."""
 
-    def __init__(self, folder: Path, total_steps: int, keep_bytes: int = 0):
+    def __init__(self, folder: Path, total_steps: int, keep_bytes: int = 0, trackers: Sequence[Tracker] = ()):
         self._total = total_steps
         self._path = folder / "metrics.jsonl"
         self._file = self._path.open("ab", buffering=0)
@@ -30,11 +31,7 @@ class Monitor:
             keep_bytes = self._path.read_bytes().rfind(b"\n") + 1
         self._bytes = keep_bytes
         self._file.truncate(self._bytes)
-        self._board = None
-        if importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._trackers = trackers
         self._recent: list[float] = []
 
     def row(self, step: int, values: dict[str, Any]) -> None:
@@ -45,9 +42,8 @@ class Monitor:
                 self._file.truncate(self._bytes)
                 raise OSError(errno.ENOSPC, "only a part of the row was written")
         self._bytes += len(line)
-        if self._board is not None:
-            for name, value in _flat(values).items():
-                self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.row(step, flat(values))
 
     def show(self, step: int, values: dict[str, float], pairs: int, seconds: float) -> None:
         """One console line: step, losses, speed and the time that is left."""
@@ -69,15 +65,5 @@ class Monitor:
     def close(self) -> None:
         """Closes the files."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            flat[f"{prefix}{name}"] = float(value)
-    return flat
+        for tracker in self._trackers:
+            tracker.close()

@@ -19,6 +19,7 @@ from conftest import ROOT, metrics, tree_bytes
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
+AFTERWARDS = ("report.html", "test_answers.safetensors", "test_cost.json")
 
 
 class Job(ABC):
@@ -198,6 +199,6 @@ def unfinished(folder: Path) -> Iterator[str]:
 
 
 def names(folder: Path) -> set[str]:
-    """Files of a run, without those of dashboards, whose names hold a time."""
+    """Files of a run, without those that follow its release: a run that is killed before them has ended without."""
     paths = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    return {str(path) for path in paths if "tensorboard" not in path.parts}
+    return {str(path) for path in paths if path.name not in AFTERWARDS}

@@ -1,0 +1,1 @@
+"""Pages about finished runs: one HTML file each, which needs nothing beside it."""
