@@ -21,7 +21,8 @@ from distill import remote
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
 from distill.errors import ArtefactError, ExpectedError
-from distill.manifest import NAME, Manifest, seal
+from distill.manifest import NAME, Manifest, seal, sealed_file
+from distill.publishing import publish
 from distill.release.pushing import push
 from distill.retrieval import Gallery, generation
 
@@ -104,6 +105,35 @@ def test_a_repository_that_was_changed_after_sealing_is_refused_before_its_weigh
     hub.make("model", "me/none", {})
     with pytest.raises(ArtefactError, match=r"manifest.json: missing, no sealed folder of this project is there"):
         distill.release.load("hf:me/none")
+
+
+def test_the_graphs_of_an_export_go_with_their_release(hub: Hub, tmp_path: Path):
+    release = tmp_path / "release"
+    shutil.copytree(RELEASE, release)
+    manifest = distill.release.load(release).manifest
+    figures = {"r1": 50.0, "bytes": 5, "text_ms": 1.0, "video_ms": 9.0}
+    measured = {"frames": "test", "frames_id": "a" * 64, "texts": 20, "videos": 20, "torch": figures}
+    measured["float32"] = {**figures, "score": 1e-6, "top10": 100.0}
+    publish(release / "onnx" / "text.onnx", b"graph")
+    files = {"text.onnx": sealed_file(release / "onnx" / "text.onnx")}
+    config, parents = {"opset": 20, "measured": measured}, {"release": manifest.id}
+    seal(
+        release / "onnx",
+        Manifest(kind="onnx", version=1, config=config, counts={}, parents=parents, files=files),
+    )
+    pushed = push(release, REPO, direct=True)
+    repo = hub.repos["model", REPO]
+    sent = repo.commits[repo.refs["main"]]
+    assert sent["onnx/text.onnx"] == b"graph" and sent["onnx/manifest.json"] == (release / "onnx" / NAME).read_bytes()
+    assert push(release, REPO).files == 0
+    assert distill.release.load(pushed.name).manifest.id == manifest.id, "the weights come without the graphs"
+    (release / "onnx" / "text.onnx").unlink()
+    assert distill.release.load(release).manifest.id == manifest.id, "and do without them"
+    with pytest.raises(ArtefactError, match=r"text\.onnx: missing, though the manifest lists it"):
+        push(release, REPO)
+    (release / "onnx" / "text.onnx").write_bytes(b"graqh")
+    with pytest.raises(ArtefactError, match=r"text\.onnx: .*changed after sealing"):
+        push(release, REPO)
 
 
 def test_nothing_is_written_over_and_what_is_there_already_is_left(hub: Hub):

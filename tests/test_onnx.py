@@ -1,6 +1,7 @@
 """Releases as ONNX graphs: any batch size, the scores of the weights, a gate that holds, and queries without torch."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,73 +12,28 @@ import onnx
 import pytest
 import torch
 from conftest import ROOT
-from onnx import numpy_helper
+from exports import compare, trained
+from onnx import TensorProto, helper, numpy_helper
 
 from distill.bench.drawn import draw_frames
-from distill.catalogue import build, parse_model_config
 from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet
-from distill.data.tokens import prune
 from distill.errors import ArtefactError, ExpectedError
 from distill.evaluation.evaluate import texts_of
 from distill.exporting.graphs import sides, write_graph
 from distill.exporting.onnx import export_onnx
 from distill.exporting.parity import CLOSE
 from distill.manifest import NAME, Manifest, seal, sealed_file
-from distill.model.towers import Towers
 from distill.onnx.exported import FOLDER, Export, Measured
 from distill.onnx.session import BATCH, RELEASES, TextSession, open_graph
 from distill.onnx.session import CONFIG as RELEASE_CONFIG
-from distill.release.release import CONFIG, READ, Release, load
-from distill.release.writing import write_release
-
-TEMPORAL = {"layers": 1, "init": "normal", "positions": 16}
-MODELS = {
-    "teachclip": {"temporal": TEMPORAL},
-    "clip4clip": {"head": "seqTransf", "temporal": TEMPORAL},
-    "prompt_switch": {"prompts": 2, "frames": 2, "captions": None},
-    "pig": {"frames": 2, "proxies": 2, "generator": {"selected": 2}},
-    "eercf": {"temporal": TEMPORAL, "frames": 2},
-    "glscl": {"temporal": TEMPORAL, "queries": {"layers": 1, "heads": 2, "count": 2, "feed_forward": 32}},
-}
+from distill.release.release import CONFIG, READ, load
 
 
 @pytest.fixture(scope="module")
 def frames(tmp_path_factory: pytest.TempPathFactory) -> FrameSet:
     """Twenty-four drawn videos of two frames, with a caption each."""
     return draw_frames(tmp_path_factory.mktemp("onnx") / "frames", videos=24, captions=1, num_frames=2, size=32)
-
-
-def trained(kind: str, frames: FrameSet, folder: Path) -> Path:
-    """Release a small student that a few steps of contrast have moved from its random weights."""
-    vocabulary = prune(texts_of(frames))
-    architecture = {
-        "embed_dim": 32,
-        "quick_gelu": True,
-        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 16},
-        "text_cfg": {"context_length": 16, "vocab_size": len(vocabulary), "width": 32, "heads": 2, "layers": 1},
-    }
-    config = parse_model_config({"kind": kind, "clip": {"model": "tiny"}, **MODELS[kind]}, "test")
-    torch.manual_seed(0)
-    model = build(config, Towers.from_architecture(architecture, None, None)).eval()
-    given = {
-        "model_config": config,
-        "text": {"max_words": 16, "vocabulary": vocabulary},
-        "frames_config": frames.manifest.config,
-        "provenance": {},
-    }
-    write_release(folder / "untrained", model=model, weights=model.state_dict(), **given)
-    tokenizer = load(folder / "untrained").tokenizer
-    ids, (pixels, real) = torch.from_numpy(tokenizer(texts_of(frames))), VideoDataset(frames).__getitems__([*range(24)])
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(10):
-        logits = model.logits(model.encode_text(ids), model.encode_video(pixels, real))
-        loss = torch.nn.functional.cross_entropy(logits, torch.arange(24))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    write_release(folder / kind, model=model, weights=model.state_dict(), **given)
-    return folder / kind
 
 
 @pytest.fixture(scope="module")
@@ -92,23 +48,6 @@ def exported(frames: FrameSet, tmp_path_factory: pytest.TempPathFactory) -> dict
 def student(exported: dict[str, tuple[Path, Measured]], tmp_path: Path) -> Path:
     """A copy of the exported TeachCLIP."""
     return Path(shutil.copytree(exported["teachclip"][0], tmp_path / "student"))
-
-
-def compare(release: Release, side: str, graph: Path, frames: FrameSet) -> None:
-    """Run a graph on other numbers of rows than it was traced with, beside the model."""
-    module, session = sides(release)[side][0], open_graph(graph)
-    pixels, real = VideoDataset(frames).__getitems__([*range(7)])
-    real[0, 1:] = False  # a short video
-    for rows in (1, 3, 7):
-        given = {"ids": torch.from_numpy(release.tokenizer(texts_of(frames)[:rows]))}
-        if side == "video":
-            given = {"pixels": pixels[:rows], "real": real[:rows]}
-        with torch.no_grad():
-            expected = module(*given.values())
-        found = session.run(module.outputs, {name: value.numpy() for name, value in given.items()})
-        for name, one, other in zip(module.outputs, found, expected, strict=True):
-            assert one.shape == tuple(other.shape) and one.shape[0] == rows, name
-            np.testing.assert_allclose(one, other.numpy(), atol=1e-5, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["teachclip", "prompt_switch"])
@@ -244,6 +183,27 @@ def test_what_is_no_export_of_the_release_is_refused_in_one_line(student, export
     shutil.rmtree(student / FOLDER)
     with pytest.raises(ArtefactError, match="holds no folder onnx; run `distill export"):
         TextSession.open(student)
+
+
+def test_a_graph_that_asks_for_any_memory_gets_no_more_than_its_bound(student):
+    graph = student / FOLDER / "text.onnx"
+    session = TextSession.open(student)
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 16])
+    vector = helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", session.dim])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [2**31, session.dim])  # a quarter of a terabyte
+    node = helper.make_node("ConstantOfShape", ["shape"], ["vector"])
+    made = helper.make_graph([node], "bomb", [ids], [vector], [shape])
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), graph)
+    reseal(student / FOLDER)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ArtefactError, match="the graph does not run"):
+        TextSession.open(student).vectors(["a dog"])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+def test_a_second_export_is_refused_before_any_work(student, frames):
+    with pytest.raises(ExpectedError, match=r"onnx: is there already; delete it"):
+        export_onnx(student, frames.path, int8=False)
 
 
 def test_formats_of_releases_are_those_that_are_loaded():

@@ -25,7 +25,7 @@ if not __package__:
 
 from distill.errors import door
 from distill.publishing import check_writable
-from distill.remote import locate
+from distill.remote import Place, locate
 from distill.terminal import Parser, show
 
 ENGINES = ("bigfile", "faiss", "lancedb", "parquet", "qdrant")  # of a gallery
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--to", choices=(*ENGINES, GRAPHS), required=True, help="the engine")
     parser.add_argument(
         "--frames",
-        type=Path,
+        type=locate,
         metavar="FRAMES",
         help="onnx: frame set to compare on (default: the test or validation set of the release's recipe)",
     )
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     show(f"{args.out}: {videos} vectors of {dim} floats, unit length, for {args.to}")
 
 
-def _graphs(release: Path, frames: Path | None, int8: bool) -> None:
+def _graphs(release: Path, frames: Place | None, int8: bool) -> None:
     check_writable(release)
 
     from distill import log

@@ -84,8 +84,16 @@ def write_graph(side: Side, examples: tuple[Tensor, ...], path: Path) -> None:
     size = sum(parameter.nbytes for parameter in side.parameters())
     if size > LARGEST:
         raise ExpectedError(f"{path.name}: {size:,} bytes of weights, but an ONNX graph holds at most {LARGEST:,}")
-    rows = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     with _quiet(), torch.no_grad():
+        program = _traced(side, examples, path.name)
+        for node in program.model.graph.all_nodes():  # paths of this machine, in stack traces
+            node.metadata_props.clear()
+        program.save(path, external_data=False)
+
+
+def _traced(side: Side, examples: tuple[Tensor, ...], name: str) -> torch.onnx.ONNXProgram:
+    rows = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    try:
         program = torch.onnx.export(
             side,
             examples,
@@ -96,10 +104,16 @@ def write_graph(side: Side, examples: tuple[Tensor, ...], path: Path) -> None:
             dynamic_shapes=tuple({0: rows} for _ in examples),
             verbose=False,
         )
-        assert program is not None
-        for node in program.model.graph.all_nodes():  # paths of this machine, in stack traces
-            node.metadata_props.clear()
-        program.save(path, external_data=False)
+    except torch.onnx.OnnxExporterError as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        raise ExpectedError(
+            f"{name}: torch has no ONNX graph for these towers ({type(reason).__name__}: {reason}); use the release "
+            f"itself"
+        ) from None
+    assert program is not None
+    return program
 
 
 def quantise(path: Path, to: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.frames import FrameSet
-from distill.errors import ArtefactError, ExpectedError, check_installed
+from distill.errors import ArtefactError, ExpectedError, check_installed, writing
 from distill.evaluation.evaluate import check_captions
 from distill.exporting.graphs import OPSET, quantise, sides, write_graph
 from distill.exporting.parity import BEST, check, measure
@@ -14,6 +14,7 @@ from distill.onnx.exported import FOLDER, VERSION, Export, Measured, file_of
 from distill.publishing import check_writable, published_folder
 from distill.records import View, read_json
 from distill.release.release import PROVENANCE, Release, load
+from distill.remote import Place
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
@@ -33,7 +34,7 @@ class _Provenance(View):
     recipe: _Recipe = _Recipe()
 
 
-def export_onnx(path: Path, frames: Path | None, int8: bool) -> Measured:
+def export_onnx(path: Path, frames: Place | None, int8: bool) -> Measured:
     """Write the folder `onnx` of a release, if its graphs pass the gate of `parity` on a frame set.
 
     `frames`: one with captions; None takes the test set that the release was trained with, or its validation set.
@@ -54,7 +55,8 @@ def export_onnx(path: Path, frames: Path | None, int8: bool) -> Measured:
         raise ExpectedError(
             f"{shown.path}: {len(shown)} videos, of which the {BEST} best are compared; name a larger set by --frames"
         )
-    with published_folder(folder) as part:
+    release.encode_text(["a dog"])  # a model that was converted without its tokenizer says so
+    with published_folder(folder) as part, writing(folder):
         return _fill(part, release, shown, int8)
 
 

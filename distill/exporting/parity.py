@@ -28,8 +28,8 @@ from distill.log import progress
 from distill.model.contract import ANSWER_TEMPERATURE
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.second_look import frame_answers
-from distill.onnx.exported import SIDES, Measured, Parity, Reference, file_of
-from distill.onnx.session import open_graph
+from distill.onnx.exported import FOLDER, SIDES, Measured, Parity, Reference, file_of
+from distill.onnx.session import open_graph, run_graph
 from distill.release.release import WEIGHTS, Release
 
 CLOSE = 1e-4  # of a score in float32 to torch's
@@ -55,7 +55,7 @@ def measure(release: Release, frames: FrameSet, folder: Path, int8: bool) -> Mea
         of_text, of_video = (file_of(side, small) for side in SIDES)
         found = _graph_scores(release, frames, graphs[of_text], graphs[of_video])
         return Parity(
-            score=max(float((found[name] - scores).abs().max()) for name, scores in expected.items()),
+            score=float(torch.stack([(found[name] - scores).abs().max() for name, scores in expected.items()]).max()),
             top10=100 * float(top_shared(_last(found), _last(expected), BEST).mean()),
             r1=_r1(found, frames),
             bytes=sum((folder / name).stat().st_size for name in (of_text, of_video)),
@@ -127,7 +127,7 @@ def _joined(parts: list[Outputs]) -> Outputs:
 
 def _run(graph: Any, **inputs: Tensor) -> Outputs:
     names = [node.name for node in graph.get_outputs()]
-    found = graph.run(names, {name: value.numpy() for name, value in inputs.items()})
+    found = run_graph(graph, names, {name: value.numpy() for name, value in inputs.items()}, Path(FOLDER))
     return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
 
 

@@ -5,7 +5,9 @@ Texts become ids with the release's own tokenizer, and ids become vectors in ONN
 verified, so a copy of the release without its weights answers queries too.
 """
 
-from collections.abc import Sequence
+import functools
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +26,9 @@ RELEASES = (1, 2)  # formats of releases whose text settings are read here
 CONFIG = "config.json"
 BATCH = 64  # texts encoded at once
 LONGEST = 2**12  # words; more than any text tower reads
+LARGEST = 2**31  # bytes of a graph: one protobuf message
+MEMORY = 2**32  # bytes for the weights of graphs and what they compute: a damaged one may ask for any number
+AS_ASKED = 1  # how ONNX Runtime's arena grows: by what is asked for, not by doubling
 
 
 class _Text(View):
@@ -54,6 +59,7 @@ class TextSession:
         self.path, self.id, self.dim = path, id, dim  # of the release; the numbers of a vector
         self.tokenizer = tokenizer
         self._session = session
+        self._spelling = threading.Lock()  # `tokenizers` refuses a call while it is in another one
 
     @classmethod
     def open(cls, release: Path, int8: bool = False) -> "TextSession":
@@ -66,7 +72,7 @@ class TextSession:
         manifest, name = read_manifest(release, "release", *RELEASES), file_of("text", int8)
         read_export(release, manifest.id, [name])
         tokenizer = _tokenizer(release, manifest)
-        session = open_graph(release / FOLDER / name)
+        session = open_graph(release / FOLDER / name, bounded=True)
         inputs = {node.name: node.shape[1:] for node in session.get_inputs()}
         dim = next((node.shape[1] for node in session.get_outputs() if node.name == "vector"), None)
         if inputs != {"ids": [tokenizer.max_words]} or type(dim) is not int:
@@ -80,15 +86,13 @@ class TextSession:
         """
         if not queries:
             raise ExpectedError("no texts to encode; give at least one")
-        ids = self.tokenizer(queries)
+        with self._spelling:
+            ids = self.tokenizer(queries)
         return np.concatenate([self._run(ids[start : start + BATCH]) for start in range(0, len(ids), BATCH)])
 
     def _run(self, ids: Int64[np.ndarray, "query word"]) -> Float32[np.ndarray, "query dim"]:
         where = self.path / FOLDER
-        try:
-            (found,) = self._session.run(["vector"], {"ids": ids})
-        except Exception as error:  # ONNX Runtime's errors share no other class
-            raise ArtefactError(f"{where}: the text graph does not run ({error}); {AGAIN}") from None
+        (found,) = run_graph(self._session, ["vector"], {"ids": ids}, where)
         if found.shape != (len(ids), self.dim) or found.dtype != np.float32:
             raise ArtefactError(f"{where}: gives {found.dtype} {list(found.shape)} for {len(ids)} texts; {AGAIN}")
         if not np.isfinite(found).all():
@@ -96,20 +100,49 @@ class TextSession:
         return found
 
 
-def open_graph(path: Path, threads: int = 0) -> Any:
+def open_graph(path: Path, threads: int = 0, *, bounded: bool = False) -> Any:
     """Open one graph on the CPU; `threads`: of one call, 0 for as many as there are cores.
 
-    The bytes are given, not the path, so that a graph cannot name other files to be read.
+    The bytes are given, not the path, so that a graph cannot name other files to be read. A `bounded` one, which others
+    made, may take `MEMORY` and no more.
     """
     check_installed("onnxruntime")
     import onnxruntime
 
+    if path.stat().st_size > LARGEST:
+        raise ArtefactError(f"{path}: {path.stat().st_size:,} bytes, a graph has at most {LARGEST:,}; {AGAIN}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
+    if bounded and _bound():
+        options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no other class
         raise ArtefactError(f"{path}: not a graph that can be run ({error}); {AGAIN}") from None
+
+
+def run_graph(graph: Any, outputs: Sequence[str], inputs: Mapping[str, np.ndarray], where: Path) -> list[np.ndarray]:
+    """Return the outputs of these names; raise `ArtefactError` for a graph that does not run on these inputs."""
+    try:
+        return graph.run(list(outputs), dict(inputs))
+    except Exception as error:  # ONNX Runtime's errors share no other class
+        raise ArtefactError(f"{where}: the graph does not run ({error}); {AGAIN}") from None
+
+
+@functools.cache
+def _bound() -> bool:
+    """Share one allocator of `MEMORY` bytes among this process's bounded graphs; False if there is another already."""
+    import onnxruntime
+
+    where = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    room = onnxruntime.OrtArenaCfg({"max_mem": MEMORY, "arena_extend_strategy": AS_ASKED})
+    try:
+        onnxruntime.create_and_register_allocator(where, room)
+    except Exception:  # of the program that we are a part of
+        return False
+    return True
 
 
 def _tokenizer(release: Path, manifest: Manifest) -> TextTokenizer:

@@ -1,7 +1,7 @@
 """The publication of a sealed folder on the Hugging Face Hub: compared before and after, and never over other content.
 
 A release goes into a repository of models, a frame set, label set or gallery into one of data. What goes there is what
-the manifest lists, and the manifest itself, in one commit.
+the manifest lists, and the manifest itself, in one commit; of a release that was exported also its ONNX graphs.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from distill.data.frames import VERSION as FRAMES
 from distill.data.labels import READ as LABELS
 from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.manifest import NAME, Kind, Manifest, open_sealed
+from distill.onnx.exported import FOLDER, read_export
 from distill.records import View, read_json
 from distill.release.card import read_metadata
 from distill.release.release import CARD, load
@@ -52,7 +53,7 @@ def push(folder: Path, to: str, *, direct: bool = False, public: bool = False) -
     if get_token() is None:
         raise ExpectedError(f"hf:{to}: no token to write with; {hub.LOG_IN}")
     api, where = HfApi(), {"repo_id": repository.id, "repo_type": repository.kind}
-    names = [*manifest.files, NAME]
+    names = [*manifest.files, NAME, *_graphs(folder, manifest)]
     try:
         head = _head(api, where, private=not public)
         there = _files(api, where, head)
@@ -77,6 +78,14 @@ def _whole(folder: Path) -> Manifest:
         _check_licence(folder)
         return load(folder).manifest
     return open_sealed(folder, kind, *VERSIONS[kind])
+
+
+def _graphs(folder: Path, manifest: Manifest) -> list[str]:
+    """Return the files of a release's ONNX export, its seal among them; none where there is none."""
+    if manifest.kind != "release" or not (folder / FOLDER / NAME).is_file():
+        return []
+    listed = read_export(folder, manifest.id).files
+    return [f"{FOLDER}/{name}" for name in (*read_export(folder, manifest.id, [*listed]).files, NAME)]
 
 
 def _check_licence(folder: Path) -> None:

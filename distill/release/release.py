@@ -43,7 +43,7 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.preprocessing import image_size, preprocessing_of
 from distill.model.second_look import SecondLook
 from distill.model.towers import Towers
-from distill.onnx.exported import FOLDER, read_export
+from distill.onnx.exported import check_export
 from distill.records import read_json
 from distill.remote import Place
 
@@ -98,8 +98,7 @@ def load(path: str | Place, device: str | torch.device = "cpu") -> "Release":
     unlisted = [name for name in (CONFIG, WEIGHTS) if name not in manifest.files]
     if unlisted:
         raise ArtefactError(f"{folder}: the manifest lists no {unlisted[0]}; release again")
-    if (folder / FOLDER).is_dir():  # an export has its own seal, which must be of this release
-        read_export(folder, manifest.id)
+    check_export(folder, manifest.id)
     config = read_config(folder)
     try:
         weights = load_file(folder / WEIGHTS)
