@@ -78,6 +78,8 @@ def test_a_study_whose_rows_are_all_recorded_trains_nothing(tmp_path, monkeypatc
     printed = capsys.readouterr().out
     assert "TeachCLIP with labels" in printed and "51.0 ±1.0" in printed  # of 50, 51, 52
     assert not Path("runs/study/logs").exists() and not Path("demo").exists()
+    page = Path("runs/study/report.html").read_text()
+    assert "over 3 seeds" in page and "TeachCLIP with labels" in page and "<svg" in page
     gains = json.loads(Path("runs/study/summary.json").read_text())["gains"]["teachclip - teachclip-plain"]
     for side in ("t2v", "v2t"):
         tables = [found(seed).ranks for seed in range(3)]
