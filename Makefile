@@ -9,7 +9,7 @@ PORT ?= 8000
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=15
 COMPUTING := indexing gallery two_stage calibration export inplace models clip teachers temporal golden compatibility
 
-.PHONY: demo serve study test slow portable kernels architectures faults abuse mutations videos fuzz two-hosts reference lint install clean
+.PHONY: demo serve study test slow portable kernels architectures faults abuse mutations videos fuzz two-hosts reference docs lint install clean
 
 demo: install  ## the whole arrow on the embedded corpus, and one table
 	$(BIN)/python tools/demo.py
@@ -58,6 +58,11 @@ reference: install  ## writes docs/recipes.md and the tables of docs/architectur
 	$(BIN)/python tests/reference.py
 	$(BIN)/python tests/house.py
 
+docs: install  ## README and docs/ as a site in build/site, which opens from the folder; nothing is loaded from elsewhere
+	rm -rf build/pages && mkdir -p build/pages
+	tar c README.md CONTRIBUTING.md tests/README.md docs/*.md | tar x -C build/pages
+	$(BIN)/zensical build --strict --clean
+
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -73,4 +78,4 @@ $(VENV)/installed: pyproject.toml constraints.txt distill/model/inplace.c
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo runs build *.egg-info distill/model/*.so
+	rm -rf $(VENV) demo runs build .cache *.egg-info distill/model/*.so
