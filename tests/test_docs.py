@@ -60,11 +60,10 @@ def test_a_dead_link_and_a_dead_anchor_would_be_found(tmp_path: Path):
     assert LINK.findall(prose(page)) == ["other.md#z"]
 
 
-def test_every_page_of_the_docs_is_in_the_index_and_on_the_site():
-    index, site = (ROOT / "docs/README.md").read_text(), (ROOT / "zensical.toml").read_text()
+def test_every_page_of_the_docs_is_in_the_index():
+    index = (ROOT / "docs/README.md").read_text()
     for page in sorted((ROOT / "docs").glob("*.md")):
         assert page.name == "README.md" or f"]({page.name})" in index, page.name
-        assert f'"docs/{page.name}"' in site, page.name
 
 
 @pytest.mark.slow
