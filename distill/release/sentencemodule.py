@@ -109,7 +109,7 @@ class SentenceModule(InputModule):
     ) -> "SentenceModule":
         """Open the release of a folder, or of a repository of the Hub as the library fetches it."""
         folder = load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
-        return cls(load(folder or model_name_or_path))
+        return cls(load(Path(folder or model_name_or_path).resolve()))  # for `save` after a change of folder
 
 
 def _inner(given: Any, kind: str) -> Any:
