@@ -10,9 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 
-from distill.data import bpe
+from distill.data.bpe import merges_text, read_bpe, stock, stock_merges
 from distill.data.cleaning import CLEAN
 from distill.data.tokens import Tokenizer, prune, warn_of_cuts
+from distill.errors import ArtefactError
 
 clips = functools.cache(SimpleTokenizer().encode)
 GOLDEN = {
@@ -30,7 +31,18 @@ def test_ids_equal_clips(text: str):
 
 
 def test_the_table_is_as_large_as_clips():
-    assert bpe.size() == len(SimpleTokenizer().encoder)
+    assert stock().size == len(SimpleTokenizer().encoder)
+
+
+def test_a_table_in_a_file_gives_the_same_ids_and_another_file_is_refused(tmp_path):
+    path = tmp_path / "merges.txt"
+    path.write_text(merges_text(stock_merges()), encoding="utf-8")
+    for text in GOLDEN:
+        assert Tokenizer(32, bpe=read_bpe(path))([text]).tolist() == Tokenizer(32)([text]).tolist()
+    for content in (b"a b c\n", b"one two\n", b"\xff\xfe", b"i n\n" * 10**6, None):
+        path.write_bytes(content) if content else path.unlink()
+        with pytest.raises(ArtefactError, match=r"merges.txt: not a table of pairs to merge"):
+            read_bpe(path)
 
 
 def test_a_long_caption_keeps_its_start_and_gets_an_end():
@@ -82,7 +94,7 @@ def test_words_spelled_one_by_one_give_the_ids_of_the_whole_text(text: str):
 @example("a\u0345b\u0345")  # a mark that is a letter only where capitals do not matter
 @example("<START_OF_TEXT>!!<end_of_text>, I\u2019LL &amp;lt; \ud83d\ude00 \U0001f600 \ufb01")
 def test_any_text_has_the_ids_of_open_clips_tokenizer(text: str):
-    assert bpe.encode(text) == clips(text)
+    assert stock().encode(text) == clips(text)
 
 
 @pytest.mark.parametrize("way", ["canonicalize", "lower", "whitespace"])

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 from pydantic import RootModel, StrictInt
 
-from distill.data import bpe
+from distill.data.bpe import Bpe, stock
 from distill.log import progress
 from distill.records import read_json
 
@@ -54,25 +54,31 @@ class Tokenizer(TextTokenizer):
     """CLIP's tokenizer for texts of at most `max_words` tokens.
 
     `vocabulary` lists CLIP's ids that a pruned table kept, in the table's order. Entry 0 of a pruned table is padding,
-    entry 1 stands for every token that was not kept, and the last two are start and end.
+    entry 1 stands for every token that was not kept, and the last two are start and end. `bpe` is CLIP's table where
+    open_clip is not there to be asked.
     """
 
-    def __init__(self, max_words: int, vocabulary: Sequence[int] | None = None):
+    def __init__(self, max_words: int, vocabulary: Sequence[int] | None = None, bpe: Bpe | None = None):
         self.max_words, self.room = max_words, max_words - 2  # start and end
         self.vocabulary = None if vocabulary is None else list(vocabulary)
         self._row = None if vocabulary is None else {stock: row for row, stock in enumerate(vocabulary)}
+        self._bpe = bpe
         self._known: dict[str, int] = {}  # tokens of words
 
     @functools.cached_property
     def end(self) -> int:
         """The id of the end token, the largest; the start token's stands before it."""
-        return (bpe.size() if self.vocabulary is None else len(self.vocabulary)) - 1
+        return (self._table.size if self.vocabulary is None else len(self.vocabulary)) - 1
+
+    @property
+    def _table(self) -> Bpe:
+        return self._bpe or stock()
 
     def __call__(self, texts: Sequence[str]) -> Int64[np.ndarray, "text word"]:
         """Return the ids of each text, padded with 0."""
         ids = np.zeros((len(texts), self.max_words), np.int64)
         for row, text in enumerate(texts):
-            words = _spell(text)[: self.room]
+            words = _spell(text, self._table)[: self.room]
             if self._row is not None:
                 words = [self._row.get(word, 1) for word in words]
             ids[row, : len(words) + 2] = [self.end - 1, *words, self.end]
@@ -80,7 +86,7 @@ class Tokenizer(TextTokenizer):
 
     def spelled(self, text: str) -> list[int]:
         """Return CLIP's own ids of the whole text, whatever table they are mapped to."""
-        return _spell(text)
+        return _spell(text, self._table)
 
     def surely_fits(self, text: str) -> bool:
         """Return whether a plain text fits by its words: one that is not known yet has at most as many tokens as
@@ -90,14 +96,14 @@ class Tokenizer(TextTokenizer):
         words = text.split()
         if sum(self._known.get(word) or len(word) for word in words) < self.room:
             return True
-        self._known.update((word, len(_encode(word))) for word in words)
+        self._known.update((word, len(self._table.encode(word))) for word in words)
         return False
 
 
 def prune(texts: Sequence[str]) -> list[int]:
     """Return the smallest vocabulary that spells `texts`: padding, unknown, the tokens used, start, end."""
-    used = sorted({token for text in texts for token in _spell(text)})
-    special = bpe.size()
+    used = sorted({token for text in texts for token in _spell(text, stock())})
+    special = stock().size
     # CLIP's tokenizer never produces -1, so rows 0 and 1 are used as padding and as unknown only.
     return [-1, -1, *used, special - 2, special - 1]
 
@@ -137,19 +143,13 @@ def read_vocabulary(folder: Path) -> list[int] | None:
     return read_json(path, _Vocabulary, "expected a list of token ids").root if path.is_file() else None
 
 
-def _spell(text: str) -> list[int]:
+def _spell(text: str, table: Bpe) -> list[int]:
     """Return CLIP's ids of a text. The words of a plain text are spelled one by one: most of them are cached."""
     if _is_plain(text):
-        return [token for word in text.split() for token in _encode(word)]
-    return _encode(text)
+        return [token for word in text.split() for token in table.encode(word)]
+    return table.encode(text)
 
 
 def _is_plain(text: str) -> bool:
     """Return whether CLIP's tokenizer changes nothing of a text but spaces and capitals before it spells it."""
     return text.isascii() and text.isprintable() and "&" not in text  # "&" may begin an HTML entity
-
-
-@functools.lru_cache(maxsize=1 << 18)
-def _encode(text: str) -> list[int]:
-    """Return CLIP's ids of a word or a text; cached, because both come back, in every epoch too."""
-    return bpe.encode(text)

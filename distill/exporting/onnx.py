@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from distill.data.bpe import merges_text, stock_merges
 from distill.data.frames import FrameSet
 from distill.errors import ArtefactError, ExpectedError, check_installed, writing
 from distill.evaluation.evaluate import check_captions
@@ -10,7 +11,8 @@ from distill.exporting.graphs import OPSET, quantise, sides, write_graph
 from distill.exporting.parity import BEST, check, measure
 from distill.log import progress
 from distill.manifest import Manifest, seal, sealed_file
-from distill.onnx.exported import FOLDER, VERSION, Export, Measured, file_of
+from distill.model.architecture import TOKENS
+from distill.onnx.exported import FOLDER, MERGES, VERSION, Export, Measured, file_of
 from distill.publishing import check_writable, published_folder
 from distill.records import View, read_json
 from distill.release.release import PROVENANCE, Release, load
@@ -67,8 +69,10 @@ def _fill(part: Path, release: Release, frames: FrameSet, int8: bool) -> Measure
             quantise(part / file_of(name, int8=False), part / file_of(name, int8=True))
     measured = measure(release, frames, part, int8)
     check(measured, release.path)
+    if TOKENS not in release.config.architecture:
+        (part / MERGES).write_text(merges_text(stock_merges()), encoding="utf-8")
     config: dict[str, Any] = Export(opset=OPSET, measured=measured).model_dump(mode="json")
-    files = {graph.name: sealed_file(graph) for graph in sorted(part.glob("*.onnx"))}
+    files = {file.name: sealed_file(file) for file in sorted(part.iterdir())}
     parents = {"release": release.manifest.id, "frames": frames.manifest.id}
     seal(part, Manifest(kind="onnx", version=VERSION, config=config, counts={}, parents=parents, files=files))
     return measured

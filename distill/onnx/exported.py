@@ -4,6 +4,7 @@
     onnx/video.onnx        frames, real -> vector [video, dim], and what else of a video a second stage or look reads
     onnx/text_int8.onnx    the same with the weights of matrix products in 8 bits
     onnx/video_int8.onnx
+    onnx/merges.txt        CLIP's pairs of letters to merge, where the release reads CLIP's tokens
     onnx/manifest.json     the seal: the hash of each file, the id of the release, and the measured parity
 
 The folder has a seal of its own, whose parent is the release: the release keeps its id, and with it its galleries.
@@ -18,6 +19,7 @@ from distill.records import View
 
 FOLDER, VERSION = "onnx", 1
 SIDES = ("text", "video")
+MERGES = "merges.txt"
 AGAIN = "run `distill export RELEASE --to onnx` again"
 
 

@@ -1,7 +1,7 @@
 """The text side of an exported release, without torch: queries to the vectors that search its galleries.
 
 Texts become ids with the release's own tokenizer, and ids become vectors in ONNX Runtime, which is imported here and in
-`distill/exporting`. Only `config.json`, `tokenizer.json` if there is one, the two manifests and the graph are read and
+`distill/exporting`. Only `config.json`, the tokens, the two manifests and the graph are read and
 verified, so a copy of the release without its weights answers queries too.
 """
 
@@ -15,11 +15,12 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from pydantic import Field
 
+from distill.data.bpe import read_bpe
 from distill.data.jsontokens import FILE, JsonTokenizer, Spelling, read_content
 from distill.data.tokens import TextTokenizer, Tokenizer
 from distill.errors import ArtefactError, ExpectedError, check_installed
 from distill.manifest import Manifest, check_files, read_manifest
-from distill.onnx.exported import AGAIN, FOLDER, file_of, read_export
+from distill.onnx.exported import AGAIN, FOLDER, MERGES, file_of, read_export
 from distill.records import View, read_json
 
 RELEASES = (1, 2)  # formats of releases whose text settings are read here
@@ -153,6 +154,7 @@ def _tokenizer(release: Path, manifest: Manifest) -> TextTokenizer:
     config = read_json(release / CONFIG, _Config, "release again with this version")
     text, architecture = config.text, config.architecture
     if architecture.tokenizer is None:
-        return Tokenizer(text.max_words, text.vocabulary)
+        read_export(release, manifest.id, [MERGES])
+        return Tokenizer(text.max_words, text.vocabulary, read_bpe(release / FOLDER / MERGES))
     where, rows = str(release / FILE), architecture.text_cfg.vocab_size
     return JsonTokenizer(text.max_words, read_content(release), architecture.tokenizer, where, rows)
