@@ -24,6 +24,7 @@ REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, 
 REFUSED += (errno.ENAMETOOLONG,)
 # Packages that not every installation has, and the one that brings them.
 EXTRAS = {
+    **dict.fromkeys(("torch", "open_clip", "timm", "av", "distill"), "retrieval-distill"),  # not of its light form
     **dict.fromkeys(("deepspeed", "webdataset", "accelerate"), "retrieval-distill[train]"),
     "tensorboard": "retrieval-distill[track]",
     "trackio": "trackio",
@@ -64,8 +65,9 @@ def check_installed(package: str) -> None:
         raise _missing(package)
 
 
-def _missing(package: str) -> ExpectedError:
-    return ExpectedError(f"{package} is not installed, which this needs; run pip install '{EXTRAS[package]}'")
+def _missing(module: str) -> ExpectedError:
+    extra = EXTRAS[module.partition(".")[0]]
+    return ExpectedError(f"{module} is not installed, which this needs; run pip install '{extra}'")
 
 
 def check_regular(path: Path) -> None:
@@ -141,10 +143,9 @@ def door(main: Callable[[], None]) -> None:
     except ExpectedError as error:
         line, code = printable(f"error: {' '.join(str(error).split())}"), 2
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
+        if (error.name or "").partition(".")[0] not in EXTRAS:
             raise
-        line, code = f"error: {_missing(package)}", 2
+        line, code = f"error: {_missing(error.name or '')}", 2
     except signals.Stopped as stopped:
         line, code = stopped.line, stopped.code
     # Outside the except blocks nothing holds the failed frames, so progress bars are closed and the line stands alone.

@@ -30,7 +30,7 @@ def gallery(corpus, tmp_path, monkeypatch):  # noqa: F811
     build_gallery(loaded, corpus / "videos", tmp_path / "three")
     grown(Gallery.open(tmp_path / "three", loaded), tmp_path / "gallery", ROWS, DIM)
     opened = Gallery.open(tmp_path / "gallery", loaded)
-    like = opened.table.vectors(torch.arange(BANK + ASKED) * 3 % ROWS)
+    like = torch.from_numpy(opened.table.vectors(np.arange(BANK + ASKED) * 3 % ROWS))
     words = like + 0.15 * torch.randn(like.shape, generator=torch.Generator().manual_seed(1)) + 0.05
     monkeypatch.setattr(
         type(loaded), "encode_text", lambda _, texts: TextFeatures(sentence=words[list(map(int, texts))])
@@ -44,7 +44,7 @@ def numbers(first, last):
 
 def similarities(gallery, queries):
     """Similarities of queries with all rows, deleted ones too, in double precision."""
-    vectors = gallery.table.vectors(torch.arange(ROWS)).double()
+    vectors = torch.from_numpy(gallery.table.vectors(np.arange(ROWS))).double()
     return torch.nn.functional.normalize(gallery.release.encode_text(queries).sentence.double(), dim=1) @ vectors.T
 
 
@@ -91,7 +91,7 @@ def test_something_fits_a_query_as_far_above_the_mean_as_for_98_in_100_of_the_ba
 def test_a_calibration_of_a_former_version_says_nothing_of_fitting(tmp_path):
     save_file({"log_sum": torch.zeros(3), "first": torch.zeros(3, dtype=torch.bool)}, tmp_path / "file")
     old = Calibration(tmp_path / "file", {"covers": 3, "queries": 2})
-    assert old.fits(torch.zeros(1, 4), torch.zeros(1, 3)) is None
+    assert old.fits(np.zeros((1, 4), np.float32), np.zeros((1, 3), np.float32)) is None
 
 
 def test_what_is_deleted_or_comes_later_is_ranked_beside_it(gallery, corpus):  # noqa: F811
@@ -155,9 +155,9 @@ def test_a_damaged_calibration_says_how_to_mend_it(damage, words, gallery):
     stored = load_file(path)
     whole = path.read_bytes()
     save_file(stored | damage(stored), path)
-    rows = torch.arange(5)[None]
+    rows = np.arange(5)[None]
     with pytest.raises(ArtefactError, match=f"{words}.*make it again with tools/gallery.py calibrate"):
-        Calibration(path, facts).best(torch.ones(1, 5), rows, 3)
+        Calibration(path, facts).best(np.ones((1, 5), np.float32), rows, 3)
     path.write_bytes(whole[:-1])
     with pytest.raises(ArtefactError, match=r"not whole.*make it again"):
         Calibration(path, facts)

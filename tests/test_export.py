@@ -1,6 +1,7 @@
 """Exports and the approximate index: other engines give the same answers, and what is approximate says how much."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from distill.retrieval.export import export, read_bigfile
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.segment import id_hash, sealed_segment
 from distill.retrieval.sources import Cut
+from distill.retrieval.table_features import TableTokens
 from students.eercf import OF_BEST
 from tools import export as command
 from tools import gallery as gallery_tool
@@ -44,7 +46,7 @@ def small(tmp_path_factory):
 def first_stage(gallery, query):
     """The ids of the best ten, as the first stage ranks them, and the vector that asks."""
     vector = gallery.release.embed_text([query])
-    rows = gallery.table.nearest(vector, K)[1][0].tolist()
+    rows = gallery.table.nearest(vector.numpy(), K)[1][0].tolist()
     return [gallery.about(row)["id"] for row in rows], vector[0].numpy()
 
 
@@ -61,7 +63,7 @@ def test_lancedb_answers_alike(small, tmp_path):
         found = table.search(vector, vector_column_name="vector").distance_type("dot").limit(K).to_list()
         assert [row["id"] for row in found] == expected
     row = small.row(expected[0])
-    tokens = small.table.tokens(small.release.model.rerank_fields)[torch.tensor([row])]
+    tokens = TableTokens(small.table, small.release.model.rerank_fields)[torch.tensor([row])]
     assert found[0]["source"] == small.about(row)["source"] and found[0]["file"] == str(small.file(expected[0]))
     real = tokens.real[0]
     for name in ("frames", "patches"):
@@ -77,7 +79,7 @@ def test_qdrant_answers_alike(small, tmp_path):
         expected, vector = first_stage(small, query)
         found = client.query_points("videos", query=vector.tolist(), using="vector", limit=K, with_vectors=True).points
         assert [point.payload["id"] for point in found] == expected
-    tokens = small.table.tokens(small.release.model.rerank_fields)[torch.tensor([small.row(expected[0])])]
+    tokens = TableTokens(small.table, small.release.model.rerank_fields)[torch.tensor([small.row(expected[0])])]
     frames = tokens.frames[0][tokens.real[0]].numpy()
     assert np.allclose(np.array(found[0].vector["token_frames"]), frames, rtol=1e-3)
     query = frames[:1].tolist()
@@ -92,7 +94,7 @@ def test_parquet_and_faiss_hold_the_same_rows(small, tmp_path):
     export(small.path, "parquet", tmp_path / "parquet")
     export(small.path, "faiss", tmp_path / "faiss")
     rows = parquet.read_table(tmp_path / "parquet" / "videos.parquet").to_pylist()
-    vectors = small.table.vectors(small.table.rows()).numpy()
+    vectors = small.table.vectors(small.table.rows())
     assert np.array_equal(np.array([row["vector"] for row in rows], np.float32), vectors)
     lines = [json.loads(line) for line in (tmp_path / "faiss" / "videos.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [line["id"] for line in lines]
@@ -111,7 +113,7 @@ def test_the_door_writes_a_bigfile_and_leaves_other_folders_alone(small, corpus,
     assert capsys.readouterr().out == said
     ids, vectors = read_bigfile(tmp_path / "out")
     assert ids == [small.about(row)["id"] for row in small.table.rows().tolist()] and "1/7" not in ids
-    assert np.array_equal(vectors, small.table.vectors(small.table.rows()).numpy())
+    assert np.array_equal(vectors, small.table.vectors(small.table.rows()))
     with pytest.raises(ArtefactError, match="expected a gallery"):
         command.main([str(corpus / "frames4"), str(tmp_path / "other"), "--to", "bigfile"])
     with pytest.raises(ArtefactError, match="holds something already"):
@@ -146,7 +148,7 @@ def grown(gallery, path, rows, dim):
 def test_a_search_looks_at_patches_of_the_best_alone_unless_it_is_exact(small):
     model, rows = small.release.model, small.table.rows()
     text = small.release.encode_text(QUERIES)
-    whole = small.table.tokens(model.rerank_fields)[rows]
+    whole = TableTokens(small.table, model.rerank_fields)[torch.from_numpy(rows)]
     assert len(rows) > OF_BEST * 10
     with torch.inference_mode():
         first, second = (part.score(text, whole) for part in model.score_parts())
@@ -172,18 +174,18 @@ def test_an_approximate_index_finds_what_it_says(corpus, tmp_path, capsys):  # n
     grown(Gallery.open(tmp_path / "three", loaded), path, 20000, 64)
     exact = Gallery.open(path, loaded)
     gallery_tool.main([str(path), "approximate"])
-    assert "approximate index with recall@10 0.99" in capsys.readouterr().out
+    assert re.search(r"approximate index with recall@10 (0\.99\d|1\.000)", capsys.readouterr().out)
     found = exact.refreshed()
     facts = found.manifest.config["approximate"]
     assert facts["covers"] == 20000 and 0.99 <= facts["recall@10"] <= 1 and facts["depth"] < 16
-    stored = found.table.vectors(torch.arange(1000, 1100))
-    asked = torch.nn.functional.normalize(stored + torch.randn(stored.shape) / 8, dim=1)
+    stored = torch.from_numpy(found.table.vectors(np.arange(1000, 1100)))
+    asked = torch.nn.functional.normalize(stored + torch.randn(stored.shape) / 8, dim=1).numpy()
     scores, rows = found.table.nearest(asked, K)
     _, true_rows = found.table.nearest(asked, K, exact=True)
     recall = sum(len({*a} & {*b}) for a, b in zip(rows.tolist(), true_rows.tolist(), strict=True)) / (100 * K)
     assert abs(recall - facts["recall@10"]) < 0.05, "as measured when it was built"
-    assert torch.allclose(
-        scores, torch.einsum("qd,qkd->qk", asked, found.table.vectors(rows.flatten()).view(100, K, -1))
+    assert np.allclose(
+        scores, np.einsum("qd,qkd->qk", asked, found.table.vectors(rows.flatten()).reshape(100, K, -1)), atol=1e-6
     )
 
     best = found.about(int(true_rows[0, 0]))["id"]
@@ -191,7 +193,7 @@ def test_an_approximate_index_finds_what_it_says(corpus, tmp_path, capsys):  # n
     build_gallery(loaded, corpus / "videos", path, append=True)
     less = found.refreshed()
     assert best not in less and int(true_rows[0, 0]) not in less.table.nearest(asked[:1], K)[1][0].tolist()
-    red = less.table.vectors(torch.tensor([less.row("red")]))
+    red = less.table.vectors(np.array([less.row("red")]))
     assert less.about(int(less.table.nearest(red, 1)[1][0, 0]))["id"] == "red", "what came later is found too"
     few = Gallery.open(path, loaded).table.nearest(asked[:1], 19000)
     assert few[1].shape == (1, 19000) and len(set(few[1][0].tolist())) == 19000, "too many asked: searched exactly"
@@ -199,21 +201,22 @@ def test_an_approximate_index_finds_what_it_says(corpus, tmp_path, capsys):  # n
     assert "approximate" not in less.refreshed().manifest.config and not list((path / "approximate").iterdir())
 
 
-NONE = torch.empty(0, dtype=torch.int64)
+NONE = np.empty(0, np.int64)
 
 
 def drawn(rows, dim, seed):
     """Random unit vectors."""
-    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+    found = torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(found, dim=1).numpy()
 
 
 def build_index(path, vectors):
     """An approximate index of the rows with even numbers."""
-    rows = torch.arange(0, len(vectors), 2)
+    rows = np.arange(0, len(vectors), 2)
 
     def exact(queries, k):
-        found = top_k(queries, vectors[rows], k)
-        return found[0], rows[found[1]]
+        scores, found = top_k(torch.from_numpy(queries), torch.from_numpy(vectors[rows]), k)
+        return scores.numpy(), rows[found.numpy()]
 
     facts = build(path, vectors.__getitem__, exact, rows)
     return Approximate(path, facts | {"covers": len(vectors) - 1}, vectors.shape[1])
@@ -238,29 +241,30 @@ def test_estimates_are_those_of_the_stored_codes(dim, parts, tmp_path):
     assert stored["rows"].tolist() == list(range(0, 2000, 2))
     halves = torch.stack([stored["codes"] & 15, stored["codes"] >> 4], 2).flatten(1)  # the first part in the low bits
     kept = stored["centres"][torch.arange(parts), halves.long()].flatten(1)
-    assert (kept * vectors[::2]).sum(1).mean() > 0.6, "what is kept is like what was stored"
-    expected = asked @ kept.T
+    assert (kept.numpy() * vectors[::2]).sum(1).mean() > 0.6, "what is kept is like what was stored"
+    expected = asked @ kept.numpy().T
     scores, rows = index.estimated(asked, 1000, NONE)
     assert all(sorted(row) == list(range(0, 2000, 2)) for row in rows.tolist())
-    assert (scores.diff(dim=1) <= 0).all()
-    assert (scores - expected.gather(1, rows // 2)).abs().max() < 0.15 * expected.std(), "but for tables of 8 bits"
+    assert (np.diff(scores) <= 0).all()
+    off = np.abs(scores - np.take_along_axis(expected, rows // 2, 1))
+    assert off.max() < 0.15 * expected.std(), "but for tables of 8 bits"
     found = index.candidates(asked, 20, vectors.__getitem__, NONE)
     same = index.estimated(asked, 20, NONE) if dim == parts else index.top(asked, 20, vectors.__getitem__, NONE)
-    assert torch.equal(found[0], same[0]) and torch.equal(found[1], same[1])
+    assert np.array_equal(found[0], same[0]) and np.array_equal(found[1], same[1])
 
 
 def test_an_approximate_index_looks_further_where_much_is_deleted(indexed):
     vectors, path, facts = indexed
     index = Approximate(path, facts | {"covers": 2999}, 1536)
-    live = torch.tensor([2, 1000, 1002, 2998])
-    deleted = torch.tensor([row for row in range(3000) if row not in live])
+    live = np.array([2, 1000, 1002, 2998])
+    deleted = np.array([row for row in range(3000) if row not in live])
     queries = vectors[:7]
-    expected = (queries @ vectors[live].T).sort(dim=1, descending=True)
+    expected = torch.from_numpy(queries @ vectors[live].T).sort(dim=1, descending=True)
     scores, rows = index.top(queries, 4, vectors.__getitem__, deleted)
-    assert torch.equal(rows, live[expected.indices]) and torch.allclose(scores, expected.values)
-    assert torch.equal(index.estimated(queries, 4, deleted)[1].sort(1).values, live.expand(7, -1))
+    assert np.array_equal(rows, live[expected.indices]) and np.allclose(scores, expected.values, atol=1e-6)
+    assert (np.sort(index.estimated(queries, 4, deleted)[1], axis=1) == live).all()
     scores, rows = index.top(queries, 6, vectors.__getitem__, deleted)
-    assert scores[:, 4:].isneginf().all() and torch.equal(rows[:, :4], live[expected.indices])
+    assert np.isneginf(scores[:, 4:]).all() and np.array_equal(rows[:, :4], live[expected.indices])
 
 
 def test_however_many_ask_no_more_than_some_stored_vectors_are_held(indexed, monkeypatch):
@@ -277,7 +281,7 @@ def test_however_many_ask_no_more_than_some_stored_vectors_are_held(indexed, mon
     monkeypatch.setattr(approximate, "READ", 2 * looked_at * 1536)
     found = index.top(vectors[:9], 5, read, NONE)
     assert held == [2 * looked_at] * 4 + [looked_at]
-    assert torch.equal(found[1], expected[1]) and torch.allclose(found[0], expected[0])
+    assert np.array_equal(found[1], expected[1]) and np.allclose(found[0], expected[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +301,7 @@ def test_a_damaged_index_says_how_to_mend_it(damage, words, indexed, tmp_path):
     save_file(stored | damage(stored), tmp_path / "index.safetensors")
     with pytest.raises(ArtefactError, match=f"{words}.*build it again with tools/gallery.py approximate"):
         Approximate(tmp_path / "index.safetensors", facts | {"covers": 2999}, 1536).estimated(
-            torch.ones(1, 1536), 3, NONE
+            np.ones((1, 1536), np.float32), 3, NONE
         )
     (tmp_path / "index.safetensors").write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ArtefactError, match=r"not whole.*build it again"):

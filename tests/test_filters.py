@@ -84,7 +84,7 @@ def written(path: Path, segments: list[list[dict]]) -> tuple[Gallery, list[dict]
     generator = torch.Generator().manual_seed(2)
     for number, about in enumerate(segments, 1):
         vectors.append(unit(torch.randn(len(about), DIM, generator=generator)))
-        columns = {"vectors": vectors[-1], "frame_weights": torch.full((len(about), FRAMES), 0.5)}
+        columns = {"vectors": vectors[-1].numpy(), "frame_weights": np.full((len(about), FRAMES), 0.5, np.float32)}
         name = f"{generation.SEGMENTS}/{number:05}"
         write_segment(path / name, about, columns, None, None)
         files |= {f"{name}/{file}": sealed for file, sealed in sealed_segment(path / name).items()}

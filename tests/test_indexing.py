@@ -1,6 +1,7 @@
 """Indexing: the same rows from videos as from frames, and nothing lost that was acknowledged, whatever is killed."""
 
 import io
+import itertools
 import json
 import os
 import random
@@ -26,8 +27,11 @@ from distill.manifest import NAME
 from distill.release.release import load
 from distill.retrieval import Gallery, parts, upkeep
 from distill.retrieval.indexing import build_gallery
+from distill.retrieval.products import Products
 from distill.retrieval.sources import Cut
-from distill.retrieval.vectors import Vectors, encode, nearest
+from distill.retrieval.table import Table
+from distill.retrieval.table_features import TableTokens
+from distill.retrieval.vectors import Vectors, encode, nearest, nearest_of
 from tools import gallery as gallery_tool
 from tools import index, search
 
@@ -52,14 +56,18 @@ def test_videos_give_the_same_bytes_as_the_frame_set_they_were_packed_into(model
     packed, files = Gallery.open(tmp_path / "packed", loaded), Gallery.open(tmp_path / "files", loaded)
     assert ids(packed) == ids(files) == set(COLOURS)
     for name in COLOURS:  # in another place of the batch: a frame set is ordered by annotations, a folder by names
-        one, two = torch.tensor([packed.row(name)]), torch.tensor([files.row(name)])
-        assert packed.about(int(one)) == files.about(int(two))
-        assert within_ulps(packed.table.vectors(one), files.table.vectors(two), 32)
-        assert within_ulps(packed.table.frame_weights(one), files.table.frame_weights(two), 32)
+        one, two = np.array([packed.row(name)]), np.array([files.row(name)])
+        assert packed.about(int(one[0])) == files.about(int(two[0]))
+        for read in (Table.vectors, Table.frame_weights):
+            assert within_ulps(torch.from_numpy(read(packed.table, one)), torch.from_numpy(read(files.table, two)), 32)
         if packed.reranks:
             fields = loaded.model.rerank_fields
-            for field, value in packed.table.tokens(fields)[one].tensors().items():
-                expected = files.table.tokens(fields)[two].tensors()[field]
+            ours, others = (
+                TableTokens(gallery.table, fields)[torch.from_numpy(row)].tensors()
+                for gallery, row in ((packed, one), (files, two))
+            )
+            for field, value in ours.items():
+                expected = others[field]
                 assert (
                     within_ulps(value.half(), expected.half(), 1) if field != "real" else torch.equal(value, expected)
                 )
@@ -145,7 +153,7 @@ def test_adding_deleting_and_compacting_keep_what_is_there(corpus, tmp_path):  #
     again = less.refreshed()
     assert again.row("red") == 3 and again.search(["red"], 1)[0][0].video == "red"
 
-    before = {name: again.table.vectors(torch.tensor([again.row(name)])) for name in COLOURS}
+    before = {name: again.table.vectors(np.array([again.row(name)])) for name in COLOURS}
     answers = again.search(list(COLOURS), 3)
     upkeep.compact(path)
     compacted = again.refreshed()
@@ -155,7 +163,7 @@ def test_adding_deleting_and_compacting_keep_what_is_there(corpus, tmp_path):  #
         and not len(compacted.table.deleted)
     )
     assert all(
-        torch.equal(compacted.table.vectors(torch.tensor([compacted.row(name)])), before[name]) for name in COLOURS
+        np.array_equal(compacted.table.vectors(np.array([compacted.row(name)])), before[name]) for name in COLOURS
     )
     assert again.search(list(COLOURS), 3) == answers, "the old one still answers"
     assert same_hits(compacted.search(list(COLOURS), 3), answers, 3), "sums of three products, in one segment for two"
@@ -237,8 +245,9 @@ def test_a_file_outside_the_video_folder_is_never_given(corpus, tmp_path):  # no
 def test_fewer_bytes_change_scores_by_no_more_than_is_said(kind, corpus, tmp_path):  # noqa: F811
     generator = torch.Generator().manual_seed(1)
     exact, queries = (torch.nn.functional.normalize(torch.randn(n, 64, generator=generator), dim=1) for n in (40000, 5))
-    stored = Vectors(encode(exact, kind))
-    scores, rows = stored.top(queries, 10)
+    stored = Vectors(encode(exact.numpy(), kind))
+    scores, rows = map(torch.from_numpy, Products(stored).top(queries.numpy(), 10))
+    assert np.array_equal(rows, stored.top(queries.numpy(), 10)[1]), "numpy finds the same"
     true = (queries.double() @ exact.double().T).gather(1, rows)
     unit = exact.abs() / 2048 if kind == "float16" else (exact.abs().amax(1) / 254)[:, None].expand_as(exact)
     bound = queries.abs().double() @ unit.double().T
@@ -256,9 +265,13 @@ def test_fewer_bytes_change_scores_by_no_more_than_is_said(kind, corpus, tmp_pat
         build_gallery(encoder, corpus / "videos", tmp_path / "gallery", vectors="float32", append=True)
 
 
-@pytest.mark.parametrize("kind", ["float32", "int8"])
-def test_searching_in_pieces_without_the_deleted_is_searching_what_is_left(kind, monkeypatch):
-    monkeypatch.setattr("distill.retrieval.vectors.BLOCK", 7)
+@pytest.mark.parametrize("searched", [lambda vectors: vectors, Products], ids=["numpy", "torch"])
+@pytest.mark.parametrize("kind", ["float32", "float16", "int8"])
+def test_searching_in_pieces_without_the_deleted_is_searching_what_is_left(kind, searched, monkeypatch):
+    for module in ("vectors", "products"):
+        monkeypatch.setattr(f"distill.retrieval.{module}.BLOCK", 7)
+        monkeypatch.setattr(f"distill.retrieval.{module}.GATHERED", 5)
+    monkeypatch.setattr("distill.retrieval.vectors.CHUNK", 11)
     monkeypatch.setattr("distill.retrieval.vectors.QUERIES", 2)
     rng = random.Random(3)
     for trial in range(40):
@@ -267,17 +280,20 @@ def test_searching_in_pieces_without_the_deleted_is_searching_what_is_left(kind,
         # whole numbers, and the scale of int8 is 1: every order of summing gives the same bits
         drawn = [torch.randint(-3, 4, (n, 3), generator=generator).float() for n in sizes]
         drawn = [torch.cat([some, torch.full((len(some), 1), 127.0)], 1) for some in drawn]
-        pieces = [Vectors(encode(some, kind)) for some in drawn]
-        assert all(torch.equal(piece[:], some) for piece, some in zip(pieces, drawn, strict=True))
+        stored = [Vectors(encode(some.numpy(), kind)) for some in drawn]
+        assert all(np.array_equal(piece[:], some) for piece, some in zip(stored, drawn, strict=True))
+        pieces = [searched(piece) for piece in stored]
         queries = torch.randint(-2, 3, (5, 4), generator=generator).float()
         total = sum(sizes)
-        deleted = torch.tensor(sorted(rng.sample(range(total), rng.randint(0, total))), dtype=torch.int64)
+        deleted = np.array(sorted(rng.sample(range(total), rng.randint(0, total))), np.int64)
         k = rng.randint(1, total + 2)
-        scores, rows = nearest(queries, pieces, k, deleted)
-        whole = torch.cat([piece[:] for piece in pieces])
         live = [row for row in range(total) if row not in set(deleted.tolist())]
-        products = queries @ whole.T
-        for query in range(5):
+        products = queries @ torch.cat(drawn).T
+        answers = (
+            nearest(queries.numpy(), pieces, k, deleted),
+            nearest_of(queries.numpy(), pieces, k, np.array(live, np.int64)),
+        )
+        for (scores, rows), query in itertools.product(answers if live else answers[:1], range(5)):
             expected = sorted(live, key=lambda row: (-float(products[query, row]), row))[:k]
             assert rows[query].tolist() == expected
             assert scores[query].tolist() == [float(products[query, row]) for row in expected]
@@ -300,8 +316,8 @@ def test_captions_and_likenesses_are_found(corpus, tmp_path, capsys, monkeypatch
         assert [hit.caption for hit in hits] == expected
         assert [hit.score for hit in hits] == pytest.approx(full.sort(descending=True).values.tolist(), abs=2e-4)
         assert all(hit.video == owners[hit.caption] for hit in hits)
-    products = gallery.table.vectors(gallery.table.rows()) @ gallery.table.vectors(torch.tensor([0]))[0]
-    order = [row for row in products.argsort(descending=True).tolist() if row != 0]
+    products = gallery.table.vectors(gallery.table.rows()) @ gallery.table.vectors(np.array([0]))[0]
+    order = [row for row in (-products).argsort().tolist() if row != 0]
     assert [hit.video for hit in gallery.like("red", 5)] == [gallery.about(row)["id"] for row in order]
     assert gallery.like(corpus / "videos" / "red.mp4", 1)[0].video == "red", "a file is not of the gallery"
     with pytest.raises(ExpectedError, match="has no video 'pink'"):

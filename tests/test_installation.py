@@ -1,6 +1,7 @@
 """Installations: what each part of the project needs, what it says where that is missing, and whether pins fit."""
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,8 @@ from test_release import make, release
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
 from distill.packing.packing import PackConfig, pack
+from distill.release.release import load
+from distill.retrieval.indexing import build_gallery
 
 TRAINING = ("deepspeed", "webdataset", "accelerate")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -90,6 +93,42 @@ def test_a_command_says_which_extra_it_needs(package, extra, command, folder: Pa
     expected = f"error: {package} is not installed, which this needs; run pip install 'retrieval-distill[{extra}]'"
     assert said == [expected] and "Traceback" not in result.stderr
     assert not (tmp_path / "frames").exists(), "nothing is begun"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (ROOT / "tools/search.py", "gallery", "a red star"),
+        (ROOT / "tools/index.py", "release", "videos", "--out", "new"),
+        (ROOT / "tools/gallery.py", "gallery", "approximate"),
+    ],
+    ids=lambda line: line[0].stem,
+)
+def test_a_command_of_the_light_form_says_what_it_needs_or_works(command, folder: Path, tmp_path: Path):
+    for name in ("release", "videos"):
+        (tmp_path / name).symlink_to(folder / name)
+    build_gallery(load(folder / "release"), folder / "videos", tmp_path / "gallery", workers=1)
+    result = without(("torch", "open_clip", "timm", "torchvision", "av"), *command, cwd=tmp_path)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.fullmatch(
+        r"error: (torch|av) is not installed, which this needs; run pip install 'retrieval-distill'", last
+    ) or ("3 videos, expected at least 400" in last)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_light_form_is_a_part_of_this_project():
+    light = tomllib.loads((ROOT / "light/pyproject.toml").read_text())
+    own, whole = light["project"], PROJECT
+    assert set(own["dependencies"]) <= set(whole["dependencies"]) and own["version"] == whole["version"]
+    for extra, asked in own["optional-dependencies"].items():
+        assert set(asked) <= set(whole["optional-dependencies"][extra])
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(light["tool"]["setuptools"]["packages"]) <= set(packages["packages"])
+    for package, files in light["tool"]["setuptools"]["package-data"].items():
+        assert set(files) <= set(packages["package-data"][package])
+    names = {Requirement(line).name for line in own["dependencies"]}
+    assert not names & {"torch", "open_clip_torch", "timm", "av", "huggingface_hub", *TRAINING}
 
 
 def pins() -> dict[str, Version]:

@@ -14,9 +14,9 @@ from labelling import pack_shards
 from test_remote import Server, serving
 
 from distill.cache import Cache
-from distill.data.batch import Draw
 from distill.data.dataconfig import DataConfig
 from distill.data.datasets import PairDataset
+from distill.data.draw import Draw
 from distill.data.frames import FrameSet
 from distill.data.loader import MOST_AHEAD, batches_ahead, load_batches
 from distill.data.plan import Plan

@@ -28,6 +28,8 @@ from distill.onnx.exported import FOLDER, Export, Measured
 from distill.onnx.session import BATCH, RELEASES, TextSession, open_graph
 from distill.onnx.session import CONFIG as RELEASE_CONFIG
 from distill.release.release import CONFIG, READ, load
+from distill.retrieval import Gallery
+from distill.retrieval.indexing import build_gallery
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +210,23 @@ def test_a_second_export_is_refused_before_any_work(student, frames):
 
 def test_formats_of_releases_are_those_that_are_loaded():
     assert RELEASES == READ and RELEASE_CONFIG == CONFIG
+
+
+def test_a_gallery_answers_without_torch_as_with_it(
+    exported: dict[str, tuple[Path, Measured]], frames: FrameSet, tmp_path: Path
+):
+    queries = texts_of(frames)[:6]
+    for kind, (path, _) in exported.items():
+        build_gallery(load(path), frames.path, tmp_path / kind)
+        by_weights, by_graph = (Gallery.open(tmp_path / kind, one) for one in (load(path), TextSession.open(path)))
+        for found, expected in zip(by_graph.search(queries, 8), by_weights.search(queries, 8), strict=True):
+            assert [(hit.video, hit.seconds) for hit in found] == [(hit.video, hit.seconds) for hit in expected]
+            assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-4)
+            assert {hit.weighed_by for hit in found} == {"query"}
+    packages = "torch,open_clip,timm,torchvision,transformers"
+    line = [ROOT / "tools/search.py", tmp_path / "teachclip", queries[0], "--backend", "onnx", "--json"]
+    result = subprocess.run(
+        [sys.executable, ROOT / "tests/without.py", packages, *line], capture_output=True, text=True, check=True
+    )
+    expected = Gallery.open(tmp_path / "teachclip", TextSession.open(exported["teachclip"][0])).search(queries[:1], 5)
+    assert [hit["video"] for hit in json.loads(result.stdout)] == [hit.video for hit in expected[0]]

@@ -503,7 +503,7 @@ def test_it_follows_the_gallery_and_a_kill_loses_nothing(world, tmp_path):
         assert server.process.wait(60) == 0
 
 
-def test_what_keeps_it_from_starting_is_said_in_one_line(gallery, server, tmp_path, monkeypatch):
+def test_what_keeps_it_from_starting_is_said_in_one_line(gallery, server, tmp_path):
     port = server.url.rstrip("/").rsplit(":", 1)[1]
     for arguments, words in (
         ([gallery, "--port", port], f"127.0.0.1 port {port}: .*in use.* --port"),
@@ -514,8 +514,3 @@ def test_what_keeps_it_from_starting_is_said_in_one_line(gallery, server, tmp_pa
     ):
         with pytest.raises(ExpectedError, match=words):
             serve.main([str(argument) for argument in arguments])
-    monkeypatch.setitem(sys.modules, "fastapi", None)
-    for name in ("server", "application"):
-        monkeypatch.delitem(sys.modules, f"distill.serving.{name}")
-    with pytest.raises(ExpectedError, match=r"fastapi is missing.*\[serve\]"):
-        serve.main([str(gallery)])

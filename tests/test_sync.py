@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import tree_bytes
 from PIL import Image
 from test_gallery import COLOURS, ColourEncoder, corpus  # noqa: F401 a fixture
@@ -77,8 +76,8 @@ def test_a_sync_takes_over_new_changed_and_deleted_files_at_once(corpus, videos,
     assert fresh.counts["videos"] == 3
     one, two = Gallery.open(path, encoder), Gallery.open(tmp_path / "fresh", encoder)
     for name in ids(two):
-        rows = torch.tensor([one.row(name)]), torch.tensor([two.row(name)])
-        assert torch.allclose(one.table.vectors(rows[0]), two.table.vectors(rows[1]), atol=1e-6)
+        rows = np.array([one.row(name)]), np.array([two.row(name)])
+        assert np.allclose(one.table.vectors(rows[0]), two.table.vectors(rows[1]), atol=1e-6)
         assert one.poster(name) == two.poster(name)
     upkeep.verify(path)
 
@@ -278,7 +277,7 @@ def test_posters_show_the_frame_that_weighs_most_and_stay_with_their_rows(corpus
         build_gallery(encoder, source, tmp_path / "of" / source.name)
         full = Gallery.open(tmp_path / "of" / source.name, encoder)
         for row, name in enumerate(full.about(row)["id"] for row in range(3)):
-            weights = full.table.frame_weights(torch.tensor([row]))[0]
+            weights = full.table.frame_weights(np.array([row]))[0]
             number = next(n for n, video in enumerate(FrameSet(corpus / "frames8").videos) if video.id == name)
             frame = FrameSet(corpus / "frames8").pixels(number)[int(weights.argmax())]
             with Image.open(io.BytesIO(full.poster(name))) as picture:

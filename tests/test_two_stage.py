@@ -3,6 +3,7 @@
 import os
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +17,8 @@ from distill.model.similarity import unit
 from distill.model.towers import Towers
 from distill.ranking import executor, two_stage
 from distill.ranking.topk import top_k
-from distill.retrieval.stored import Tokens, TokenWriter, row_bytes, stored
+from distill.retrieval.columns import ColumnWriter, mapped_tokens, row_bytes
+from distill.retrieval.stored import Tokens, arrays, stored, tensors
 
 VIDEOS, TEXTS, FRAMES, DIM = 23, 31, 4, 64
 ON_TOP = {"temporal": TEMPORAL}
@@ -230,16 +232,16 @@ def test_tokens_are_read_back_as_they_were_rounded(tmp_path):
     model = student("eercf with patches").float()
     kept = stored(video, model.rerank_fields)
     with (tmp_path / "tokens.safetensors").open("wb") as file:
-        writer = TokenWriter(file, VIDEOS)
+        writer = ColumnWriter(file, VIDEOS)
         for start in range(0, VIDEOS, 10):
-            writer.append(stored(video[start : start + 10], model.rerank_fields))
-    tokens = Tokens.open(tmp_path / "tokens.safetensors")
+            writer.append(arrays(stored(video[start : start + 10], model.rerank_fields)))
+    tokens = Tokens(tensors(mapped_tokens(tmp_path / "tokens.safetensors")))
     assert tokens.stored.keys() == kept.keys() == {"vector", "frames", "contextual", "patches", "real"}
     assert all(torch.equal(tokens.stored[name], kept[name]) for name in kept)
     rows = torch.tensor([22, 0, 5])
     assert torch.equal(tokens[rows].frames, video.frames[rows].half().float()) and tokens[rows].real.dtype == torch.bool
     expected = 2 * (DIM + 2 * FRAMES * DIM + FRAMES * 16 * DIM) + FRAMES
-    assert row_bytes(kept) == expected
+    assert row_bytes(arrays(kept)) == expected
     queries, vectors = text.sentence.float(), video.vector.float()
     exact = VideoFeatures(**{name: v.float() if v.dtype != torch.bool else v for name, v in video.tensors().items()})
     query = TextFeatures(sentence=queries)
@@ -252,7 +254,7 @@ def test_tokens_larger_than_the_memory_are_opened(tmp_path):
     path = tmp_path / "tokens.safetensors"
     videos = 2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (2 * DIM)
     with path.open("wb") as file:
-        TokenWriter(file, videos).append({"vector": torch.ones(3, DIM).half()})
+        ColumnWriter(file, videos).append({"vector": np.ones((3, DIM), np.float16)})
         file.truncate(file.seek(0, 2) + (videos - 3) * 2 * DIM)  # of which the disk holds the first rows alone
-    found = Tokens.open(path)[torch.tensor([0, 2, 3, videos - 1])].vector
+    found = Tokens(tensors(mapped_tokens(path)))[torch.tensor([0, 2, 3, videos - 1])].vector
     assert torch.equal(found, torch.tensor([1.0, 1.0, 0.0, 0.0])[:, None].expand(4, DIM))

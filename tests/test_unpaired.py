@@ -12,9 +12,9 @@ from conftest import World, python
 from labelling import random_teacher, teacher_release, write_labels
 
 from distill.config import read_recipe
-from distill.data.batch import Draw
 from distill.data.cycle import Cycle
 from distill.data.datasets import PairDataset, TrainingDataset, UnpairedSource
+from distill.data.draw import Draw
 from distill.data.frames import FrameSet
 from distill.data.labels import StoredLabels
 from distill.data.labelset import LabelSet

@@ -5,6 +5,7 @@
     python tools/search.py gallery "a red star falls" --second-look
     python tools/search.py gallery --like video7
     python tools/search.py gallery --like video7 --captions
+    python tools/search.py gallery "a red star falls" --backend onnx
 
 --like takes the id of a video in the gallery or a file, and finds videos that are like it, or with --captions the
 stored captions that fit it. A model of two stages (EERCF, GLSCL) retrieves candidates by one inner product each, then
@@ -14,6 +15,9 @@ that the gallery stores, with the weights that were chosen on the validation set
 
 Seconds are those whose frames answer the query. A gallery without stored frames, and --like, show those that weigh most
 in the video instead, whatever is asked, and say so. Spans of one film (--segments) are one line, with its best moments.
+
+`--backend onnx` answers without PyTorch, by the text graph that `distill export RELEASE --to onnx` made: in one stage,
+in words or by ids (distill/retrieval/backend.py).
 """
 
 import argparse
@@ -21,7 +25,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -29,8 +33,10 @@ if not __package__:
 from distill.data.textfiles import listed, read_list
 from distill.deprecation import keep_old_option
 from distill.errors import ExpectedError, door
-from distill.remote import locate
+from distill.remote import Place, locate
 from distill.terminal import Parser, printable, show
+
+BACKENDS = ("torch", "onnx")
 
 if TYPE_CHECKING:
     from distill.retrieval.gallery import Gallery
@@ -53,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--second-look", action="store_true", help="order what was found by its frames, in one stage")
     parser.add_argument("--spans", action="store_true", help="a line for every span of a film, not for the film")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what encodes queries (default torch)")
     parser.add_argument(
         "--release", type=locate, metavar="PATH", help="where its release is, if it was moved: a folder or hf:REPO"
     )
@@ -68,17 +75,33 @@ def main(argv: list[str] | None = None) -> None:
     _answer(args)
 
 
+def opened(backend: str, place: Place, *, on_gpu: bool = False) -> Any:
+    """Return a release as a gallery is opened with it: with its weights, or its text side in ONNX Runtime.
+
+    Weights are put `on_gpu` if there is one.
+    """
+    if backend == "onnx":
+        from distill.onnx.session import TextSession
+
+        if not isinstance(place, Path):
+            raise ExpectedError(f"--backend onnx: {place} is no folder; download the release, and name it by --release")
+        return TextSession.open(place)
+    from distill import comm
+    from distill.release.release import load
+
+    return load(place, comm.device()) if on_gpu else load(place)
+
+
 def _answer(args: argparse.Namespace) -> None:
     from distill import log
     from distill.data.tokens import warn_of_cuts
-    from distill.release.release import load
     from distill.retrieval import generation
     from distill.retrieval.gallery import Gallery
     from distill.retrieval.places import release_path
 
     log.setup()
     path = generation.local(args.gallery)
-    release = load(release_path(path, args.release))
+    release = opened(args.backend, release_path(path, args.release))
     gallery = Gallery.open(path, release, args.videos)
     queries = _queries(args)
     where = "QUERY" if args.queries is None else "stdin" if args.queries == "-" else args.queries

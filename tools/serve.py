@@ -3,6 +3,7 @@
     python tools/serve.py gallery
     python tools/serve.py gallery --port 8080 --examples "a hatching chick" "a red apple, then a fire engine"
     python tools/serve.py gallery --second-look             # rank what was found once more, by its frames
+    python tools/serve.py gallery --backend onnx            # without PyTorch, by the release's text graph
 
 It is there for this machine alone unless --host says otherwise; whoever reaches it can see all videos of the gallery.
 Ctrl-C stops it.
@@ -19,6 +20,7 @@ if not __package__:
 from distill.errors import ExpectedError, door
 from distill.remote import locate
 from distill.terminal import Parser, show
+from tools.search import BACKENDS, opened
 
 EXAMPLES = ("someone laughs", "a dog runs along a beach", "food on a table, seen from above")
 
@@ -31,14 +33,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 for any free one (default 8000)")
     parser.add_argument("--examples", nargs="+", default=EXAMPLES, metavar="QUERY", help="searches the page offers")
     parser.add_argument("--second-look", action="store_true", help="take a second look at frames with every search")
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what encodes queries (default torch)")
     parser.add_argument(
         "--release", type=locate, metavar="PATH", help="where its release is, if it was moved: a folder or hf:REPO"
     )
     parser.add_argument("--videos", type=Path, metavar="DIR", help="where the videos are, if they were moved")
     args = parser.parse_args(argv)
 
-    from distill import comm, log
-    from distill.release.release import load
+    from distill import log
     from distill.retrieval import generation
     from distill.retrieval.gallery import Gallery
     from distill.retrieval.places import release_path
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     log.setup()
     faulthandler.enable()  # says so if a mapped file is cut
     path = generation.local(args.gallery)
-    release = load(release_path(path, args.release), comm.device())
+    release = opened(args.backend, release_path(path, args.release), on_gpu=True)
     gallery = Gallery.open(path, release, args.videos)
     if args.second_look and (reason := gallery.no_second_look):
         raise ExpectedError(f"--second-look: {reason}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
@@ -21,15 +22,18 @@ from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.reading import ScorePart
 from distill.model.second_look import SecondLook, second_look
+from distill.model.similarity import unit
 from distill.model.towers import Towers
 from distill.ranking.executor import of_part, of_parts
-from distill.ranking.topk import top_k
 from distill.ranking.two_stage import Parts
 from distill.release.release import Release
 from distill.retrieval.approximate import Approximate, build
+from distill.retrieval.columns import row_bytes
 from distill.retrieval.frames import FLOAT16, INT8, Frames, encode
-from distill.retrieval.stored import FLOAT_BYTES, Tokens, row_bytes, stored
+from distill.retrieval.products import Products
+from distill.retrieval.stored import FLOAT_BYTES, Tokens, arrays, beside, read_beside, stored, tensors
 from distill.retrieval.upkeep import LEAST
+from distill.retrieval.vectors import Vectors
 
 TEMPORAL = {"layers": 1, "init": "normal"}  # the features are drawn, so the towers may be tiny
 
@@ -46,14 +50,18 @@ class StoredFrames:
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Return them as they are stored."""
-        return self.frames.columns
+        return tensors(self.frames.columns)
 
     def scored(self, rows: Int64[Tensor, " row"], score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
         """Score rows where they are stored, as a gallery does."""
-        return score(self.frames.beside({"vectors": self.vectors}), rows)
+        return score(self._fields, rows)
 
     def __getitem__(self, rows: Int64[Tensor, " row"]) -> VideoFeatures:
-        return self.frames.of(rows, self.vectors[rows])
+        return read_beside(self._fields, rows)
+
+    @property
+    def _fields(self) -> Mapping[str, Tensor]:
+        return beside(arrays({"vectors": self.vectors}), self.frames.columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +126,7 @@ def synthetic(videos: int, queries: int, sizes: Sizes, world: World) -> tuple[li
 def looking_again(one: Contender, kind: str, video: VideoFeatures, sizes: Sizes) -> Contender:
     """Return a model of one vector with a second look at its frames, stored in a kind of `retrieval.frames.KINDS`."""
     assert one.vectors is not None and video.frames is not None and video.real is not None
-    frames = Frames(encode(video.frames, video.real, kind))
+    frames = Frames(encode(unit(video.frames).numpy(), video.real.numpy(), kind))
     return replace(
         one,
         name=f"TeachCLIP, second look at {kind} frames",
@@ -182,14 +190,14 @@ def contender(
     vectors, exact, index, token_bytes = None, None, None, 0
     if teacher is not None:
         exact = _only(video, teacher.video_fields)
-        vector_bytes = row_bytes(exact.tensors())
+        vector_bytes = row_bytes(arrays(exact.tensors()))
     else:
         vectors = model.index_vectors(video)
         vector_bytes = vectors.shape[1] * FLOAT_BYTES
     if model.rerank_fields:
         exact = tokens or _only(video, model.rerank_fields)
         tokens = tokens or Tokens(stored(video, model.rerank_fields))
-        token_bytes = row_bytes(tokens.stored)
+        token_bytes = row_bytes(arrays(tokens.stored))
         index = _index(vectors) if vectors is not None and len(vectors) >= LEAST else None
     return Contender(
         name=name,
@@ -209,7 +217,8 @@ def _index(vectors: Tensor) -> Approximate:
     """Return an approximate index; its file is deleted, but stays mapped."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "index.safetensors"
-        facts = build(path, vectors.__getitem__, lambda asked, k: top_k(asked, vectors, k), torch.arange(len(vectors)))
+        stored = Vectors({"vectors": vectors.numpy()})
+        facts = build(path, stored.__getitem__, Products(stored).top, np.arange(len(vectors)))
         return Approximate(path, facts | {"covers": len(vectors)}, vectors.shape[1])
 
 

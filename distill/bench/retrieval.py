@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -43,7 +44,7 @@ ENOUGH = 12.0  # seconds of a search after which it is left out of further round
 CALLS = (32, 64, 128, 256)  # videos in a call of an exhaustive search; the fastest of these is taken
 TRIALS, TRIED = 4, 1024  # trials of each number, of which the fastest counts, on so many videos
 ALL = 128  # videos that are scored with all queries in one call, to know what an exhaustive search finds
-NONE = torch.empty(0, dtype=torch.int64)  # no video is deleted
+NONE = np.empty(0, np.int64)  # no video is deleted
 
 Search = Callable[[TextFeatures], tuple[Tensor, Tensor]]  # queries -> scores and numbers of the best videos
 
@@ -80,8 +81,9 @@ class TwoStage:
         parts, vectors = contender.parts(text), contender.model.query_vectors(text)
         if self.index is None:
             return two_stage.search(parts, vectors, contender.vectors, BEST, self.candidates)
-        chosen = self.index.candidates(vectors, self.candidates, contender.vectors.__getitem__, NONE)[1]
-        return two_stage.best_of(parts, chosen, BEST)
+        stored = contender.vectors.numpy()
+        chosen = self.index.candidates(vectors.numpy(), self.candidates, stored.__getitem__, NONE)[1]
+        return two_stage.best_of(parts, torch.from_numpy(chosen), BEST)
 
     @property
     def operations(self) -> int:
@@ -99,7 +101,7 @@ class TwoStage:
         calls = 1 if in_place else -(-self.candidates // executor.in_one_call(first))
         of_best = BEST * (parts[-1].of_best if parts else 1)
         count = contender.operations.two_stage(contender.videos, self.candidates, of_best, calls)
-        return count if self.index is None else count + self.index.centres.numel()
+        return count if self.index is None else count + self.index.centres.size
 
 
 @torch.inference_mode()

@@ -30,9 +30,10 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.second_look import SecondLook
 from distill.ranking.topk import best
 from distill.retrieval import generation, places
+from distill.retrieval.columns import ColumnWriter, row_bytes
 from distill.retrieval.generation import SEGMENTS, VERSION
 from distill.retrieval.segment import TOKENS, sealed_segment, write_segment
-from distill.retrieval.stored import Tokens, TokenWriter, row_bytes, stored
+from distill.retrieval.stored import Tokens, arrays, stored
 
 OF, WORLD = Sizes(), World()  # all galleries are of features of these sizes
 QUERIES = 128  # the captions of as many videos
@@ -115,13 +116,13 @@ def write(one: Path, two: Path, videos: int) -> Written:
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or threads)  # drawing is not timed
     with (two / SEGMENT / TOKENS).open("wb") as file:
-        writer = TokenWriter(file, videos)
+        writer = ColumnWriter(file, videos)
         for start in progress(range(0, videos, DRAWN), f"draw {videos:,} videos (parts)"):
             video = drawn.videos(plots[start : start + DRAWN])
             parts.append(model.index_vectors(video))
             row = stored(video, model.rerank_fields)
             began = time.perf_counter()
-            writer.append(row)
+            writer.append(arrays(row))
             writing += time.perf_counter() - began
             scores = model.similarity(release.text, Tokens(row)[:]).topk(min(BEST, len(parts[-1])))
             answers.append((start, (scores.values, scores.indices)))
@@ -134,7 +135,7 @@ def write(one: Path, two: Path, videos: int) -> Written:
         vectors=vectors,
         full=best(answers, BEST)[1],
         seconds=(took[0], writing + took[1]),
-        bytes=(vectors[0].nbytes, vectors[0].nbytes + row_bytes(row)),
+        bytes=(vectors[0].nbytes, vectors[0].nbytes + row_bytes(arrays(row))),
     )
 
 
@@ -144,7 +145,7 @@ def _seal(path: Path, vectors: Tensor, release: Release, *, tokens: bool) -> Non
     shown = {"timestamps": [SECONDS * (frame + 0.5) / frames for frame in range(frames)], "duration": SECONDS}
     about = [{"id": f"{NAME}{row}", "source": f"{NAME}{row}.mp4", **shown} for row in range(videos)]
     weights = torch.full((videos, frames), 1 / frames)
-    write_segment(path / SEGMENT, about, {"vectors": vectors, "frame_weights": weights}, None, None)
+    write_segment(path / SEGMENT, about, arrays({"vectors": vectors, "frame_weights": weights}), None, None)
     config = {"release": places.stored(path, release.path), "vectors": "float32", "folders": []}
     manifest = Manifest(
         kind="gallery",

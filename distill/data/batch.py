@@ -1,4 +1,4 @@
-"""One batch: the rows that a plan draws for it, and what the towers and the losses get.
+"""One batch: what the towers and the losses get of the rows that a plan drew (distill/data/draw.py).
 
 Beside its B pairs a batch may hold U videos without captions and T captions without videos. Nobody has said which of
 them belong together, but a teacher's features rank them: the coarse loss compares B + T texts with B + U videos, while
@@ -14,15 +14,6 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 Held = TypeVar("Held", "Batch", "Unpaired")
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The rows of a batch, or of one process's share of it."""
-
-    pairs: list[tuple[int, int]]  # (video, caption)
-    videos: list[int]  # of `data.unlabelled`
-    texts: list[int]  # of `data.texts`
 
 
 @dataclass(frozen=True)

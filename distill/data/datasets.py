@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from distill.data.batch import Batch, Draw, Unpaired
+from distill.data.batch import Batch, Unpaired
 from distill.data.dataconfig import DataConfig
+from distill.data.draw import Draw
 from distill.data.frames import FrameSet
 from distill.data.labelset import LabelSet
 from distill.data.padding import pictures, real

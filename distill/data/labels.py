@@ -48,7 +48,8 @@ Coarse = Literal["features", "topk"]
 Side = Literal["text", "video", "both"]
 Storage = Literal["float32", "float16", "bfloat16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-STORED = (*DTYPES.values(), torch.int32)  # types that a label set may hold
+# Types that a label set may hold, as safetensors calls them.
+STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32}
 PER_VIDEO = ("vector", "frames", "real")  # every other stored tensor has one row per caption
 # of tier `topk`
 LIST, SCORES, BEST, TAIL = SHORTLIST = ("shortlist", "shortlist_scores", "shortlist_best", "shortlist_tail")
@@ -187,7 +188,7 @@ class StoredLabels:
             shape, begin, end = shape[1:], begin + row * size, begin + (row + 1) * size
         offset, _ = self.shards.place(key, "labels.safetensors")
         data = bytearray(self.shards.read_at(key, offset + begin, end - begin))
-        return torch.frombuffer(data, dtype=dtype).reshape(shape)
+        return torch.frombuffer(data, dtype=STORED[dtype]).reshape(shape)
 
     def rows(self, places: Sequence[tuple[str, int]], tier: Tier, side: Side = "both") -> dict[str, Tensor]:
         """One tier of (key, caption row) pairs by name, real numbers as fp32; the first axis is the pair.

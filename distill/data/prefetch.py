@@ -7,7 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from distill.data.batch import Draw
+from distill.data.draw import Draw
 from distill.data.shards import Shards
 from distill.errors import RecipeError
 

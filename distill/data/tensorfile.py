@@ -6,33 +6,21 @@ the numbers. The library reads and writes whole files only.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
-from torch import Tensor
 
 from distill.errors import ArtefactError
 from distill.records import View, parsed
 
-DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}  # of a number, by its type
 
 
 class Entry(NamedTuple):
     """A stored tensor, and where its bytes begin and end, counted from the start of the safetensors file."""
 
-    dtype: torch.dtype
+    dtype: str  # one of `BYTES`
     shape: list[int]
     begin: int
     end: int
@@ -62,24 +50,25 @@ def read_header(read: Callable[[int, int], bytes], size: int, where: object, men
         raise ArtefactError(f"{where}: damaged (its header is longer than itself); {mend}")
     entries = {}
     for name, line in parsed(_Header, read(8, start - 8), where, mend).__pydantic_extra__.items():
-        dtype, (begin, end) = DTYPES.get(line.dtype), (start + offset for offset in line.data_offsets)
-        if dtype is None or not begin <= end <= size or end - begin != math.prod(line.shape) * dtype.itemsize:
+        each, (begin, end) = BYTES.get(line.dtype), (start + offset for offset in line.data_offsets)
+        if each is None or not begin <= end <= size or end - begin != math.prod(line.shape) * each:
             raise ArtefactError(
                 f"{where}: damaged ({name!r} is {line.dtype} {line.shape} in {end - begin} bytes); {mend}"
             )
-        entries[name] = Entry(dtype, line.shape, begin, end)
+        entries[name] = Entry(line.dtype, line.shape, begin, end)
     return entries
 
 
-def make_header(tensors: Mapping[str, Tensor], rows: int) -> tuple[bytes, dict[str, int]]:
-    """Return the header of a file of such tensors, but with `rows` rows each, and the byte where each begins.
+def make_header(row: Mapping[str, tuple[str, Sequence[int], int]], rows: int) -> tuple[bytes, dict[str, int]]:
+    """Return the header of a file of tensors with `rows` rows each, and the byte where each begins.
 
-    Tensors stand in the order given; where the widest types come first, all are aligned.
+    `row` tells the type of a tensor, and the shape and the bytes of one row. Tensors stand in the order given; where
+    the widest types come first, all are aligned.
     """
     lines, end = {}, 0
-    for name, value in tensors.items():
-        begin, end = end, end + rows * value[0].nbytes
-        lines[name] = {"dtype": NAMES[value.dtype], "shape": [rows, *value.shape[1:]], "data_offsets": [begin, end]}
+    for name, (dtype, shape, size) in row.items():
+        begin, end = end, end + rows * size
+        lines[name] = {"dtype": dtype, "shape": [rows, *shape], "data_offsets": [begin, end]}
     text = json.dumps(lines, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     begins = {name: 8 + len(text) + line["data_offsets"][0] for name, line in lines.items()}

@@ -59,4 +59,5 @@ def query_bank_t2v(similarity: Float[Tensor, "text video"], bank: Bank) -> Float
     as its logarithm, which ranks the same and cannot overflow; any other text keeps its similarity. The two kinds of
     row have different scales, so scores of one column must not be compared. Of tied first videos the lowest counts.
     """
-    return calibration.inverted_softmax(similarity, bank.log_sum, bank.first[similarity.argmax(1)].unsqueeze(1))
+    applies, exact = bank.first[similarity.argmax(1)].unsqueeze(1), similarity.double()
+    return torch.where(applies, calibration.BETA * exact - bank.log_sum, exact)

@@ -19,15 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, Int64
-from torch import Tensor
+from jaxtyping import Float32, Int64
 
 from distill.errors import ExpectedError
 from distill.publishing import publish
-from distill.ranking.topk import Answer, ordered
-from distill.retrieval.stored import damaged, mapped_whole, write_columns
-from distill.retrieval.vectors import undeleted
+from distill.retrieval.columns import damaged, mapped_whole, write_columns
+from distill.retrieval.vectors import Answer, ordered, undeleted
 
 BITS = 4
 PARTS = 1024  # at most: a scan adds up their estimates in 16 bits, and from 1,536 parts on some sums were wrong
@@ -42,7 +39,7 @@ DEPTHS = (2, 4, 8, 16, 32, 64)  # times k are scored anew
 MEND = "build it again with tools/gallery.py approximate"
 READ = 2**25  # numbers of stored vectors held at once: 128 MiB
 
-Read = Callable[[Int64[Tensor, " row"]], Float[Tensor, "row dim"]]  # gives stored vectors
+Read = Callable[[Int64[np.ndarray, " row"]], Float32[np.ndarray, "row dim"]]  # gives stored vectors
 
 
 def check_installed() -> None:
@@ -52,28 +49,32 @@ def check_installed() -> None:
 
 
 def build(
-    path: Path, read: Read, exact: Callable[[Float[Tensor, "query dim"], int], Answer], rows: Int64[Tensor, " row"]
+    path: Path,
+    read: Read,
+    exact: Callable[[Float32[np.ndarray, "query dim"], int], Answer],
+    rows: Int64[np.ndarray, " row"],
 ) -> dict[str, Any]:
     """Build an index of `rows`, which ascend, and measure its recall; return its facts, for the manifest.
 
     `exact` searches all vectors.
     """
-    generator = torch.Generator().manual_seed(SEED)
-    some = rows[torch.randperm(len(rows), generator=generator)[:TRAIN].sort().values]
+    draw = np.random.default_rng(SEED)
+    some = np.sort(draw.permutation(rows)[:TRAIN])
     sample = read(some)
     dim = sample.shape[1]
     parts = next(parts for parts in range(min(dim, PARTS), 0, -1) if dim % parts == 0)
     quantizer = _quantizer(dim, parts)
     quantizer.pq.cp.seed = SEED
-    quantizer.train(sample.numpy())
+    quantizer.train(sample)
     import faiss
 
-    centres = torch.from_numpy(faiss.vector_to_array(quantizer.pq.centroids)).reshape(parts, 2**BITS, dim // parts)
-    codes = torch.cat([torch.from_numpy(quantizer.sa_encode(read(part).numpy())) for part in rows.split(ADD)])
+    centres = faiss.vector_to_array(quantizer.pq.centroids).reshape(parts, 2**BITS, dim // parts)
+    pieces = (rows[start : start + ADD] for start in range(0, len(rows), ADD))
+    codes = np.concatenate([quantizer.sa_encode(read(piece)) for piece in pieces])
     write_columns(path, {"centres": centres, "codes": codes, "rows": rows})
-    asked = sample[torch.randperm(len(sample), generator=generator)[:ASKED]]
-    noise = torch.randn(asked.shape, generator=generator) * NOISE / math.sqrt(dim)
-    asked = torch.nn.functional.normalize(asked + noise, dim=1)
+    asked = draw.permutation(sample)[:ASKED]
+    asked = asked + draw.standard_normal(asked.shape, np.float32) * np.float32(NOISE / math.sqrt(dim))
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
     best = exact(asked, BEST)[1].tolist()
     index, recall = Approximate(path, {"covers": int(rows[-1]) + 1, "depth": 1}, dim), 0.0
     for index.depth in DEPTHS:
@@ -92,7 +93,7 @@ class Approximate:
         self.path, self.dim = path, dim
         self.covers: int = facts["covers"]  # rows below this number were there when it was built
         self.depth: int = facts["depth"]
-        expected = {"centres": (3, torch.float32), "codes": (2, torch.uint8), "rows": (1, torch.int64)}
+        expected = {"centres": (3, np.float32), "codes": (2, np.uint8), "rows": (1, np.int64)}
         found = mapped_whole(path, MEND, **expected)
         self.centres, self.codes, self.rows = (found[name] for name in expected)
         parts, levels, numbers = self.centres.shape
@@ -101,20 +102,22 @@ class Approximate:
             odd = f"{list(self.codes.shape)} codes of {parts} parts of {numbers}, expected {dim} numbers"
             raise damaged(path, odd, MEND)
 
-    def top(self, queries: Float[Tensor, "query dim"], k: int, read: Read, deleted: Int64[Tensor, " row"]) -> Answer:
+    def top(
+        self, queries: Float32[np.ndarray, "query dim"], k: int, read: Read, deleted: Int64[np.ndarray, " row"]
+    ) -> Answer:
         """Return the best rows found that are not `deleted`, with exact scores; where fewer than `k`, -inf fills up."""
         estimates, rows = self.estimated(queries, self.depth * k, deleted)
-        rows, order = rows.sort(dim=1)
-        gone = estimates.gather(1, order).isneginf()
+        order = np.argsort(rows, axis=1, kind="stable")
+        rows, gone = np.take_along_axis(rows, order, 1), np.isneginf(np.take_along_axis(estimates, order, 1))
         at_once = max(1, READ // (rows.shape[1] * self.dim))
-        scores = [
-            torch.einsum("qd,qkd->qk", asking, read(found.flatten()).reshape(*found.shape, -1))
-            for asking, found in zip(queries.split(at_once), rows.split(at_once), strict=True)
-        ]
-        return ordered(torch.cat(scores).masked_fill(gone, -torch.inf), rows, k)  # among equals the lower row
+        pieces = [slice(start, start + at_once) for start in range(0, len(rows), at_once)]
+        stored = (read(rows[some].ravel()).reshape(*rows[some].shape, -1) for some in pieces)
+        scores = [(own @ queries[some, :, None])[:, :, 0] for some, own in zip(pieces, stored, strict=True)]
+        scores = np.where(gone, np.float32(-np.inf), np.concatenate(scores))
+        return ordered(scores, rows, k)  # among equals the lower row
 
     def candidates(
-        self, queries: Float[Tensor, "query dim"], k: int, read: Read, deleted: Int64[Tensor, " row"]
+        self, queries: Float32[np.ndarray, "query dim"], k: int, read: Read, deleted: Int64[np.ndarray, " row"]
     ) -> Answer:
         """Return candidates for another score: the best by estimate, or `top` where several numbers share half a byte.
 
@@ -124,15 +127,14 @@ class Approximate:
             return self.top(queries, k, read, deleted)
         return self.estimated(queries, k, deleted)
 
-    def estimated(self, queries: Float[Tensor, "query dim"], k: int, deleted: Int64[Tensor, " row"]) -> Answer:
+    def estimated(
+        self, queries: Float32[np.ndarray, "query dim"], k: int, deleted: Int64[np.ndarray, " row"]
+    ) -> Answer:
         """Return the best rows by estimate that are not `deleted`, best first; where fewer than `k`, -inf fills up."""
-        import faiss
-
-        faiss.omp_set_num_threads(torch.get_num_threads())
 
         def find(asked: int) -> Answer:
-            values, places = self._scan.search(queries.numpy(), asked)
-            return torch.from_numpy(values), self.rows[torch.from_numpy(places).clamp_(min=0)]
+            values, places = self._scan.search(queries, asked)
+            return values, self.rows[places.clip(min=0)]
 
         return undeleted(find, k, len(self.rows), deleted)
 
@@ -141,13 +143,13 @@ class Approximate:
         """The codes packed for FAISS's fast scan."""
         import faiss
 
-        ordered = bool((self.rows.diff() > 0).all()) and 0 <= int(self.rows[0]) <= int(self.rows[-1]) < self.covers
-        if not ordered or not self.centres.isfinite().all():
+        ordered = bool((np.diff(self.rows) > 0).all()) and 0 <= int(self.rows[0]) <= int(self.rows[-1]) < self.covers
+        if not ordered or not np.isfinite(self.centres).all():
             raise damaged(self.path, f"centres are not finite, or rows do not ascend below {self.covers}", MEND)
         quantizer = _quantizer(self.dim, len(self.centres))
-        faiss.copy_array_to_vector(self.centres.flatten().numpy(), quantizer.pq.centroids)
+        faiss.copy_array_to_vector(self.centres.ravel(), quantizer.pq.centroids)
         quantizer.is_trained = True
-        quantizer.add_sa_codes(self.codes.numpy())
+        quantizer.add_sa_codes(self.codes)
         return faiss.IndexPQFastScan(quantizer)
 
 

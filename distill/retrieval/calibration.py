@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float64, Int64
-from torch import Tensor
+from jaxtyping import Bool, Float32, Float64, Int64
 
-from distill.ranking.topk import Answer
-from distill.retrieval.stored import damaged, mapped_whole, write_columns
+from distill.retrieval.columns import damaged, mapped_whole, write_columns
+from distill.retrieval.vectors import Answer, descending
 
 MEND = "make it again with tools/gallery.py calibrate"
 BETA = 20.0  # inverse temperature, for similarities that behave like cosines (the paper's section 4)
@@ -40,31 +38,30 @@ CELLS = 2**22  # similarities of rows and bank held at once, in double precision
 
 def write(
     path: Path,
-    blocks: Iterator[tuple[Float[Tensor, "_ dim"], Bool[Tensor, " _"]]],
-    bank: Float[Tensor, "query dim"],
+    blocks: Iterator[tuple[Float32[np.ndarray, "_ dim"], Bool[np.ndarray, " _"]]],
+    bank: Float32[np.ndarray, "query dim"],
     best: Answer,
 ) -> dict[str, Any]:
     """Compare all rows with a bank of queries, whose `BEST` scores and rows are known; return the facts.
 
     Rows come in blocks, with a mask that is False on deleted ones.
     """
-    sums, total, count = [], torch.zeros(bank.shape[1], dtype=torch.float64), 0
+    sums, total, count = [], np.zeros(bank.shape[1]), 0
     for rows, live in blocks:
-        sums.append(torch.logsumexp(BETA * (rows @ bank.T).double(), 1).float())
-        total, count = total + rows[live].double().sum(0), count + int(live.sum())
-    first = torch.zeros(sum(map(len, sums)), dtype=torch.bool)
+        sums.append(_log_sum(BETA * (rows @ bank.T).astype(np.float64)).astype(np.float32))
+        total, count = total + rows[live].sum(0, dtype=np.float64), count + int(live.sum())
+    first = np.zeros(sum(map(len, sums)), np.bool_)
     first[best[1][:, 0]] = True
-    mean = (total / count).float()
-    write_columns(path, {"log_sum": torch.cat(sums), "first": first, "mean": mean})
-    above = np.quantile((best[0].mean(1) - bank @ mean).numpy(), ALARMS)
+    mean = (total / count).astype(np.float32)
+    write_columns(path, {"log_sum": np.concatenate(sums), "first": first, "mean": mean})
+    above = np.quantile(best[0].mean(1) - bank @ mean, ALARMS)
     return {"queries": len(bank), "weakest": float(above)}
 
 
-def inverted_softmax(
-    similarity: Float[Tensor, "query row"], log_sum: Float[Tensor, "*query row"], applies: Bool[Tensor, "query 1"]
-) -> Float64[Tensor, "query row"]:
-    """Return scores that rank: the log of the dynamic inverted softmax where it applies, else the similarity."""
-    return torch.where(applies, BETA * similarity.double() - log_sum, similarity.double())
+def _log_sum(scores: Float64[np.ndarray, "row query"]) -> Float64[np.ndarray, " row"]:
+    """Return the logarithm of the sum of exp(score) of each row; the sum itself may overflow."""
+    highest = scores.max(1, keepdims=True)
+    return highest[:, 0] + np.log(np.exp(scores - highest).sum(1))
 
 
 class Calibration:
@@ -72,35 +69,36 @@ class Calibration:
 
     def __init__(self, path: Path, facts: dict[str, Any]):
         self.path, self.covers, self.weakest = path, facts["covers"], facts.get("weakest")
-        mean = {} if self.weakest is None else {"mean": (1, torch.float32)}
-        found = mapped_whole(path, MEND, log_sum=(1, torch.float32), first=(1, torch.bool), **mean)
+        mean = {} if self.weakest is None else {"mean": (1, np.float32)}
+        found = mapped_whole(path, MEND, log_sum=(1, np.float32), first=(1, np.bool_), **mean)
         self.log_sum, self.first, self.mean = found["log_sum"], found["first"], found.get("mean")
         if len(self.log_sum) != self.covers or len(self.first) != self.covers:
             odd = f"holds log_sum [{len(self.log_sum)}], first [{len(self.first)}], expected {self.covers}"
             raise damaged(path, odd, MEND)
 
-    def best(self, scores: Float[Tensor, "query row"], rows: Int64[Tensor, "query row"], k: int) -> Answer:
+    def best(self, scores: Float32[np.ndarray, "query row"], rows: Int64[np.ndarray, "query row"], k: int) -> Answer:
         """Reorder `rows`, the best by similarity in that order; return the similarities and rows of the `k` best."""
         known = rows < self.covers
-        at = rows.clamp(max=self.covers - 1)
-        log_sum = torch.where(known, self.log_sum[at].double(), self._common)
-        if not (scores + log_sum).isfinite().all():
+        at = rows.clip(max=self.covers - 1)
+        log_sum = np.where(known, self.log_sum[at].astype(np.float64), self._common)
+        if not np.isfinite(scores + log_sum).all():
             raise damaged(self.path, "a sum is not finite", MEND)
-        ranked = inverted_softmax(scores, log_sum, (self.first[at] & known)[:, :1])
-        order = ranked.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        return scores.gather(1, order), rows.gather(1, order)
+        applies = (self.first[at] & known)[:, :1]
+        ranked = np.where(applies, BETA * scores.astype(np.float64) - log_sum, scores)  # in logarithms
+        order = descending(ranked)[:, :k]
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
     def fits(
-        self, queries: Float[Tensor, "query dim"], best: Float[Tensor, "query best"]
-    ) -> Bool[Tensor, " query"] | None:
+        self, queries: Float32[np.ndarray, "query dim"], best: Float32[np.ndarray, "query best"]
+    ) -> Bool[np.ndarray, " query"] | None:
         """Return whether anything fits the queries, whose best similarities are given; None where it is not known."""
         if self.mean is None or self.weakest is None:
             return None
-        if self.mean.shape != queries.shape[1:] or not self.mean.isfinite().all():
+        if self.mean.shape != queries.shape[1:] or not np.isfinite(self.mean).all():
             raise damaged(self.path, f"mean {list(self.mean.shape)}", MEND)
         return best.mean(1) - queries @ self.mean >= self.weakest
 
     @cached_property
-    def _common(self) -> Float[Tensor, ""]:
-        """The sum that counts for a row without one."""
-        return self.log_sum.median().double()
+    def _common(self) -> float:
+        """The sum that counts for a row without one: the lower of the two in the middle."""
+        return float(np.sort(self.log_sum)[(self.covers - 1) // 2])

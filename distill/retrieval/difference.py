@@ -12,7 +12,7 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-import torch
+import numpy as np
 
 from distill.manifest import Manifest
 from distill.retrieval import places
@@ -146,9 +146,9 @@ def _rows(table: Table | None, file: str) -> list[int]:
 
 def held(table: Table | None, names: Sequence[str]) -> set[str]:
     """Return those of some ids of videos or files that have rows."""
-    keys, here = torch.tensor([id_hash(name) for name in names], dtype=torch.int64), set()
+    keys, here = np.array([id_hash(name) for name in names], np.int64), set()
     for segment in [] if table is None else table.parts:
-        likely = [names[place] for place in among(keys, segment.hashes).nonzero()[:, 0].tolist()]
+        likely = [names[place] for place in np.flatnonzero(among(keys, segment.hashes)).tolist()]
         here |= {name for name in likely if table is not None and table.find(name)}
     return here
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from distill.data.frames import FrameSet
 from distill.data.pictures import Fit
 from distill.data.tokens import TextTokenizer
-from distill.errors import ArtefactError
 from distill.manifest import Manifest
 from distill.model.contract import RetrievalModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.second_look import SecondLook
 from distill.model.similarity import unit
+from distill.retrieval.backend import check_made_by
 
 RESEMBLANCE_TEMPERATURE = 0.1  # a frame whose cosine is 0.07 below the best counts half
 
@@ -61,12 +61,7 @@ class Encoder(Protocol):
 
 def check_release(path: Path, manifest: Manifest, release: Encoder) -> None:
     """Raise `ArtefactError` for a release that did not make the gallery."""
-    found, expected = release.manifest.id, manifest.parents["release"]
-    if found != expected:
-        raise ArtefactError(
-            f"{path}: made by release {expected[:12]}, but {release.path} is {found[:12]}; "
-            "open it with its own release or run tools/index.py again"
-        )
+    check_made_by(path, manifest, release.path, release.manifest.id)
 
 
 def weighing(release: Encoder) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 
 from distill.errors import ArtefactError, ExpectedError
@@ -66,8 +65,8 @@ def rows(path: Path, manifest: Manifest) -> Iterator[list[tuple[About, Vectors]]
     """The videos of a gallery that are not deleted, in the order of their rows, some at a time."""
     table = Table(path, manifest)
     for (base, segment), (_, live) in zip(table.based(), table.live(), strict=True):
-        for some in live.split(TOGETHER):
-            vectors = zip(some.tolist(), table.sound_vectors(some + base).numpy(), strict=True)
+        for some in (live[start : start + TOGETHER] for start in range(0, len(live), TOGETHER)):
+            vectors = zip(some.tolist(), table.sound_vectors(some + base), strict=True)
             if len(some):
                 yield [
                     (_about(table, segment, row), {"vector": vector} | _tokens(segment, row)) for row, vector in vectors
@@ -92,14 +91,14 @@ def _tokens(segment: Segment, row: int) -> Vectors:
     """Vectors of a row by name. What stands for frames is cut to the real ones, and patches are put in one line."""
     if segment.tokens is None:
         return {}
-    found = {name: value[row] for name, value in segment.tokens.tensors().items()}
+    found = {name: value[row] for name, value in segment.tokens.items()}
     real = found.pop("real", None)
     if real is not None:
         by_frame = [n for n in ("frames", "contextual", "patches") if n in found]
         found |= {name: found[name][real] for name in by_frame}
-    vectors = {name: value for name, value in found.items() if value.dtype == torch.float16 and name != "reading"}
+    vectors = {name: value for name, value in found.items() if value.dtype == np.float16 and name != "reading"}
     flat = {name: v if v.ndim == 1 else v.reshape(-1, v.shape[-1]) for name, v in vectors.items()}
-    return {f"token_{name}": value.numpy() for name, value in flat.items()}
+    return {f"token_{name}": value for name, value in flat.items()}
 
 
 def _lancedb(path: Path, manifest: Manifest, out: Path) -> None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float32, Int64
 
-from distill.ranking.topk import Answer
-from distill.ranking.two_stage import Parts, best_of
 from distill.retrieval.calibration import AMONG, BEST, SPARE, Calibration
+from distill.retrieval.vectors import Answer
 
+# A second stage: candidates of every query, and how many of them to return, best first.
+Rerank = Callable[[Int64[np.ndarray, "query candidate"], int], Answer]
 CANDIDATES = 200  # videos to rerank: 99 % of the best ten in 10,000 are among them (tools/bench_retrieval.py)
 
 
@@ -17,29 +18,29 @@ class Finding:
 
     def __init__(
         self,
-        queries: Float[Tensor, "query dim"],
+        queries: Float32[np.ndarray, "query dim"],
         nearest: Callable[..., Answer],
         calibration: Calibration | None,
-        parts: Parts | None,
+        rerank: Rerank | None,
         candidates: int | None,
         *,
         in_its_order: bool,
     ):
-        """Take query vectors, their `Table.nearest`, the gallery's calibration, and the score of a second stage.
+        """Take query vectors, their `Table.nearest`, the gallery's calibration, and the second stage, if there is one.
 
         `candidates` go into the second stage; without one the order is the calibration's if `in_its_order`.
         """
-        self.queries, self.calibration, self.parts, self.candidates = queries, calibration, parts, candidates
+        self.queries, self.calibration, self.rerank, self.candidates = queries, calibration, rerank, candidates
         self._nearest, self._in_its_order = nearest, in_its_order
-        self._best: Float[Tensor, "query best"] | None = None  # similarities
+        self._best: Float32[np.ndarray, "query best"] | None = None  # similarities
 
     def __call__(self, k: int) -> Answer:
         """Return scores and rows of the `k` best videos for each query."""
-        if self.parts is not None:
+        if self.rerank is not None:
             # Whether anything fits is said of similarities; an index alone has estimates of them.
             quickly = self.calibration is None
             _, rows = self._by_vector(max(k, self.candidates or CANDIDATES), candidates=quickly)
-            return best_of(self.parts, rows, k)
+            return self.rerank(rows, k)
         if self._in_its_order and self.calibration is not None:
             return self.calibration.best(*self._by_vector(max(AMONG, SPARE * k)), k)
         return self._by_vector(k)

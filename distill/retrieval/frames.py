@@ -10,48 +10,42 @@ among their tokens (distill/retrieval/stored.py).
 
 from collections.abc import Mapping
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
 
-from distill.model.features import VideoFeatures
-from distill.model.similarity import unit
-from distill.ranking.executor import scales
-from distill.retrieval.stored import read_rows
+from distill.retrieval.columns import read_rows
 
 INT8, FLOAT16, NONE = "int8", "float16", "none"
 KINDS = (INT8, FLOAT16, NONE)
 LEVELS = 127
 
 
-def encode(frames: Float[Tensor, "row frame dim"], real: Bool[Tensor, "row frame"], kind: str) -> dict[str, Tensor]:
-    """Return the columns that store these frames as unit vectors, the wider numbers first."""
-    vectors = unit(frames).masked_fill(~real.unsqueeze(-1), 0)
+def encode(
+    frames: Float32[np.ndarray, "row frame dim"], real: Bool[np.ndarray, "row frame"], kind: str
+) -> dict[str, np.ndarray]:
+    """Return the columns that store these frames, which are unit vectors, the wider numbers first."""
+    vectors = np.where(real[:, :, None], frames, np.float32(0))
     if kind == FLOAT16:
-        return {"frames": vectors.half(), "real": real}
-    steps = vectors.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
-    return {"scales": steps, "frames": (vectors / steps.unsqueeze(-1)).round().to(torch.int8), "real": real}
+        return {"frames": vectors.astype(np.float16), "real": real}
+    steps = np.maximum(np.abs(vectors).max(-1), np.finfo(np.float32).tiny) / np.float32(LEVELS)
+    return {"scales": steps, "frames": np.round(vectors / steps[:, :, None]).astype(np.int8), "real": real}
 
 
 class Frames:
     """The frames of one segment, mapped into memory."""
 
-    def __init__(self, columns: Mapping[str, Tensor]):
+    def __init__(self, columns: Mapping[str, np.ndarray]):
         self.columns = columns
 
     def __len__(self) -> int:
         return len(self.columns["real"])
 
-    def beside(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return them and columns of vectors (distill/retrieval/vectors.py) as fields that are read where they lie."""
-        named = {"vector": vectors["vectors"], scales("vector"): vectors.get("scales")}
-        named |= {"frames": self.columns["frames"], scales("frames"): self.columns.get("scales")}
-        return {name: value for name, value in named.items() if value is not None} | {"real": self.columns["real"]}
-
-    def of(self, rows: Tensor, vectors: Float[Tensor, "row dim"]) -> VideoFeatures:
-        """Return the features of some rows, whose vectors are given: `vector`, `frames` in float32, and `real`."""
+    def of(
+        self, rows: Int64[np.ndarray, " row"]
+    ) -> tuple[Float32[np.ndarray, "row frame dim"], Bool[np.ndarray, "row frame"]]:
+        """Return the frames of some rows in float32, and which of them are real."""
         found = read_rows(self.columns, rows)
-        frames = found["frames"].float()
+        frames = found["frames"].astype(np.float32)
         if "scales" in found:
-            frames *= found["scales"].unsqueeze(-1)
-        return VideoFeatures(vector=vectors, frames=frames, real=found["real"])
+            frames *= found["scales"][:, :, None]
+        return frames, found["real"]

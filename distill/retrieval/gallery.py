@@ -1,8 +1,9 @@
 """A gallery: vectors and tokens of a set of videos, sealed with the release that made them, ready to be searched.
 
 It is a folder (distill/retrieval/generation.py) of segments (distill/retrieval/segment.py), whose rows are one table
-(distill/retrieval/table.py). It is opened with its release, which encodes the queries. A deleted row keeps its number
-until the gallery is compacted.
+(distill/retrieval/table.py). It is opened with its release, which encodes the queries, or with the text side of its
+release alone, which needs no PyTorch (distill/retrieval/backend.py). A deleted row keeps its number until the gallery
+is compacted.
 
 One-stage models rank by the inner products of their vectors. Two-stage models (`rerank_fields`) retrieve candidates by
 inner product, then rerank them with the full score, from their tokens.
@@ -12,29 +13,25 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float32, Int64
 
 from distill.errors import ArtefactError, ExpectedError
 from distill.manifest import Manifest
-from distill.model.features import TextFeatures, VideoFeatures
-from distill.model.second_look import second_look as look_again
-from distill.ranking.executor import of_part, of_parts, of_texts
-from distill.ranking.topk import Answer
-from distill.ranking.two_stage import Parts, best_of
 from distill.retrieval import generation
-from distill.retrieval.encoder import Encoder, check_release
+from distill.retrieval.backend import Asked, backend_of, check_made_by
+from distill.retrieval.columns import damaged
 from distill.retrieval.finding import CANDIDATES, Finding
 from distill.retrieval.hits import CaptionHit, Hit, enough_files, fitted, grouped, hits_of
 from distill.retrieval.segment import Segment, StoredVideo, file_of
-from distill.retrieval.stored import damaged
 from distill.retrieval.table import Table
+from distill.retrieval.vectors import Answer
 from distill.retrieval.where import Where
 
 Find = Callable[[int], Answer]  # so many best rows of every query
-Asking = str | Path | VideoFeatures  # an id of a gallery, a file, or features of the release
+Asking = Any  # an id of a gallery (str), a file (Path), or features of the release (`VideoFeatures`)
 
 
 class Gallery:
@@ -52,20 +49,22 @@ class Gallery:
         self,
         path: Path,
         manifest: Manifest,
-        release: Encoder,
+        release: Any,
         known: Mapping[str, Segment] | None = None,
         videos: Path | None = None,
     ):
-        check_release(path, manifest, release)
-        self.path, self.manifest, self.release = path, manifest, release
+        self.path, self.manifest, self.release, self.backend = path, manifest, release, backend_of(release)
+        check_made_by(path, manifest, self.backend.path, self.backend.id)
         self._stamp: tuple[int, ...] | None = None  # of the manifest's file, when it was last found to be current
-        device = next(release.model.parameters(), torch.empty(0)).device
-        self.table = Table(path, manifest, device, known, videos)
+        self.table = Table(path, manifest, known, videos, self.backend.searched)
+        self.backend.check(self.table)
 
     @classmethod
-    def open(cls, path: str | Path, release: Encoder, videos: Path | None = None) -> "Gallery":
+    def open(cls, path: str | Path, release: Any, videos: Path | None = None) -> "Gallery":
         """Opens the current generation. Files are mapped, not read: a million videos open in milliseconds.
 
+        `release` is a `Release`, or another `Encoder`; or a `TextSession` of an exported release, which answers queries
+        without PyTorch and refuses what distill/retrieval/backend.py says.
         `videos` is the folder of the video files, if they are not where the gallery remembers them.
         Raises `ArtefactError` for a folder that is no gallery, is damaged, or was made by another release,
         `ExpectedError` if `videos` is no folder.
@@ -75,7 +74,7 @@ class Gallery:
         return cls._open(Path(path), release, {}, videos)
 
     @classmethod
-    def _open(cls, path: Path, release: Encoder, known: Mapping[str, Segment], videos: Path | None) -> "Gallery":
+    def _open(cls, path: Path, release: Any, known: Mapping[str, Segment], videos: Path | None) -> "Gallery":
         stamp = generation.stamp(path)  # before the manifest is read: a newer one then has another stamp
         try:
             gallery = generation.opened(path, lambda manifest: cls(path, manifest, release, known, videos))
@@ -126,7 +125,6 @@ class Gallery:
         row = self.row(video)
         return None if row is None else self.table.poster(row) or None
 
-    @torch.inference_mode()
     def search(
         self,
         queries: Sequence[str],
@@ -155,33 +153,19 @@ class Gallery:
         rows = None if where is None else self.table.fitting(where)
         if not queries or not len(self) or (rows is not None and not len(rows)):
             return [[] for _ in queries]
-        text, model = self.release.encode_text(queries), self.release.model
+        asked = self.backend.asked(queries)
         nearest = partial(self.table.nearest, exact=exact, rows=rows)
-        parts = self._parts(text, exact, second_look)
-        vectors, calibration = model.query_vectors(text).cpu(), self.table.calibration
-        find = Finding(vectors, nearest, calibration, parts, candidates, in_its_order=calibrated)
-        return fitted(self._answers(text, find, k, by_file), find.fits())
+        rerank = self.backend.rerank(self.table, asked, exact=exact, second_look=second_look)
+        find = Finding(asked.vectors, nearest, self.table.calibration, rerank, candidates, in_its_order=calibrated)
+        return fitted(self._answers(asked, find, k, by_file), find.fits())
 
-    def _parts(self, text: TextFeatures, exact: bool, second_look: bool) -> Parts | None:
-        """Return the score of a second stage; None where there is one stage."""
-        model, table, look = self.release.model, self.table, self.release.second_look
-        if second_look:
-            frames = table.frames()
-            assert look is not None and frames is not None, "checked before"
-            return [(of_part(look_again(look.temperature, look.t2v), text, frames), 1)]
-        if not self.reranks:
-            return None
-        whole = [(of_texts(model.similarity, text, table.tokens(model.rerank_fields)), 1)]
-        return whole if exact else of_parts(model, text, table.tokens)
-
-    def _answers(self, text: TextFeatures | None, find: Find, k: int, by_file: bool) -> list[list[Hit]]:
+    def _answers(self, asked: Asked | None, find: Find, k: int, by_file: bool) -> list[list[Hit]]:
         """Return hits for the `k` best rows, or `by_file` for the `k` best files, each with its best spans."""
         if not (by_file and self.table.has_spans):
-            return self._hits(text, *find(k))
+            return self._hits(asked, *find(k))
         found, files = enough_files(self.table, find, k)
-        return [grouped(zip(*pair, strict=True), k) for pair in zip(files, self._hits(text, *found), strict=True)]
+        return [grouped(zip(*pair, strict=True), k) for pair in zip(files, self._hits(asked, *found), strict=True)]
 
-    @torch.inference_mode()
     def like(self, video: Asking, k: int, *, by_file: bool = False, where: Where | None = None) -> list[Hit]:
         """Return the `k` videos most like a video: an id of this gallery, a file, or features (one row) of the release.
 
@@ -200,7 +184,6 @@ class Gallery:
 
         return self._answers(None, find, k, by_file)[0]
 
-    @torch.inference_mode()
     def search_captions(self, video: Asking, k: int, candidates: int | None = None) -> list[CaptionHit]:
         """Return the `k` stored captions that match a video best; `video` as in `like`.
 
@@ -214,16 +197,7 @@ class Gallery:
         features, vector, own = self._asking(video)
         scores, found = self.table.nearest_captions(vector, max(k, candidates or CANDIDATES) if self.reranks else k)
         if self.reranks:
-            model = self.release.model
-            stored = self.table.tokens(model.rerank_fields)
-            asking = stored[torch.tensor(own[:1])] if features is None else features
-
-            def pairs(videos: Tensor, captions: Tensor) -> Tensor:
-                said = [self.table.caption(number)[0]["text"] for number in captions.tolist()]
-                some = (said[start : start + CANDIDATES] for start in range(0, len(said), CANDIDATES))
-                return torch.cat([model.similarity(self.release.encode_text(text), asking[videos]) for text in some]).T
-
-            scores, found = best_of([(pairs, 1)], found, k)
+            scores, found = self.backend.rerank_captions(self.table, features, own, found, k)
         self._check_scores(scores)
         hits = []
         for score, number in zip(scores[0].tolist(), found[0].tolist(), strict=True):
@@ -241,34 +215,38 @@ class Gallery:
         """Why no second look can be taken, as words; "" if it can."""
         if self.reranks:
             return f"{self.release.path} searches in two stages already; leave it out"
-        if self.release.second_look is None:
-            return f"{self.release.path} carries none; train it again with this version"
-        if self.table.frames() is None:
-            return f"{self.path} stores no frames; index again with tools/index.py --frames int8"
-        return ""
+        return self.backend.no_second_look(self.table)
+
+    @property
+    def answers_in_frames(self) -> bool:
+        """Whether the frames of a hit are weighed by the query."""
+        return self.backend.weighs(self.table)
 
     def _hits(
-        self, text: TextFeatures | None, scores: Float[Tensor, "query k"], rows: Int64[Tensor, "query k"]
+        self, asked: Asked | None, scores: Float32[np.ndarray, "query k"], rows: Int64[np.ndarray, "query k"]
     ) -> list[list[Hit]]:
         self._check_scores(scores)
-        return hits_of(self.table, self.release.model.relevance, text, scores, rows)
 
-    def _check_scores(self, scores: Float[Tensor, "query k"]) -> None:
+        def weigh(query: int, found: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k frame"] | None:
+            return None if asked is None else self.backend.weights(self.table, asked, query, found)
+
+        return hits_of(self.table, weigh, scores, rows)
+
+    def _check_scores(self, scores: Float32[np.ndarray, "query k"]) -> None:
         """Refuse scores that are not finite: opening a gallery reads no vectors, so damage may show only here."""
-        if not scores.isfinite().all():
+        if not np.isfinite(scores).all():
             raise damaged(self.path, "a score is not finite: tools/gallery.py verify finds the file")
 
-    def _asking(self, video: Asking) -> tuple[VideoFeatures | None, Float[Tensor, "1 dim"], list[int]]:
+    def _asking(self, video: Asking) -> tuple[Any, Float32[np.ndarray, "1 dim"], list[int]]:
         """Return a video's features (None for an id), its vector, and the rows of the same file, its own row first."""
         if not isinstance(video, str):
-            features = self.release.encode_video(video) if isinstance(video, Path) else video
-            return features, self.release.model.index_vectors(features).cpu(), []
+            return *self.backend.video(video), []
         row = self.row(video)
         if row is None:
             raise ExpectedError(f"{self.path}: has no video {video!r}; give an id that it has, or the path of a file")
         about = self.about(row)
         others = set(self.table.find(file_of(about))) - {row}
-        return None, self.table.vectors(torch.tensor([row])), [row, *others]
+        return None, self.table.vectors(np.array([row])), [row, *others]
 
     def _check_asked(self, k: int, candidates: int | None, second_look: bool = False) -> None:
         if k < 1:

@@ -24,10 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from jaxtyping import Int64
 from pydantic import Field, FiniteFloat, PositiveInt
-from torch import Tensor
 
 from distill import publishing
 from distill.errors import ArtefactError, placing
@@ -37,8 +36,8 @@ from distill.manifest import NAME, Manifest, SealedFile, check_files, read_manif
 from distill.records import T, View
 from distill.remote import Place
 from distill.retrieval import frames, ledger
+from distill.retrieval.columns import MEND, damaged, mapped_whole, write_columns
 from distill.retrieval.segment import VIDEOS, Segment, merge, sealed_segment
-from distill.retrieval.stored import MEND, damaged, mapped_whole, write_columns
 
 VERSION, READ = 4, (2, 3, 4)  # written, and read
 SEGMENTS, DELETED, WORK, LOCK = "segments", "deleted", ".work", ".lock"
@@ -159,19 +158,19 @@ def segments(manifest: Manifest) -> dict[str, int]:
     return {name.parent.name: named[name] for name in sorted(named, key=lambda name: int(name.parent.name))}
 
 
-def deleted_rows(path: Path, manifest: Manifest) -> Int64[Tensor, " row"]:
+def deleted_rows(path: Path, manifest: Manifest) -> Int64[np.ndarray, " row"]:
     """Rows that are deleted, ascending."""
     for name in manifest.files:
         if Path(name).parts[0] == DELETED:
-            rows = mapped_whole(path / name, MEND, rows=(1, torch.int64))["rows"]
-            if (rows.diff() <= 0).any():
+            rows = mapped_whole(path / name, MEND, rows=(1, np.int64))["rows"]
+            if (np.diff(rows) <= 0).any():
                 raise damaged(path / name, "'rows' do not ascend")
             return rows
-    return torch.empty(0, dtype=torch.int64)
+    return np.empty(0, np.int64)
 
 
 def write_merged(
-    path: Path, number: int, parts: Sequence[tuple[Segment, Int64[Tensor, " _"]]]
+    path: Path, number: int, parts: Sequence[tuple[Segment, Int64[np.ndarray, " _"]]]
 ) -> tuple[Segment, dict[str, SealedFile]]:
     """Writes the segment of a generation as `segment.merge` does; returns it, and its files for the manifest."""
     folder = path / SEGMENTS / f"{number:05d}"
@@ -184,7 +183,7 @@ def without(files: Mapping[str, SealedFile], *folders: str) -> dict[str, SealedF
     return {name: file for name, file in files.items() if Path(name).parts[0] not in folders}
 
 
-def write_deleted(path: Path, number: int, rows: Int64[Tensor, " row"]) -> dict[str, SealedFile]:
+def write_deleted(path: Path, number: int, rows: Int64[np.ndarray, " row"]) -> dict[str, SealedFile]:
     """Write the rows that are deleted in a generation, ascending; return the file for its manifest."""
     name = f"{DELETED}/{number:05d}.safetensors"
     write_columns(path / name, {"rows": rows})

@@ -1,7 +1,7 @@
 """Hits: a video that answers, how well it matches, and when.
 
-Where a gallery stores frames (or tokens, in two stages), the frames of a hit are weighed by the query: by the softmax
-of `RetrievalModel.relevance`, each model's own. Otherwise, and where a video asks, by what weighs most in the video.
+Where a gallery stores frames (or tokens, in two stages), the frames of a hit are weighed by the query, as the release
+does it. Otherwise, and where a video asks, by what weighs most in the video.
 """
 
 import math
@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-from jaxtyping import Float, Int64
-from torch import Tensor
+import numpy as np
+from jaxtyping import Float32, Int64
 
-from distill.model.features import TextFeatures, VideoFeatures
-from distill.ranking.topk import Answer
+from distill.retrieval.columns import damaged
 from distill.retrieval.moment import best_moment
 from distill.retrieval.segment import file_of
-from distill.retrieval.stored import damaged
 from distill.retrieval.table import Table
+from distill.retrieval.vectors import Answer
 
-Relevance = Callable[[TextFeatures, VideoFeatures], Float[Tensor, "pair frame"]]  # a model's
+# The weights of the frames of some rows by a query, which is given by its number; None where nothing tells them.
+Weigh = Callable[[int, Int64[np.ndarray, " k"]], Float32[np.ndarray, "k frame"] | None]
 SPANS = 4  # rows asked for in place of a file, and again as many if these are of too few files
 OTHERS = 4  # further spans of a file under one hit, at most
 
@@ -53,22 +52,15 @@ class CaptionHit:
 
 
 def hits_of(
-    table: Table,
-    relevance: Relevance,
-    text: TextFeatures | None,
-    scores: Float[Tensor, "query k"],
-    rows: Int64[Tensor, "query k"],
+    table: Table, weigh: Weigh, scores: Float32[np.ndarray, "query k"], rows: Int64[np.ndarray, "query k"]
 ) -> list[list[Hit]]:
-    """Return the hits of rows that were found for some texts, or for something else (None).
-
-    `relevance` weighs frames for a text (`RetrievalModel.relevance`).
-    """
+    """Return the hits of rows that were found for some queries."""
     if not rows.shape[1]:
         return [[] for _ in range(len(rows))]
     answers = []
     for query in range(len(rows)):
         found = rows[query]
-        answering = None if text is None else _answering(table, relevance, text[query : query + 1], found)
+        answering = weigh(query, found)
         weights = table.frame_weights(found) if answering is None else answering
         by: Literal["query", "video"] = "video" if answering is None else "query"
         triples = zip(found.tolist(), scores[query].tolist(), weights.tolist(), strict=True)
@@ -102,19 +94,6 @@ def fitted(answers: Sequence[Sequence[Hit]], fits: Sequence[bool | None]) -> lis
         [replace(hit, fits=fit, others=tuple(replace(other, fits=fit) for other in hit.others)) for hit in hits]
         for hits, fit in zip(answers, fits, strict=True)
     ]
-
-
-def _answering(
-    table: Table, relevance: Relevance, text: TextFeatures, rows: Int64[Tensor, " k"]
-) -> Float[Tensor, "k frame"] | None:
-    """Return the weight of every frame of some rows for one text; None where the gallery stores no frames."""
-    stored = table.frames()
-    if stored is None or not len(rows):
-        return None
-    video = stored[rows]
-    assert video.real is not None, "frames are stored with what is padding"
-    scores = relevance(text[torch.zeros(len(rows), dtype=torch.int64)], video)
-    return scores.masked_fill(~video.real, -torch.inf).softmax(-1).cpu()
 
 
 def _hit(table: Table, row: int, score: float, weights: Sequence[float], by: Literal["query", "video"]) -> Hit:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-import torch
+import numpy as np
 
 from distill.data.tokens import warn_of_cuts
 from distill.errors import ArtefactError, ExpectedError, first_few
@@ -24,6 +24,7 @@ from distill.manifest import NAME, Manifest, SealedFile
 from distill.records import canonical_json, json_sha256
 from distill.remote import Place
 from distill.retrieval import difference, generation, ledger, places
+from distill.retrieval.columns import row_bytes
 from distill.retrieval.difference import Difference
 from distill.retrieval.encoder import Encoder, check_release, weighing
 from distill.retrieval.kept import Kept, kept
@@ -31,7 +32,6 @@ from distill.retrieval.ledger import KnownFile, Ledger, StoredNote
 from distill.retrieval.parts import PartMaker, finished
 from distill.retrieval.segment import Segment
 from distill.retrieval.sources import Cut, FileSource, Item, Note, VideoSource, open_source
-from distill.retrieval.stored import row_bytes
 from distill.retrieval.table import Table
 
 BATCH = 64  # videos encoded at once
@@ -218,14 +218,14 @@ class _Index:
             if same_files and {*map(canonical_json, after.notes)} == {*map(canonical_json, self.ledger.notes)}:
                 return self._finished(self.before)
         number = 1 if self.before is None else self.before.counts["generation"] + 1
-        rows = [(segment, torch.arange(len(segment))) for segment in segments]
+        rows = [(segment, np.arange(len(segment))) for segment in segments]
         segment, files = generation.write_merged(self.out, number, rows) if rows else (None, {})
         files |= after.write(self.out, number)
         replaced = [*ledger.KINDS]
         if change.rows:
             assert self.before is not None, "only a gallery has rows to delete"
             gone = {*change.rows, *generation.deleted_rows(self.out, self.before).tolist()}
-            files |= generation.write_deleted(self.out, number, torch.tensor(sorted(gone)))
+            files |= generation.write_deleted(self.out, number, np.array(sorted(gone), np.int64))
             replaced.append(generation.DELETED)
         if self.before is not None:
             files = generation.without(self.before.files, *replaced) | files
@@ -265,7 +265,7 @@ class _Index:
         counts["generation"] = number
         if segment is not None:
             counts |= {"dim": segment.vectors.stored.shape[1], "vector_bytes": row_bytes(segment.vectors.columns)}
-            counts |= {} if segment.tokens is None else {"token_bytes": row_bytes(segment.tokens.tensors())}
+            counts |= {} if segment.tokens is None else {"token_bytes": row_bytes(segment.tokens)}
             counts |= {} if segment.frames is None else {"frame_bytes": row_bytes(segment.frames.columns)}
             said = old.get("captions", 0) + (0 if segment.captions is None else len(segment.captions))
             counts |= {"captions": said} if said else {}

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from distill.manifest import Manifest, SealedFile, sealed_file
 from distill.publishing import publish
 from distill.records import STRICT, T, canonical_json, parsed, read_small
-from distill.retrieval.stored import MEND
+from distill.retrieval.columns import MEND
 
 FILES, NOTES, EXCLUDED = "files", "notes", "excluded"
 KINDS = (FILES, NOTES, EXCLUDED)

@@ -10,22 +10,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float32
 from torch import Tensor
 
 from distill.data.padding import pad
 from distill.data.pictures import encode_poster
 from distill.errors import ArtefactError, check_regular
 from distill.manifest import SealedFile, check_hash
+from distill.model.similarity import unit
 from distill.records import View, canonical_json, parsed, read_record, write_record
 from distill.retrieval import frames
+from distill.retrieval.columns import joined
 from distill.retrieval.encoder import Encoder, frame_weights
 from distill.retrieval.generation import VERSION, WORK
 from distill.retrieval.kept import Kept
 from distill.retrieval.segment import Segment, sealed_segment, write_segment
 from distill.retrieval.sources import Item, Loaded, Note, VideoSource
-from distill.retrieval.stored import bytes_per_video, joined, stored
+from distill.retrieval.stored import arrays, bytes_per_video, stored
 from distill.retrieval.vectors import encode
 
 PART = 1024  # rows that are lost at most when an index is killed
@@ -37,9 +40,9 @@ DONE = "part.json"
 @dataclass
 class _Rows:
     about: list[dict[str, Any]] = field(default_factory=list)
-    columns: list[dict[str, Tensor]] = field(default_factory=list)
-    tokens: list[dict[str, Tensor]] = field(default_factory=list)
-    frames: list[dict[str, Tensor]] = field(default_factory=list)
+    columns: list[dict[str, np.ndarray]] = field(default_factory=list)
+    tokens: list[dict[str, np.ndarray]] = field(default_factory=list)
+    frames: list[dict[str, np.ndarray]] = field(default_factory=list)
     posters: list[bytes] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
     broken: list[Note] = field(default_factory=list)
@@ -108,19 +111,19 @@ class PartMaker:
         names = [loaded.item.id for loaded in batch]
         vectors = self.model.index_vectors(video).cpu()
         _check_finite(self.release, "vector", names, vectors)
-        weights = frame_weights(self.release, real, video.to("cpu"))
+        weights = frame_weights(self.release, real, video.to("cpu")).numpy()
         if self.kept.posters:
             rows.posters += [_poster(loaded, own) for loaded, own in zip(batch, weights, strict=True)]
-        rows.columns.append({"frame_weights": weights} | encode(vectors, self.kept.vectors))
+        rows.columns.append({"frame_weights": weights} | encode(vectors.numpy(), self.kept.vectors))
         if self.model.rerank_fields:
             kept = stored(video, self.model.rerank_fields)
             for name, value in kept.items():
                 _check_finite(self.release, f"{name} in float16", names, value)
-            rows.tokens.append(kept)
+            rows.tokens.append(arrays(kept))
         elif self.kept.frames != frames.NONE:
             assert video.frames is not None, "every model that can be searched gives its frames"
             _check_finite(self.release, "frames", names, video.frames.cpu())
-            rows.frames.append(frames.encode(video.frames.cpu(), real, self.kept.frames))
+            rows.frames.append(frames.encode(unit(video.frames.cpu()).numpy(), real.numpy(), self.kept.frames))
         rows.about += [loaded.about | self.folder for loaded in batch]
         rows.items += [loaded.item for loaded in batch]
 
@@ -133,7 +136,7 @@ class PartMaker:
         write_record(folder / DONE, _Record(broken=rows.broken, files=files).model_dump())
 
     @torch.inference_mode()
-    def _said(self, items: Sequence[Item]) -> tuple[list[dict[str, Any]], dict[str, Tensor]] | None:
+    def _said(self, items: Sequence[Item]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]] | None:
         said = [(row, *caption) for row, item in enumerate(items) for caption in self.source.captions(item)]
         if not said:
             return None
@@ -141,12 +144,12 @@ class PartMaker:
         parts = [texts[start : start + CAPTIONS] for start in range(0, len(texts), CAPTIONS)]
         vectors = torch.cat([self.model.query_vectors(self.release.encode_text(part)).cpu() for part in parts])
         _check_finite(self.release, "vector of a caption", [items[row].id for row, _, _ in said], vectors)
-        rows = torch.tensor([row for row, _, _ in said])
-        columns = encode(vectors, self.kept.vectors) | {"rows": rows}
+        rows = np.array([row for row, _, _ in said], np.int64)
+        columns = encode(vectors.numpy(), self.kept.vectors) | {"rows": rows}
         return [{"id": name, "text": text} for _, name, text in said], columns
 
 
-def _poster(loaded: Loaded, weights: Float[Tensor, " frame"]) -> bytes:
+def _poster(loaded: Loaded, weights: Float32[np.ndarray, " frame"]) -> bytes:
     """Return a small picture of the frame that weighs most."""
     best = int(weights[: len(loaded.pixels)].argmax())
     return encode_poster(loaded.pixels[best])

@@ -2,7 +2,7 @@
 
     vectors.safetensors    vectors [row, dim] (distill/retrieval/vectors.py) and frame_weights [row, frame]
     frames.safetensors     frames of models of one stage (distill/retrieval/frames.py), unless they were not wanted
-    tokens.safetensors     what a second stage scores (distill/retrieval/stored.py); only for models that rerank
+    tokens.safetensors     what a second stage scores (distill/retrieval/columns.py); only for models that rerank
     videos.jsonl           one line per row: id, source, timestamps and duration in seconds; of a span also file, span
     rows.safetensors       lines [row + 1]: the byte where each line begins; hashes, rows: the ids, to be looked up
     captions.safetensors   vectors [caption, dim], rows, lines; captions.jsonl: id and text. Only if asked for
@@ -20,10 +20,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Generic, NotRequired
 
-import torch
+import numpy as np
 from jaxtyping import Int64
 from pydantic import Field, with_config
-from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from distill.data.frames import StoredCaption
@@ -31,8 +30,19 @@ from distill.log import progress
 from distill.manifest import SealedFile, sealed_file
 from distill.publishing import published
 from distill.records import STRICT, T, canonical_json, parsed
+from distill.retrieval.columns import (
+    MEND,
+    Columns,
+    ColumnWriter,
+    damaged,
+    joined,
+    mapped,
+    mapped_tokens,
+    read_rows,
+    row_bytes,
+    write_columns,
+)
 from distill.retrieval.frames import Frames
-from distill.retrieval.stored import MEND, Tokens, TokenWriter, damaged, joined, mapped, read_rows, write_columns
 from distill.retrieval.vectors import Vectors
 from distill.retrieval.where import Facts, Filed, FiledRows
 
@@ -40,7 +50,7 @@ VECTORS, TOKENS, VIDEOS, ROWS = "vectors.safetensors", "tokens.safetensors", "vi
 FRAMES = "frames.safetensors"
 CAPTIONS, CAPTION_LINES = "captions.safetensors", "captions.jsonl"
 POSTERS, POSTER_STARTS = "posters.bin", "posters.safetensors"
-INTS, FLOATS = (torch.int64,), (torch.float32,)
+INTS, FLOATS = (np.int64,), (np.float32,)
 COPY = 2**26  # bytes copied at once
 READ = 4096  # lines read at once
 
@@ -66,7 +76,7 @@ def file_of(about: Mapping[str, Any]) -> str:
 class Pieces:
     """The pieces of a mapped file, one after the other."""
 
-    def __init__(self, path: Path, starts: Int64[Tensor, " piece"]):
+    def __init__(self, path: Path, starts: Int64[np.ndarray, " piece"]):
         with path.open("rb") as file:
             try:
                 self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -84,7 +94,7 @@ class Pieces:
 class Lines(Pieces, Generic[T]):
     """The lines of a mapped file of JSON, each of one kind."""
 
-    def __init__(self, path: Path, starts: Int64[Tensor, " line"], kind: type[T]):
+    def __init__(self, path: Path, starts: Int64[np.ndarray, " line"], kind: type[T]):
         super().__init__(path, starts)
         self.kind = kind
 
@@ -113,7 +123,7 @@ class Captions:
 class Segment:
     """An open segment. Reading is safe from several threads."""
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu"):
+    def __init__(self, folder: Path):
         self.folder = folder
         columns = _scored(folder / VECTORS, frame_weights=(2, FLOATS))
         rows = _columns(folder / ROWS, lines=(1, INTS), hashes=(1, INTS), rows=(1, INTS))
@@ -122,9 +132,9 @@ class Segment:
         self.about = Lines(folder / VIDEOS, rows["lines"], StoredVideo)
         _same_length(folder / VECTORS, len(rows["lines"]) - 1, columns)
         _same_length(folder / ROWS, len(self.hashes), rows)
-        self.tokens = Tokens.open(folder / TOKENS, device) if (folder / TOKENS).is_file() else None
+        self.tokens = mapped_tokens(folder / TOKENS) if (folder / TOKENS).is_file() else None
         if self.tokens is not None:
-            _same_length(folder / TOKENS, len(self), self.tokens.tensors())
+            _same_length(folder / TOKENS, len(self), self.tokens)
         self.frames = _frames(folder / FRAMES, len(self)) if (folder / FRAMES).is_file() else None
         self.captions = Captions(folder) if (folder / CAPTIONS).is_file() else None
         self.posters: Pieces | None = None
@@ -156,36 +166,36 @@ class Segment:
 
     def find(self, name: str) -> list[int]:
         """The rows of a video, or of all spans of a file, by id."""
-        key = torch.tensor(id_hash(name))
-        first, last = (int(torch.searchsorted(self.hashes, key, right=right)) for right in (False, True))
+        key = np.int64(id_hash(name))
+        first, last = (int(np.searchsorted(self.hashes, key, side)) for side in ("left", "right"))
         rows = sorted(self.places[first:last].tolist())
         if rows and not 0 <= rows[0] <= rows[-1] < len(self):
             raise damaged(self.folder / ROWS, f"{name!r} is said to be in row {rows[-1]} of {len(self)}")
         return [row for row in rows if name in (self.about[row]["id"], self.about[row].get("file"))]
 
 
-def _columns(path: Path, **wanted: tuple[int, Sequence[torch.dtype]]) -> dict[str, Tensor]:
+def _columns(path: Path, **wanted: tuple[int, Sequence[type]]) -> dict[str, np.ndarray]:
     """The columns of a file, after a look at their number of axes and their types."""
     found = mapped(path)
     for name, (axes, dtypes) in wanted.items():
-        if name not in found or found[name].dim() != axes or found[name].dtype not in dtypes:
+        if name not in found or found[name].ndim != axes or found[name].dtype not in dtypes:
             is_there = f"is {found[name].dtype} {list(found[name].shape)}" if name in found else "is missing"
             raise damaged(path, f"{name!r} {is_there}")
     return found
 
 
-def _scored(path: Path, **wanted: tuple[int, Sequence[torch.dtype]]) -> dict[str, Tensor]:
+def _scored(path: Path, **wanted: tuple[int, Sequence[type]]) -> dict[str, np.ndarray]:
     """The columns of a file of vectors, whose int8 vectors have scales."""
-    found = _columns(path, vectors=(2, (torch.float32, torch.float16, torch.int8)), **wanted)
-    if (found["vectors"].dtype == torch.int8) != ("scales" in found):
+    found = _columns(path, vectors=(2, (np.float32, np.float16, np.int8)), **wanted)
+    if (found["vectors"].dtype == np.int8) != ("scales" in found):
         raise damaged(path, "int8 vectors and 'scales' belong together")
     return found if "scales" not in found else _columns(path, **wanted, scales=(1, FLOATS))
 
 
 def _frames(path: Path, rows: int) -> Frames:
     """Open the frames of a segment."""
-    columns = _columns(path, frames=(3, (torch.float16, torch.int8)), real=(2, (torch.bool,)))
-    if (columns["frames"].dtype == torch.int8) != ("scales" in columns):
+    columns = _columns(path, frames=(3, (np.float16, np.int8)), real=(2, (np.bool_,)))
+    if (columns["frames"].dtype == np.int8) != ("scales" in columns):
         raise damaged(path, "int8 frames and 'scales' belong together")
     if "scales" in columns:
         _columns(path, scales=(2, FLOATS))
@@ -196,7 +206,7 @@ def _frames(path: Path, rows: int) -> Frames:
     return Frames(columns)
 
 
-def _same_length(path: Path, rows: int, columns: Mapping[str, Tensor]) -> None:
+def _same_length(path: Path, rows: int, columns: Columns) -> None:
     odd = [name for name, column in columns.items() if len(column) != rows and name != "lines"]
     if odd:
         raise damaged(path, f"{odd[0]!r} has {len(columns[odd[0]])} rows, not {rows}")
@@ -210,11 +220,11 @@ def id_hash(name: str) -> int:
 def write_segment(
     folder: Path,
     about: Sequence[Mapping[str, Any]],
-    columns: Mapping[str, Tensor],
-    tokens: Mapping[str, Tensor] | None,
-    captions: tuple[Sequence[Mapping[str, Any]], Mapping[str, Tensor]] | None,
+    columns: Columns,
+    tokens: Columns | None,
+    captions: tuple[Sequence[Mapping[str, Any]], Columns] | None,
     posters: Sequence[bytes] = (),
-    frames: Mapping[str, Tensor] | None = None,
+    frames: Columns | None = None,
 ) -> None:
     """Writes a segment that fits into memory. `captions`: their lines, and the columns `vectors` (...) and `rows`."""
     write_columns(folder / VECTORS, columns)
@@ -222,9 +232,9 @@ def write_segment(
         if table is not None:
             write_columns(folder / name, table)
     names = [(id_hash(name), row) for row, a in enumerate(about) for name in {a["id"], file_of(a)}]
-    hashes, rows = torch.tensor(sorted(names), dtype=torch.int64).reshape(-1, 2).T.contiguous()
+    hashes, rows = np.array(sorted(names), np.int64).reshape(-1, 2).T
     starts = _write_lines(folder / VIDEOS, (canonical_json(a) + b"\n" for a in about))
-    write_columns(folder / ROWS, {"lines": starts, "hashes": hashes.clone(), "rows": rows.clone()})
+    write_columns(folder / ROWS, {"lines": starts, "hashes": hashes, "rows": rows})
     if captions is not None:
         starts = _write_lines(folder / CAPTION_LINES, (canonical_json(a) + b"\n" for a in captions[0]))
         write_columns(folder / CAPTIONS, {**captions[1], "lines": starts})
@@ -232,14 +242,14 @@ def write_segment(
         _write_posters(folder, posters)
 
 
-def merge(folder: Path, parts: Sequence[tuple[Segment, Int64[Tensor, " _"]]]) -> None:
+def merge(folder: Path, parts: Sequence[tuple[Segment, Int64[np.ndarray, " _"]]]) -> None:
     """Writes a segment of the given rows (ascending) of others, reading a little of them at a time."""
     parts = [(segment, rows) for segment, rows in parts if len(rows)]
     assert parts, "a segment has rows"
     rows = sum(len(rows) for _, rows in parts)
     _copy(folder / VECTORS, rows, [({"frame_weights": s.frame_weights} | s.vectors.columns, keep) for s, keep in parts])
     if parts[0][0].tokens is not None:
-        _copy(folder / TOKENS, rows, [(s.tokens.tensors(), keep) for s, keep in parts if s.tokens is not None])
+        _copy(folder / TOKENS, rows, [(s.tokens, keep) for s, keep in parts if s.tokens is not None])
     if parts[0][0].frames is not None:
         _copy(folder / FRAMES, rows, [(s.frames.columns, keep) for s, keep in parts if s.frames is not None])
     starts = _write_lines(folder / VIDEOS, (s.about.raw(row) for s, keep in parts for row in keep.tolist()))
@@ -247,23 +257,27 @@ def merge(folder: Path, parts: Sequence[tuple[Segment, Int64[Tensor, " _"]]]) ->
         _write_posters(folder, (segment.poster(row) for segment, keep in parts for row in keep.tolist()))
     hashes, places, captions, base = [], [], [], 0
     for segment, keep in parts:
-        number = torch.full((len(segment),), -1)  # of each row in the new segment
-        number[keep] = torch.arange(base, base + len(keep))
+        number = np.full(len(segment), -1)  # of each row in the new segment
+        number[keep] = np.arange(base, base + len(keep))
         base += len(keep)
         kept = number[segment.places] >= 0
         hashes.append(segment.hashes[kept])
         places.append(number[segment.places[kept]])
         if segment.captions is not None:
             of = number[segment.captions.rows]
-            captions.append((segment.captions, (of >= 0).nonzero()[:, 0], of[of >= 0]))
-    order = torch.cat(hashes).sort(stable=True)
-    write_columns(folder / ROWS, {"lines": starts, "hashes": order.values, "rows": torch.cat(places)[order.indices]})
+            captions.append((segment.captions, np.flatnonzero(of >= 0), of[of >= 0]))
+    together = np.concatenate(hashes)
+    order = np.argsort(together, kind="stable")
+    of_ids = {"hashes": together[order], "rows": np.concatenate(places)[order]}
+    write_columns(folder / ROWS, {"lines": starts} | of_ids)
     captions = [part for part in captions if len(part[1])]
     if captions:
         lines = (some.lines.raw(caption) for some, keep, _ in captions for caption in keep.tolist())
         starts = _write_lines(folder / CAPTION_LINES, lines)
         vectors = joined([read_rows(some.vectors.columns, keep) for some, keep, _ in captions])
-        write_columns(folder / CAPTIONS, {**vectors, "rows": torch.cat([of for _, _, of in captions]), "lines": starts})
+        write_columns(
+            folder / CAPTIONS, {**vectors, "rows": np.concatenate([of for _, _, of in captions]), "lines": starts}
+        )
 
 
 def sealed_segment(folder: Path) -> dict[str, SealedFile]:
@@ -281,21 +295,22 @@ def _write_posters(folder: Path, posters: Iterable[bytes]) -> None:
         (folder / POSTERS).unlink()
 
 
-def _write_lines(path: Path, lines: Iterable[bytes]) -> Int64[Tensor, " line"]:
+def _write_lines(path: Path, lines: Iterable[bytes]) -> Int64[np.ndarray, " line"]:
     """Writes lines; returns where each begins, and the end."""
     starts = [0]
     with published(path) as file:
         for line in lines:
             file.write(line)
             starts.append(starts[-1] + len(line))
-    return torch.tensor(starts)
+    return np.array(starts, np.int64)
 
 
-def _copy(path: Path, total: int, parts: Sequence[tuple[Mapping[str, Tensor], Int64[Tensor, " _"]]]) -> None:
+def _copy(path: Path, total: int, parts: Sequence[tuple[Columns, Int64[np.ndarray, " _"]]]) -> None:
     """Writes the given rows of all columns, the widest numbers first so that all stay aligned."""
     with published(path) as file:
-        writer = TokenWriter(file, total)
+        writer = ColumnWriter(file, total)
         for columns, rows in parts:
-            ordered = dict(sorted(columns.items(), key=lambda item: -item[1].element_size()))
-            for some in rows.split(max(1, COPY // sum(column[0].nbytes for column in ordered.values()))):
-                writer.append(read_rows(ordered, some))
+            ordered = dict(sorted(columns.items(), key=lambda item: -item[1].itemsize))
+            size = max(1, COPY // row_bytes(ordered))
+            for start in range(0, len(rows), size):
+                writer.append(read_rows(ordered, rows[start : start + size]))

@@ -1,6 +1,4 @@
-"""Stored columns, mapped into memory and not read; and tokens: those that the second stage of a search needs.
-
-    tokens.safetensors   `vector` and the model's `rerank_fields` of `VideoFeatures`, each [video, ...]
+"""Tokens: the columns that the second stage of a search needs, between a model and a gallery's files.
 
 Numbers are float16, masks bool. Half the bytes of float32; a number changes by at most 1 part in 2048, and since such
 errors mostly cancel, full scores of EERCF and GLSCL at the papers' sizes change by at most 0.00004, where they spread
@@ -8,34 +6,22 @@ over 0.07 (standard deviation). A number that float16 cannot hold (beyond 65,504
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from distill.data.tensorfile import make_header, read_header
-from distill.errors import ArtefactError, check_regular
 from distill.model.contract import RetrievalModel
 from distill.model.features import VideoFeatures
-from distill.publishing import publish
+from distill.ranking.executor import scales
+from distill.retrieval.columns import Columns, row_bytes
 
 FLOAT_BYTES = 4  # of a number in the vectors, float32
-AXES = {  # of what may be stored; those of one name are of one size
-    "vector": "video dim",
-    "frames": "video frame dim",
-    "contextual": "video frame dim",
-    "patches": "video frame patch dim",
-    "concepts": "video concept dim",
-    "reading": "video concept frame",
-    "relevance": "video frame",
-    "real": "video frame",
-}
-MEND = "restore it, or index again with tools/index.py"
+
+with warnings.catch_warnings():  # PyTorch says once in a process that arrays mapped to be read must not be changed
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+    torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
 
 
 def stored(video: VideoFeatures, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -46,9 +32,32 @@ def stored(video: VideoFeatures, names: tuple[str, ...]) -> dict[str, Tensor]:
     return {name: value.contiguous().cpu() for name, value in ordered}
 
 
-def row_bytes(tokens: Mapping[str, Tensor]) -> int:
-    """Bytes of one video."""
-    return sum(value[0].nbytes for value in tokens.values())
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return tensors on the CPU as the arrays that are written."""
+    return {name: value.numpy() for name, value in tensors.items()}
+
+
+def tensors(columns: Columns) -> dict[str, Tensor]:
+    """Return stored arrays as tensors of the same memory, which nothing must change."""
+    return {name: torch.from_numpy(value) for name, value in columns.items()}
+
+
+def beside(vectors: Columns, frames: Columns) -> dict[str, Tensor]:
+    """Return stored frames and the vectors beside them as fields that are read where they lie."""
+    columns = {"vector": vectors["vectors"], "frames": frames["frames"], "real": frames["real"]}
+    columns |= {scales(name): of["scales"] for name, of in (("vector", vectors), ("frames", frames)) if "scales" in of}
+    return tensors(columns)
+
+
+def read_beside(fields: Mapping[str, Tensor], rows: Tensor) -> VideoFeatures:
+    """Return some rows of `beside` in float32."""
+    found = {name: value.index_select(0, rows) for name, value in fields.items()}  # reads no others
+
+    def floats(name: str) -> Tensor:
+        value = found[name].float()
+        return value * found[scales(name)].unsqueeze(-1) if scales(name) in found else value
+
+    return VideoFeatures(vector=floats("vector"), frames=floats("frames"), real=found["real"])
 
 
 @torch.inference_mode()
@@ -60,75 +69,7 @@ def bytes_per_video(model: RetrievalModel, num_frames: int, size: int) -> tuple[
     video = model.encode_video(blank, torch.ones(1, num_frames, dtype=torch.bool, device=device))
     vector = model.index_vectors(video).shape[1] * FLOAT_BYTES
     model.train(training)
-    return vector, row_bytes(stored(video, model.rerank_fields)) if model.rerank_fields else 0
-
-
-def mapped(path: Path, mend: str = MEND) -> dict[str, Tensor]:
-    """The tensors of a safetensors file: the file is mapped to be read alone, and only what is used gets read.
-
-    safetensors itself maps it to be changed in private, for which Linux sets memory aside: a file larger than the
-    memory could not be opened.
-    """
-    check_regular(path)
-    try:
-        with safe_open(path, "np"):  # which checks that the tensors fill the file
-            whole = np.memmap(path, np.uint8, "r")
-        header = read_header(lambda begin, size: whole[begin : begin + size].tobytes(), len(whole), path, mend)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            content = torch.from_numpy(whole)
-        return {name: content[e.begin : e.end].view(e.dtype).reshape(e.shape) for name, e in header.items()}
-    except (SafetensorError, RuntimeError) as error:
-        raise damaged(path, f"not whole: {error}", mend) from None
-
-
-def mapped_whole(path: Path, mend: str, **expected: tuple[int, torch.dtype]) -> dict[str, Tensor]:
-    """Return `mapped` tensors that must be these, with so many axes; `mend` ends the error where they are not."""
-    found = mapped(path, mend)
-    if {name: (value.dim(), value.dtype) for name, value in found.items()} != expected:
-        shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in found.items())
-        raise damaged(path, f"holds {shapes}", mend)
-    return found
-
-
-def write_columns(path: Path, columns: Mapping[str, Tensor]) -> None:
-    """Publishes tensors as a safetensors file."""
-    publish(path, save({name: value.contiguous() for name, value in columns.items()}))
-
-
-def damaged(path: Path, found: str, mend: str = MEND) -> ArtefactError:
-    """Return the error for a file of a gallery that is not as it was written."""
-    return ArtefactError(f"{path}: damaged ({found}); {mend}")
-
-
-def read_rows(columns: Mapping[str, Tensor], rows: slice | Tensor) -> dict[str, Tensor]:
-    """Read rows of columns; `index_select` reads no others, and in less time than indexing takes."""
-    if isinstance(rows, slice):
-        return {name: column[rows] for name, column in columns.items()}
-    return {name: column.index_select(0, rows) for name, column in columns.items()}
-
-
-def joined(tables: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Join tables of the same columns, row after row."""
-    return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
-
-
-class TokenWriter:
-    """Writes the file batch by batch, so that no more than a batch is held."""
-
-    def __init__(self, file: BinaryIO, videos: int):
-        self.file, self.videos, self.written = file, videos, 0
-        self.places: dict[str, int] = {}  # byte where each tensor begins
-
-    def append(self, tokens: Mapping[str, Tensor]) -> None:
-        """The next videos; all batches have the same fields and sizes."""
-        if not self.places:
-            header, self.places = make_header(tokens, self.videos)
-            self.file.write(header)
-        for name, value in tokens.items():
-            self.file.seek(self.places[name] + self.written * value[0].nbytes)
-            self.file.write(value.numpy().tobytes())
-        self.written += len(next(iter(tokens.values())))
+    return vector, row_bytes(arrays(stored(video, model.rerank_fields))) if model.rerank_fields else 0
 
 
 class Tokens:
@@ -136,20 +77,6 @@ class Tokens:
 
     def __init__(self, stored: Mapping[str, Tensor], device: torch.device | str = "cpu"):
         self.stored, self.device = stored, device
-
-    @classmethod
-    def open(cls, path: Path, device: torch.device | str = "cpu") -> "Tokens":
-        """Those of a file, mapped into memory."""
-        found = mapped(path)
-        sizes: dict[str, int] = {}
-        for name, value in found.items():
-            axes = AXES.get(name, "").split()
-            fits = len(axes) == value.dim() and value.dtype == (torch.bool if name == "real" else torch.float16)
-            if not fits or any(sizes.setdefault(*axis) != axis[1] for axis in zip(axes, value.shape, strict=True)):
-                raise damaged(path, f"{name!r} is {value.dtype} {list(value.shape)}")
-        if "vector" not in found:
-            raise damaged(path, "no 'vector'")
-        return cls(found, device)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """By name, as they are stored."""
@@ -164,6 +91,9 @@ class Tokens:
         return score(self.stored, rows)
 
     def __getitem__(self, rows: slice | Tensor) -> VideoFeatures:
-        found = read_rows(self.stored, rows if isinstance(rows, slice) else rows.cpu())
+        if isinstance(rows, slice):
+            found = {name: column[rows] for name, column in self.stored.items()}
+        else:  # reads no others, and in less time than indexing takes
+            found = {name: column.index_select(0, rows.cpu()) for name, column in self.stored.items()}
         here = {name: value.to(self.device) for name, value in found.items()}
         return VideoFeatures(**{name: v if v.dtype == torch.bool else v.float() for name, v in here.items()})

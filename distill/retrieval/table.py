@@ -7,51 +7,50 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from jaxtyping import Bool, Float32, Int64
 
 from distill.data.frames import StoredCaption
 from distill.errors import ArtefactError
 from distill.manifest import Manifest
-from distill.model.features import VideoFeatures
-from distill.ranking.topk import Answer, best
 from distill.retrieval import generation, places
 from distill.retrieval.approximate import Approximate
 from distill.retrieval.calibration import Calibration
-from distill.retrieval.frames import NONE, Frames
+from distill.retrieval.columns import damaged
+from distill.retrieval.frames import NONE
 from distill.retrieval.segment import VECTORS, Segment, StoredVideo
-from distill.retrieval.stored import Tokens, damaged
-from distill.retrieval.vectors import among, nearest, nearest_of
+from distill.retrieval.vectors import Answer, Searched, Vectors, among, best, nearest, nearest_of
 from distill.retrieval.where import Where
 
 NONE_YET = np.zeros(0, np.int64)  # a gallery without videos may have no segment
 FEW = 3  # times as few rows are copied to be compared; where it is more, reading all of them takes less time
 ROUNDED = 0.05  # by which the length of a stored vector may differ from 1; int8 takes some 0.001 at 512 numbers
-SEEN = ("frames", "real")  # the fields, beside `vector`, that say which frames of a video answer a text
 
 
 class Table:
-    """The rows of one generation, mapped. Segments in `known` are not opened again."""
+    """The rows of one generation, mapped. Segments in `known` are not opened again.
+
+    Vectors are searched as `searched` has them: by numpy, or by PyTorch (distill/retrieval/products.py).
+    """
 
     def __init__(
         self,
         path: Path,
         manifest: Manifest,
-        device: torch.device | str = "cpu",
         known: Mapping[str, Segment] | None = None,
         videos: Path | None = None,
+        searched: Callable[[Vectors], Searched] = lambda vectors: vectors,
     ):
-        self.path, self.device, self.videos = path, device, videos
+        self.path, self.videos = path, videos
         old = known or {}
         names = generation.segments(manifest)
-        self.segments = {name: old.get(name) or Segment(path / generation.SEGMENTS / name, device) for name in names}
-        self.deleted: Int64[Tensor, " row"] = generation.deleted_rows(path, manifest)
+        self.segments = {name: old.get(name) or Segment(path / generation.SEGMENTS / name) for name in names}
+        self.deleted: Int64[np.ndarray, " row"] = generation.deleted_rows(path, manifest)
         self.parts = list(self.segments.values())
-        self.bases = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)  # first rows, and the end
+        self.bases = np.cumsum([0, *(len(part) for part in self.parts)])  # first rows, and the end
+        self.searched = [searched(part.vectors) for part in self.parts]
+        self.said = [searched(part.captions.vectors) for part in self.parts if part.captions is not None]
         self.config = generation.known(manifest)
         self.folders = [places.found(path, manifest, folder) for folder in self.config.folders]
         self._check(path, manifest, names)
@@ -63,7 +62,7 @@ class Table:
     def _check(self, path: Path, manifest: Manifest, names: Mapping[str, int]) -> None:
         """Whether the segments fit the manifest and one another."""
         for name, part in self.segments.items():
-            dim, tokens = part.vectors.stored.shape[1], set(part.tokens.tensors()) if part.tokens is not None else set()
+            dim, tokens = part.vectors.stored.shape[1], set(part.tokens or ())
             if (len(part), dim) != (names[name], manifest.counts["dim"]):
                 expected = f"{names[name]} rows of {manifest.counts['dim']}"
                 raise damaged(part.folder, f"{len(part)} rows of {dim} numbers, expected {expected}")
@@ -79,20 +78,20 @@ class Table:
     def __len__(self) -> int:
         return int(self.bases[-1])
 
-    def rows(self) -> Int64[Tensor, " row"]:
+    def rows(self) -> Int64[np.ndarray, " row"]:
         """All rows that are not deleted, ascending."""
-        everything = torch.arange(len(self))
+        everything = np.arange(len(self))
         return everything[~among(everything, self.deleted)]
 
-    def live(self) -> Iterator[tuple[Segment, Int64[Tensor, " row"]]]:
+    def live(self) -> Iterator[tuple[Segment, Int64[np.ndarray, " row"]]]:
         """Each segment, and its own numbers of the rows that are not deleted."""
         for base, part in self.based():
-            own = torch.arange(len(part))
+            own = np.arange(len(part))
             yield part, own[~among(own + base, self.deleted)]
 
     def find(self, name: str) -> list[int]:
         """The rows of a video or, where a file was cut, of all its spans; by the id of the video or of the file."""
-        found = torch.tensor([base + row for base, part in self.based() for row in part.find(name)], dtype=torch.int64)
+        found = np.array([base + row for base, part in self.based() for row in part.find(name)], np.int64)
         return found[~among(found, self.deleted)].tolist()
 
     def about(self, row: int) -> StoredVideo:
@@ -130,18 +129,18 @@ class Table:
             return remembered
         return self.videos
 
-    def vectors(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row dim"]:
+    def vectors(self, rows: Int64[np.ndarray, " row"]) -> Float32[np.ndarray, "row dim"]:
         """The stored vectors of some rows."""
         return self.gather(rows, lambda part, own: part.vectors[own])
 
-    def sound_vectors(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row dim"]:
+    def sound_vectors(self, rows: Int64[np.ndarray, " row"]) -> Float32[np.ndarray, "row dim"]:
         """The same for what is made of many: raises `ArtefactError` for one that is not of unit length, or not finite.
 
         A search looks at its best scores alone.
         """
         vectors = self.vectors(rows)
-        lengths = vectors.norm(dim=1)
-        odd = ~((lengths - 1).abs() <= ROUNDED)
+        lengths = np.sqrt(np.square(vectors, dtype=np.float64).sum(1))  # which no number overflows
+        odd = ~(np.abs(lengths - 1) <= ROUNDED)
         if odd.any():
             row, length = int(rows[odd][0]), float(lengths[odd][0])
             part, _ = self.place(row)
@@ -150,26 +149,23 @@ class Table:
             )
         return vectors
 
-    def frame_weights(self, rows: Int64[Tensor, " row"]) -> Float[Tensor, "row frame"]:
+    def frame_weights(self, rows: Int64[np.ndarray, " row"]) -> Float32[np.ndarray, "row frame"]:
         """Return the frame weights of some rows; padding, at the end, weighs nothing."""
-        return self.gather(rows, lambda part, own: part.frame_weights.index_select(0, own))
+        return self.gather(rows, lambda part, own: part.frame_weights[own])
 
-    def tokens(self, fields: tuple[str, ...]) -> "TableTokens":
-        """`vector` and the other `fields` that a second stage scores, of all rows."""
-        return TableTokens(self, fields)
-
-    def frames(self) -> "TableFrames | TableTokens | None":
-        """`vector`, `frames` and `real` of all rows; None where no frames are stored."""
+    @property
+    def has_frames(self) -> bool:
+        """Whether frames are stored, among tokens or beside vectors, that say which of them answer a text."""
         if self.config.tokens:
-            return self.tokens(SEEN) if set(SEEN) <= set(self.config.tokens) else None
-        return None if self.config.stored_frames == NONE else TableFrames(self)
+            return {"frames", "real"} <= set(self.config.tokens)
+        return self.config.stored_frames != NONE
 
-    def fitting(self, where: Where) -> Int64[Tensor, " row"]:
+    def fitting(self, where: Where) -> Int64[np.ndarray, " row"]:
         """The rows of the files that are meant, ascending, without those that are deleted."""
-        rows = self._fits(where).nonzero()[:, 0]
+        rows = np.flatnonzero(self._fits(where))
         return rows[~among(rows, self.deleted)]
 
-    def files(self, where: Where) -> Int64[Tensor, " file"]:
+    def files(self, where: Where) -> Int64[np.ndarray, " file"]:
         """The first row of each of the files that are meant, ascending; a file that was cut has several rows."""
         return self._firsts[self._fits(where)[self._firsts]]
 
@@ -179,26 +175,26 @@ class Table:
         found: Counter[str] = Counter()
         for base, part in self.based():
             own = self._firsts[(self._firsts >= base) & (self._firsts < base + len(part))] - base
-            found.update(part.facts.counts(own.numpy()))
+            found.update(part.facts.counts(own))
         return found
 
     @cached_property
-    def _firsts(self) -> Int64[Tensor, " file"]:
+    def _firsts(self) -> Int64[np.ndarray, " file"]:
         rows = self.rows()
-        files = np.concatenate([NONE_YET, *(part.facts.files for part in self.parts)])[rows.numpy()]
-        return rows[torch.from_numpy(np.sort(np.unique(files, return_index=True)[1]))]
+        files = np.concatenate([NONE_YET, *(part.facts.files for part in self.parts)])[rows]
+        return rows[np.sort(np.unique(files, return_index=True)[1])]
 
-    def _fits(self, where: Where) -> Bool[Tensor, " row"]:
-        return torch.from_numpy(np.concatenate([NONE_YET > 0, *(part.facts.fit(where) for part in self.parts)]))
+    def _fits(self, where: Where) -> Bool[np.ndarray, " row"]:
+        return np.concatenate([NONE_YET > 0, *(part.facts.fit(where) for part in self.parts)])
 
     def nearest(
         self,
-        queries: Float[Tensor, "query dim"],
+        queries: Float32[np.ndarray, "query dim"],
         k: int,
         *,
         exact: bool = False,
         candidates: bool = False,
-        rows: Int64[Tensor, " row"] | None = None,
+        rows: Int64[np.ndarray, " row"] | None = None,
     ) -> Answer:
         """The `k` rows of highest inner product, best first; fewer if there are. Among equals the lower row.
 
@@ -208,23 +204,23 @@ class Table:
         """
         if rows is not None:
             if FEW * len(rows) < len(self):
-                return nearest_of(queries, self.vectors, rows, k)
-            others = torch.ones(len(self), dtype=torch.bool).index_fill(0, rows, False).nonzero()[:, 0]
-            return nearest(queries, [part.vectors for part in self.parts], k, others)
+                return nearest_of(queries, self.searched, k, rows)
+            others = np.ones(len(self), np.bool_)
+            others[rows] = False
+            return nearest(queries, self.searched, k, np.flatnonzero(others))
         if self.approximate is not None and not exact:
             covered = self.approximate.covers
             find = self.approximate.candidates if candidates else self.approximate.top
             scores, rows = find(queries, k, self.vectors, self.deleted)
-            if scores.shape[1] == k and scores.isfinite().all():
-                later = [part.vectors for base, part in self.based() if base >= covered]
+            if scores.shape[1] == k and np.isfinite(scores).all():
+                later = [own for base, own in zip(self.bases.tolist(), self.searched, strict=False) if base >= covered]
                 gone = self.deleted[self.deleted >= covered] - covered
                 return best([(0, (scores, rows)), (covered, nearest(queries, later, k, gone))], k)
-        return nearest(queries, [part.vectors for part in self.parts], k, self.deleted)
+        return nearest(queries, self.searched, k, self.deleted)
 
-    def nearest_captions(self, queries: Float[Tensor, "query dim"], k: int) -> Answer:
+    def nearest_captions(self, queries: Float32[np.ndarray, "query dim"], k: int) -> Answer:
         """The `k` captions of highest inner product, numbered over all segments, of videos that are not deleted."""
-        stored = [part.captions.vectors for part in self.parts if part.captions is not None]
-        return nearest(queries, stored, k, self._unsaid)
+        return nearest(queries, self.said, k, self._unsaid)
 
     def caption(self, number: int) -> tuple[StoredCaption, int]:
         """A caption by number: its `id` and `text`, and the row of its video."""
@@ -239,10 +235,10 @@ class Table:
         raise IndexError("no such caption")
 
     @cached_property
-    def _unsaid(self) -> Int64[Tensor, " caption"]:
+    def _unsaid(self) -> Int64[np.ndarray, " caption"]:
         """The numbers of captions whose videos are deleted."""
         rows = [part.captions.rows + base for base, part in self.based() if part.captions is not None]
-        return among(torch.cat(rows), self.deleted).nonzero()[:, 0]
+        return np.flatnonzero(among(np.concatenate(rows), self.deleted))
 
     def based(self) -> list[tuple[int, Segment]]:
         """Each segment, after the number of its first row."""
@@ -252,61 +248,24 @@ class Table:
         """The segment of a row, and the row's number in it."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        number = int(torch.searchsorted(self.bases, row, right=True)) - 1
+        number = int(np.searchsorted(self.bases, row, "right")) - 1
         return self.parts[number], row - int(self.bases[number])
 
-    def gather(self, rows: Int64[Tensor, " row"], read: Callable[[Segment, Tensor], Any]) -> Any:
+    def divided(
+        self, rows: Int64[np.ndarray, " row"]
+    ) -> Iterator[tuple[Segment, Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]]:
+        """Yield each segment that has some of the rows, its own numbers of these, and where they stand in `rows`."""
+        if len(self.parts) == 1:
+            yield self.parts[0], rows, np.arange(len(rows))
+            return
+        owners = np.searchsorted(self.bases, rows, "right") - 1
+        for owner in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == owner)
+            yield self.parts[owner], rows[places] - self.bases[owner], places
+
+    def gather(
+        self, rows: Int64[np.ndarray, " row"], read: Callable[[Segment, Int64[np.ndarray, " _"]], np.ndarray]
+    ) -> np.ndarray:
         """Call `read(segment, its rows)` for every segment; return the results in the order of `rows`."""
-        owners = torch.searchsorted(self.bases, rows, right=True) - 1
-        used = owners.unique().tolist()
-        if len(used) == 1:
-            return read(self.parts[used[0]], rows - self.bases[used[0]])
-        places = [(owners == owner).nonzero()[:, 0] for owner in used]
-        found = [read(self.parts[o], rows[p] - self.bases[o]) for o, p in zip(used, places, strict=True)]
-        joined = VideoFeatures.cat(found) if isinstance(found[0], VideoFeatures) else torch.cat(found)
-        return joined[torch.cat(places).argsort()]
-
-
-class TableFrames:
-    """Stored frames of all segments: indexing with row numbers reads those, as float32 on the model's device."""
-
-    def __init__(self, table: Table):
-        self.table = table
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Those of the first segment, as they are stored."""
-        return _frames(self.table.parts[0]).columns
-
-    def scored(self, rows: Int64[Tensor, " row"], score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
-        """Scores of rows, where they are stored: `score` gets the tensors of a segment, and its own row numbers."""
-        return self.table.gather(rows, lambda part, own: score(_frames(part).beside(part.vectors.columns), own))
-
-    def __getitem__(self, rows: Int64[Tensor, " row"]) -> VideoFeatures:
-        return self.table.gather(rows, lambda part, own: _frames(part).of(own, part.vectors[own])).to(self.table.device)
-
-
-def _frames(part: Segment) -> Frames:
-    assert part.frames is not None, "a gallery that stores frames has them in every segment"
-    return part.frames
-
-
-class TableTokens:
-    """Stored tokens of all segments: indexing with row numbers reads those, as float32 on the model's device."""
-
-    def __init__(self, table: Table, fields: tuple[str, ...]):
-        self.table, self.fields = table, fields
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Those of the first segment, as they are stored."""
-        return self._of(self.table.parts[0]).tensors()
-
-    def scored(self, rows: Int64[Tensor, " row"], score: Callable[[Mapping[str, Tensor], Tensor], Tensor]) -> Tensor:
-        """Scores of rows, where they are stored: `score` gets the tensors of a segment, and its own row numbers."""
-        return self.table.gather(rows, lambda part, own: self._of(part).scored(own, score))
-
-    def __getitem__(self, rows: Int64[Tensor, " row"]) -> VideoFeatures:
-        return self.table.gather(rows, lambda part, own: self._of(part)[own])
-
-    def _of(self, part: Segment) -> Tokens:
-        assert part.tokens is not None, "a gallery that reranks has tokens"
-        return part.tokens.only(self.fields)
+        found, places = zip(*((read(part, own), places) for part, own, places in self.divided(rows)), strict=True)
+        return found[0] if len(found) == 1 else np.concatenate(found)[np.argsort(np.concatenate(places))]

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from jaxtyping import Bool, Float32
 
 from distill.errors import ExpectedError, first_few
 from distill.log import progress
@@ -20,7 +20,7 @@ from distill.manifest import Manifest, SealedFile, check_files, sealed_file
 from distill.records import canonical_json
 from distill.retrieval import calibration, difference, generation, ledger, places
 from distill.retrieval.approximate import build, check_installed
-from distill.retrieval.encoder import Encoder, check_release
+from distill.retrieval.backend import backend_of, check_made_by
 from distill.retrieval.generation import APPROXIMATE, CALIBRATION, DELETED, DERIVED, WORK
 from distill.retrieval.ledger import Ledger
 from distill.retrieval.segment import file_of
@@ -50,7 +50,7 @@ def delete(path: Path, names: Sequence[str]) -> Manifest:
         if not found:
             return before
         number = before.counts["generation"] + 1
-        rows = torch.tensor(sorted({*table.deleted.tolist(), *itertools.chain(*found.values())}))
+        rows = np.array(sorted({*table.deleted.tolist(), *itertools.chain(*found.values())}), np.int64)
         files, replaced = generation.write_deleted(path, number, rows), [DELETED]
         if before.version > places.AS_GIVEN:  # an earlier version remembers by the deleted rows alone
             abouts = {video: table.about(rows[0]) for video, rows in found.items()}
@@ -127,27 +127,27 @@ def approximate(path: Path) -> Manifest:
         if len(rows) < LEAST:
             raise ExpectedError(f"{path}: {len(rows)} videos, expected at least {LEAST}; search so few exactly")
         made, exact = table.approximate, partial(table.nearest, exact=True)
-        if made is not None and made.covers == len(table) and torch.equal(made.rows, rows):
+        if made is not None and made.covers == len(table) and np.array_equal(made.rows, rows):
             return before
         read = table.sound_vectors
         return _with_file(path, before, APPROXIMATE, len(rows), lambda file: build(file, read, exact, rows))
 
 
-@torch.inference_mode()
-def calibrate(path: Path, release: Encoder, queries: Sequence[str]) -> Manifest:
+def calibrate(path: Path, release: Any, queries: Sequence[str]) -> Manifest:
     """Stores how well all videos fit a bank of queries, by which searches put hubs back (QB-Norm).
 
     What is there of the same bank and videos stays.
 
     For models of one stage: the full scores of EERCF and GLSCL have no hubs that this finds (docs/galleries.md).
     """
+    backend = backend_of(release)
     with _existing(path) as before:
-        check_release(path, before, release)
+        check_made_by(path, before, backend.path, backend.id)
         if "tokens" in before.config:
             raise ExpectedError(
                 f"{path}: its model ranks in two stages, which calibration does not improve; search it as it is"
             )
-        table, model = Table(path, before), release.model
+        table = Table(path, before, searched=backend.searched)
         if not queries or not len(table.rows()):
             found = f"{len(queries)} queries for {len(table.rows())} videos"
             raise ExpectedError(
@@ -158,8 +158,7 @@ def calibrate(path: Path, release: Encoder, queries: Sequence[str]) -> Manifest:
         if made.get("covers") == len(table) and asked.items() <= made.items():
             return before
         starts = progress(range(0, len(queries), TOGETHER), f"encode {len(queries)} queries (batches)")
-        texts = (release.encode_text(queries[start : start + TOGETHER]) for start in starts)
-        bank = torch.cat([model.query_vectors(text).cpu() for text in texts])
+        bank = np.concatenate([backend.asked(queries[start : start + TOGETHER]).vectors for start in starts])
         best = table.nearest(bank, calibration.BEST, exact=True)
         size = max(1, calibration.CELLS // len(bank))
         starts = progress(range(0, len(table), size), f"compare {len(table)} videos (blocks)")
@@ -172,9 +171,9 @@ def calibrate(path: Path, release: Encoder, queries: Sequence[str]) -> Manifest:
         return _with_file(path, before, CALIBRATION, rows, make)
 
 
-def _block(table: Table, begin: int, end: int) -> tuple[Tensor, Tensor]:
+def _block(table: Table, begin: int, end: int) -> tuple[Float32[np.ndarray, "_ dim"], Bool[np.ndarray, " _"]]:
     """Return the vectors of some rows, and which of these are not deleted."""
-    rows = torch.arange(begin, end)
+    rows = np.arange(begin, end)
     return table.sound_vectors(rows), ~among(rows, table.deleted)
 
 

@@ -171,13 +171,14 @@ def _add_likeness(app: FastAPI, searches: Searches) -> None:
     @app.post(LARGE, responses=problems(409, 422), openapi_extra=_FILE)
     async def likeness(request: Request, asked: Annotated[Likeness, Query()]) -> Answer:
         """Rank the gallery's videos by how much they are like a picture (JPEG, PNG) or a clip, the request's body."""
+        release = searches.release
         manner, content = Manner(asked.k, _meant(asked), asked.spans), await request.body()
         try:
             await asyncio.wait_for(turn.acquire(), limits.TURN)
         except TimeoutError:
             raise Busy("other files are being searched by") from None
         try:
-            pixels = await decoded(searches.release, content)
+            pixels = await decoded(release, content)
             return await asyncio.to_thread(searches.by_pixels, pixels, manner)
         except VideoError as error:
             raise Refused(422, f"the file cannot be searched by: {error}") from None

@@ -176,7 +176,7 @@ class About(BaseModel):
     no_second_look: str = Field(description="why not; empty if it may")
     max_characters: int = MAX_CHARACTERS
     max_k: int = MAX_K
-    max_file: int = Field(MAX_FILE, description="bytes of a file to search by")
+    max_file: int = Field(MAX_FILE, description="bytes of a file to search by; 0: none can be")
 
 
 class Health(BaseModel):

@@ -4,12 +4,11 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from distill.errors import ExpectedError
-from distill.model.features import VideoFeatures
-from distill.retrieval.encoder import Encoder
 from distill.retrieval.gallery import Gallery
 from distill.retrieval.hits import Hit
 from distill.retrieval.where import Where
@@ -67,7 +66,7 @@ def _looks_again(gallery: Gallery, manner: Manner, by_default: bool) -> bool:
     return looks
 
 
-def _like(gallery: Gallery, asking: str | VideoFeatures, manner: Manner, among: int, name: str) -> Answer:
+def _like(gallery: Gallery, asking: Any, manner: Manner, among: int, name: str) -> Answer:
     hits = gallery.like(asking, manner.k, by_file=not manner.spans, where=_narrowed(manner.where))
     return _answer(gallery, name, hits, among, cut=False)
 
@@ -122,9 +121,14 @@ class Searches:
         return [_answer(gallery, query, hits, among, cut=tokenizer.is_cut(query)) for query, hits in pairs]
 
     @property
-    def release(self) -> Encoder:
-        """The release that encodes what clients ask by."""
-        return self._newest().release
+    def release(self) -> Any:
+        """The release that encodes the files that clients ask by; raises `Refused` where none can be encoded."""
+        gallery = self._newest()
+        if not gallery.backend.reads_videos:
+            raise Refused(
+                409, "this server encodes words alone, and no files to search by; ask in words, or by a video"
+            )
+        return gallery.release
 
     def by_pixels(self, pixels: np.ndarray, manner: Manner) -> Answer:
         """Return the videos most like a picture or a clip, which `uploads.decoded` has decoded."""
@@ -150,7 +154,8 @@ class Searches:
             files=len(gallery.table.files(Where())),
             folders=[Folder(path=path, videos=videos) for path, videos in sorted(largest)],
             examples=list(examples),
-            weighed_by="video" if gallery.table.frames() is None else "query",
+            weighed_by="query" if gallery.answers_in_frames else "video",
             second_look=not gallery.no_second_look,
             no_second_look=_why_not(gallery),
+            max_file=limits.MAX_FILE if gallery.backend.reads_videos else 0,
         )

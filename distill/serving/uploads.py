@@ -7,20 +7,28 @@ import logging
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
-from distill.data.pictures import decode_picture, is_picture
+from distill.data.pictures import Fit, decode_picture, is_picture
 from distill.errors import VideoError
-from distill.retrieval.encoder import Encoder
 from distill.serving import limits
 
 log = logging.getLogger(__name__)
 DECODER = Path(__file__).with_name("decoding.py")
 
 
-async def decoded(release: Encoder, content: bytes) -> UInt8[np.ndarray, "frame _ _ _"]:
+@runtime_checkable
+class Sampling(Protocol):
+    """How a release samples and fits the frames of a video."""
+
+    frames_config: dict[str, Any]
+    fit: Fit | None
+
+
+async def decoded(release: Sampling, content: bytes) -> UInt8[np.ndarray, "frame _ _ _"]:
     """Return the pixels of a picture, as of a video of one frame, or the frames of a clip that the release sees.
 
     Raises `VideoError` for what is neither, larger than the limits, or slow to decode. If it is cancelled, it stops.
@@ -32,7 +40,7 @@ async def decoded(release: Encoder, content: bytes) -> UInt8[np.ndarray, "frame 
     return await _frames(release, content)
 
 
-async def _frames(release: Encoder, content: bytes) -> UInt8[np.ndarray, "frame 3 height width"]:
+async def _frames(release: Sampling, content: bytes) -> UInt8[np.ndarray, "frame 3 height width"]:
     """Decode a clip in a process of its own, which ends with this call."""
     fit = None if release.fit is None else asdict(release.fit)
     settings = {"whole": False, **release.frames_config, "fit": fit}

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Int64
 
 from distill import comm
-from distill.data.batch import Batch, Draw
+from distill.data.batch import Batch
 from distill.data.cycle import Cycle
 from distill.data.dataconfig import DataConfig
 from distill.data.datasets import TrainingDataset, UnpairedSource
+from distill.data.draw import Draw
 from distill.data.frames import FrameSet
 from distill.data.loader import load_batches
 from distill.data.plan import Plan
