@@ -5,7 +5,8 @@
                  -> vector [video, index]; frames, and what else a search reads of a video
 
 `vector` is what a gallery is searched by. The other outputs are fields of `distill/model/features.py`: of a second
-stage, or the frames of a second look and of moments, and the relevance by which a model pooled them.
+stage, or the frames of a second look and of moments, and the relevance by which a model pooled them; `pooled` is the
+`vector` there of a model that is searched by another one (GLSCL, by its concepts).
 """
 
 import logging
@@ -26,6 +27,7 @@ EXAMPLES = 2  # rows that a graph is traced with: with one, torch takes the numb
 LARGEST_BATCH = 2**16
 LARGEST = 2**31 - 2**24  # bytes of weights: a graph is one protobuf message, which ends at 2 GiB
 TEXT_FIELDS = ("sentence", "concepts")
+POOLED = "pooled"  # `VideoFeatures.vector` of a model that is not searched by it
 QUANTISED = ["MatMul", "Gemm"]  # convolutions with weights of 8 bits were slower than those of 32
 
 
@@ -58,7 +60,8 @@ class VideoSide(Side):
     def forward(self, pixels: Tensor, real: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs of pixels [video, frame, 3, row, column]; `real` is False on padded frames."""
         video = self.model.encode_video(pixels, real)
-        return self.model.index_vectors(video), *(video.tensors()[name] for name in self.outputs[1:])
+        found = {POOLED: video.vector, **video.tensors()}
+        return self.model.index_vectors(video), *(found[name] for name in self.outputs[1:])
 
 
 @torch.no_grad()
@@ -73,9 +76,11 @@ def sides(release: Release) -> dict[str, tuple[Side, tuple[Tensor, ...]]]:
     pixels = torch.zeros(*shape, 3, release.size, release.size, dtype=torch.uint8)
     real = torch.ones(shape, dtype=torch.bool)
     real[1, release.num_frames // 2 + 1 :] = False
+    video = model.encode_video(pixels, real)
+    pooled = () if model.index_vectors(video).shape == video.vector.shape else (POOLED,)
     return {
         "text": (TextSide(model, text).eval(), (ids,)),
-        "video": (VideoSide(model, read + weighs).eval(), (pixels, real)),
+        "video": (VideoSide(model, read + weighs + pooled).eval(), (pixels, real)),
     }
 
 

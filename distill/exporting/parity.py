@@ -23,7 +23,7 @@ from distill.errors import ExpectedError
 from distill.evaluation.evaluate import encode_texts, encode_videos, score_by, texts_of, video_numbers
 from distill.evaluation.measure import top_shared
 from distill.evaluation.metrics import ranks_t2v, summarise
-from distill.exporting.graphs import sides
+from distill.exporting.graphs import POOLED, sides
 from distill.log import progress
 from distill.model.contract import ANSWER_TEMPERATURE
 from distill.model.features import TextFeatures, VideoFeatures
@@ -118,7 +118,9 @@ def _graph_scores(release: Release, frames: FrameSet, of_text: Any, of_video: An
     )
     parts = [_run(of_video, pixels=pixels, real=real) | {"real": real} for pixels, real in loaded]
     video, query = _joined(parts), text.pop("vector")
-    return _scores(release, query, video["vector"], TextFeatures(**text), VideoFeatures(**video))
+    index = video.pop("vector")
+    features = VideoFeatures(vector=video.pop(POOLED, index), **video)
+    return _scores(release, query, index, TextFeatures(**text), features)
 
 
 def _joined(parts: list[Outputs]) -> Outputs:
