@@ -42,7 +42,7 @@ FLOORS = {
     "distill.labelling": 11,
     "distill.conversion": 11,
     "distill.bench": 12,
-    "distill.demo": 12,
+    "distill.demo": 13,
     "distill.recipe": 12,
     "distill.exporting": 13,
     "distill.reporting": 12,

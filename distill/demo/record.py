@@ -36,7 +36,7 @@ class _Table(View):
 
 @dataclass(frozen=True)
 class Record:
-    """What the rows of one seed found; all of them answered the same queries."""
+    """The findings of the rows of one seed, all of which answered the same queries."""
 
     clips: int  # training clips of the corpus
     figures: Mapping[str, Figures]  # by the row's key

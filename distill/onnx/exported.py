@@ -49,7 +49,7 @@ class Reference(View):
 
 
 class Measured(View):
-    """What an export measured before it sealed its graphs."""
+    """The measurements that an export made before it sealed its graphs."""
 
     frames: str  # name of the frame set
     frames_id: str
