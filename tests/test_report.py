@@ -42,7 +42,7 @@ HOSTILE = (
 
 
 class Seen(HTMLParser):
-    """What a page holds: its tags, its text, and all that it would fetch."""
+    """The content of a page: its tags, its text, and all that it would fetch."""
 
     def __init__(self, page: str):
         super().__init__()

@@ -47,7 +47,7 @@ class _Architecture(View):
 
 
 class _Config(View):
-    """What `config.json` of a release says of its texts."""
+    """The part of a release's `config.json` about its texts."""
 
     text: _Text
     architecture: _Architecture

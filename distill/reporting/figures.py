@@ -64,7 +64,7 @@ class KindRow:
 
 @dataclass(frozen=True)
 class Differences:
-    """What one run gains on another: metric by metric, by direction."""
+    """The gains of one run on another: metric by metric, by direction."""
 
     side: str
     rows: list[tuple[Estimate, Markup]]

@@ -56,7 +56,7 @@ class Cost(View):
 
 
 class Provenance(View):
-    """What a report shows of a release's `provenance.json`."""
+    """The part that a report shows of a release's `provenance.json`."""
 
     name: str = "a run"
     recipe: dict[str, Any] = Field(default={})

@@ -40,7 +40,7 @@ class Asked:
 
 @runtime_checkable
 class Backend(Protocol):
-    """What a gallery needs of a release, however it is opened."""
+    """The part that a gallery needs of a release, however it is opened."""
 
     path: Path  # of the release
     id: str
@@ -105,7 +105,7 @@ class _Kind(View):
 
 
 class _Config(View):
-    """What `config.json` of a release says of its model."""
+    """The part of a release's `config.json` about its model."""
 
     model: _Kind
 
