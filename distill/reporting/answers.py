@@ -13,10 +13,6 @@ Taken while the model and its features are at hand, so that a report needs neith
     taught_teacher  [label set, pair, frame]  those of each teacher, by the temperature of the fine loss
 """
 
-import statistics
-import time
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from safetensors.torch import save
@@ -29,21 +25,17 @@ from distill.evaluation.evaluate import TEXT_BATCH, Encoded
 from distill.model.contract import RetrievalModel, Teacher
 from distill.model.features import VideoFeatures
 from distill.publishing import publish
-from distill.records import write_json
-from distill.reporting.finished import ANSWERS, COST
-from distill.retrieval.stored import bytes_per_video
+from distill.reporting.finished import ANSWERS
 from distill.training.loop import Job, LabelSource
 
 FIRST = 10  # videos of every text
 TAUGHT = 4  # training pairs
-TIMED, WARM = 20, 3  # queries, and those before them
 
 
 def keep_answers(job: Job, frames: FrameSet, seen: Encoded, similarity: Float[Tensor, "text video"]) -> None:
-    """Write `test_answers.safetensors` and `test_cost.json` into the folder of a run, after its test on `frames`."""
+    """Write `test_answers.safetensors` into the folder of a run, after its test on `frames`."""
     found = answers(job.model, seen, similarity) | taught(job)
     publish(job.folder / ANSWERS, save(found, {"frames": frames.manifest.id}))
-    write_json(job.folder / COST, cost(job.model, seen, frames.num_frames, frames.size))
 
 
 @torch.inference_mode()
@@ -75,25 +67,6 @@ def taught(job: Job) -> dict[str, Tensor]:
     teachers = [torch.stack([_shares(job, source, *pair) for pair in pairs]) for source in sources]
     found = {"taught_student": student, "taught_teacher": torch.stack(teachers)}
     return {"taught": torch.tensor(pairs, dtype=torch.int32), **found}
-
-
-@torch.inference_mode()
-def cost(model: RetrievalModel, seen: Encoded, num_frames: int, size: int) -> dict[str, Any]:
-    """Return what searching costs: bytes of a video's vector and tokens, milliseconds of one encoded query.
-
-    A query is scored in full against all videos of the test, and the ten best are taken: the median of 20. A teacher
-    stores nothing that could be searched, so it has no bytes.
-    """
-    times = []
-    for query in range(-WARM, min(TIMED, len(seen.text))):
-        one = seen.text[slice(max(query, 0), max(query, 0) + 1)]
-        began = time.perf_counter()
-        model.similarity(one, seen.video).topk(min(10, len(seen.video))).indices.cpu()
-        times.append(1000 * (time.perf_counter() - began))
-    stored = None if isinstance(model, Teacher) else list(bytes_per_video(model, num_frames, size))
-    device = torch.cuda.get_device_name() if comm.device().type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    query = statistics.median(times[WARM:])
-    return {"bytes_per_video": stored, "ms_per_query": round(query, 4), "videos": len(seen.video), "device": device}
 
 
 def _parts(total: int) -> list[slice]:

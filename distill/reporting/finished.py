@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from distill.release.release import PROVENANCE, READ
 from distill.training.folder import RELEASE
 
 METRICS, TEST, RANKS = "metrics.jsonl", "test.json", "test_ranks.safetensors"
-ANSWERS, COST = "test_answers.safetensors", "test_cost.json"
+ANSWERS = "test_answers.safetensors"
 AGAIN = "restore it, or train again"
 SIDES = ("t2v", "v2t")
 LARGEST = 1 << 30  # bytes of a file of tensors
@@ -46,13 +46,26 @@ class _Row(View):
     val: dict[str, dict[str, FiniteFloat]] | None = None
 
 
-class Cost(View):
-    """`test_cost.json`: what searching costs."""
+class Training(View):
+    """The cost of a training; None for what is unknown."""
 
-    bytes_per_video: tuple[NonNegativeInt, NonNegativeInt] | None  # vector, tokens; None: a teacher
-    ms_per_query: PositiveFloat
-    videos: NonNegativeInt
-    device: str
+    steps: NonNegativeInt
+    samples: NonNegativeInt
+    flops: NonNegativeInt | None = None
+    seconds: NonNegativeFloat
+    joules: NonNegativeFloat | None = None
+
+
+class Query(View):
+    """The times of one query, in milliseconds: encoded, and scored in full with all videos of the test."""
+
+    encode_ms: NonNegativeFloat
+    score_ms: NonNegativeFloat | None
+    videos: NonNegativeInt | None
+
+
+class _Frames(View):
+    id: str = ""
 
 
 class Provenance(View):
@@ -64,6 +77,11 @@ class Provenance(View):
     captions: dict[str, NonNegativeInt] = Field(default={})
     evaluated_on: str = ""
     seconds: NonNegativeFloat = 0.0
+    bytes_per_video: tuple[NonNegativeInt, NonNegativeInt] | None = None  # vector, tokens; None: a teacher, or unknown
+    query: Query | None = None
+    cost: Training | None = None
+    frame_sets: dict[str, _Frames] = Field(default={})
+    hardware: dict[str, Any] = Field(default={})
     versions: dict[str, str] = Field(default={})
 
 
@@ -91,7 +109,6 @@ class FinishedRun:
     ranks: dict[str, Tensor]
     answers: dict[str, Tensor]
     test_frames: str  # id of the frame set whose answers these are; "": not known
-    cost: Cost | None
 
     @classmethod
     def read(cls, folder: Path) -> "FinishedRun":
@@ -101,20 +118,21 @@ class FinishedRun:
             raise ArtefactError(f"{folder}: no folder {RELEASE} in it, expected {expected}; let it train to its end")
         release = read_manifest(folder / RELEASE, "release", *READ)
         steps, validations = _metrics(folder / METRICS)
-        tested, priced = folder / TEST, folder / COST
+        tested = folder / TEST
         ranks, _ = _tensors(folder / RANKS)
         answers, about = _tensors(folder / ANSWERS)
+        provenance = read_json(folder / RELEASE / PROVENANCE, Provenance, AGAIN)
+        stated = provenance.frame_sets.get("test", _Frames()).id
         run = cls(
             folder=folder,
             release=release,
-            provenance=read_json(folder / RELEASE / PROVENANCE, Provenance, AGAIN),
+            provenance=provenance,
             steps=steps,
             validations=validations,
             test=read_json(tested, Tested, AGAIN) if tested.is_file() else None,
             ranks=ranks,
             answers=answers,
-            test_frames=about.get("frames", ""),
-            cost=read_json(priced, Cost, AGAIN) if priced.is_file() else None,
+            test_frames=about.get("frames", stated),
         )
         run._check()
         return run

@@ -138,8 +138,9 @@ def _heads(run: FinishedRun, metrics: Mapping[str, Sequence[figures.Row]]) -> li
         first, _, tenth = row.recalls
         found.append(Head(f"R@1, {name}", f"{first.value:.1f}", f"{first.low:.1f} to {first.high:.1f}"))
         found.append(Head(f"R@10, {name}", f"{tenth.value:.1f}", f"mean rank {row.mean:.1f}"))
-    if found and run.cost is not None:
-        found.append(Head("a query", f"{run.cost.ms_per_query:.2g} ms", f"against {run.cost.videos:,} videos"))
+    query = run.provenance.query
+    if found and query is not None and query.score_ms is not None:
+        found.append(Head("a query, encoded", f"{query.score_ms:.2g} ms", f"against {query.videos or 0:,} videos"))
     return found
 
 
@@ -198,10 +199,15 @@ def _training_words(run: FinishedRun) -> str:
 
 def costs(run: FinishedRun) -> list[tuple[str, str]]:
     """Return what a run cost and what its model costs, as names and words."""
-    steps, batch = len(run.steps), run.setting("data", "batch_size")
-    rows = [("training", f"{steps:,} steps" + (f", {steps * batch:,} pairs" if isinstance(batch, int) else ""))]
-    if run.provenance.seconds:
-        rows.append(("time of the run", f"{run.provenance.seconds:,.0f} s, from its last start"))
+    known, rows = run.provenance, []
+    if known.cost is not None:
+        rows.append(("training", f"{known.cost.steps:,} steps, {known.cost.samples:,} pairs"))
+        if known.cost.flops is not None:
+            rows.append(("operations", f"{known.cost.flops:.3g} floating-point operations of the steps"))
+        joules = "" if known.cost.joules is None else f", {known.cost.joules / 3.6e6:.3g} kWh"
+        rows.append(("time and energy", f"{known.cost.seconds:,.0f} s{joules}"))
+    elif known.seconds:
+        rows.append(("training", f"{len(run.steps):,} steps in {known.seconds:,.0f} s"))
     seconds = [row["seconds"] for row in run.steps if "seconds" in row]
     if seconds:
         waited = sum(row.get("data_wait", 0.0) for row in run.steps)
@@ -210,12 +216,14 @@ def costs(run: FinishedRun) -> list[tuple[str, str]]:
     size = run.release.files.get("model.safetensors")
     weights = f", {size.bytes / 1e6:,.1f} MB" if size else ""
     rows.append(("model", f"{run.release.counts.get('parameters', 0):,} parameters{weights}"))
-    if run.cost is not None:
-        if run.cost.bytes_per_video:
-            vector, tokens = run.cost.bytes_per_video
-            rows.append(("a video in a gallery", f"{vector:,} bytes" + (f" + {tokens:,} of tokens" if tokens else "")))
-        query = f"{run.cost.ms_per_query:.3g} ms against {run.cost.videos:,} videos, scored in full ({run.cost.device})"
-        rows.append(("an encoded query", query))
+    if known.bytes_per_video:
+        vector, tokens = known.bytes_per_video
+        rows.append(("a video in a gallery", f"{vector:,} bytes" + (f" + {tokens:,} of tokens" if tokens else "")))
+    if (query := known.query) is not None:
+        scored = "" if query.score_ms is None else f", {query.score_ms:.3g} ms to score {query.videos or 0:,} videos"
+        rows.append(("a query", f"{query.encode_ms:.3g} ms to encode{scored}"))
+    if known.hardware:
+        rows.append(("measured on", ", ".join(f"{name} {value}" for name, value in known.hardware.items() if value)))
     return rows
 
 

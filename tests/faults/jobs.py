@@ -19,7 +19,7 @@ from conftest import ROOT, metrics, tree_bytes
 from PIL import Image
 
 HERE = Path(__file__).resolve().parent
-AFTERWARDS = ("report.html", "test_answers.safetensors", "test_cost.json")
+AFTERWARDS = ("report.html", "test_answers.safetensors")
 
 
 class Job(ABC):
