@@ -21,6 +21,7 @@ COMMANDS = {
     "export-clip": ("tools.export_clip", "write the CLIP towers of a release as a folder that open_clip reads"),
     "evaluate": ("tools.evaluate", "evaluate a release under a named protocol"),
     "report": ("tools.report", "write a run's report again, compare it with another run, or several runs"),
+    "verify": ("tools.verify", "derive the numbers and hashes of a release again, and name what differs"),
     "push": ("tools.push", "publish a release on the Hugging Face Hub, as a pull request"),
     "convert": ("tools.convert_checkpoint", "convert a checkpoint of the authors' code into a release"),
     "demo": ("tools.demo", "run the whole arrow on the embedded corpus and print one table"),

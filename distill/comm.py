@@ -109,6 +109,15 @@ def largest(number: int) -> int:
     return int(value)
 
 
+def total(number: float) -> float:
+    """The sum of all ranks' numbers; whole ones below 2^53 stay exact."""
+    if world_size() == 1:
+        return number
+    value = torch.tensor([number], device=device(), dtype=torch.float64)
+    dist.all_reduce(value)
+    return float(value)
+
+
 def limit_waiting(minutes: float) -> timedelta:
     """Limit how long a collective waits for another rank; call it before any group is made."""
     limit = timedelta(minutes=minutes)

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-import distill
 from distill import catalogue, comm
 from distill.data.datasets import UnpairedSource
 from distill.data.frames import FrameSet
@@ -29,6 +26,7 @@ from distill.model.contract import RetrievalModel
 from distill.model.preprocessing import image_size
 from distill.model.second_look import SecondLook
 from distill.model.towers import Towers, open_tokenizer
+from distill.provenance import QueryCost, provenance, query_cost
 from distill.publishing import check_writable, publish
 from distill.recipe import Recipe
 from distill.records import write_json
@@ -39,8 +37,8 @@ from distill.reporting.answers import keep_answers
 from distill.reporting.report import write_report
 from distill.terminal import show
 from distill.training import engine
-from distill.training.folder import RELEASE, alone_in, choose_folder
-from distill.training.loop import Job, train
+from distill.training.folder import RELEASE, TEST, TEST_RANKS, alone_in, choose_folder
+from distill.training.loop import Job, Trained, train
 from distill.training.trackers import check_trackers
 
 log = logging.getLogger(__name__)
@@ -67,7 +65,6 @@ class _Tested:
 
 def run(recipe: Recipe) -> None:
     """Train from the first step or the last checkpoint of the same recipe; then test and release. A collective."""
-    started = time.time()
     if comm.rank() == 0:
         check_writable(Path(recipe.out) / recipe.name)
     job, test = prepare(recipe)
@@ -75,13 +72,13 @@ def run(recipe: Recipe) -> None:
     job = replace(job, folder=choose_folder(job.folder, recipe))
     with alone_in(job.folder, recipe):
         log.info(f"{recipe.model.kind} into {job.folder} on {comm.world_size()} process(es), {comm.device().type}")
-        weights = train(job)
-        job = replace(job, model=_restored(recipe, job.model.clip.architecture, weights))
+        trained = train(job)
+        job = replace(job, model=_restored(recipe, job.model.clip.architecture, trained.weights))
         options: dict[str, Any] = {"bf16": job.bf16, "workers": job.data.workers}
         look = choose(job.model, job.val, job.tokenizer, **options)
         if look is not None:
             log.info(f"second look, chosen on {job.val.path}: {look}")
-        tested = None
+        tested, seen = None, None
         if test is not None:
             log.info(f"testing on {test.path}: {len(test)} videos")
             seen = encode(job.model, test, job.tokenizer, **options, all_features=look is not None)
@@ -90,7 +87,8 @@ def run(recipe: Recipe) -> None:
             second = None if look is None else Ranks.of(*look_again(look, seen.text, seen.video), seen.video_of_text)
             tested = _Tested(test, seen, similarity, plain, second)
         if comm.rank() == 0:
-            _release(recipe, job, weights, look, tested, time.time() - started)
+            query = query_cost(job.model, job.tokenizer, texts_of(job.val)[0], None if seen is None else seen.video)
+            _release(recipe, job, trained, look, tested, query)
             _report(job, tested)
     comm.close()
 
@@ -222,25 +220,25 @@ def _restored(recipe: Recipe, architecture: dict[str, Any], weights: dict[str, T
 def _release(
     recipe: Recipe,
     job: Job,
-    weights: dict[str, Tensor],
+    trained: Trained,
     look: SecondLook | None,
     tested: _Tested | None,
-    seconds: float,
+    query: QueryCost,
 ) -> None:
     """Write the test's ranks and metrics and the release into the run folder, and print one line of JSON."""
     metrics = tested.metrics if tested else {}
     if tested:
-        publish(job.folder / "test_ranks.safetensors", save(tested.tensors()))
-        write_json(job.folder / "test.json", metrics)
+        publish(job.folder / TEST_RANKS, save(tested.tensors()))
+        write_json(job.folder / TEST, metrics)
     release = job.folder / RELEASE
     manifest = write_release(
         release,
         model=job.model,
         model_config=recipe.model.released(),
-        weights=weights,
+        weights=trained.weights,
         text={"max_words": recipe.data.max_words, "vocabulary": job.tokenizer.vocabulary},
         frames_config=job.train.manifest.config,
-        provenance=provenance(recipe, job, metrics, seconds),
+        provenance=provenance(recipe, job, trained, query, tested.frames if tested else None, metrics),
         second_look=look,
         tokenizer_json=job.tokenizer.content if isinstance(job.tokenizer, JsonTokenizer) else None,
     )
@@ -259,37 +257,3 @@ def _report(job: Job, tested: _Tested | None) -> None:
         log.info(f"report {write_report(job.folder, opened=opened)}")
     except Exception as error:  # whatever is wrong with a page, the training has ended well
         log.warning(f"{job.folder}: the run is complete, but its report was not written ({error!r:.500})")
-
-
-def caption_sources(frames: FrameSet) -> dict[str, int]:
-    """Return how many captions each source wrote; `unknown` where annotations do not say."""
-    return dict(Counter(said.source or "unknown" for video in frames.videos for said in video.captions))
-
-
-def provenance(recipe: Recipe, job: Job, metrics: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Return what a release records of its making."""
-    temperatures: dict[str, dict[str, float]] = {}  # where the recipe says `auto`
-    parents = {"frames": job.train.manifest.id} | ({"init": job.began_with} if job.began_with else {})
-    if job.unpaired.videos is not None:
-        parents["unlabelled"] = job.unpaired.videos.manifest.id
-    if job.unpaired.texts is not None:
-        parents["texts"] = job.unpaired.texts.id
-    for source in job.sources:
-        name = f"labels {source.labels.path.name}"
-        others = sum(other == name or other.startswith(f"{name} #") for other in parents)
-        name = f"{name} #{others + 1}" if others else name  # folders may share their last name
-        given = {name: source.labels, f"{name}, unlabelled": source.unlabelled, f"{name}, texts": source.texts}
-        parents |= {key: labels.manifest.id for key, labels in given.items() if labels}
-        if used := source.temperatures.used():
-            temperatures[name] = used
-    return {
-        "name": recipe.name,
-        "recipe": recipe.model_dump(mode="json"),
-        "parents": parents,
-        "captions": caption_sources(job.train),
-        "temperatures": temperatures,
-        "evaluated_on": recipe.data.test or "",
-        "test": metrics,
-        "seconds": round(seconds, 1),
-        "versions": {"distill": distill.__version__, "torch": torch.__version__},
-    }

@@ -20,10 +20,15 @@ from distill.model.contract import Teacher
 from distill.model.towers import ClipConfig, Towers
 from distill.packing.clips import read_annotations
 from distill.packing.packing import PackConfig, pack
+from distill.provenance import QueryCost
 from distill.recipe import Recipe
 from distill.remote import Place
+from distill.training.cost import Cost
+from distill.training.loop import Trained
 from distill.training.objective import Objective
 
+TRAINED = Trained({}, None, Cost(steps=1, samples=8, flops=None, seconds=1.0, joules=None))
+QUERY = QueryCost(encode_ms=1.0, score_ms=None, videos=None)
 TEMPORAL = {"layers": 1, "init": "normal"}
 TEACHERS = {
     "xclip": {"temporal": TEMPORAL, "words": 24, "frames": 12},

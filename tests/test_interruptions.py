@@ -51,6 +51,15 @@ def rows(run: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
+def told(run: Path) -> dict:
+    """The provenance of a run's release without times, and without where its files are."""
+    provenance = json.loads((run / "release" / "provenance.json").read_bytes())
+    for key in ("seconds", "query", "command", "recipe_sha256"):
+        assert provenance.pop(key)
+    del provenance["recipe"]["out"], provenance["cost"]["seconds"], provenance["cost"]["joules"]
+    return provenance
+
+
 def test_a_signal_ends_training_after_its_step_and_the_same_command_continues(
     world: World, teacher_run: Path, tmp_path: Path
 ):
@@ -67,6 +76,7 @@ def test_a_signal_ends_training_after_its_step_and_the_same_command_continues(
     python("distill/run.py", recipe)
     assert metrics(run) == metrics(teacher_run)
     assert tree_bytes(run)["release/model.safetensors"] == tree_bytes(teacher_run)["release/model.safetensors"]
+    assert told(run) == told(teacher_run), "but for times and places"
 
 
 def test_a_signal_to_one_rank_ends_all_of_them_and_says_so_once(world: World, tmp_path: Path):

@@ -12,7 +12,7 @@ import torch
 from conftest import World
 from hypothesis import given
 from hypothesis import strategies as st
-from labelling import label_job, losses_while_learning, pack_shards, write_labels
+from labelling import QUERY, TRAINED, label_job, losses_while_learning, pack_shards, write_labels
 
 import tools.labels
 from distill import catalogue
@@ -21,7 +21,7 @@ from distill.data.frames import FrameSet
 from distill.data.labels import LabelSoftness, Softness, StoredLabels
 from distill.data.labelset import LabelSet
 from distill.errors import RecipeError
-from distill.experiment import prepare, provenance
+from distill.experiment import prepare
 from distill.labelling import softness
 from distill.labelling.sealing import seal_labels
 from distill.labelling.softness import COARSE, FINE, FLAT, entropy, is_flat, measured
@@ -29,6 +29,7 @@ from distill.losses.coarse import Distance, coarse
 from distill.losses.fine import fine
 from distill.manifest import NAME
 from distill.model.contract import TrainingScores, teacher_logits
+from distill.provenance import provenance
 from distill.recipe import Recipe
 from distill.records import json_sha256, write_json
 from distill.release.card import model_card
@@ -199,11 +200,11 @@ def test_a_run_takes_logs_and_releases_the_temperatures(
     for one in sets:
         assert f"{one}: losses.fine.temperature: auto is {known.fine.recommended:g}" in caplog.text
     assert f"{sets[1]}: sealed without temperatures; measured now" in caplog.text
-    told = provenance(recipe, job, {}, 1.0)
+    told = provenance(recipe, job, TRAINED, QUERY, None, {})
     assert told["temperatures"] == {"labels xclip": used, "labels older": used}
     card = model_card("teachclip", told, None, parameters=1)
     assert f"| temperatures of labels xclip (auto) | fine {used['fine']:g}, coarse {used['coarse']:g} |" in card
-    plain = provenance(recipe, prepare(read_recipe(path, [], Recipe))[0], {}, 1.0)
+    plain = provenance(recipe, prepare(read_recipe(path, [], Recipe))[0], TRAINED, QUERY, None, {})
     assert plain["temperatures"] == {}
 
 

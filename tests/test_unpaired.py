@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import World, python
-from labelling import random_teacher, teacher_release, write_labels
+from labelling import QUERY, TRAINED, random_teacher, teacher_release, write_labels
 
 from distill.config import read_recipe
 from distill.data.cycle import Cycle
@@ -23,10 +23,11 @@ from distill.data.textlabels import TextLabels
 from distill.data.texts import Texts
 from distill.data.tokens import Tokenizer
 from distill.errors import ArtefactError, RecipeError
-from distill.experiment import caption_sources, prepare, provenance
+from distill.experiment import prepare
 from distill.labelling.textjob import TextJob
 from distill.packing.clips import read_annotations
 from distill.packing.packing import PackConfig, pack
+from distill.provenance import caption_sources, provenance
 from distill.recipe import Recipe
 from distill.release.card import model_card
 from distill.training.batches import plan_unpaired
@@ -338,7 +339,7 @@ def test_every_label_set_is_a_parent_of_the_release(world: World, material, tmp_
     both = f"unlabelled: {material['of-videos']}, texts: {material['of-texts']}"
     read = read_recipe(file, [f"labels=[{{path: {material['labels']}, {both}}}, {{path: {other}, {both}}}]"], Recipe)
     job, _ = prepare(read)
-    parents = provenance(read, job, {}, 0.0)["parents"]
+    parents = provenance(read, job, TRAINED, QUERY, None, {})["parents"]
     assert set(parents) == {
         *("frames", "unlabelled", "texts", "labels labels", "labels labels, unlabelled", "labels labels, texts"),
         *("labels labels #2", "labels labels #2, unlabelled", "labels labels #2, texts"),

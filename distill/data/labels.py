@@ -13,7 +13,8 @@ Shards have the names and keys of the frame shards they annotate. Per sample:
 
 The frame axis is the sampler's `num_frames`, padding included, because the published teachers do not mask it. Teachers
 see frames in the order of time: so stand `frames` and `real`, while `relevance` has the order in which the frames are
-packed. `interaction.safetensors` is the teacher's light scoring head; `manifest.json` says which class it belongs to.
+packed. `interaction.safetensors` is the teacher's light scoring head; `manifest.json` says which class it belongs to,
+`teacher.json` what else is known of the teacher.
 distill/labelling/sealing.py writes them. Version 1 had no recommended temperatures, and relevance in every set.
 """
 
@@ -42,7 +43,7 @@ from distill.remote import Place, locate
 
 VERSION, READ = 2, (1, 2)  # written, and read
 DUMP = MAKER["labels"]
-INTERACTION = "interaction.safetensors"
+INTERACTION, TEACHER = "interaction.safetensors", "teacher.json"
 Tier = Literal["relevance", "topk", "features"]
 Coarse = Literal["features", "topk"]
 Side = Literal["text", "video", "both"]
@@ -115,6 +116,15 @@ class Softness(View):
 
     recommended: float | None  # temperature at which they are as soft as those of a trained teacher; None: none is
     flat: float  # temperature above which they tell hardly anything apart; 0: they do at none
+
+
+class TeacherAbout(View):
+    """What is known of a teacher beside its scoring head (`teacher.json`, which earlier versions did not write)."""
+
+    id: str
+    kind: str  # of the scoring head
+    weights_sha256: str | None = None  # of its weights; None: the id says all
+    licence: str | None = None  # that it states
 
 
 class LabelSoftness(View):
@@ -213,6 +223,16 @@ class StoredLabels:
                 f"{rows[0][1].dtype} {list(rows[0][1].shape)}; make the set again"
             )
         return torch.stack([row for _, row in rows])
+
+    def about_teacher(self) -> TeacherAbout:
+        """Return what the set says of its teacher: a set of an earlier version its id and kind alone."""
+        file = self.manifest.files.get(TEACHER)
+        if file is None:
+            return TeacherAbout(id=self.config.teacher, kind=self.config.interaction["kind"])
+        found = parsed(TeacherAbout, self.shards.file(TEACHER, file), self.path / TEACHER, AGAIN)
+        if found.id != self.config.teacher:
+            raise ArtefactError(f"{self.path / TEACHER}: about {short_id(found.id)}, not the set's teacher; {AGAIN}")
+        return found
 
     def interaction_weights(self) -> dict[str, Tensor]:
         """State of the teacher's scoring head."""

@@ -23,6 +23,7 @@ from distill.data.frames import PackedVideo
 from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.labelling.labeller import CosineLabeller, framed
 from distill.labelling.placing import limits, offload_folder
+from distill.licence import stated_licence
 from distill.manifest import file_sha256
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import unit
@@ -38,7 +39,7 @@ OWN = "sentence_transformers."  # where the modules of models without code of th
 UNREADABLE = (SafetensorError, OSError, ValueError, ImportError, LookupError, RuntimeError, TypeError, AttributeError)
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # Of a repository: nothing that could hold code, and no weights for other programs.
-FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+FETCHED = ["README.md", "*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 log = logging.getLogger(__name__)
 
 
@@ -137,7 +138,9 @@ def open_embedder(name: str, device: torch.device, memory: float | None = None) 
                 f"{name}: has code of its own (auto_map), which is never run; use another model"
             ) from None
         raise ArtefactError(f"{name}: cannot be opened by sentence-transformers ({error}); use another model") from None
-    return Embedder(model, origin)
+    embedder = Embedder(model, origin)
+    embedder.licence = stated_licence(folder)
+    return embedder
 
 
 def _placing(device: torch.device, memory: float | None) -> dict[str, Any]:

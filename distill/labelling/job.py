@@ -157,7 +157,7 @@ class LabelJob:
         frames = self.frames.manifest.id
         if not (self.out / NAME).is_file():
             job = {**config, "frames": frames, "shards": list(self.shards), "counts": self.counts}
-            begin_labels(self.out, job, self.labeller.head())
+            begin_labels(self.out, job, self.labeller.head(), self.labeller.about())
             self.warn_of_cuts()
             return None
         manifest, _ = open_sealed_shards(self.out, "labels", *READ, verify=verify)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distill.catalogue import INTERACTIONS
 from distill.data.frames import FrameSet, PackedVideo
+from distill.data.labels import TeacherAbout
 from distill.data.pictures import Fit
 from distill.model.contract import Interaction
 from distill.model.features import TextFeatures, VideoFeatures
@@ -26,6 +27,8 @@ class Labeller(ABC):
 
     kind: str
     id: str
+    weights_sha256: str | None = None  # None: what labels is known by its id alone
+    licence: str | None = None  # that its folder states
     looks: bool = True  # False: asks for no pixels
     frame_vectors: bool = True  # False: knows videos as a whole, so its labels have no relevance
 
@@ -62,6 +65,10 @@ class Labeller(ABC):
     @abstractmethod
     def warn_of_cuts(self, texts: Sequence[str], where: str) -> None:
         """Log one line if captions are longer than is read of them."""
+
+    def about(self) -> TeacherAbout:
+        """Return what a label set records of its teacher."""
+        return TeacherAbout(id=self.id, kind=self.kind, weights_sha256=self.weights_sha256, licence=self.licence)
 
     def head(self) -> bytes:
         """Return the scoring head's weights as a label set stores them (safetensors)."""

@@ -15,14 +15,14 @@ from pydantic import ConfigDict
 
 from distill.data import building
 from distill.data.building import CLAIM, WORK, ShardContent, ShardRecord, build, finished
-from distill.data.labels import DUMP, INTERACTION, VERSION, StoredLabels
+from distill.data.labels import DUMP, INTERACTION, TEACHER, VERSION, StoredLabels, TeacherAbout
 from distill.data.shards import Shards
 from distill.errors import ArtefactError, first_few
 from distill.labelling.softness import measured
 from distill.log import progress
 from distill.manifest import Manifest, SealedFile, seal
 from distill.publishing import publish
-from distill.records import View, changed, parsed, read_small
+from distill.records import View, changed, parsed, read_small, write_json
 from distill.remote import Place
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,13 @@ class LabelClaim(View):
     head: str  # sha256 of the stored scoring head
 
 
-def begin_labels(out: Place, job: dict[str, Any], head: bytes) -> None:
+def begin_labels(out: Place, job: dict[str, Any], head: bytes, teacher: TeacherAbout) -> None:
     """Claim `out` for a job, which has all fields of a `LabelClaim` but the hash of the stored scoring head."""
     building.claim(out, job | {"head": hashlib.sha256(head).hexdigest()}, command=DUMP)
     if not (out / INTERACTION).is_file():
         publish(out / INTERACTION, head)
+    if not (out / TEACHER).is_file():
+        write_json(out / TEACHER, teacher.model_dump())
 
 
 def recorded(folder: Place, name: str) -> bool:
@@ -66,7 +68,7 @@ def seal_labels(out: Place) -> Manifest | None:
     if damaged:
         _forget(out, damaged)
         return None
-    head = _head(out, job)
+    head, teacher = _head(out, job), _teacher(out)
     unsealed = Manifest(
         kind="labels",
         version=VERSION,
@@ -75,7 +77,8 @@ def seal_labels(out: Place) -> Manifest | None:
         parents={name: id for name, id in (("frames", job.frames), ("texts", job.texts)) if id is not None},
         files={
             **building.sealed_files(record for record in records.values() if record),
-            INTERACTION: SealedFile(sha256=hashlib.sha256(head).hexdigest(), bytes=len(head)),
+            INTERACTION: _sealed(head),
+            **({} if teacher is None else {TEACHER: _sealed(teacher)}),
         },
     )
     softness = measured(StoredLabels(out, unsealed=(unsealed, Shards(out, unsealed.files))))
@@ -124,6 +127,8 @@ def merge_labels(parts: Sequence[Place], out: Place) -> Manifest:
     unset = {name for name in ("frames", "texts") if getattr(jobs[0], name) is None}
     building.claim(out, jobs[0].model_dump(exclude=unset), command="tools/labels.py merge")
     publish(out / INTERACTION, _head(parts[0], jobs[0]))
+    if (teacher := next((found for part in parts if (found := _teacher(part)) is not None), None)) is not None:
+        publish(out / TEACHER, teacher)
     for name, home in progress(homes.items(), f"merge into {out} (shards)"):
         assert home is not None
         part, record = home
@@ -149,6 +154,16 @@ def _head(folder: Place, job: LabelClaim) -> bytes:
     if hashlib.sha256(head).hexdigest() != job.head:
         raise ArtefactError(f"{path}: not the head that the job began with; delete it and run {DUMP} again")
     return head
+
+
+def _teacher(folder: Place) -> bytes | None:
+    """Return what a folder records of the teacher; None in a folder that an earlier version began."""
+    path = folder / TEACHER
+    return read_small(path, f"run {DUMP} again") if path.is_file() else None
+
+
+def _sealed(content: bytes) -> SealedFile:
+    return SealedFile(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
 
 def _home(name: str, parts: Sequence[Place]) -> tuple[Place, ShardRecord] | None:

@@ -26,9 +26,10 @@ from distill.data.padding import real
 from distill.data.tokens import TextTokenizer, warn_of_cuts
 from distill.errors import ArtefactError
 from distill.labelling.labeller import Labeller, in_time
+from distill.licence import stated_licence
 from distill.model.contract import Interaction, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.release.release import Release
+from distill.release.release import WEIGHTS, Release
 from distill.remote import Place
 
 Precision = Literal["fp32", "bf16"]
@@ -44,6 +45,8 @@ class TeacherRelease(Labeller):
     kind: str  # key of the teacher in the catalogue
     id: str  # of the release's manifest
     release: Release | None = None  # which says what frames it takes
+    weights_sha256: str | None = None
+    licence: str | None = None
 
     @classmethod
     def of(cls, release: Release) -> "TeacherRelease":
@@ -53,7 +56,15 @@ class TeacherRelease(Labeller):
             raise ArtefactError(
                 f"{release.path}: {kind} is a student, only teachers can label; give a teacher's release"
             )
-        return cls(model=release.model, tokenizer=release.tokenizer, kind=kind, id=release.manifest.id, release=release)
+        return cls(
+            model=release.model,
+            tokenizer=release.tokenizer,
+            kind=kind,
+            id=release.manifest.id,
+            release=release,
+            weights_sha256=release.manifest.files[WEIGHTS].sha256,
+            licence=stated_licence(release.path),
+        )
 
     def accept(self, frames: FrameSet) -> FrameSet:
         """Return frames as the release takes them."""

@@ -53,7 +53,7 @@ class TextJob:
         if not (self.out / NAME).is_file():
             counts = {"captions": len(self.texts.captions), "distinct_captions": len(self.texts.captions)}
             job = {**config, "texts": self.texts.id, "shards": list(self.shards.names), "counts": counts}
-            begin_labels(self.out, job, self.labeller.head())
+            begin_labels(self.out, job, self.labeller.head(), self.labeller.about())
             return None
         manifest, _ = open_sealed_shards(self.out, "labels", *READ, verify=verify)
         if made_by(manifest) != config or manifest.parents != {"texts": self.texts.id}:

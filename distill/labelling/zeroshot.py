@@ -18,6 +18,7 @@ from distill.data.tokens import warn_of_cuts
 from distill.errors import ArtefactError
 from distill.labelling.labeller import CosineLabeller, framed
 from distill.labelling.placing import empty_weights, placed
+from distill.licence import stated_licence
 from distill.model.clip import ClipModel
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.preprocessing import image_size
@@ -38,6 +39,7 @@ class ZeroShot(CosineLabeller):
         self.clip = clip.to(device) if memory is None else placed(clip, device, memory)
         self._fit = self.clip.preprocessing.fit(image_size(architecture))
         self._tokenizer = open_tokenizer(config, architecture, self.clip.text.context)
+        self.weights_sha256, self.licence = sha256, stated_licence(config.folder)
         self.id = f"{PREFIX}{Path(name).name if Path(name).is_dir() else name} sha256:{sha256}"
 
     @property

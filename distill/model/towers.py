@@ -26,6 +26,7 @@ from distill.config import Config, packaged
 from distill.data.jsontokens import FILE, SETTINGS, JsonTokenizer, read_content, read_spelling
 from distill.data.tokens import TextTokenizer, Tokenizer, read_vocabulary
 from distill.errors import RecipeError, check_regular
+from distill.licence import CARD
 from distill.model.architecture import (
     TOKENS,
     UNBUILDABLE,
@@ -130,7 +131,7 @@ def _checked(config: ClipConfig, model_cfg: dict[str, Any], where: str) -> dict[
 def hub_folder(model: str) -> Path:
     """Return the folder of a repository of the Hub that holds towers; raise `RecipeError` if it cannot be had."""
     repository, _, revision = model.removeprefix(HUB).partition("@")
-    wanted = [CONFIG_FILE, WEIGHTS_FILE, FILE, SETTINGS]
+    wanted = [CONFIG_FILE, WEIGHTS_FILE, FILE, SETTINGS, CARD]
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
     except (OSError, ValueError) as error:

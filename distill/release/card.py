@@ -8,14 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
+import yaml
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+    metadata_load,
+)
 from yaml import YAMLError
 
+from distill import hub
 from distill.catalogue import INTERACTIONS
 from distill.errors import ArtefactError
 
 TAGS = ["text-to-video-retrieval", "video-text-retrieval", "knowledge-distillation", "clip"]
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
+HELD_OUT, VALIDATION = "a held-out frame set", "the validation set, by which the weights were chosen"
 METRICS = {"R@1": "recall_at_1", "R@5": "recall_at_5", "R@10": "recall_at_10", "MdR": "median_rank", "MnR": "mean_rank"}
 
 WHAT = """\
@@ -82,16 +92,15 @@ def model_card(
 ) -> str:
     """Return the card of a model of that kind as text.
 
-    It shows of `provenance`, where present, `name`, `test` (the summary of ranks by direction, `t2v` and `v2t`, and
-    the same under `second_look`), `captions` (number by source), `temperatures` (of labels, where the recipe says
-    `auto`), `evaluated_on`, `parents` (name -> manifest id), `seconds` and `versions`, or the file that converted
-    weights came from.
+    It shows of `provenance` (`distill/provenance.py`), where present, the metrics of `test` and `validation` (summaries
+    of ranks by direction, `t2v` and `v2t`; in `test` the same under `second_look`), what the model was made of and by,
+    and what it cost; or the file that converted weights came from.
     `stored` are the bytes that a gallery holds per video (`distill.retrieval.stored.bytes_per_video`) of a model
     that can be searched. `parameters` are counted in the file, `left_out` were needed in training only.
     """
     name, metrics = provenance.get("name", kind), provenance.get("test", {})
-    measured = {direction: metrics[direction] for direction in DIRECTIONS if direction in metrics}
-    evaluated_on = provenance.get("evaluated_on", "a held-out frame set")
+    measured, again = _by_direction(metrics), _by_direction(metrics.get("second_look", {}))
+    chosen, evaluated_on = _by_direction(provenance.get("validation", {})), provenance.get("evaluated_on", HELD_OUT)
     data = ModelCardData(
         library_name="retrieval-distill",
         pipeline_tag="feature-extraction",
@@ -103,11 +112,12 @@ def model_card(
     trained = f" Another {left_out:,} parameters only took part in training and are left out." if left_out else ""
     sections = {
         "What it is": f"{WHAT.format(kind=kind)}\n\n{SIZE.format(parameters, 4e-6 * parameters)}{trained}",
-        "How to use it": f"{USAGE}\n{TEACH if kind in INTERACTIONS else SEARCH}{_stored(stored)}",
-        "Measured": _table(measured, metrics.get("second_look", {}), evaluated_on) if measured else "Not evaluated.",
+        "How to use it": f"{USAGE}\n{TEACH if kind in INTERACTIONS else SEARCH}{_stored(stored)}{_query(provenance)}",
+        "Measured": _table(measured, again, evaluated_on) if measured else "Not evaluated.",
+        **({"Validation": _table(chosen, {}, VALIDATION)} if chosen else {}),
         "Training": _training(provenance),
         "Limits": LIMITS,
-        "Licence": LICENCE,
+        "Licence": LICENCE + _licences(provenance),
     }
     body = "\n\n".join(f"## {title}\n\n{text.strip()}" for title, text in sections.items())
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{body}\n"))
@@ -120,6 +130,46 @@ def read_metadata(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, YAMLError) as error:
         said = str(error).splitlines()[0]
         raise ArtefactError(f"{path}: its metadata cannot be read ({said}); restore it, or release again") from None
+
+
+def eval_results(provenance: Mapping[str, Any]) -> bytes | None:
+    """Return the metrics as the Hub reads them from `.eval_results/`; None of a model that was not tested."""
+    on, metrics = provenance.get("evaluated_on", ""), provenance.get("test", {})
+    from_hub = hub.Repository.named(on) if on.startswith(hub.PREFIX) else None
+    entries = [
+        EvalResultEntry(
+            dataset_id=from_hub.id if from_hub else on,
+            dataset_revision=from_hub.revision if from_hub else None,
+            task_id=f"{direction}_{METRICS[metric]}",
+            value=round(value, 4),
+            notes=f"{DIRECTIONS[direction]} {metric}{'' if from_hub else ', on frames that are no dataset of the Hub'}",
+        )
+        for direction in DIRECTIONS
+        for metric, value in metrics.get(direction, {}).items()
+        if metric in METRICS
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries)).encode() if entries else None
+
+
+def _query(provenance: Mapping[str, Any]) -> str:
+    query = provenance.get("query")
+    if not query:
+        return ""
+    scored = f", and {query['score_ms']:,.3f} ms to score with {query['videos']:,} videos" if query["videos"] else ""
+    return f"\nA query takes {query['encode_ms']:,.3f} ms to encode{scored} ({_machine(provenance['hardware'])}).\n"
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    return hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} cores"
+
+
+def _licences(provenance: Mapping[str, Any]) -> str:
+    """Return what the inputs state of their licences, as a table."""
+    sets = {f"{key} frames": known["licence"] for key, known in provenance.get("frame_sets", {}).items()}
+    teachers = {f"teacher of {one['labels']}": one["licence"] for one in provenance.get("teachers", [])}
+    towers = {"towers": provenance["towers"]["licence"]} if "towers" in provenance else {}
+    rows = [f"| {name} | {said or 'not stated'} |" for name, said in {**towers, **sets, **teachers}.items()]
+    return "\n".join(["", "| input | licence that it states |", "|---|---|", *rows]) if rows else ""
 
 
 def _stored(stored: tuple[int, int] | None) -> str:
@@ -154,6 +204,10 @@ def _results(measured: Mapping[str, Mapping[str, float]], evaluated_on: str) -> 
     ]
 
 
+def _by_direction(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {direction: metrics[direction] for direction in DIRECTIONS if direction in metrics}
+
+
 def _table(
     measured: Mapping[str, Mapping[str, float]], looked_again: Mapping[str, Mapping[str, float]], evaluated_on: str
 ) -> str:
@@ -170,6 +224,27 @@ def _table(
     return "\n".join(lines)
 
 
+def _made(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Return rows about teachers, code, machine and cost, as far as they are known."""
+    rows = {}
+    for one in provenance.get("teachers", []):
+        weights = f", weights sha256 `{one['weights_sha256']}`" if one["weights_sha256"] else ""
+        rows[f"teacher of {one['labels']}"] = f"{one['kind']} `{one['id']}`{weights}"
+    if "recipe_sha256" in provenance:
+        rows["recipe"] = f"sha256 `{provenance['recipe_sha256']}`"
+        rows["command"] = f"`{provenance['command']}`"
+        rows["hardware"] = f"{provenance['hardware']['processes']} process(es), {_machine(provenance['hardware'])}"
+    if commit := provenance.get("commit"):
+        rows["commit"] = f"`{commit['id']}`{', with changes' if commit['changed'] else ''}"
+    if cost := provenance.get("cost"):
+        rows["steps"] = f"{cost['steps']:,}, {cost['samples']:,} pairs"
+        if cost["flops"] is not None:
+            rows["floating-point operations"] = f"{cost['flops']:.3e} ({cost['flops_of']})"
+        if cost["joules"] is not None:
+            rows["energy"] = f"{cost['joules'] / 3.6e6:.4f} kWh"
+    return {name: row.replace("|", "\\|").replace("\n", " ") for name, row in rows.items()}
+
+
 def _training(provenance: Mapping[str, Any]) -> str:
     if "converted" in provenance:
         source = provenance["converted"]
@@ -183,6 +258,7 @@ def _training(provenance: Mapping[str, Any]) -> str:
         rows["captions by source"] = ", ".join(f"{source} {number:,}" for source, number in captions.items())
     for name, used in provenance.get("temperatures", {}).items():
         rows[f"temperatures of {name} (auto)"] = ", ".join(f"{loss} {value:g}" for loss, value in used.items())
+    rows |= _made(provenance)
     if "seconds" in provenance:
         rows["training time"] = f"{provenance['seconds'] / 3600:.2f} h"
     rows |= {str(name): str(version) for name, version in provenance.get("versions", {}).items()}

@@ -2,8 +2,9 @@
 
     model.safetensors   the weights, float32
     config.json         all that builds the model again: its config, the towers' architecture, text and frame settings
-    provenance.json     where it comes from: recipe, parents' ids, metrics, seconds, versions
+    provenance.json     where it comes from: recipe, teachers, parents' ids, metrics, cost, versions
     README.md           the model card
+    .eval_results/      the metrics of a tested model once more, as the Hub reads them
     tokenizer.json      the tokenizer, unless it is CLIP's
     modules.json        for sentence-transformers, with release_module.py: of models that store one vector a video
     manifest.json       the seal; its id is what a gallery records
@@ -49,6 +50,7 @@ from distill.remote import Place
 
 VERSION, READ = 2, (1, 2)  # written, and read: 1 had no second look
 WEIGHTS, CONFIG, PROVENANCE, CARD = "model.safetensors", "config.json", "provenance.json", "README.md"
+EVAL_RESULTS = ".eval_results/retrieval.yaml"
 BATCH = 64  # texts or videos encoded at once
 
 

@@ -19,10 +19,11 @@ from distill.model.preprocessing import image_size
 from distill.model.second_look import SecondLook
 from distill.publishing import publish, published_folder
 from distill.records import json_sha256, write_json
-from distill.release.card import model_card
+from distill.release.card import eval_results, model_card
 from distill.release.release import (
     CARD,
     CONFIG,
+    EVAL_RESULTS,
     PROVENANCE,
     READ,
     VERSION,
@@ -84,6 +85,8 @@ def write_release(
     extra = {} if tokenizer_json is None else {FILE: tokenizer_json.encode()}
     if stored is not None and not stored[1]:  # one vector a video, whose inner product with a query is the score
         extra |= SENTENCE_TRANSFORMERS
+    if (results := eval_results(provenance)) is not None:
+        extra |= {EVAL_RESULTS: results}
     with published_folder(folder) as part:
         manifest = _fill(part, config, kept, provenance, extra | {CARD: card.encode()})
         if folder.is_dir() and any(folder.iterdir()):

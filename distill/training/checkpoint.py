@@ -30,6 +30,10 @@ class Progress(View):
     metrics_bytes: NonNegativeInt
     processes: int = 1  # that wrote it
     best_score: float = -1.0
+    best: dict[str, dict[str, float]] | None = None  # its metrics by direction; None: written before they were kept
+    seconds: float = 0.0  # of training until then
+    joules: float | None = None  # as far as counters told them all along
+    flops: NonNegativeInt | None = None  # of one step
     plan: int = 1  # version of the order of batches; the first one was not recorded
 
 

@@ -19,6 +19,7 @@ from distill.records import changed
 log = logging.getLogger(__name__)
 RECIPE = "recipe.yaml"
 RELEASE = "release"
+TEST, TEST_RANKS = "test.json", "test_ranks.safetensors"  # metrics and ranks of the test, beside the release
 LOCK = ".lock"
 # Keys that say how a run is carried out, not what it computes. ROUNDING changes the order of sums: fp32 losses agree to
 # 1e-5 (as on another number of processes), those of bf16 only to its own, far coarser, rounding.

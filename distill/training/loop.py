@@ -6,6 +6,7 @@ again writes the same losses, to the bit on the same number of processes.
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,7 @@ from distill.publishing import publish
 from distill.training import checkpoint
 from distill.training.batches import load_shares, plan_batches, plan_unpaired
 from distill.training.checkpoint import Progress
+from distill.training.cost import Cost, Meter, counted
 from distill.training.engine import Engine
 from distill.training.lossconfig import LossConfig, Temperatures
 from distill.training.monitor import Monitor
@@ -110,15 +112,25 @@ class Job:
         return self.config.precision == "bf16"
 
 
-def train(job: Job) -> dict[str, Tensor]:
-    """Trains to the end of the plan and returns the weights that were best on validation (T2V R@1), on the CPU."""
+@dataclass(frozen=True)
+class Trained:
+    """The weights that were best on validation (T2V R@1), on the CPU, their metrics there, and the cost of it all."""
+
+    weights: dict[str, Tensor]
+    validation: dict[str, dict[str, float]] | None  # None: of a run that an earlier version began
+    cost: Cost
+
+
+def train(job: Job) -> Trained:
+    """Trains to the end of the plan."""
     run = _Run(job)
     run.to_the_end()
     signals.heed()
     if run.monitor:
         run.monitor.close()
+    cost = run.cost()
     comm.barrier()
-    return load_file(job.folder / BEST)
+    return Trained(load_file(job.folder / BEST), run.progress.best, cost)
 
 
 def seed_of(seed: int, step: int) -> int:
@@ -130,6 +142,7 @@ class _Run:
     """A training that goes on from its last checkpoint."""
 
     def __init__(self, job: Job):
+        self.meter = Meter()
         torch.manual_seed(job.seed)
         job.model.to(comm.device())
         for source in job.sources:
@@ -146,6 +159,8 @@ class _Run:
         )
         self.engine = _engine(job)
         self.progress = _resume(job, self.engine)
+        self.meter.seconds_before = self.progress.seconds
+        self.meter.joules_before = self.progress.joules if self.progress.step else 0.0
         self.monitor: Monitor | None = None
         if comm.rank() == 0:
             trackers = open_trackers(job.config.track, job.folder)
@@ -166,7 +181,7 @@ class _Run:
             waited = time.perf_counter() - clock
             # Noise and dropout are alike on every rank: they fall where all see the whole batch.
             torch.manual_seed(seed_of(job.seed, step))
-            values = self.engine.step(self._on_device(batch), step, plan.total_steps)
+            values = self._counted(lambda batch=batch, step=step: self._step(batch, step))
             clock = time.perf_counter()
             seconds, before = clock - before, clock
             self._report(step, fingerprint, values, seconds, waited)
@@ -180,6 +195,29 @@ class _Run:
             if ended:
                 self._validate()
                 before = clock = time.perf_counter()
+
+    def _step(self, batch: Batch, step: int) -> dict[str, float]:
+        return self.engine.step(self._on_device(batch), step, self.plan.total_steps)
+
+    def _counted(self, take: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Take a step. The first one of a run is counted; all have the same shapes. What is compiled is not seen."""
+        self.meter.tick()
+        if self.progress.flops is not None or self.job.config.compile:
+            return take()
+        values, flops = counted(take)
+        self.progress = self.progress.model_copy(update={"flops": flops})
+        return values
+
+    def cost(self) -> Cost:
+        """Return the cost of the whole run. A collective."""
+        steps, each = self.plan.total_steps, self.progress.flops
+        return Cost(
+            steps=steps,
+            samples=steps * self.job.data.batch_size,
+            flops=None if each is None else steps * each,
+            seconds=self.meter.seconds,
+            joules=self.meter.joules(),
+        )
 
     def _on_device(self, batch: Batch) -> Batch:
         """Return the batch on this process's device, with stem outputs in place of pixels where they are cached."""
@@ -235,11 +273,12 @@ class _Run:
         weights = self.engine.weights()
         if comm.rank() == 0:
             publish(job.folder / BEST, save(weights))
-        self.progress = self.progress.model_copy(update={"best_score": t2v["R@1"]})
+        self.progress = self.progress.model_copy(update={"best_score": t2v["R@1"], "best": metrics})
 
     def _save(self, step: int) -> None:
         weights, state = self.engine.weights(), self.engine.optimizer_state()
-        self.progress = self.progress.model_copy(update={"step": step, "processes": comm.world_size()})
+        spent = {"seconds": self.meter.seconds, "joules": self.meter.joules()}
+        self.progress = self.progress.model_copy(update={"step": step, "processes": comm.world_size(), **spent})
         if self.monitor:
             self.progress = self.progress.model_copy(update={"metrics_bytes": self.monitor.bytes()})
             checkpoint.save(self.job.folder / "checkpoints", weights, state, self.progress)

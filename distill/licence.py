@@ -1,0 +1,32 @@
+"""The licence that a folder states: `license:` in the metadata of its README.md, as cards of the Hub have it."""
+
+import re
+from typing import Any
+
+import yaml
+
+from distill.errors import ExpectedError
+from distill.remote import Place, RemotePath
+
+CARD = "README.md"
+METADATA = re.compile(r"\A---\r?\n(.*?)\r?\n---(\r?\n|\Z)", re.DOTALL)
+LONGEST = 200  # characters of what is kept of it
+LARGEST = 1 << 22  # bytes of a card
+
+
+def stated_licence(folder: Place) -> str | None:
+    """Return the licence that a folder states; None where it states none, or nothing that can be read."""
+    path = folder / CARD
+    try:
+        if not isinstance(path, RemotePath) and not (path.is_file() and path.stat().st_size <= LARGEST):
+            return None
+        found = METADATA.match(path.read_bytes().decode())
+        metadata: Any = yaml.safe_load(found[1]) if found else None
+    except (ExpectedError, OSError, ValueError, yaml.YAMLError):
+        return None
+    if not isinstance(metadata, dict):
+        return None
+    name, more = metadata.get("license"), metadata.get("license_name") or metadata.get("license_link")
+    if not isinstance(name, str):
+        return None
+    return (f"{name} ({more})" if isinstance(more, str) else name)[:LONGEST]
