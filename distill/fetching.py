@@ -1,7 +1,7 @@
 """Sealed folders of the Hub, fetched whole to this machine: what is mapped or built here needs a folder.
 
 They go into the cache of huggingface_hub, where its own tools find them, and from which they open without a network.
-Only what the manifest lists is fetched, once its size is compared; each file that comes is compared with its hash.
+Only what the manifest lists is fetched, once its size is compared; each file but the card is compared with its hash.
 """
 
 import os
@@ -9,11 +9,12 @@ from pathlib import Path, PurePosixPath
 
 from distill import hub
 from distill.errors import ArtefactError, ExpectedError
+from distill.licence import CARD
 from distill.log import progress
 from distill.manifest import NAME, Kind, SealedFile, file_sha256, read_manifest
 from distill.remote import Place, RemotePath, locate
 
-LARGEST_MANIFEST = 1 << 27  # bytes; a million files need less
+LARGEST = 1 << 27  # bytes of a manifest, which lists a million files in less, or of a card
 
 
 def local_folder(place: str | Place, kind: Kind, *versions: int) -> Path:
@@ -37,7 +38,7 @@ def _fetched(place: RemotePath, kind: Kind, versions: tuple[int, ...]) -> Path:
     folder = manifest.parent
     files = read_manifest(folder, kind, *versions).files
     for name in progress(files, f"fetch {place}", len(files)):
-        _come(place, repository, commit, name, files[name])
+        _come(place, repository, commit, name, None if name == CARD else files[name])  # cards are edited on the Hub
     return folder
 
 
@@ -66,8 +67,8 @@ def _come(
                 f"{place / name}: {size} bytes, the manifest says {expected.bytes}; the repository was changed after "
                 f"sealing: name a revision of before, or ask its owner"
             )
-        if expected is None and (size or 0) > LARGEST_MANIFEST:
-            raise ArtefactError(f"{place / name}: {size} bytes, too many for a manifest; name another folder")
+        if expected is None and (size or 0) > LARGEST:
+            raise ArtefactError(f"{place / name}: {size} bytes, too many for such a file; name another folder")
         path = Path(hf_hub_download(**whole, revision=revision))  # of a branch: its commit is remembered, for offline
         if expected is not None and not known.is_cached and (found := file_sha256(path)) != expected.sha256:
             os.unlink(path.resolve())  # else the next try would take it from the cache
@@ -79,5 +80,5 @@ def _come(
         return (place / name).tried("fetched", come)
     except FileNotFoundError:
         none = "no sealed folder of this project is there; name the repository, and its folder, that holds one"
-        why = none if expected is None else "though the manifest lists it: the repository is not whole; ask its owner"
+        why = none if name == NAME else "though the manifest lists it: the repository is not whole; ask its owner"
         raise ArtefactError(f"{place / name}: missing, {why}") from None

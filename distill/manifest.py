@@ -71,10 +71,10 @@ def seal(folder: Place, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def open_sealed(folder: Place, kind: Kind, *versions: int, verify: bool = True) -> Manifest:
-    """Reads and checks a folder's manifest; with `verify`, re-hashes every file (sizes are always checked)."""
+def open_sealed(folder: Place, kind: Kind, *versions: int, verify: bool = True, but: Container[str] = ()) -> Manifest:
+    """Reads and checks a folder's manifest; with `verify`, re-hashes every file `but` these (sizes always)."""
     manifest = read_manifest(folder, kind, *versions)
-    check_files(folder, manifest, verify=verify)
+    check_files(folder, manifest, verify=verify, but=but)
     return manifest
 
 

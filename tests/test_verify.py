@@ -15,6 +15,7 @@ import tools.verify
 from distill.data.frames import FrameSet
 from distill.data.labels import StoredLabels
 from distill.errors import ArtefactError
+from distill.licence import stated_licence
 from distill.manifest import NAME, Manifest, seal, sealed_file
 from distill.records import json_sha256, write_json
 from distill.release.card import eval_results, model_card
@@ -106,9 +107,10 @@ def test_a_changed_number_of_the_card_is_named(release: Path):
     row = next(line for line in card.splitlines() if line.startswith("| text to video |"))
     first = row.split("|")[2].strip()
     (release / "README.md").write_text(card.replace(row, row.replace(f" {first} ", " 99.9 ", 1), 1))
-    assert differing(verify(release)) == {"sha256 of README.md"}  # whose bytes are not the sealed ones is not opened
+    number = "card: Measured, text to video, R@1"
+    assert differing(verify(release)) == {"sha256 of README.md", number}
     reseal(release)
-    assert differing(verify(release)) == {"card: Measured, text to video, R@1"}
+    assert differing(verify(release)) == {number}
     sizes = card.replace("128 bytes", "64 bytes")
     assert sizes != card
     (release / "README.md").write_text(sizes)
@@ -118,6 +120,16 @@ def test_a_changed_number_of_the_card_is_named(release: Path):
     (release / "README.md").write_text(metadata)
     reseal(release)
     assert all(name.startswith("card: model-index, t2v R@1") for name in differing(verify(release))), "one number"
+
+
+def test_a_licence_may_be_added_to_the_card_and_nothing_else(release: Path):
+    card = (release / "README.md").read_text()
+    stated = card.replace("---\n", "---\nlicense: cc-by-4.0\n", 1)
+    (release / "README.md").write_text(stated)
+    assert not differing(verify(release)) and stated_licence(release) == "cc-by-4.0"
+    (release / "README.md").write_text(stated + "\nBetter than any other.\n")
+    assert differing(verify(release)) == {"sha256 of README.md"}
+    assert load(release).searchable, "nothing is computed of the card"
 
 
 def test_changed_weights_are_named_by_their_hash_and_sealed_again_by_what_they_give(release: Path):

@@ -127,7 +127,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata of a card ({}: none); `ArtefactError` for what is no YAML."""
     try:
         return metadata_load(path) or {}
-    except (OSError, ValueError, YAMLError) as error:
+    except (OSError, ValueError, YAMLError, RecursionError) as error:
         said = str(error).splitlines()[0]
         raise ArtefactError(f"{path}: its metadata cannot be read ({said}); restore it, or release again") from None
 

@@ -10,9 +10,9 @@
     manifest.json       the seal; its id is what a gallery records
     onnx/               graphs of an export, with a seal of their own (distill/onnx/exported.py)
 
-`writing.write_release` publishes the folder with one rename, so it is whole or absent. `load` verifies every hash and
-gives a `Release`: texts or videos in, features out. Axes: text, video, frame (padded to `num_frames`), dim; pixels are
-uint8 RGB, [frame, 3, size, size] or [frame, height, width, 3].
+`writing.write_release` publishes the folder with one rename, so it is whole or absent. `load` verifies every hash but
+the card's and gives a `Release`: texts or videos in, features out. Axes: text, video, frame (padded to `num_frames`),
+dim; pixels are uint8 RGB, [frame, 3, size, size] or [frame, height, width, 3].
 """
 
 from collections.abc import Sequence
@@ -93,10 +93,11 @@ class ReleaseConfig(Config):
 def load(path: str | Place, device: str | torch.device = "cpu") -> "Release":
     """Opens a release on `device`, ready to encode: a folder, or one of the Hub, `hf:OWNER/NAME@REVISION`.
 
-    A damaged or foreign folder is an `ArtefactError`.
+    A damaged or foreign folder is an `ArtefactError`. Its card may have been edited: nothing is computed of it, and
+    whoever publishes a release has to add a licence.
     """
     folder = local_folder(path, "release", *READ)
-    manifest = open_sealed(folder, "release", *READ)
+    manifest = open_sealed(folder, "release", *READ, but=(CARD,))
     unlisted = [name for name in (CONFIG, WEIGHTS) if name not in manifest.files]
     if unlisted:
         raise ArtefactError(f"{folder}: the manifest lists no {unlisted[0]}; release again")

@@ -1,1 +1,1 @@
-"""What a release says of itself, derived again: hashes, ids, metrics, sizes, and the numbers of its card."""
+"""The claims of a release, derived again: hashes, ids, metrics, sizes, and the numbers of its card."""
