@@ -119,7 +119,7 @@ class Softness(View):
 
 
 class TeacherAbout(View):
-    """What is known of a teacher beside its scoring head (`teacher.json`, which earlier versions did not write)."""
+    """A teacher, beside its scoring head (`teacher.json`, which earlier versions did not write)."""
 
     id: str
     kind: str  # of the scoring head
