@@ -38,7 +38,8 @@ from distill.reporting.report import write_report
 from distill.terminal import show
 from distill.training import engine
 from distill.training.folder import RELEASE, TEST, TEST_RANKS, alone_in, choose_folder
-from distill.training.loop import Job, Trained, train
+from distill.training.job import Job
+from distill.training.loop import Trained, train
 from distill.training.trackers import check_trackers
 
 log = logging.getLogger(__name__)

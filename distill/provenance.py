@@ -34,7 +34,8 @@ from distill.recipe import Recipe
 from distill.records import json_sha256
 from distill.retrieval.stored import bytes_per_video
 from distill.training.cost import COUNTED
-from distill.training.loop import Job, Trained
+from distill.training.job import Job
+from distill.training.loop import Trained
 
 TIMED = 20  # times that a query is measured; the median counts
 LAUNCHER = ("--local_rank", "--local-rank")  # what a launcher adds to the command

@@ -8,7 +8,7 @@ from distill.catalogue import ModelConfig
 from distill.config import Config
 from distill.data.dataconfig import DataConfig
 from distill.data.labelconfig import Label
-from distill.training.loop import TrainConfig
+from distill.training.job import TrainConfig
 from distill.training.lossconfig import CoarseConfig, FineConfig, LossConfig
 from distill.training.optim import OptimConfig
 

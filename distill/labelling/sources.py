@@ -12,7 +12,7 @@ from distill.data.labelset import LabelSet
 from distill.data.textlabels import TextLabels
 from distill.errors import RecipeError
 from distill.labelling.softness import is_flat, measured
-from distill.training.loop import LabelSource
+from distill.training.job import LabelSource
 from distill.training.lossconfig import LossConfig, Temperature, Temperatures
 
 log = logging.getLogger(__name__)

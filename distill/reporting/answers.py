@@ -26,7 +26,7 @@ from distill.model.contract import RetrievalModel, Teacher
 from distill.model.features import VideoFeatures
 from distill.publishing import publish
 from distill.reporting.finished import ANSWERS
-from distill.training.loop import Job, LabelSource
+from distill.training.job import Job, LabelSource
 
 FIRST = 10  # videos of every text
 TAUGHT = 4  # training pairs

@@ -13,12 +13,11 @@ Segments are merged into others when an index is done, and to compact a gallery.
 """
 
 import hashlib
-import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Generic, NotRequired
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from jaxtyping import Int64
@@ -29,7 +28,7 @@ from distill.data.frames import StoredCaption
 from distill.log import progress
 from distill.manifest import SealedFile, sealed_file
 from distill.publishing import published
-from distill.records import STRICT, T, canonical_json, parsed
+from distill.records import STRICT, canonical_json, parsed
 from distill.retrieval.columns import (
     MEND,
     Columns,
@@ -43,6 +42,7 @@ from distill.retrieval.columns import (
     write_columns,
 )
 from distill.retrieval.frames import Frames
+from distill.retrieval.lines import Lines, Pieces, write_lines
 from distill.retrieval.vectors import Vectors
 from distill.retrieval.where import Facts, Filed, FiledRows
 
@@ -71,40 +71,6 @@ class StoredVideo(TypedDict):
 def file_of(about: Mapping[str, Any]) -> str:
     """Return the id of the file of a row, which is the row's own unless the file was cut."""
     return about.get("file", about["id"])
-
-
-class Pieces:
-    """The pieces of a mapped file, one after the other."""
-
-    def __init__(self, path: Path, starts: Int64[np.ndarray, " piece"]):
-        with path.open("rb") as file:
-            try:
-                self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError:  # it cannot map nothing
-                raise damaged(path, "empty") from None
-        self.path, self.starts = path, starts  # starts, and the end
-        if not len(starts):
-            raise damaged(path, "it is not known where its lines begin")
-
-    def raw(self, piece: int) -> bytes:
-        """Return the bytes of one piece; of a line, with its end."""
-        return self.content[int(self.starts[piece]) : int(self.starts[piece + 1])]
-
-
-class Lines(Pieces, Generic[T]):
-    """The lines of a mapped file of JSON, each of one kind."""
-
-    def __init__(self, path: Path, starts: Int64[np.ndarray, " line"], kind: type[T]):
-        super().__init__(path, starts)
-        self.kind = kind
-
-    def __getitem__(self, line: int) -> T:
-        return parsed(self.kind, self.raw(line), f"{self.path}: line {line + 1}", MEND)
-
-    def together(self, begin: int, end: int) -> bytes:
-        """Return some lines as one JSON object, `rows`: to parse a thousand at once takes a fifth of the time."""
-        lines = self.content[int(self.starts[begin]) : int(self.starts[end])]
-        return b'{"rows":[' + lines.rstrip(b"\n").replace(b"\n", b",") + b"]}"
 
 
 class Captions:
@@ -233,10 +199,10 @@ def write_segment(
             write_columns(folder / name, table)
     names = [(id_hash(name), row) for row, a in enumerate(about) for name in {a["id"], file_of(a)}]
     hashes, rows = np.array(sorted(names), np.int64).reshape(-1, 2).T
-    starts = _write_lines(folder / VIDEOS, (canonical_json(a) + b"\n" for a in about))
+    starts = write_lines(folder / VIDEOS, (canonical_json(a) + b"\n" for a in about))
     write_columns(folder / ROWS, {"lines": starts, "hashes": hashes, "rows": rows})
     if captions is not None:
-        starts = _write_lines(folder / CAPTION_LINES, (canonical_json(a) + b"\n" for a in captions[0]))
+        starts = write_lines(folder / CAPTION_LINES, (canonical_json(a) + b"\n" for a in captions[0]))
         write_columns(folder / CAPTIONS, {**captions[1], "lines": starts})
     if posters:
         _write_posters(folder, posters)
@@ -252,7 +218,7 @@ def merge(folder: Path, parts: Sequence[tuple[Segment, Int64[np.ndarray, " _"]]]
         _copy(folder / TOKENS, rows, [(s.tokens, keep) for s, keep in parts if s.tokens is not None])
     if parts[0][0].frames is not None:
         _copy(folder / FRAMES, rows, [(s.frames.columns, keep) for s, keep in parts if s.frames is not None])
-    starts = _write_lines(folder / VIDEOS, (s.about.raw(row) for s, keep in parts for row in keep.tolist()))
+    starts = write_lines(folder / VIDEOS, (s.about.raw(row) for s, keep in parts for row in keep.tolist()))
     if any(segment.posters is not None for segment, _ in parts):
         _write_posters(folder, (segment.poster(row) for segment, keep in parts for row in keep.tolist()))
     hashes, places, captions, base = [], [], [], 0
@@ -273,7 +239,7 @@ def merge(folder: Path, parts: Sequence[tuple[Segment, Int64[np.ndarray, " _"]]]
     captions = [part for part in captions if len(part[1])]
     if captions:
         lines = (some.lines.raw(caption) for some, keep, _ in captions for caption in keep.tolist())
-        starts = _write_lines(folder / CAPTION_LINES, lines)
+        starts = write_lines(folder / CAPTION_LINES, lines)
         vectors = joined([read_rows(some.vectors.columns, keep) for some, keep, _ in captions])
         write_columns(
             folder / CAPTIONS, {**vectors, "rows": np.concatenate([of for _, _, of in captions]), "lines": starts}
@@ -288,21 +254,11 @@ def sealed_segment(folder: Path) -> dict[str, SealedFile]:
 
 def _write_posters(folder: Path, posters: Iterable[bytes]) -> None:
     """Write the JPEGs of all rows, unless all are empty."""
-    starts = _write_lines(folder / POSTERS, posters)
+    starts = write_lines(folder / POSTERS, posters)
     if starts[-1]:
         write_columns(folder / POSTER_STARTS, {"starts": starts})
     else:
         (folder / POSTERS).unlink()
-
-
-def _write_lines(path: Path, lines: Iterable[bytes]) -> Int64[np.ndarray, " line"]:
-    """Writes lines; returns where each begins, and the end."""
-    starts = [0]
-    with published(path) as file:
-        for line in lines:
-            file.write(line)
-            starts.append(starts[-1] + len(line))
-    return np.array(starts, np.int64)
 
 
 def _copy(path: Path, total: int, parts: Sequence[tuple[Columns, Int64[np.ndarray, " _"]]]) -> None:
