@@ -91,9 +91,14 @@ def read_json(path: Place, kind: type[T], mend: str, absent: str = "") -> T:
     return parsed(kind, read_small(path, mend, absent), path, mend)
 
 
+def indented_json(value: Any) -> bytes:
+    """Return JSON as `write_json` writes it."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
 def write_json(path: Place, value: Any) -> None:
     """Publishes indented JSON."""
-    publish(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    publish(path, indented_json(value))
 
 
 def write_record(path: Place, content: dict[str, Any]) -> None:

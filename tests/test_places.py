@@ -35,6 +35,7 @@ WRITES = {
     "export": ["none", "OUT", "--to", "parquet"],
     "export-clip": ["none", "--out", "OUT"],
     "evaluate": ["none", "none", "--protocol", "demo", "--out", "OUT/FILE"],
+    "report": ["none", "other", "--out", "OUT/FILE"],
     "convert": ["none.bin", "--kind", "xclip", "--out", "OUT"],
     "demo": [],
     "make-demo": ["--out", "OUT"],
@@ -43,7 +44,7 @@ WRITES = {
     "bench": ["loader", "none", "--json", "OUT/FILE"],
     "bench-retrieval": ["--videos", "0", "--sizes", "10000", "--folder", "OUT"],
 }
-READS = {"search", "serve"}
+READS = {"push", "search", "serve", "verify"}
 UNSUPPORTED = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM]
 
 

@@ -20,7 +20,7 @@ from distill.labelling.job import LabelJob
 from distill.labelling.shortlist import SCORED, shortlists
 from distill.labelling.teacher import texts_of
 from distill.model.features import TextFeatures, VideoFeatures
-from distill.records import canonical_json
+from distill.records import canonical_json, indented_json
 
 BLOCK, RECORD = 512, 10240  # bytes of a tar: headers and members are padded to BLOCK, the file to RECORD
 
@@ -48,6 +48,7 @@ def forecast(job: LabelJob) -> Forecast:
     counts, captions = job.counts, [len(video.captions) for video in job.frames.videos]
     tiers = {tier: sum(_tier_bytes(trial.shapes, tier, count) for count in captions) for tier in job.config.tiers}
     shards = sum(_shard_bytes([job.frames.videos[n] for n in rows], trial.shapes, job) for rows in job.shards.values())
+    teacher = len(job.labeller.head()) + len(indented_json(job.labeller.about().model_dump()))
     encoded = job.features.missing() if job.top and left else left
     videos = sum(len(job.shards[name]) for name in encoded)
     texts = job.captions.count(encoded) if encoded else 0
@@ -58,7 +59,7 @@ def forecast(job: LabelJob) -> Forecast:
         distinct=counts["distinct_captions"],
         shards=len(job.shards),
         left=len(left),
-        bytes={**tiers, "frame": shards + len(job.labeller.head()) - sum(tiers.values())},
+        bytes={**tiers, "frame": shards + teacher - sum(tiers.values())},
         kept=counts["captions"] * trial.text_bytes + counts["videos"] * trial.video_bytes if job.top else 0,
         seconds=videos * trial.per_video + texts * trial.per_caption + scored * counts["videos"] * trial.per_pair,
         videos_per_second=1 / trial.per_video,

@@ -1,4 +1,4 @@
-"""What a training is given: how it runs, its teachers' labels, its model, and everything that this is trained on."""
+"""The job of a training: how it runs, its teachers' labels, its model, and everything that this is trained on."""
 
 from dataclasses import dataclass
 from pathlib import Path
