@@ -1,11 +1,15 @@
 """Exports and the approximate index: other engines give the same answers, and what is approximate says how much."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from test_gallery import corpus, two_stage_release  # noqa: F401 a fixture
 from test_release import make, release
@@ -265,6 +269,34 @@ def test_an_approximate_index_looks_further_where_much_is_deleted(indexed):
     assert (np.sort(index.estimated(queries, 4, deleted)[1], axis=1) == live).all()
     scores, rows = index.top(queries, 6, vectors.__getitem__, deleted)
     assert np.isneginf(scores[:, 4:]).all() and np.array_equal(rows[:, :4], live[expected.indices])
+
+
+THREADS = """
+import sys
+from pathlib import Path
+
+import faiss  # first: it does not follow a PyTorch that comes later by itself
+import numpy as np
+import torch
+
+from distill.retrieval.approximate import Approximate
+
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    index = Approximate(Path(sys.argv[1]), {"covers": 2999, "depth": 2}, 1536)
+    index.estimated(np.ones((1, 1536), np.float32), 1, np.empty(0, np.int64))
+    print(faiss.omp_get_max_threads())
+"""
+
+
+def test_an_approximate_search_takes_as_many_threads_as_pytorch(indexed, tmp_path):
+    script = tmp_path / "threads.py"
+    script.write_text(THREADS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # a new interpreter: the tests' own have PyTorch already
+    run = subprocess.run(
+        [sys.executable, script, indexed[1]], env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["1", "2"]
 
 
 def test_however_many_ask_no_more_than_some_stored_vectors_are_held(indexed, monkeypatch):

@@ -24,6 +24,7 @@ from distill.demo.trials import PAIRS, TAUGHT, Trial
 from distill.evaluation.metrics import paired_bootstrap
 from distill.recipe import Recipe
 from distill.release.release import load
+from distill.training.folder import TEST, TEST_RANKS
 
 CORPUS, FRAMES, LABELS = Path("demo/corpus"), Path("demo/frames"), Path("demo/labels")
 SIZE = 64  # pixels
@@ -117,7 +118,7 @@ def recorded(rows: Sequence[Trial], runs: Path, clips: int, recipes: Mapping[str
         folder, own = runs / name, [row for row in rows if row.folder == name]
         release = load(folder / "release")
         provenance = json.loads((folder / "release" / "provenance.json").read_text())
-        tested, table = json.loads((folder / "test.json").read_text()), load_file(folder / "test_ranks.safetensors")
+        tested, table = json.loads((folder / TEST).read_text()), load_file(folder / TEST_RANKS)
         figures = measured(release, frames, CORPUS / "relevance.json", [bool(row.of) for row in own])
         ranks["video_of_text"] = table["video_of_text"]
         for row, figure in zip(own, figures, strict=True):

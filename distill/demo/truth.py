@@ -19,6 +19,7 @@ from distill.demo.corpus import Claim, ClipSpec, Sentence
 from distill.demo.emoji import Emoji
 from distill.evaluation.graded import DEPTH, ndcg
 from distill.evaluation.truth import read_qrels
+from distill.reporting.finished import ANSWERS
 
 TRUE, NEARLY, NAMED = 3, 2, 1
 
@@ -59,7 +60,7 @@ def ndcg_of_runs(runs: Mapping[str, Path], qrels: Path, frames: FrameSet) -> dic
         return {}
     grades, found = read_qrels(qrels, frames).grades, {}
     for title, folder in runs.items():
-        kept = folder / "test_answers.safetensors"
+        kept = folder / ANSWERS
         if kept.is_file():
             first = load_file(kept)["first"].long()
             places = torch.arange(first.shape[1], 0, -1).double().expand(len(first), -1)

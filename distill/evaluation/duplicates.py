@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from distill.data.frames import FrameSet
+from distill.evaluation.evaluate import texts_of, video_numbers
 from distill.evaluation.result import NearDuplicates
 from distill.evaluation.truth import Truth
 
@@ -31,8 +32,7 @@ def of_several(captions: Sequence[str], videos: Sequence[int]) -> list[bool]:
 
 def near_duplicates(frames: FrameSet, truth: Truth | None) -> NearDuplicates:
     """Count the captions of a frame set that are true of several of its videos."""
-    captions = [caption.text for video in frames.videos for caption in video.captions]
-    videos = [number for number, video in enumerate(frames.videos) for _ in video.captions]
+    captions, videos = texts_of(frames), video_numbers(frames).tolist()
     return NearDuplicates(
         captions=len(captions),
         same_words=sum(of_several(captions, videos)),

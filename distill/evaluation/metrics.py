@@ -116,7 +116,7 @@ def _interval(
     return float(low), float(high)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _draws(seed: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return how often each group, and each run, is drawn in every draw; the same for all metrics of one test.
 

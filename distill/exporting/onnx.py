@@ -14,26 +14,12 @@ from distill.manifest import Manifest, seal, sealed_file
 from distill.model.architecture import TOKENS
 from distill.onnx.exported import FOLDER, MERGES, VERSION, Export, Measured, file_of
 from distill.publishing import check_writable, published_folder
-from distill.records import View, read_json
+from distill.records import read_json
 from distill.release.release import PROVENANCE, Release, load
+from distill.release.stated import Stated
 from distill.remote import Place
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-
-
-class _Data(View):
-    test: str | None = None
-    val: str | None = None
-
-
-class _Recipe(View):
-    data: _Data = _Data()
-
-
-class _Provenance(View):
-    """Where a release says that its own frame sets are."""
-
-    recipe: _Recipe = _Recipe()
 
 
 def export_onnx(path: Path, frames: Place | None, int8: bool) -> Measured:
@@ -80,8 +66,8 @@ def _fill(part: Path, release: Release, frames: FrameSet, int8: bool) -> Measure
 
 def _own_frames(path: Path) -> Path:
     """Return the frame set that a release was measured on, if it is where it was."""
-    data = read_json(path / PROVENANCE, _Provenance, "name a frame set by --frames").recipe.data
-    named = data.test or data.val
+    stated = read_json(path / PROVENANCE, Stated, "name a frame set by --frames")
+    named = stated.data("test") or stated.data("val")
     if named is None or not Path(named).is_dir():
         said = "names no test set" if named is None else f"was measured on {named}, which is not here"
         raise ExpectedError(f"{path}: {said}; name a frame set with captions by --frames")

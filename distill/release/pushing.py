@@ -15,11 +15,12 @@ from distill import hub
 from distill.data.frames import VERSION as FRAMES
 from distill.data.labels import READ as LABELS
 from distill.errors import ArtefactError, ExpectedError, first_few
+from distill.licence import CARD
 from distill.manifest import NAME, Kind, Manifest, open_sealed
 from distill.onnx.exported import FOLDER, read_export
 from distill.records import View, read_json
 from distill.release.card import read_metadata
-from distill.release.release import CARD, load
+from distill.release.release import load
 from distill.retrieval import generation
 
 log = logging.getLogger(__name__)

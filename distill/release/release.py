@@ -37,6 +37,7 @@ from distill.data.sampling import sample_one
 from distill.data.tokens import TextTokenizer, Tokenizer
 from distill.errors import ArtefactError, ExpectedError, RecipeError, VideoError, first_few
 from distill.fetching import local_folder
+from distill.licence import CARD
 from distill.manifest import Manifest, open_sealed
 from distill.model.architecture import UNBUILDABLE, check_architecture, spelling_of, token_rows, too_large
 from distill.model.contract import RetrievalModel
@@ -49,7 +50,7 @@ from distill.records import read_json
 from distill.remote import Place
 
 VERSION, READ = 2, (1, 2)  # written, and read: 1 had no second look
-WEIGHTS, CONFIG, PROVENANCE, CARD = "model.safetensors", "config.json", "provenance.json", "README.md"
+WEIGHTS, CONFIG, PROVENANCE = "model.safetensors", "config.json", "provenance.json"
 EVAL_RESULTS = ".eval_results/retrieval.yaml"
 BATCH = 64  # texts or videos encoded at once
 

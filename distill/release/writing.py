@@ -13,6 +13,7 @@ from distill import __version__
 from distill.catalogue import INTERACTIONS
 from distill.data.jsontokens import FILE
 from distill.errors import ArtefactError, ExpectedError, first_few
+from distill.licence import CARD
 from distill.manifest import Manifest, open_sealed, seal, sealed_file
 from distill.model.contract import RetrievalConfig, RetrievalModel
 from distill.model.preprocessing import image_size
@@ -21,7 +22,6 @@ from distill.publishing import publish, published_folder
 from distill.records import json_sha256, write_json
 from distill.release.card import eval_results, model_card
 from distill.release.release import (
-    CARD,
     CONFIG,
     EVAL_RESULTS,
     PROVENANCE,

@@ -10,8 +10,9 @@ from distill.errors import ExpectedError
 from distill.publishing import publish
 from distill.reporting import figures
 from distill.reporting.charts import Dot, scatter
-from distill.reporting.finished import RANKS, SIDES, FinishedRun
+from distill.reporting.finished import SIDES, FinishedRun
 from distill.reporting.page import page
+from distill.training.folder import TEST_RANKS
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> None:
     first = runs[0]
     for run in runs:
         if not run.ranks:
-            raise ExpectedError(f"{run.folder}: has no {RANKS}, so no figures to compare; train with data.test")
+            raise ExpectedError(f"{run.folder}: has no {TEST_RANKS}, so no figures to compare; train with data.test")
         if not figures.same_test(first, run):
             raise ExpectedError(
                 f"{run.folder}: was tested on other frames than {first.folder}, and numbers on other galleries or "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt
+from pydantic import Field, FiniteFloat
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -16,10 +16,10 @@ from distill.errors import ArtefactError, check_regular
 from distill.manifest import Manifest, read_manifest
 from distill.records import View, parsed, read_json, read_small
 from distill.release.release import PROVENANCE, READ
-from distill.training.folder import RELEASE
+from distill.release.stated import Stated, Summary
+from distill.training.folder import RELEASE, TEST, TEST_RANKS
 
-METRICS, TEST, RANKS = "metrics.jsonl", "test.json", "test_ranks.safetensors"
-ANSWERS = "test_answers.safetensors"
+METRICS, ANSWERS = "metrics.jsonl", "test_answers.safetensors"
 AGAIN = "restore it, or train again"
 SIDES = ("t2v", "v2t")
 LARGEST = 1 << 30  # bytes of a file of tensors
@@ -46,48 +46,6 @@ class _Row(View):
     val: dict[str, dict[str, FiniteFloat]] | None = None
 
 
-class Training(View):
-    """The cost of a training; None for what is unknown."""
-
-    steps: NonNegativeInt
-    samples: NonNegativeInt
-    flops: NonNegativeInt | None = None
-    seconds: NonNegativeFloat
-    joules: NonNegativeFloat | None = None
-
-
-class Query(View):
-    """The times of one query, in milliseconds: encoded, and scored in full with all videos of the test."""
-
-    encode_ms: NonNegativeFloat
-    score_ms: NonNegativeFloat | None
-    videos: NonNegativeInt | None
-
-
-class _Frames(View):
-    id: str = ""
-
-
-class Provenance(View):
-    """The part that a report shows of a release's `provenance.json`."""
-
-    name: str = "a run"
-    recipe: dict[str, Any] = Field(default={})
-    parents: dict[str, str] = Field(default={})
-    captions: dict[str, NonNegativeInt] = Field(default={})
-    evaluated_on: str = ""
-    seconds: NonNegativeFloat = 0.0
-    bytes_per_video: tuple[NonNegativeInt, NonNegativeInt] | None = None  # vector, tokens; None: a teacher, or unknown
-    query: Query | None = None
-    cost: Training | None = None
-    frame_sets: dict[str, _Frames] = Field(default={})
-    hardware: dict[str, Any] = Field(default={})
-    versions: dict[str, str] = Field(default={})
-
-
-Summary = dict[str, FiniteFloat]
-
-
 class Tested(View):
     """`test.json`: metrics by direction, and those of a second look."""
 
@@ -102,7 +60,7 @@ class FinishedRun:
 
     folder: Path
     release: Manifest
-    provenance: Provenance
+    provenance: Stated
     steps: list[dict[str, float]]
     validations: list[tuple[int, dict[str, Summary]]]  # after a step: metrics by direction
     test: Tested | None
@@ -119,10 +77,10 @@ class FinishedRun:
         release = read_manifest(folder / RELEASE, "release", *READ)
         steps, validations = _metrics(folder / METRICS)
         tested = folder / TEST
-        ranks, _ = _tensors(folder / RANKS)
+        ranks, _ = _tensors(folder / TEST_RANKS)
         answers, about = _tensors(folder / ANSWERS)
-        provenance = read_json(folder / RELEASE / PROVENANCE, Provenance, AGAIN)
-        stated = provenance.frame_sets.get("test", _Frames()).id
+        provenance = read_json(folder / RELEASE / PROVENANCE, Stated, AGAIN)
+        test = provenance.frames().get("test")
         run = cls(
             folder=folder,
             release=release,
@@ -132,7 +90,7 @@ class FinishedRun:
             test=read_json(tested, Tested, AGAIN) if tested.is_file() else None,
             ranks=ranks,
             answers=answers,
-            test_frames=about.get("frames", stated),
+            test_frames=about.get("frames", "" if test is None else test.id or ""),
         )
         run._check()
         return run
@@ -173,11 +131,11 @@ class FinishedRun:
             return
         known = {"text": len(self.ranks.get("t2v", ())), "video": len(self.ranks.get("v2t", ()))}
         known |= {"pair": len(self.answers.get("taught", ())), "two": 2}
-        _check_shapes(self.folder / RANKS, self.ranks, RANKED, known, ("t2v", "v2t", "video_of_text"))
+        _check_shapes(self.folder / TEST_RANKS, self.ranks, RANKED, known, ("t2v", "v2t", "video_of_text"))
         _check_shapes(self.folder / ANSWERS, self.answers, ANSWERED, known)
         videos = known["video"]
         limits = dict.fromkeys(RANKED, videos)
-        _check_whole(self.folder / RANKS, self.ranks, limits)
+        _check_whole(self.folder / TEST_RANKS, self.ranks, limits)
         _check_whole(self.folder / ANSWERS, self.answers, {"first": videos})
 
 

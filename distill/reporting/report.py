@@ -223,7 +223,8 @@ def costs(run: FinishedRun) -> list[tuple[str, str]]:
         scored = "" if query.score_ms is None else f", {query.score_ms:.3g} ms to score {query.videos or 0:,} videos"
         rows.append(("a query", f"{query.encode_ms:.3g} ms to encode{scored}"))
     if known.hardware:
-        rows.append(("measured on", ", ".join(f"{name} {value}" for name, value in known.hardware.items() if value)))
+        machine = known.hardware.model_dump()
+        rows.append(("measured on", ", ".join(f"{name} {value}" for name, value in machine.items() if value)))
     return rows
 
 

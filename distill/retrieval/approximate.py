@@ -13,6 +13,7 @@ for the processor when the first query comes; that copy is held in memory.
 
 import importlib.util
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -131,6 +132,10 @@ class Approximate:
         self, queries: Float32[np.ndarray, "query dim"], k: int, deleted: Int64[np.ndarray, " row"]
     ) -> Answer:
         """Return the best rows by estimate that are not `deleted`, best first; where fewer than `k`, -inf fills up."""
+        import faiss
+
+        if "torch" in sys.modules:  # where PyTorch computes too, both take as many threads
+            faiss.omp_set_num_threads(sys.modules["torch"].get_num_threads())
 
         def find(asked: int) -> Answer:
             values, places = self._scan.search(queries, asked)

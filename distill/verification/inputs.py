@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from distill.data.frames import FrameSet
 from distill.data.labels import StoredLabels
 from distill.errors import ExpectedError
+from distill.release.stated import FramesStated, Stated
 from distill.remote import Place
 from distill.verification.claims import Claim, compared, unchecked
-from distill.verification.stated import FramesStated, Stated
+
+Found = TypeVar("Found", FrameSet, StoredLabels)
 
 
 def find_frames(given: Sequence[Place], stated: Mapping[str, FramesStated]) -> tuple[dict[str, FrameSet], list[Claim]]:
@@ -16,7 +19,9 @@ def find_frames(given: Sequence[Place], stated: Mapping[str, FramesStated]) -> t
 
     Without any that is given, sets are looked for where the recipe had them; there another set is no finding.
     """
-    sets = {found.manifest.id: found for found in (FrameSet(place) for place in given)} or _nearby(stated)
+    sets = {found.manifest.id: found for found in (FrameSet(place) for place in given)} or _nearby(
+        FrameSet, (about.path for about in stated.values())
+    )
     roles: dict[str, FrameSet] = {}
     claims = []
     for role, about in stated.items():
@@ -38,15 +43,15 @@ def find_frames(given: Sequence[Place], stated: Mapping[str, FramesStated]) -> t
     return roles, claims
 
 
-def _nearby(stated: Mapping[str, FramesStated]) -> dict[str, FrameSet]:
-    """Return the frame sets that lie where the recipe had them, on this machine alone: nobody asked for a network."""
+def _nearby(kind: type[Found], paths: Iterable[str]) -> dict[str, Found]:
+    """Return the sets that lie where the recipe had them, on this machine alone: nobody asked for a network."""
     found = {}
-    for path in (Path(about.path) for about in stated.values() if about.path):
+    for path in (Path(path) for path in paths if path):
         try:
-            frames = FrameSet(path) if path.is_dir() else None
+            one = kind(path) if path.is_dir() else None
         except (ExpectedError, OSError, ValueError):
             continue
-        found |= {} if frames is None else {frames.manifest.id: frames}
+        found |= {} if one is None else {one.manifest.id: one}
     return found
 
 
@@ -54,7 +59,7 @@ def check_labels(given: Sequence[Place], about: Stated, train: FrameSet | None) 
     """Compare the label sets that a release names with those that are given, or lie where the recipe had them."""
     stated = {name: id for name, id in about.parents.items() if name.startswith("labels ")}
     sets = {found.manifest.id: found for found in (StoredLabels(place) for place in given)}
-    sets = sets or _labels_nearby(about.label_paths())
+    sets = sets or _nearby(StoredLabels, about.label_paths())
     teachers = {one.labels: one for one in about.teachers}
     claims = []
     for name, expected in stated.items():
@@ -73,14 +78,3 @@ def check_labels(given: Sequence[Place], about: Stated, train: FrameSet | None) 
     names = ", ".join(f"{name} {id[:12]}" for name, id in stated.items()) or "none"
     left = [found for id, found in sets.items() if given and id not in stated.values()]
     return [*claims, *(Claim(f"labels given, {one.path}", names, one.manifest.id, "differs") for one in left)]
-
-
-def _labels_nearby(paths: Iterable[str]) -> dict[str, StoredLabels]:
-    found = {}
-    for path in map(Path, paths):
-        try:
-            labels = StoredLabels(path) if path.is_dir() else None
-        except (ExpectedError, OSError, ValueError):
-            continue
-        found |= {} if labels is None else {labels.manifest.id: labels}
-    return found

@@ -18,8 +18,8 @@ from distill.data.frames import FrameSet
 from distill.evaluation.choosing import chosen, look_again
 from distill.evaluation.evaluate import Encoded, Ranks, check_captions, encode, rank
 from distill.release.release import Release
+from distill.release.stated import Metrics, Summary
 from distill.verification.claims import Claim, compared, unchecked
-from distill.verification.stated import Metrics, Summary
 
 SHARE = {"fp32": 0.001, "bf16": 0.01}  # of queries that rounding may move
 DIRECTIONS = ("t2v", "v2t")

@@ -20,14 +20,15 @@ from distill.config import validate
 from distill.data.frames import FrameSet
 from distill.errors import ExpectedError
 from distill.fetching import local_folder
-from distill.licence import LARGEST, without_licence
+from distill.licence import CARD, LARGEST, without_licence
 from distill.manifest import NAME, Manifest, file_sha256, read_manifest
 from distill.model.preprocessing import image_size
 from distill.provenance import caption_sources
 from distill.recipe import Recipe
 from distill.records import json_sha256, parsed, read_json, read_small
 from distill.release.card import eval_results
-from distill.release.release import CARD, CONFIG, EVAL_RESULTS, PROVENANCE, READ, Release, load, read_config
+from distill.release.release import CONFIG, EVAL_RESULTS, PROVENANCE, READ, Release, load, read_config
+from distill.release.stated import Metrics, Stated
 from distill.remote import Place
 from distill.retrieval.stored import bytes_per_video
 from distill.training.batches import plan_batches
@@ -36,7 +37,6 @@ from distill.verification.card import check_card, check_results
 from distill.verification.claims import Claim, compared, unchecked
 from distill.verification.inputs import check_labels, find_frames
 from distill.verification.measured import Measured
-from distill.verification.stated import Metrics, Stated
 
 MEND = "restore it, or release again"
 MOST_PIXELS = 1 << 27  # of a blank video that is encoded to count its bytes

@@ -1,8 +1,8 @@
-"""The provenance of a release as it is read for verification: typed, whoever wrote it; earlier versions state less."""
+"""The provenance of a release as it is read: typed, whoever wrote it; earlier versions state less."""
 
 from typing import Any
 
-from pydantic import Field, FiniteFloat, NonNegativeInt
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt
 
 from distill.records import View
 
@@ -43,15 +43,15 @@ class CostStated(View):
     samples: NonNegativeInt
     flops: NonNegativeInt | None
     flops_of: str
-    seconds: FiniteFloat
-    joules: FiniteFloat | None
+    seconds: NonNegativeFloat
+    joules: NonNegativeFloat | None
 
 
 class QueryStated(View):
-    """The times of a query."""
+    """The times of one query, in milliseconds: encoded, and scored in full with all videos of the test."""
 
-    encode_ms: FiniteFloat
-    score_ms: FiniteFloat | None
+    encode_ms: NonNegativeFloat
+    score_ms: NonNegativeFloat | None
     videos: NonNegativeInt | None
 
 
@@ -91,22 +91,22 @@ class ConvertedStated(View):
 class Stated(View):
     """All that a provenance may state."""
 
-    name: str = ""
+    name: str = "a run"
     recipe: dict[str, Any] = Field(default={})
     recipe_sha256: str | None = None
     parents: dict[str, str] = Field(default={})
     frame_sets: dict[str, FramesStated] | None = None
     teachers: list[TeacherStated] = Field(default=[])
     towers: TowersStated | None = None
-    captions: dict[str, int] | None = None
+    captions: dict[str, NonNegativeInt] | None = None
     temperatures: dict[str, dict[str, FiniteFloat]] = Field(default={})
     validation: Metrics = Metrics()
     evaluated_on: str = ""
     test: Metrics = Metrics()
-    bytes_per_video: tuple[int, int] | None = None
+    bytes_per_video: tuple[NonNegativeInt, NonNegativeInt] | None = None  # vector, tokens; None: a teacher, or unknown
     query: QueryStated | None = None
     cost: CostStated | None = None
-    seconds: FiniteFloat = 0.0
+    seconds: NonNegativeFloat = 0.0
     command: str | None = None
     commit: CommitStated | None = None
     hardware: HardwareStated | None = None
