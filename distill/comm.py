@@ -52,16 +52,16 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:
         ctx.rows = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        whole = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(whole, rows.contiguous())
+        return whole
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> Tensor:
         gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)
-        start = dist.get_rank() * ctx.rows
-        return gradient[start : start + ctx.rows]
+        own = gradient.new_empty(ctx.rows, *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient)
+        return own
 
 
 def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -38,8 +38,9 @@ from distill.model.temporal import TemporalConfig, TemporalTransformer
 from distill.model.towers import ClipConfig, Towers
 from distill.recipe import Recipe
 from distill.training.lossconfig import ContrastiveConfig, LossConfig
-from distill.training.objective import TeacherScores, total_loss
+from distill.training.objective import total_loss
 from distill.training.optim import OptimConfig, build_optimizer, schedule
+from distill.training.teachers import TeacherScores
 from students import eercf
 from students.eercf import Eercf, EercfConfig, LossWeights, RerankWeights
 

@@ -47,7 +47,8 @@ from distill.model.wiring import Wiring
 from distill.recipe import Recipe
 from distill.retrieval import calibration
 from distill.training.lossconfig import ContrastiveConfig, FineConfig, LossConfig
-from distill.training.objective import TeacherScores, total_loss
+from distill.training.objective import total_loss
+from distill.training.teachers import TeacherScores
 from students.glscl import Glscl, GlsclConfig, local_score
 from tools.convert_checkpoint import main as convert_main
 from tools.pack_frames import main as pack_main

@@ -28,8 +28,9 @@ from distill.model.similarity import cosine, mean_pool, unit
 from distill.model.temporal import LAYER_NORM_EPS, TemporalConfig, TemporalTransformer
 from distill.model.towers import ClipConfig, Towers
 from distill.training.lossconfig import CoarseConfig, ContrastiveConfig, FineConfig, LossConfig
-from distill.training.objective import TeacherScores, total_loss
+from distill.training.objective import total_loss
 from distill.training.optim import OptimConfig, build_optimizer, schedule
+from distill.training.teachers import TeacherScores
 from students.teachclip import TeachClip, TeachClipConfig
 from teachers.ts2net import Ts2NetInteraction
 from teachers.xclip import XClipInteraction

@@ -151,7 +151,9 @@ def test_shortlists_do_not_depend_on_the_blocks(top: int, block: int, seed: int)
         np.testing.assert_allclose(rows[TAIL][row], tail, rtol=1e-6, atol=1e-6)
     columns = rows[LIST][:, 0].long()
     if top == 10:
-        torch.testing.assert_close(rebuilt_logits(rows), torch.from_numpy(logits)[:, columns], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            rebuilt_logits(rows, columns), torch.from_numpy(logits)[:, columns], rtol=0, atol=1e-6
+        )
 
 
 def test_logits_that_are_no_numbers_are_refused():

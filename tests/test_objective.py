@@ -17,7 +17,8 @@ from distill.losses.fine import fine, standardised
 from distill.model.contract import TrainingScores
 from distill.recipe import Recipe
 from distill.training.lossconfig import LossConfig
-from distill.training.objective import Objective, TeacherScores, total_loss
+from distill.training.objective import Objective, total_loss
+from distill.training.teachers import TeacherScores
 
 torch.manual_seed(0)
 LOGITS, TEACHERS = 3 * torch.randn(5, 5).double(), 3 * torch.randn(2, 5, 5).double()

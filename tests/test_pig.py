@@ -37,8 +37,9 @@ from distill.recipe import Recipe
 from distill.release.export import export_clip
 from distill.retrieval.gallery import Gallery
 from distill.training.lossconfig import LossConfig
-from distill.training.objective import TeacherScores, total_loss
+from distill.training.objective import total_loss
 from distill.training.optim import OptimConfig, build_optimizer, schedule
+from distill.training.teachers import TeacherScores
 from students.pig import Pig, PigConfig
 
 CLIP = ClipConfig(model="unused")

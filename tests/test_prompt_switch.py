@@ -45,8 +45,9 @@ from distill.retrieval.gallery import Gallery
 from distill.retrieval.indexing import build_gallery
 from distill.retrieval.moment import best_moment
 from distill.training.lossconfig import ContrastiveConfig, LossConfig
-from distill.training.objective import TeacherScores, total_loss
+from distill.training.objective import total_loss
 from distill.training.optim import OptimConfig, build_optimizer
+from distill.training.teachers import TeacherScores
 from students.prompt_switch import PromptSwitch, PromptSwitchConfig
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "golden_prompt_switch.json").read_text())

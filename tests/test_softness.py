@@ -34,7 +34,8 @@ from distill.recipe import Recipe
 from distill.records import json_sha256, write_json
 from distill.release.card import model_card
 from distill.training.lossconfig import LossConfig, Temperatures
-from distill.training.objective import TeacherScores, total_loss
+from distill.training.objective import total_loss
+from distill.training.teachers import TeacherScores
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, with_config
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -258,10 +258,10 @@ class StoredLabels:
         return self._headers[key]
 
 
-def rebuilt_logits(rows: dict[str, Tensor]) -> Float[Tensor, "text video"]:
-    """Logits of a batch of stored rows; its columns are the rows' matched videos."""
+def rebuilt_logits(rows: dict[str, Tensor], columns: Int[Tensor, " video"]) -> Float[Tensor, "text video"]:
+    """Logits of some stored rows; `columns` are the numbers of the videos, by which shortlists name them."""
     videos, order = rows[LIST].sort(dim=1)
-    wanted = rows[LIST][:, 0].expand(len(videos), -1).contiguous()
+    wanted = columns.expand(len(videos), -1).contiguous()
     place = torch.searchsorted(videos, wanted).clamp(max=videos.shape[1] - 1)
     listed = rows[SCORES].gather(1, order.gather(1, place))
     return rows[BEST].unsqueeze(1) + torch.where(videos.gather(1, place) == wanted, listed, rows[TAIL].unsqueeze(1))

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.config import Config
-from distill.data.labels import SHORTLIST, rebuilt_logits
+from distill.data.labels import LIST, rebuilt_logits
 from distill.model.clip import ClipModel, StemTokens, VideoPixels
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.model.reading import ScorePart
@@ -183,24 +183,19 @@ class Teacher(RetrievalModel):
 
 
 def teacher_logits(
-    interaction: Interaction,
-    rows: dict[str, Tensor],
-    texts: dict[str, Tensor] | None = None,
-    videos: dict[str, Tensor] | None = None,
+    interaction: Interaction, texts: dict[str, Tensor], videos: dict[str, Tensor] | None = None
 ) -> Float[Tensor, "text video"]:
-    """Return the teacher's text x video logits of a batch, rebuilt from stored features by its own scoring head.
+    """Return the teacher's logits of some texts and videos, rebuilt from stored features by its own scoring head.
 
-    `rows` are the labels of the pairs; behind them stand those of `texts` without videos and of `videos` without
-    captions. Where the label set gives shortlists instead (tier `topk`), videos that are on none have their caption's
-    tail; shortlists know pairs alone.
+    `texts` are label rows of captions, `videos` those of the videos that they are compared with: by default the matched
+    ones, which stand in the same rows. Where the label set gives shortlists instead (tier `topk`), videos that are on
+    none have their caption's tail; shortlists know the videos of pairs alone.
     """
-    if SHORTLIST[0] in rows:
-        assert not texts and not videos, "shortlists rank the videos of pairs"
-        return rebuilt_logits(rows)
-    of = {name: value for name, value in rows.items() if name != "relevance"}
+    videos = texts if videos is None else videos
+    if LIST in texts:
+        return rebuilt_logits(texts, videos[LIST][:, 0])
     text, video = (
-        {name: torch.cat([of[name], more[name]]) if more else of[name] for name in FEATURES[side] if name in of}
-        for side, more in (("text", texts), ("video", videos))
+        {name: of[name] for name in FEATURES[side] if name in of} for side, of in (("text", texts), ("video", videos))
     )
     if "real" in video:
         video["real"] = video["real"].bool()

@@ -9,10 +9,10 @@ its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from distill.data.batch import Batch
@@ -20,21 +20,11 @@ from distill.losses import coarse, fine
 from distill.losses.contrastive import contrastive
 from distill.losses.generation import generation
 from distill.model.blocks import recomputed
-from distill.model.contract import Interaction, RetrievalModel, TrainingScores, teacher_logits
+from distill.model.contract import Interaction, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.training.lossconfig import SOFT, CoarseConfig, FineConfig, LossConfig, Temperature, Temperatures
-from distill.training.tables import Tables, gather, numbered, of_sides
-
-
-@dataclass(frozen=True, kw_only=True)
-class TeacherScores:
-    """One teacher's scores of a global batch: its logits, and the raw relevance of the frames of the matched pairs."""
-
-    logits: Float[Tensor, "text video"] | None  # None where the coarse loss has no weight
-    relevance: Float[Tensor, "pair frame"] | None  # None where the label set holds none
-    sentence: Float[Tensor, "pair dim"] | None = None  # None where the loss of sentences has no weight
-    weight: float = 1.0  # beside the other teachers
-    temperatures: Temperatures = field(default_factory=Temperatures)  # that `auto` stands for
+from distill.training.tables import gather, of_sides
+from distill.training.teachers import Teachers, TeacherScores
 
 
 def total_loss(
@@ -123,8 +113,7 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.model = model
-        self._heads = tuple(heads)  # a tuple hides them from optimizer and checkpoint
-        self._temperatures = list(temperatures) or [Temperatures()] * len(self._heads)
+        self._teachers = Teachers(heads, config, temperatures)  # no module: optimizer and checkpoint do not see it
         self._config = config
         self._bf16 = bf16
         self._mask_same_video = mask_same_video
@@ -133,54 +122,37 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         features = self._features(batch)
         videos = torch.tensor(batch.videos, device=batch.ids.device)
-        pairs = gather({**of_sides(features, PAIRED), **numbered(batch.labels), "batch": {"videos": videos}})
+        pairs = gather({**of_sides(features, PAIRED), "batch": {"videos": videos}})
         text, video = TextFeatures(**pairs["text"]), VideoFeatures(**pairs["video"])
         scores = self.model.training_scores(text, video, PairFeatures(**pairs["pair"]) if "pair" in pairs else None)
-        texts, seen = Tables(), Tables()
         if batch.unpaired is not None:
-            texts = gather({**of_sides(features, ("texts",)), **numbered(batch.unpaired.text_labels)})
-            seen = gather({**of_sides(features, ("videos",)), **numbered(batch.unpaired.video_labels)})
+            texts, seen = (gather(of_sides(features, (side,))) for side in ("texts", "videos"))
             every_text = TextFeatures.cat([text, TextFeatures(**texts["texts"])]) if texts else text
             every_video = VideoFeatures.cat([video, VideoFeatures(**seen["videos"])]) if seen else video
             scores = replace(scores, rankings=self.model.rankings(every_text, every_video))
         return total_loss(
             scores,
-            self._teachers(len(batch.labels), pairs, texts, seen),
+            self._teachers.scores(batch),
             self._config,
             real=video.real if self.model.mask_padding else None,
             videos=pairs["batch"]["videos"] if self._mask_same_video else None,
         )
 
     @torch.no_grad()
-    def _teachers(self, number: int, pairs: Tables, texts: Tables, videos: Tables) -> list[TeacherScores]:
-        """Return the scores of so many teachers: of the pairs, and of the texts and videos that stand beside them."""
-        found = []
-        for place, ((head, weight), own) in enumerate(zip(self._heads[:number], self._temperatures, strict=False)):
-            name = str(place)
-            rows, logits = pairs[name], None
-            if self._config.coarse.weight:
-                logits = teacher_logits(head, rows, texts.get(name), videos.get(name))
-            sentence, relevance = rows["sentence"] if self._config.sentence.weight else None, rows.get("relevance")
-            known = {"logits": logits, "relevance": relevance, "sentence": sentence}
-            found.append(TeacherScores(**known, weight=weight, temperatures=own))
-        return found
-
-    @torch.no_grad()
     def why(self, batch: Batch) -> str | None:
         """Say what in the labels of a batch makes its loss no number, if that is the cause. A collective."""
         if self._config.coarse.distance != "pearson" or not self._config.coarse.weight:
             return None
-        pairs = gather(numbered(batch.labels))
-        for number, (head, _) in enumerate(self._heads):
-            said = teacher_logits(head, pairs[str(number)])
-            logits, temperature = _softened(said, self._config.coarse.temperature, self._temperatures[number])
+        for number, teacher in enumerate(self._teachers.scores(batch), 1):
+            assert teacher.logits is not None, "the coarse loss has a weight"
+            logits, temperature = _softened(teacher.logits, self._config.coarse.temperature, teacher.temperatures)
             for scores, what in ((logits, "captions, all videos"), (logits.T, "videos, all captions")):
                 shares = (scores / temperature).softmax(-1)
                 equal = int(((shares - shares.mean(-1, keepdim=True)).norm(dim=-1) == 0).sum())
                 if equal:
                     return (
                         f"for {equal} of {len(scores)} {what} of the batch have the same score of teacher "
-                        f"{number + 1}, with which nothing correlates: are captions equal, or is the teacher damaged? "
+                        f"{number}, with which nothing correlates: are captions equal, or is the teacher damaged? "
                         f"losses.coarse.distance=kl is defined there too"
                     )
         return None

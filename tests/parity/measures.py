@@ -10,8 +10,9 @@ from distill.data.sampler import Clip4ClipSampler
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.model.contract import TrainingScores
 from distill.training.lossconfig import CoarseConfig, ContrastiveConfig, FineConfig, LossConfig
-from distill.training.objective import TeacherScores, total_loss
+from distill.training.objective import total_loss
 from distill.training.optim import OptimConfig, build_optimizer, schedule
+from distill.training.teachers import TeacherScores
 from parity.fixture import Fixture
 from parity.modules import Outputs, Runs
 

@@ -20,8 +20,8 @@ from distill.model.logit_scale import LogitScale
 from distill.model.towers import Towers
 from distill.release.release import Release
 from distill.training.lossconfig import LossConfig
-from distill.training.objective import TeacherScores
 from distill.training.optim import OptimConfig, build_optimizer, schedule
+from distill.training.teachers import TeacherScores
 from parity.fixture import Fixture
 from parity.measures import loss_config, weigh_stored
 from parity.modules import Outputs, Runs
