@@ -1,9 +1,10 @@
-"""Measures the cost of training beside the work that it cannot do without, and of towers: five benches.
+"""Measures the cost of training beside the work that it cannot do without, and of towers: six benches.
 
     tools/bench.py loader                        frames per second beside decoding alone
     tools/bench.py labels                        a step with labels beside one without, and one with live teachers
     tools/bench.py train recipes/teachclip.yaml  how long a training step waits for its batch
     tools/bench.py plan                          time and memory of the batch plan, up to ten million captions
+    tools/bench.py ranks                         a step on 1, 2 and 4 processes, and on paper on 512
     tools/bench.py towers                        what a frame and a query cost with other towers than ViT-B-32
 
 Every figure but the plan's stands beside a limit that was measured in the same run, in turns with it, so that a busy
@@ -15,7 +16,7 @@ tools/bench_retrieval.py measures searching.
 import argparse
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,20 @@ PLAN = """How long the batch plan takes to start, to give its first batch and th
 Plans of ten epochs over 180,000 captions and over ten million, with batches of 128. Goals: a start in 50 ms and in 1 s,
 a first batch in 3 s, 1 GB of memory. About a minute.
 """
+RANKS = """A training step on several processes, with the same work for each core, beside what its parts add up to.
+
+Student and teacher are those of the recipes, with random weights, drawn frames and words; one thread a process. Parts
+(towers, the student's matrix of all texts and videos, the teacher's rows, the link) are measured alone. Then the same
+sum for GPUs whose speed is assumed, up to 512, with operations and bytes counted in a step of the papers' size. About
+three minutes and 4 GB of memory.
+"""
 TOWERS = """The cost of a frame and of a query with towers of open_clip, beside ViT-B-32, on one core.
 
 Each takes turns with ViT-B-32; weights are random. A query has 32 tokens, or as many as the tower reads; towers that
 are not plain transformers compute their whole context. Also parameters (M: millions), pixels of a side, bytes of a
 video's vector, and which students take it. Without NAMES eleven towers: about three minutes and 4 GB of memory.
 """
+STUDENT = "recipes/msrvtt/teachclip.yaml"
 TEACHERS = ["recipes/msrvtt/xclip.yaml", "recipes/msrvtt/ts2net.yaml"]
 PAIRS = 8  # in a step on a CPU, whose batch a recipe's would not end on
 CAPTIONS = 20  # of a video, as in MSR-VTT
@@ -72,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("--batch", type=int, default=16, metavar="N", help="videos in a batch (default 16)")
     one.add_argument("--rounds", type=int, default=5, metavar="N", help="of which the median is taken (default 5)")
     one = _command(commands, "labels", LABELS, _labels)
-    one.add_argument("recipe", nargs="?", default="recipes/msrvtt/teachclip.yaml", help="of the student")
+    one.add_argument("recipe", nargs="?", default=STUDENT, help="of the student")
     one.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to it: train.precision=fp32")
     one.add_argument("--teachers", nargs="+", default=TEACHERS, metavar="RECIPE", help="default: X-CLIP and TS2-Net")
     one.add_argument("--pairs", type=int, metavar="N", help="in a step (default: 8 on a CPU, the recipe's on a GPU)")
@@ -85,6 +94,12 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("--steps", type=int, default=15, metavar="N", help="that count (default 15)")
     one = _command(commands, "plan", PLAN, _plan)
     one.add_argument("--rounds", type=int, default=3, metavar="N", help="of which the median is taken (default 3)")
+    one = _command(commands, "ranks", RANKS, _ranks)
+    one.add_argument("recipe", nargs="?", default="recipes/teachclip.yaml", help="of the student that is measured")
+    one.add_argument("--teacher", default="recipes/xclip.yaml", metavar="RECIPE", help="default: the demo's X-CLIP")
+    one.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], metavar="N", help="processes (default 1 2 4)")
+    one.add_argument("--pairs", type=int, default=32, metavar="N", help="of each core in a step (default 32)")
+    one.add_argument("--rounds", type=int, default=5, metavar="N", help="of which the median is taken (default 5)")
     one = _command(commands, "towers", TOWERS, _towers)
     one.add_argument("names", nargs="*", metavar="NAME", help="an open_clip architecture, or a folder of towers")
     one.add_argument("--rounds", type=int, default=9, metavar="N", help="of which the median is taken (default 9)")
@@ -139,21 +154,14 @@ def _labels(args: argparse.Namespace) -> dict[str, Any]:
     from distill.recipe import Recipe
     from distill.training import engine
 
-    student = read_recipe(args.recipe, [*args.overrides, "model.clip.weights=random", "labels=[]"], Recipe)
-    teachers = [read_recipe(path, ["model.clip.weights=random"], Recipe) for path in args.teachers]
+    student = read_recipe(args.recipe, args.overrides, Recipe)
     pairs = args.pairs or (student.data.batch_size if torch.cuda.is_available() else PAIRS)
-    setting = steps.Setting(
-        student=student.model,
-        teachers=[teacher.model for teacher in teachers],
-        data=student.data.model_copy(update={"batch_size": pairs}),
-        losses=student.losses,
-        optim=student.optim,
-        bf16=student.train.precision == "bf16",
-    )
+    setting = steps.Setting.of(args.recipe, args.teachers, args.overrides)
+    setting = replace(setting, data=setting.data.model_copy(update={"batch_size": pairs}))
     engine.start(student.train.timeout_minutes)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        size = image_size(read_architecture(student.model.clip))
+        size = image_size(read_architecture(setting.student.clip))
         drawn = {"num_frames": student.data.num_frames}
         frames = draw_frames(folder / "frames", videos=pairs, captions=1, size=size, **drawn)
         measured = steps.measure_steps(setting, frames, folder / "labels", rounds=args.rounds)
@@ -182,6 +190,15 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     from distill.bench import planning
 
     return {"plan": planning.measure_plans(args.rounds)}
+
+
+def _ranks(args: argparse.Namespace) -> dict[str, Any]:
+    from distill.bench import ranks
+    from distill.bench.steps import Setting
+
+    measured = Setting.of(args.recipe, [args.teacher])
+    paper = Setting.of(STUDENT, TEACHERS[:1])
+    return {"ranks": ranks.measure_ranks(measured, paper, args.ranks, pairs=args.pairs, rounds=args.rounds)}
 
 
 def _towers(args: argparse.Namespace) -> dict[str, Any]:

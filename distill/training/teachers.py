@@ -46,7 +46,7 @@ class Teachers:
     @torch.no_grad()
     def scores(self, batch: Batch) -> list[TeacherScores]:
         """Return what each teacher says of the global batch: pairs first, then what is beside them. A collective."""
-        pairs = gather(numbered([self._shared(rows) for rows in batch.labels]))
+        pairs = gather(numbered([self.shared(rows) for rows in batch.labels]))
         logits = self._logits(batch, [pairs.get(str(place), {}) for place in range(len(batch.labels))])
         known = zip(self._heads, self._temperatures, logits, strict=False)  # a batch may come without labels
         return [
@@ -60,7 +60,7 @@ class Teachers:
             for place, ((_, weight), own, scored) in enumerate(known)
         ]
 
-    def _shared(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    def shared(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return what all processes need of the labels of one's pairs."""
         config, found = self._config, {}
         if config.coarse.weight:
