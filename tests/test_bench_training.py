@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import ARCHITECTURE, World, make_towers, python
 
-from distill.bench import planning
+from distill.bench import operations, passes, planning, ranks, scaling
 from distill.bench import towers as towers_bench
 from distill.bench.drawn import draw_frames
 from distill.bench.rounds import Goal, ratio, take_turns
+from distill.bench.steps import Setting
+from distill.bench.synthetic import Sizes
 from distill.bench.waiting import LEFT_OUT
 from distill.data.datasets import PairDataset, VideoDataset
 from distill.data.loader import load_batches
@@ -240,3 +242,37 @@ def test_towers_are_timed_in_turns_with_the_reference(
     assert all(row[key] > 0 for row in found["rows"] for key in ("frame", "query", "frame_of_reference"))
     with pytest.raises(ExpectedError, match=r"clip\.model: 'vit-b32' is neither a folder nor an architecture"):
         tools_bench.main(["towers", "ViT-B-32", "vit-b32"])
+
+
+def small_ranks(folder: Path) -> Setting:
+    """TeachCLIP taught by X-CLIP, with towers of 64 numbers, 12 frames and 32 words."""
+    setting = Setting.of("recipes/msrvtt/teachclip.yaml", ["recipes/msrvtt/xclip.yaml"])
+    return passes.small(setting, folder / "towers", pairs=4)
+
+
+def test_the_work_of_a_step_on_many_ranks_is_what_a_count_by_hand_gives(tmp_path: Path):
+    """Forward and backward of one cosine for the student, X-CLIP's formula for the teacher; no words travel."""
+    work = ranks._work(ranks._Step(small_ranks(tmp_path), 4))
+    teacher = operations.xclip(Sizes(dim=64, frames=12, words=32), None).products
+    assert (work.student, work.teacher) == (3 * 2 * 64, 2 * teacher)
+    assert work.features == 64 + 64 + 12 + 12  # sentence, vector, relevance and truth of frames
+    assert work.labels == 64 + 12 * 64 + 12  # vector, frames, relevance
+    machine = scaling.Machine(name="x", towers=1e9, student=2e6, teacher=4e6, link=1e6, latency=0.5)
+    step = scaling.forecast(work, machine, 4, 8)
+    assert math.isclose(step.student, 384 * 32 * 32 / 2e6) and math.isclose(step.teacher, 2 * teacher * 8 * 32 / 4e6)
+    gathered = 4 * 3 * 8 * (2 * 152 + 844 + 32)  # bytes of the other processes' rows
+    assert math.isclose(step.gather, gathered / 1e6 + 5 * 0.5)
+    assert math.isclose(step.gradients, 2 * 4 * work.parameters * 3 / 4 / 1e6)
+    alone = scaling.forecast(work, machine, 1, 8)
+    assert alone.gather == alone.gradients == alone.moved == 0
+    assert scaling.table([alone, step]).splitlines()[-1].split()[8] == f"{100 * alone.total / step.total:.0f}"
+
+
+@pytest.mark.slow
+def test_steps_on_several_processes_stand_beside_their_forecast(tmp_path: Path):
+    setting = small_ranks(tmp_path)
+    report = ranks.measure_ranks(setting, setting, [1, 2], pairs=4, rounds=2)
+    assert [(row.ranks, row.pairs) for row in report.rows] == [(1, 4), (2, 4)]
+    assert all(row.seconds > 0 and row.forecast > 0 for row in report.rows) and report.rows[1].link > 0
+    assert [step.ranks for step in report.paper] == [1, 8, 64, 512]
+    assert "efficiency" in report.table() and "teacher in full" in report.table()

@@ -85,7 +85,7 @@ def forecast(work: StepWork, machine: Machine, ranks: int, pairs: int) -> StepTi
         gather=gathered / machine.link + waits,
         gradients=reduced / machine.link,
         moved=gathered + reduced,
-        matrix=FLOAT * batch**2,
+        matrix=float(FLOAT * batch**2),
     )
 
 
