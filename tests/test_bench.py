@@ -17,6 +17,7 @@ from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
 from distill.errors import ExpectedError
 from distill.evaluation.measure import top_shared
+from distill.model import inplace
 from distill.packing.packing import PackConfig, pack
 from tools import bench_retrieval
 
@@ -199,6 +200,8 @@ def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
         assert entry.keys() == fields and entry["operations"] > 0
         assert entry["milliseconds"].keys() == {"1", "16", "64"} and min(entry["milliseconds"].values()) > 0
         assert (entry["candidates"] is None) == (entry["shared"] is None) == ("two stages" not in entry["search"])
+        in_place = inplace.built() and entry["candidates"] is not None
+        assert (entry["read"] or 0) > 0 if in_place else entry["read"] is None
     nearly_all = [entry for entry in drawn["rows"] if entry["candidates"] == 39]
     assert len(nearly_all) == 6 and all(entry["shared"] > 0.97 for entry in nearly_all)
     assert [entry["model"] for entry in real["rows"]] == [
@@ -208,6 +211,8 @@ def test_the_command_measures_both_galleries(tmp_path, monkeypatch, capsys):
     by_patches = next(entry for entry in drawn["rows"] if entry["model"] == "EERCF with patches")
     assert by_patches["token_bytes"] == 2 * 512 * (1 + 12 + 12 + 588) + 12
     assert {claim["model"] for claim in drawn["claims"]} == {name for name in names if name.startswith(CLAIMED)}
+    copied = [entry["copied"] for entry in drawn["rows"] if entry["candidates"] is not None]
+    assert (min(copied) > 0) if inplace.built() else copied == [None] * len(copied)
     assert "synthetic: 40 videos, 20 queries" in shown and "GLSCL by concepts, two stages 39" in shown
     assert drawn["about"]["world"]["seed"] == 0 and drawn["about"]["sizes"]["dim"] == 512
 

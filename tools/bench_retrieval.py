@@ -16,6 +16,7 @@ by exact inner products, or by an approximate index (extra [index]).
     bytes       a video: vectors (a teacher's: all its features, float32) + tokens (float16)
     top 10      how much of the model's own exhaustive top ten is found
     lost        R@1 points against its own exhaustive search
+    GB/s        read by the first part of a second stage, for a query alone; a copy: by a plain copy of such rows
 
 Galleries: 10,000, 100,000 and 1,000,000 such videos (--sizes) in galleries on disk, searched exactly, approximately
 and in two stages beside a plain matrix product. The largest takes 30 GB in --folder, which are removed again, and

@@ -74,7 +74,7 @@ def table(measured: RetrievalReport) -> str:
     heavy = next((row for row in measured.rows if row.model.startswith("X-CLIP")), None)
     together = [f"ms ({number} at once)" for number in AT_ONCE[1:]]
     head = ["", "MAC/pair", "of X-CLIP", "M MAC", "of X-CLIP", "ms", "of X-CLIP", *together, "bytes/video", "top 10"]
-    lines = [[*head, "R@1", "lost"], *(_line(row, heavy) for row in measured.rows)]
+    lines = [[*head, "R@1", "lost", "GB/s", "a copy"], *(_line(row, heavy) for row in measured.rows)]
     title = f"{measured.gallery}: {measured.videos:,} videos, {measured.queries:,} queries"
     return "\n".join([title, "", aligned(lines), *(["", *map(_verdict, measured.claims)] if measured.claims else [])])
 
@@ -93,6 +93,7 @@ def _line(row: ModelSearch, heavy: ModelSearch | None) -> list[str]:
         "" if row.shared is None else f"{100 * row.shared:.1f} %",
         f"{row.r1:.1f}",
         "" if row.r1_lost is None else f"{row.r1_lost:+.1f}",
+        *("" if speed is None else f"{speed / 1e9:.1f}" for speed in (row.read, row.copied)),
     ]
 
 

@@ -10,6 +10,9 @@ A contender is a model with the features of a gallery and of queries. Its search
 
 A second look (distill/model/second_look.py) is a search in two stages from stored frames.
 
+A second stage waits for memory. Where it reads tokens in place, the bytes a second that it gets stand beside those of a
+plain copy of such rows: each gets the candidates of other queries, so that neither finds them in a cache.
+
 Time is the median over queries that come one by one, or per query where some come at once (`AT_ONCE`); searches take
 turns. It leaves out encoding the query, as the counted operations do (`operations`). The answers of a search are
 compared with the model's own exhaustive search in float32 (with patches: float16), over all queries.
@@ -23,7 +26,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from distill.bench.contenders import Contender
@@ -64,6 +67,8 @@ class ModelSearch:
     shared: float | None  # part of the exhaustive ten best that is found, from 0 to 1
     r1: float  # R@1 in percent
     r1_lost: float | None  # against the exhaustive search, in percentage points
+    read: float | None = None  # bytes a second of the second stage's first part; None: it does not read in place
+    copied: float | None = None  # bytes a second of a plain copy of such rows
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,19 @@ class TwoStage:
         parts, vectors = contender.parts(text), contender.model.query_vectors(text)
         if self.index is None:
             return two_stage.search(parts, vectors, contender.vectors, BEST, self.candidates)
-        stored = contender.vectors.numpy()
-        chosen = self.index.candidates(vectors.numpy(), self.candidates, stored.__getitem__, NONE)[1]
-        return two_stage.best_of(parts, torch.from_numpy(chosen), BEST)
+        return two_stage.best_of(parts, self._estimated(vectors), BEST)
+
+    def chosen(self, text: TextFeatures) -> Int64[Tensor, "query candidate"]:
+        """Return the candidates of every query, ascending."""
+        vectors, stored = self.contender.model.query_vectors(text), self.contender.vectors
+        assert stored is not None
+        found = top_k(vectors, stored, self.candidates)[1] if self.index is None else self._estimated(vectors)
+        return found.sort(dim=1).values
+
+    def _estimated(self, vectors: Float[Tensor, "query dim"]) -> Int64[Tensor, "query candidate"]:
+        assert self.index is not None and self.contender.vectors is not None
+        stored = self.contender.vectors.numpy()
+        return torch.from_numpy(self.index.candidates(vectors.numpy(), self.candidates, stored.__getitem__, NONE)[1])
 
     @property
     def operations(self) -> int:
@@ -122,10 +137,37 @@ def measure_searches(
             rows.append(_row(contender, way, video_of_text, expected))
             searches.append((contender, way))
     took = {at_once: _milliseconds(searches, at_once) for at_once in AT_ONCE}
+    speeds = [_speeds(way) for _, way in searches]
     return [
-        replace(row, milliseconds={at_once: times[number] for at_once, times in took.items()})
-        for number, row in enumerate(rows)
+        replace(row, milliseconds={at_once: times[number] for at_once, times in took.items()}, read=read, copied=copied)
+        for number, (row, (read, copied)) in enumerate(zip(rows, speeds, strict=True))
     ]
+
+
+def _speeds(way: TwoStage | None) -> tuple[float | None, float | None]:
+    """Return the bytes a second that the first part of a second stage reads, and those of a plain copy of such rows."""
+    if way is None or not way.contender.score_parts:
+        return None, None
+    contender, part, tokens = way.contender, way.contender.score_parts[0], way.contender.tokens
+    assert tokens is not None
+    if not executor.reads_in_place(tokens, part, contender.text[:1]):
+        return None, None
+    fields = {name for field in part.fields for name in (field, executor.scales(field))}
+    columns = [column.flatten(1) for name, column in tokens.tensors().items() if name in fields]
+    rows, reading, copying = way.chosen(contender.text), [], []
+    for query, own in enumerate(rows):
+        pairs, _ = contender.parts(contender.text[query : query + 1])[0]
+        if query % 2:
+            copying.append(timed(partial(_copy, columns, own)))
+        else:
+            reading.append(timed(partial(two_stage.rerank, pairs, own[None])))
+    size = sum(column[0].nbytes for column in columns) * rows.shape[1]
+    return size / statistics.median(reading), size / statistics.median(copying) if copying else None
+
+
+def _copy(columns: Sequence[Tensor], rows: Int64[Tensor, " row"]) -> None:
+    for column in columns:
+        column.index_select(0, rows)
 
 
 def _row(
