@@ -36,7 +36,7 @@ LONGEST = "training bench_training faults label_jobs page page_search page_playe
 LONGEST += (
     "demo_corpus odd_folder store arrow prompt_switch pig plan indexing glscl interruptions label_tiers export memory "
 )
-LONGEST += "eercf parity bench wheel"
+LONGEST += "eercf parity bench wheel onnx backends steps"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

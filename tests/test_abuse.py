@@ -128,6 +128,7 @@ def endured(gallery: Path, log: Path, name: str, seconds: float) -> str:
     return f"{name}: {len(beside)} searches, {times}, {1000 * p95(after):.0f} ms after; left in {ended:.1f} s"
 
 
+@pytest.mark.slow
 def test_others_are_served_beside_clients_that_read_nothing(gallery, tmp_path):
     endured(gallery, tmp_path / "log", "nobody reads", SHORT)
 
@@ -180,6 +181,7 @@ def test_no_more_than_some_of_a_refused_body_is_read(server):
     assert sent < limits.LINGERING + (8 << 20), "what both sides' buffers hold comes to it"
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_nothing_is_left(gallery, tmp_path):
     with serving(gallery, tmp_path / "log", STALLED=1.0, GRACE=3, ABORT=2.0) as server:
         at = target(server)

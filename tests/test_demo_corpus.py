@@ -150,6 +150,7 @@ def test_more_clips_than_captions_can_tell_apart_are_refused(monkeypatch):
         plan(3000, 0)
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_same_bytes_as_one(made, tmp_path):
     make_corpus(tmp_path / "again", 12, 3, workers=2)
     assert hashes(tmp_path / "again") == hashes(made)
