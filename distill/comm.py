@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -47,41 +48,51 @@ class _Gather(torch.autograd.Function):
 
     After the mean over ranks that data-parallel training applies, gradients equal those of one process that saw the
     whole batch and computed the same full loss (the lineage's gather keeps only its own slice: 1/world_size of it).
+    Only what needs a gradient takes part in that sum, which is computed in the precision of what comes out.
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
-        ctx.rows = len(rows)
-        whole = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(whole, rows.contiguous())
-        return whole
+    def forward(ctx, *own: Tensor) -> tuple[Tensor, ...]:
+        sent = torch.cat([rows.detach().contiguous().flatten().view(torch.uint8) for rows in own])
+        received = sent.new_empty(dist.get_world_size(), len(sent))
+        dist.all_gather_into_tensor(received, sent)
+        pieces = received.split([rows.nbytes for rows in own], dim=1)
+        found = tuple(
+            # a clone begins where its type may begin
+            _precise(piece.clone(memory_format=torch.contiguous_format).view(rows.dtype).reshape(-1, *rows.shape[1:]))
+            for rows, piece in zip(own, pieces, strict=True)
+        )
+        ctx.lengths = [len(rows) for rows in own]
+        ctx.mark_non_differentiable(*(w for w, needed in zip(found, ctx.needs_input_grad, strict=True) if not needed))
+        return found
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].contiguous()
-        own = gradient.new_empty(ctx.rows, *gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, gradient)
-        return own
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        world = dist.get_world_size()
+        asked = [gradient for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True) if needed]
+        shares = torch.cat([gradient.reshape(world, -1) for gradient in asked], dim=1)  # of each rank's rows
+        own = shares.new_empty(shares.shape[1])
+        dist.reduce_scatter_tensor(own, shares)
+        pieces = iter(own.split([gradient.numel() // world for gradient in asked]))
+        return tuple(
+            next(pieces).reshape(length, *gradient.shape[1:]) if needed else None
+            for gradient, length, needed in zip(gradients, ctx.lengths, ctx.needs_input_grad, strict=True)
+        )
 
 
 def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return all ranks' rows of every named tensor (equal shapes on every rank), in one collective.
 
-    Floats travel as fp32 and have a true gradient; whole numbers and truth values travel as the bits of int64.
+    Everything travels in its own precision, as bytes. Floats come out in float32 or better and have a true gradient,
+    which is rounded to their own precision once, after the sum over ranks.
     """
     if world_size() == 1:
-        return tensors
-    shares = [tensor.reshape(len(tensor), -1) for tensor in tensors.values()]
-    flat = [rows.float() if rows.is_floating_point() else rows.long().view(torch.float32) for rows in shares]
-    gathered = _Gather.apply(torch.cat(flat, dim=1))
-    assert isinstance(gathered, Tensor)
-    pieces = gathered.split([part.shape[1] for part in flat], dim=1)
-    return {
-        name: (piece if own.is_floating_point() else piece.contiguous().view(torch.int64))
-        .reshape(-1, *own.shape[1:])
-        .to(own.dtype)
-        for (name, own), piece in zip(tensors.items(), pieces, strict=True)
-    }
+        return {name: _precise(rows) for name, rows in tensors.items()}
+    return dict(zip(tensors, _Gather.apply(*tensors.values()), strict=True))
+
+
+def _precise(rows: Tensor) -> Tensor:
+    return rows.to(torch.promote_types(rows.dtype, torch.float32)) if rows.is_floating_point() else rows
 
 
 def gather_rows(rows: Tensor, total: int) -> Tensor:
@@ -104,8 +115,8 @@ def largest(number: int) -> int:
     """The largest of all ranks' numbers."""
     if world_size() == 1:
         return number
-    value = torch.tensor([number], device=device())
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    value = torch.tensor([number])
+    dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_hosts())
     return int(value)
 
 
@@ -113,9 +124,22 @@ def total(number: float) -> float:
     """The sum of all ranks' numbers; whole ones below 2^53 stay exact."""
     if world_size() == 1:
         return number
-    value = torch.tensor([number], device=device(), dtype=torch.float64)
-    dist.all_reduce(value)
+    value = torch.tensor([number], dtype=torch.float64)
+    dist.all_reduce(value, group=_hosts())
     return float(value)
+
+
+@cache
+def _hosts() -> dist.ProcessGroup | None:
+    """Return the group in which hosts agree on numbers of their own, so that no device waits for them.
+
+    None, the group of all collectives, where that group's tensors are the host's. A collective, the first time.
+    """
+    if dist.get_backend() == "gloo":
+        return None
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup), "this process is of the group of all"
+    return group
 
 
 def limit_waiting(minutes: float) -> timedelta:
@@ -155,3 +179,4 @@ def close() -> None:
     if dist.is_initialized():
         barrier()
         dist.destroy_process_group()
+        _hosts.cache_clear()

@@ -65,7 +65,7 @@ def batch() -> Batch:
     ids[:, 0], ids[torch.arange(PAIRS), torch.randint(5, WORDS, (PAIRS,))] = 49406, 49407
     shapes = {"sentence": (DIM,), "words": (WORDS, DIM), "vector": (DIM,), "frames": (FRAMES, DIM)}
     return Batch(
-        videos=list(range(PAIRS)),
+        videos=torch.arange(PAIRS),
         ids=ids,
         frames=torch.randint(0, 256, (PAIRS, FRAMES, 3, 64, 64), dtype=torch.uint8),
         real=torch.arange(FRAMES) < torch.randint(6, FRAMES + 1, (PAIRS, 1)),

@@ -185,7 +185,7 @@ def test_a_teacher_to_whom_all_are_equal_is_named_where_the_loss_is_no_number(wo
         (torch.randn(1, 32).expand(4, -1), "for 4 of 4 videos, all captions"),
     ):
         batch = Batch(
-            videos=[0, 1, 2, 3],
+            videos=torch.arange(4),
             ids=torch.zeros(4, 24, dtype=torch.int64),
             frames=None,
             real=torch.ones(4, 12, dtype=torch.bool),

@@ -110,7 +110,7 @@ class _Step:
         size, data = image_size(read_architecture(setting.student.clip)), setting.data
         shape = (pairs, data.num_frames, 3, size, size)
         drawn = Batch(
-            videos=[comm.rank() * pairs + number for number in range(pairs)],
+            videos=comm.rank() * pairs + torch.arange(pairs),
             ids=torch.from_numpy(setting.tokenizer()([_words(comm.rank() * pairs + n) for n in range(pairs)])),
             frames=torch.randint(256, shape, dtype=torch.uint8),
             real=torch.ones(shape[:2], dtype=torch.bool),
@@ -195,14 +195,14 @@ def _work(step: _Step) -> StepWork:
     student = (_flops(step.student(two)) - 2 * _flops(step.student(one))) / (two**2 - 2 * one**2)
     teacher = (_flops(step.teacher(two)) - _flops(step.teacher(one))) / (one * two - one**2)
     text, video = step.encoded(one)
-    shared = Teachers(step.heads, step.setting.losses).shared
+    shared = Teachers(step.heads, step.setting.losses).shared(step.batch)
     numbers = [sum(v.numel() // one for v in side.tensors().values()) for side in (text, video)]
     return StepWork(
         towers=(whole - (student + teacher) * one**2) / one,
         student=student,
         teacher=teacher,
         features=sum(numbers),
-        labels=sum(v.numel() // one for rows in step.batch.labels for v in shared(rows).values()),
+        labels=sum(v.numel() // one for rows in shared.values() for v in rows.values()),
         parameters=sum(p.numel() for p in step.model.parameters() if p.requires_grad),
     )
 

@@ -20,7 +20,7 @@ Held = TypeVar("Held", "Batch", "Unpaired")
 class Unpaired:
     """The videos without captions and the captions without videos; a side that is not drawn has no rows."""
 
-    videos: list[int]
+    videos: Int64[Tensor, " video"]
     ids: Int64[Tensor, "text word"]
     frames: UInt8[Tensor, "video frame 3 height width"] | None  # None when the stem's outputs are cached
     real: Bool[Tensor, "video frame"]
@@ -37,7 +37,7 @@ class Unpaired:
 class Batch:
     """One process's share of a global batch: pair i is (caption i, video i)."""
 
-    videos: list[int]
+    videos: Int64[Tensor, " pair"]
     ids: Int64[Tensor, "pair word"]
     frames: Tensor | None  # uint8 [pair, frame, 3, height, width]; None when the stem's outputs are cached
     real: Bool[Tensor, "pair frame"]
@@ -51,6 +51,11 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """Page-locked copies, for the loader."""
         return _changed(self, lambda tensor: tensor.pin_memory())
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep its memory, which another stream filled, until this stream has done what it was given so far."""
+        for tensor in _tensors(self):
+            tensor.record_stream(stream)
 
     def clone(self) -> "Batch":
         """The same batch in memory of its own."""

@@ -30,7 +30,7 @@ class PairDataset(Dataset):
         videos = [video for video, _ in pairs]
         texts = [self.frames.videos[video].captions[caption].text for video, caption in pairs]
         return Batch(
-            videos=videos,
+            videos=torch.tensor(videos),
             ids=torch.from_numpy(self.tokenizer(texts)),
             frames=pictures(self.frames, videos) if self.pixels else None,
             real=real(self.frames, videos),
@@ -81,7 +81,7 @@ class TrainingDataset(Dataset):
         frames = source.videos or self.pairs.frames  # of whose shape no video is drawn, where there are none
         captions = [] if source.texts is None else [source.texts.captions[number] for number in texts]
         return Unpaired(
-            videos=videos,
+            videos=torch.tensor(videos, dtype=torch.int64),
             ids=torch.from_numpy(self.pairs.tokenizer(captions)),
             frames=pictures(frames, videos, "unpaired") if pixels else None,
             real=real(frames, videos),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from distill import comm
 from distill.data.batch import Batch
 from distill.errors import ArtefactError, ExpectedError, first_few
+from distill.model.logit_scale import LogitScale
 from distill.training.optim import OptimConfig, build_optimizer, schedule
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -65,6 +66,8 @@ class Engine:
             assert parameter.ndim > 0, f"{name} is 0-d: DeepSpeed cannot broadcast it; give it shape [1]"
             assert parameter.is_contiguous(), f"{name} is not contiguous: DeepSpeed cannot broadcast it"
         self._model, self._why = model, why
+        scales = [module for module in model.modules() if isinstance(module, LogitScale)]
+        self._scales = [scale for scale in scales if scale.log.requires_grad]
         self._config = config
         self._zero = zero
         optimizer = build_optimizer(model, config, fused=torch.cuda.is_available())
@@ -73,10 +76,11 @@ class Engine:
         settings = {
             "train_micro_batch_size_per_gpu": batch_size // comm.world_size(),
             "gradient_accumulation_steps": 1,
-            "gradient_clipping": config.grad_clip,
+            "gradient_clipping": config.grad_clip if zero else 0.0,  # without ZeRO `_clipped` does it
             "zero_optimization": {"stage": zero},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 1 << 30,
+            "timers": {"throughput": {"enabled": False}},  # which would wait for the device twice a step
         }
         self._engine, self._optimizer, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self._begin_moments()
@@ -88,8 +92,14 @@ class Engine:
                     for parameter in module.out_proj.parameters():
                         deepspeed.zero.register_external_parameter(module, parameter)
 
-    def step(self, batch: Batch, step: int, total: int) -> dict[str, float]:
+    def step(
+        self, batch: Batch, step: int, total: int, meanwhile: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
         """One optimisation step; returns the loss parts, the gradient norm before clipping, and the learning rate.
+
+        `meanwhile` is called once the device has all of forward and backward to do. The host then waits for one copy
+        from the device: the loss parts, and without ZeRO the norm. ZeRO knows the norm when weights have changed, so
+        there a second copy follows, of the norm and the logit scales, beside those that DeepSpeed makes itself.
 
         Raises `ExpectedError` naming the part if a loss is not finite, before any weight has changed.
         """
@@ -97,22 +107,28 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         parts = self._engine(batch)
-        values = dict(zip(parts, torch.stack([part.detach() for part in parts.values()]).tolist(), strict=True))
+        self._engine.backward(parts["total"])
+        wanted = [part.detach() for part in parts.values()]
+        if self._zero == 0:
+            wanted.append(self._clipped())
+        wanted = torch.stack(wanted)
+        meanwhile()
+        found = wanted.tolist()
+        values = dict(zip(parts, found, strict=False))
         mend = "lower the learning rates, or look for damaged inputs (the last checkpoint is untouched)"
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             mend = (self._why and self._why(batch)) or mend
             raise ExpectedError(f"step {step + 1}: loss part {bad[0]} is {values[bad[0]]}; all parts: {values}; {mend}")
-        self._engine.backward(parts["total"])
-        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) if self._zero == 0 else None
-        self._engine.step()
-        norm = float(self._engine.get_global_grad_norm() if norm is None else norm)
+        norm = self._moved() if self._zero else found[-1]
         if not math.isfinite(norm):
             raise ExpectedError(
                 f"step {step + 1}: gradient norm is {norm}, though the loss is finite: {values}; {mend}"
             )
-        self._clamp_scales()
+        if self._zero == 0:
+            self._engine.step()
+            for scale in self._scales:
+                scale.log.data.clamp_(max=scale.max_log)
         return {**values, "grad_norm": norm, "lr": self._config.lr * factor}
 
     def weights(self) -> dict[str, Tensor]:
@@ -173,8 +189,9 @@ class Engine:
         for parameter in held:
             state = self._adam().state[parameter]
             if not state:
-                # BertAdam counts no steps; what it does not read does no harm.
-                on = parameter.device if torch.cuda.is_available() else "cpu"  # fused AdamW counts on the device
+                # BertAdam counts no steps; what it does not read does no harm. Fused AdamW counts on the device, the
+                # others where the host reads the number.
+                on = parameter.device if self._adam().defaults.get("fused") else "cpu"
                 state["step"] = torch.zeros((), dtype=torch.float32, device=on)
                 state.update({moment: torch.zeros_like(parameter) for moment in MOMENTS})
         if self._zero in (1, 2):
@@ -216,15 +233,24 @@ class Engine:
         with _gathered(parameter, changed=True):  # what was set is the optimizer's copy; the module has its own
             parameter.data.copy_(value)
 
-    def _clamp_scales(self) -> None:
-        """Keeps every logit scale at its limit or below after every step: CLIP's at 100."""
-        from distill.model.logit_scale import LogitScale
+    def _clipped(self) -> Tensor:
+        """Clip the gradients without ZeRO; return their norm before that, on the device."""
+        trained = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        if self._config.grad_clip:
+            nn.utils.clip_grads_with_norm_(trained, self._config.grad_clip, norm)
+        return norm
 
-        for module in self._model.modules():
-            if isinstance(module, LogitScale) and module.log.requires_grad:
-                value = self._full(module.log, None)
-                if float(value) > module.max_log:
-                    self._set(module.log, value.clamp(max=module.max_log), None)
+    def _moved(self) -> float:
+        """Move the weights under ZeRO, keep every logit scale at its limit or below; return the gradient norm."""
+        self._engine.step()
+        logs = [self._full(scale.log, None) for scale in self._scales]
+        norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=comm.device())
+        found, *now = torch.cat([norm.reshape(1), *logs]).tolist()
+        for scale, log, value in zip(self._scales, logs, now, strict=True):
+            if value > scale.max_log:
+                self._set(scale.log, log.clamp(max=scale.max_log), None)
+        return found
 
 
 def _own_part(parameter: nn.Parameter, value: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,13 +16,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from distill import comm, signals
-from distill.data.batch import Batch, Unpaired
+from distill.data.batch import Batch
 from distill.data.datasets import PairDataset, TrainingDataset
 from distill.errors import ExpectedError
 from distill.evaluation.evaluate import encode, rank
 from distill.model.blocks import checkpoint_blocks, compile_blocks
 from distill.publishing import publish
 from distill.training import checkpoint
+from distill.training.ahead import Ahead
 from distill.training.batches import load_shares, plan_batches, plan_unpaired
 from distill.training.checkpoint import Progress
 from distill.training.cost import Cost, Meter, counted
@@ -29,7 +31,7 @@ from distill.training.engine import Engine
 from distill.training.job import Job
 from distill.training.monitor import Monitor
 from distill.training.objective import Objective
-from distill.training.stems import stem_table
+from distill.training.stems import stem_table, stems_of
 from distill.training.trackers import open_trackers
 
 log = logging.getLogger(__name__)
@@ -98,15 +100,17 @@ class _Run:
         if first:
             self._validate()
         signals.hold()
-        before = clock = self.saved = time.perf_counter()
+        before = self.saved = time.perf_counter()
         labels = [source.labels for source in job.sources]
         pairs = PairDataset(job.train, labels, job.tokenizer, pixels=self.stems is None)
         loaded = load_shares(TrainingDataset(pairs, job.unpaired), plan, self.cycles, job.data, first)
-        for step, (batch, fingerprint) in enumerate(loaded, first):
-            waited = time.perf_counter() - clock
+        ahead = Ahead(loaded, self._on_device)
+        for step, (batch, fingerprint) in enumerate(ahead, first):
+            waited = ahead.waited
             # Noise and dropout are alike on every rank: they fall where all see the whole batch.
             torch.manual_seed(seed_of(job.seed, step))
-            values = self._counted(lambda batch=batch, step=step: self._step(batch, step))
+            take = partial(self.engine.step, batch, step, plan.total_steps, meanwhile=ahead.fetch)
+            values = self._counted(take)
             clock = time.perf_counter()
             seconds, before = clock - before, clock
             self._report(step, fingerprint, values, seconds, waited)
@@ -119,10 +123,7 @@ class _Run:
                 raise signals.Stopped(wanted, where if self.monitor else "")
             if ended:
                 self._validate()
-                before = clock = time.perf_counter()
-
-    def _step(self, batch: Batch, step: int) -> dict[str, float]:
-        return self.engine.step(self._on_device(batch), step, self.plan.total_steps)
+                before = time.perf_counter()
 
     def _counted(self, take: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Take a step. The first one of a run is counted; all have the same shapes. What is compiled is not seen."""
@@ -146,19 +147,13 @@ class _Run:
 
     def _on_device(self, batch: Batch) -> Batch:
         """Return the batch on this process's device, with stem outputs in place of pixels where they are cached."""
-        batch = batch.to(comm.device())
-        if self.stems is None:
-            return batch
-        return replace(
-            batch, frames=self.stems[batch.videos].to(comm.device()), unpaired=self._with_stems(batch.unpaired)
-        )
-
-    def _with_stems(self, unpaired: Unpaired | None) -> Unpaired | None:
-        if unpaired is None:
-            return None
-        table = self.stems if self.unpaired_stems is None else self.unpaired_stems  # the former for no video
-        assert table is not None, "all training frames have stems, or none"
-        return replace(unpaired, frames=table[unpaired.videos].to(comm.device()))
+        if self.stems is not None:
+            unpaired = batch.unpaired
+            if unpaired is not None:
+                table = self.stems if self.unpaired_stems is None else self.unpaired_stems  # the former for no video
+                unpaired = replace(unpaired, frames=stems_of(table, unpaired.videos))
+            batch = replace(batch, frames=stems_of(self.stems, batch.videos), unpaired=unpaired)
+        return batch.to(comm.device())
 
     def _report(self, step: int, fingerprint: str, values: dict[str, float], seconds: float, waited: float) -> None:
         if self.monitor is None:

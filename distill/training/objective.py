@@ -23,7 +23,7 @@ from distill.model.blocks import recomputed
 from distill.model.contract import Interaction, RetrievalModel, TrainingScores
 from distill.model.features import PairFeatures, TextFeatures, VideoFeatures
 from distill.training.lossconfig import SOFT, CoarseConfig, FineConfig, LossConfig, Temperature, Temperatures
-from distill.training.tables import gather, of_sides
+from distill.training.tables import Tables, gather, of_sides
 from distill.training.teachers import Teachers, TeacherScores
 
 
@@ -90,7 +90,7 @@ def _sentences(scores: TrainingScores, teacher: TeacherScores) -> Tensor:
     return generation(scores.pseudo_query, teacher.sentence)
 
 
-PAIRED = ("text", "video", "pair")  # features of the pairs
+SIDES = ("text", "video", "pair", "texts", "videos")  # features of the pairs, and of what stands beside them
 
 
 class Objective(nn.Module):
@@ -120,30 +120,32 @@ class Objective(nn.Module):
         self._accumulate = accumulate
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        features = self._features(batch)
-        videos = torch.tensor(batch.videos, device=batch.ids.device)
-        pairs = gather({**of_sides(features, PAIRED), "batch": {"videos": videos}})
-        text, video = TextFeatures(**pairs["text"]), VideoFeatures(**pairs["video"])
-        scores = self.model.training_scores(text, video, PairFeatures(**pairs["pair"]) if "pair" in pairs else None)
+        known = gather(self._own(batch))
+        text, video = TextFeatures(**known["text"]), VideoFeatures(**known["video"])
+        scores = self.model.training_scores(text, video, PairFeatures(**known["pair"]) if "pair" in known else None)
         if batch.unpaired is not None:
-            texts, seen = (gather(of_sides(features, (side,))) for side in ("texts", "videos"))
-            every_text = TextFeatures.cat([text, TextFeatures(**texts["texts"])]) if texts else text
-            every_video = VideoFeatures.cat([video, VideoFeatures(**seen["videos"])]) if seen else video
+            every_text = TextFeatures.cat([text, TextFeatures(**known["texts"])]) if "texts" in known else text
+            every_video = VideoFeatures.cat([video, VideoFeatures(**known["videos"])]) if "videos" in known else video
             scores = replace(scores, rankings=self.model.rankings(every_text, every_video))
         return total_loss(
             scores,
-            self._teachers.scores(batch),
+            self._teachers.scores(batch, known),
             self._config,
             real=video.real if self.model.mask_padding else None,
-            videos=pairs["batch"]["videos"] if self._mask_same_video else None,
+            videos=known["batch"]["videos"] if self._mask_same_video else None,
         )
+
+    def _own(self, batch: Batch) -> Tables:
+        """Return what all processes need of this one's share: features of every side, labels, numbers of videos."""
+        found = of_sides(self._features(batch), SIDES) | self._teachers.shared(batch)
+        return found | ({"batch": {"videos": batch.videos}} if self._mask_same_video else {})
 
     @torch.no_grad()
     def why(self, batch: Batch) -> str | None:
         """Say what in the labels of a batch makes its loss no number, if that is the cause. A collective."""
         if self._config.coarse.distance != "pearson" or not self._config.coarse.weight:
             return None
-        for number, teacher in enumerate(self._teachers.scores(batch), 1):
+        for number, teacher in enumerate(self._teachers.scores(batch, gather(self._teachers.shared(batch))), 1):
             assert teacher.logits is not None, "the coarse loss has a weight"
             logits, temperature = _softened(teacher.logits, self._config.coarse.temperature, teacher.temperatures)
             for scores, what in ((logits, "captions, all videos"), (logits.T, "videos, all captions")):

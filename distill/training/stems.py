@@ -5,6 +5,7 @@ tokens equals training on pixels.
 """
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from distill import comm
@@ -42,3 +43,10 @@ def stem_table(model: RetrievalModel, frames: FrameSet, *, bf16: bool, workers: 
             tokens = model.clip.frames_to_stem(pixels.to(comm.device()), real.to(comm.device()))
             parts.append(tokens.float())
     return comm.gather_rows(torch.cat(parts), len(frames)).cpu()
+
+
+def stems_of(table: Tensor, videos: Int64[Tensor, " video"]) -> Tensor:
+    """Return the stem tokens of some videos, in memory from which a GPU copies while the host goes on."""
+    shape = (len(videos), *table.shape[1:])
+    found = torch.empty(shape, dtype=table.dtype, pin_memory=torch.cuda.is_available())
+    return torch.index_select(table, 0, videos, out=found)

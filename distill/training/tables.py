@@ -3,18 +3,20 @@
 from torch import Tensor
 
 from distill import comm
-from distill.model.similarity import precise
 
-Tables = dict[str, dict[str, Tensor]]  # named tensors of equally many rows, by what they are of
+Tables = dict[str, dict[str, Tensor]]  # named tensors, by what they are of; a table's have equally many rows
 
 
 def gather(tables: Tables) -> Tables:
-    """Return all ranks' rows of the tables, which have equally many, in one collective with a true gradient."""
+    """Return all ranks' rows of the tables, of which each has equally many, in one collective with a true gradient.
+
+    Floats come out in float32 or better.
+    """
     flat = {f"{table}.{name}": value for table, rows in tables.items() for name, value in rows.items()}
     whole, found = comm.gather(flat) if flat else {}, Tables()
     for name, value in whole.items():
         table, _, field = name.partition(".")
-        found.setdefault(table, {})[field] = precise(value) if value.is_floating_point() else value
+        found.setdefault(table, {})[field] = value
     return found
 
 
@@ -26,6 +28,6 @@ def of_sides(features: dict[str, Tensor], sides: tuple[str, ...]) -> Tables:
     }
 
 
-def numbered(labels: list[dict[str, Tensor]]) -> Tables:
-    """Return the rows of several teachers, by the teacher's place."""
-    return {str(number): rows for number, rows in enumerate(labels)}
+def numbered(of: str, labels: list[dict[str, Tensor]]) -> Tables:
+    """Return the rows of several teachers under what they are of and the teacher's place: `pair labels 0`."""
+    return {f"{of} labels {number}": rows for number, rows in enumerate(labels)}

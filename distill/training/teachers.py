@@ -16,7 +16,7 @@ from distill.data.batch import Batch
 from distill.data.labels import LIST
 from distill.model.contract import FEATURES, Interaction, teacher_logits
 from distill.training.lossconfig import LossConfig, Temperatures
-from distill.training.tables import gather, numbered
+from distill.training.tables import Tables, gather, numbered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,25 +43,32 @@ class Teachers:
         self._config = config
         self._temperatures = list(temperatures) or [Temperatures()] * len(self._heads)
 
+    def shared(self, batch: Batch) -> Tables:
+        """Return what all processes need of a share's labels: what is said of videos, and of the pairs' frames."""
+        found = numbered("pair", [self._of_pairs(rows) for rows in batch.labels])
+        return found if batch.unpaired is None else found | numbered("video", batch.unpaired.video_labels)
+
     @torch.no_grad()
-    def scores(self, batch: Batch) -> list[TeacherScores]:
-        """Return what each teacher says of the global batch: pairs first, then what is beside them. A collective."""
-        pairs = gather(numbered([self.shared(rows) for rows in batch.labels]))
-        logits = self._logits(batch, [pairs.get(str(place), {}) for place in range(len(batch.labels))])
-        known = zip(self._heads, self._temperatures, logits, strict=False)  # a batch may come without labels
+    def scores(self, batch: Batch, known: Tables) -> list[TeacherScores]:
+        """Return what each teacher says of the global batch: pairs first, then what is beside them. A collective.
+
+        `known` are all processes' `shared` tables.
+        """
+        pairs = [known.get(f"pair labels {place}", {}) for place in range(len(batch.labels))]
+        logits = self._logits(batch, known) if self._config.coarse.weight and pairs else [None] * len(pairs)
         return [
             TeacherScores(
                 logits=scored,
-                relevance=pairs.get(str(place), {}).get("relevance"),
-                sentence=pairs.get(str(place), {}).get("sentence"),
+                relevance=rows.get("relevance"),
+                sentence=rows.get("sentence"),
                 weight=weight,
                 temperatures=own,
             )
-            for place, ((_, weight), own, scored) in enumerate(known)
-        ]
+            for (_, weight), own, scored, rows in zip(self._heads, self._temperatures, logits, pairs, strict=False)
+        ]  # a batch may come without labels
 
-    def shared(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return what all processes need of the labels of one's pairs."""
+    def _of_pairs(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the part of one teacher's labels of pairs that the losses need on all processes."""
         config, found = self._config, {}
         if config.coarse.weight:
             found = {name: rows[name] for name in FEATURES["video"] if name in rows}
@@ -73,31 +80,20 @@ class Teachers:
             found["sentence"] = rows["sentence"]
         return found
 
-    def _logits(self, batch: Batch, pairs: Sequence[dict[str, Tensor]]) -> list[Tensor | None]:
-        """Return each teacher's logits of all texts and all videos, given what is known of the videos of all pairs."""
-        if not self._config.coarse.weight:
-            return [None for _ in batch.labels]
-        nothing: list[dict[str, Tensor]] = [{} for _ in batch.labels]
-        more, beside = nothing, nothing
-        if batch.unpaired:
-            more, beside = batch.unpaired.text_labels or nothing, batch.unpaired.video_labels or nothing
-        seen = gather(numbered(beside))
-        rows = [
-            teacher_logits(head, _joined(own, texts), _joined(videos, seen.get(str(place), {})))
-            for place, ((head, _), own, texts, videos) in enumerate(
-                zip(self._heads, batch.labels, more, pairs, strict=False)
-            )
+    def _logits(self, batch: Batch, known: Tables) -> list[Tensor]:
+        """Return each teacher's logits of all texts and all videos: this process's rows, and those of the others."""
+        more = batch.unpaired.text_labels if batch.unpaired else []
+        paired, own = len(batch.videos), {}
+        for place, (rows, (head, _)) in enumerate(zip(batch.labels, self._heads, strict=False)):
+            texts = _joined(rows, more[place] if more else {})
+            videos = _joined(known[f"pair labels {place}"], known.get(f"video labels {place}", {}))
+            scored = teacher_logits(head, texts, videos)
+            own |= {f"pair {place}": {"logits": scored[:paired]}, f"text {place}": {"logits": scored[paired:]}}
+        found = gather(own)
+        return [
+            torch.cat([found[f"{side} {place}"]["logits"] for side in ("pair", "text")])
+            for place in range(len(own) // 2)
         ]
-        paired = len(batch.videos)
-        found = [_gathered([each[:paired] for each in rows])]
-        if batch.unpaired and len(batch.unpaired.ids):
-            found.append(_gathered([each[paired:] for each in rows]))
-        return [torch.cat(parts) for parts in zip(*found, strict=True)]
-
-
-def _gathered(rows: Sequence[Tensor]) -> list[Tensor]:
-    """Return all processes' rows of each teacher's logits."""
-    return [table["logits"] for table in gather(numbered([{"logits": each} for each in rows])).values()]
 
 
 def _joined(rows: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def batch(fixture: Fixture, step: int) -> Batch:
         for scores, label in zip(logits, labels, strict=True)
     ]
     ids, frames = fixture.tensors["input.input_ids"][step], fixture.input("video", torch.float32)[step]
-    return Batch(videos=list(range(pairs)), ids=ids, frames=frames, real=fixture.real(), labels=rows)
+    return Batch(videos=torch.arange(pairs), ids=ids, frames=frames, real=fixture.real(), labels=rows)
 
 
 def steps(fixture: Fixture, zero: int) -> dict[str, Tensor]:
