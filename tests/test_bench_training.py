@@ -12,6 +12,7 @@ from conftest import ARCHITECTURE, World, make_towers, python
 
 from distill.bench import operations, passes, planning, ranks, scaling
 from distill.bench import towers as towers_bench
+from distill.bench.device import uncovered
 from distill.bench.drawn import draw_frames
 from distill.bench.rounds import Goal, ratio, take_turns
 from distill.bench.steps import Setting
@@ -250,7 +251,7 @@ def test_towers_are_timed_in_turns_with_the_reference(
 
 def small_ranks(folder: Path) -> Setting:
     """TeachCLIP taught by X-CLIP, with towers of 64 numbers, 12 frames and 32 words."""
-    setting = Setting.of("recipes/msrvtt/teachclip.yaml", ["recipes/msrvtt/xclip.yaml"])
+    _, setting = tools_bench._setting("recipes/msrvtt/teachclip.yaml", [], ["recipes/msrvtt/xclip.yaml"])
     return passes.small(setting, folder / "towers", pairs=4)
 
 
@@ -280,3 +281,60 @@ def test_steps_on_several_processes_stand_beside_their_forecast(tmp_path: Path):
     assert all(row.seconds > 0 and row.forecast > 0 for row in report.rows) and report.rows[1].link > 0
     assert [step.ranks for step in report.paper] == [1, 8, 64, 512]
     assert "efficiency" in report.table() and "teacher in full" in report.table()
+
+
+ON_A_CPU = """
+import sys
+from functools import partial
+
+from distill.bench import gpu, training
+from tools import bench
+
+training.WARM = training.PROFILED = 1
+gpu.require_gpu = lambda: None
+kinds = [kind for kind in training.KINDS if kind != "labels, compile"]
+small = {"videos": 8, "captions": 2, "files": 2, "seconds": 3, "rate": 4, "picture": (64, 48), "side": 64}
+gpu.Sizes = partial(gpu.Sizes, **small, kinds=kinds, collectives=(1 << 12,))
+bench.main(sys.argv[1:])
+"""
+
+
+def test_all_of_one_gpu_is_measured_where_the_bench_is_told_that_a_cpu_is_one(tmp_path: Path):
+    """What is counted is the same there: operations, rows, goals; what only a GPU tells is left out."""
+    towers = str(make_towers(tmp_path / "towers"))
+    world = World(tmp_path, tmp_path, dict.fromkeys(("train", "val", "test"), tmp_path), Path(towers))
+    one = {"batch_size": 4, "same_video": "negatives"}
+    recipes = {kind: world.recipe(kind, kind, tmp_path, data=one) for kind in ("teachclip", "xclip", "ts2net")}
+    script = tmp_path / "bench.py"
+    script.write_text(ON_A_CPU)
+    how = ["--teachers", recipes["xclip"], recipes["ts2net"], "--towers", towers, "--steps", "2", "--rounds", "1"]
+    found = python(script, "gpu", recipes["teachclip"], *how, "--json", tmp_path / "out.json").stdout
+    measured = json.loads((tmp_path / "out.json").read_text())["gpu"]
+    rows = {row["step"]: row for row in measured["steps"]}
+    assert list(rows) == ["no labels", "labels", "labels, stem cache", "labels, activation checkpointing"]
+    for row in rows.values():
+        assert row["samples"] == pytest.approx(4e3 / row["milliseconds"]) and 0 <= row["waited"] < 1
+        assert row["mfu"] == pytest.approx(row["flops"] / (row["milliseconds"] / 1e3 * measured["peak"]))
+        assert row["idle"] is None and row["gigabytes"] is None
+    # cached are two frozen layers; what is computed again counts once
+    assert rows["labels, stem cache"]["flops"] < rows["no labels"]["flops"] < rows["labels"]["flops"]
+    assert rows["labels, activation checkpointing"]["flops"] == rows["labels"]["flops"]
+    jobs = [(job["job"], job["unit"]) for job in measured["jobs"]]
+    labelled = [(f"labels of {kind}", "frames") for kind in ("xclip", "ts2net", "xpool")]
+    assert jobs == [*labelled, ("index of frame shards", "videos"), ("index of files", "videos")]
+    for job in measured["jobs"]:
+        assert job["of_bare"] == pytest.approx(job["rate"] / job["bare"])
+    assert {one["collective"] for one in measured["collectives"]} == {"all_gather", "all_reduce", "broadcast"}
+    assert [goal["limit"] for goal in measured["goals"]] == [0.45, 1.05, *[0.9] * 5]
+    assert all(goal["what"] in found for goal in measured["goals"])
+
+
+def test_without_a_gpu_its_bench_says_so_in_one_line():
+    result = python("tools/bench.py", "gpu", check=False, CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr == "error: no CUDA device: this bench measures one GPU; run it on a host that has one\n"
+
+
+def test_time_that_no_kernel_covers():
+    assert uncovered([(0.0, 4.0), (2.0, 3.0), (6.0, 8.0), (8.0, 10.0)]) == pytest.approx(0.2)
+    assert uncovered([(5.0, 6.0), (1.0, 6.0)]) == 0

@@ -1,4 +1,4 @@
-"""Measures the cost of training beside the work that it cannot do without, and of towers: six benches.
+"""Measures the cost of training beside the work that it cannot do without, of towers, and of one GPU: seven benches.
 
     tools/bench.py loader                        frames per second beside decoding alone
     tools/bench.py labels                        a step with labels beside one without, and one with live teachers
@@ -6,6 +6,7 @@
     tools/bench.py plan                          time and memory of the batch plan, up to ten million captions
     tools/bench.py ranks                         a step on 1, 2 and 4 processes, and on paper on 512
     tools/bench.py towers                        what a frame and a query cost with other towers than ViT-B-32
+    tools/bench.py gpu                           training, labelling and indexing beside a GPU's peak and bare towers
 
 Every figure but the plan's stands beside a limit that was measured in the same run, in turns with it, so that a busy
 machine slows both; a ratio is the median over rounds. At the end of the first four stands, for every goal, whether it
@@ -65,8 +66,20 @@ Each takes turns with ViT-B-32; weights are random. A query has 32 tokens, or as
 are not plain transformers compute their whole context. Also parameters (M: millions), pixels of a side, bytes of a
 video's vector, and which students take it. Without NAMES eleven towers: about three minutes and 4 GB of memory.
 """
+GPU = """Training, label jobs and indexing on one GPU, beside what the device can do at most, measured in the same run.
+
+Of every tower: steps of the recipe's batch without labels and with them, with the cache of stem outputs, with compiled
+blocks, with activation checkpointing; loaded, copied and trained on as in a run. Milliseconds, pairs a second, the
+share of the rate of bf16 matrix products (MFU), the shares of time in which the device waits for its batch and in which
+it runs nothing (torch.profiler), memory. Then label jobs of X-CLIP, TS2-Net and X-Pool and indexing, from frame shards
+and from mp4 files, beside the bare towers, and collectives of one process. Weights, videos and captions are drawn.
+Goals: an MFU of 45 % with the first tower, steps with labels 1.05 of those without, jobs 0.9 of bare towers, 5 % idle.
+Without a CUDA device it says so.
+"""
 STUDENT = "recipes/msrvtt/teachclip.yaml"
 TEACHERS = ["recipes/msrvtt/xclip.yaml", "recipes/msrvtt/ts2net.yaml"]
+LABELLER = "recipes/msrvtt/xpool.yaml"  # whose label job is measured too
+GPU_TOWERS = ["ViT-B-32-quickgelu", "ViT-B-16-quickgelu"]
 PAIRS = 8  # in a step on a CPU, whose batch a recipe's would not end on
 CAPTIONS = 20  # of a video, as in MSR-VTT
 
@@ -103,6 +116,13 @@ def main(argv: list[str] | None = None) -> None:
     one = _command(commands, "towers", TOWERS, _towers)
     one.add_argument("names", nargs="*", metavar="NAME", help="an open_clip architecture, or a folder of towers")
     one.add_argument("--rounds", type=int, default=9, metavar="N", help="of which the median is taken (default 9)")
+    one = _command(commands, "gpu", GPU, _gpu)
+    one.add_argument("recipe", nargs="?", default=STUDENT, help="of the student")
+    one.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to it: data.workers=16")
+    one.add_argument("--teachers", nargs="+", default=TEACHERS, metavar="RECIPE", help="default: X-CLIP and TS2-Net")
+    one.add_argument("--towers", nargs="+", default=GPU_TOWERS, metavar="NAME", help="default: ViT-B/32 and ViT-B/16")
+    one.add_argument("--steps", type=int, default=30, metavar="N", help="of a kind that count (default 30)")
+    one.add_argument("--rounds", type=int, default=3, metavar="N", help="of jobs, whose median is taken (default 3)")
     args = parser.parse_args(argv)
     numbers = [value for name in ("batch", "rounds", "pairs", "epochs", "steps") if (value := getattr(args, name, 1))]
     if min(numbers) < 1 or min(getattr(args, "workers", [0])) < 0:
@@ -148,15 +168,12 @@ def _labels(args: argparse.Namespace) -> dict[str, Any]:
     from distill import comm
     from distill.bench import passes, steps
     from distill.bench.drawn import draw_frames
-    from distill.config import read_recipe
     from distill.model.preprocessing import image_size
     from distill.model.towers import read_architecture
-    from distill.recipe import Recipe
     from distill.training import engine
 
-    student = read_recipe(args.recipe, args.overrides, Recipe)
+    student, setting = _setting(args.recipe, args.overrides, args.teachers)
     pairs = args.pairs or (student.data.batch_size if torch.cuda.is_available() else PAIRS)
-    setting = steps.Setting.of(args.recipe, args.teachers, args.overrides)
     setting = replace(setting, data=setting.data.model_copy(update={"batch_size": pairs}))
     engine.start(student.train.timeout_minutes)
     with tempfile.TemporaryDirectory() as name:
@@ -171,6 +188,24 @@ def _labels(args: argparse.Namespace) -> dict[str, Any]:
         counted = passes.count(little, frames, folder / "few-labels", epochs=args.epochs or student.train.epochs)
     comm.close()
     return {"steps": measured, "passes": counted}
+
+
+def _setting(recipe: str, overrides: list[str], teachers: list[str], clip: tuple[str, ...] = ()) -> tuple[Any, Any]:
+    """Return the student's recipe with random weights, and its setting beside teachers; `clip` changes all of them."""
+    from distill.bench.steps import Setting
+    from distill.config import read_recipe
+    from distill.recipe import Recipe
+
+    drawn = ["model.clip.weights=random", *clip]
+    student = read_recipe(recipe, [*overrides, *drawn, "labels=[]"], Recipe)
+    return student, Setting(
+        student=student.model,
+        teachers=[read_recipe(path, drawn, Recipe).model for path in teachers],
+        data=student.data,
+        losses=student.losses,
+        optim=student.optim,
+        bf16=student.train.precision == "bf16",
+    )
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
@@ -194,10 +229,9 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
 
 def _ranks(args: argparse.Namespace) -> dict[str, Any]:
     from distill.bench import ranks
-    from distill.bench.steps import Setting
 
-    measured = Setting.of(args.recipe, [args.teacher])
-    paper = Setting.of(STUDENT, TEACHERS[:1])
+    _, measured = _setting(args.recipe, [], [args.teacher])
+    _, paper = _setting(STUDENT, [], TEACHERS[:1])
     return {"ranks": ranks.measure_ranks(measured, paper, args.ranks, pairs=args.pairs, rounds=args.rounds)}
 
 
@@ -205,6 +239,26 @@ def _towers(args: argparse.Namespace) -> dict[str, Any]:
     from distill.bench import towers
 
     return {"towers": towers.measure_towers(args.names or towers.NAMES, args.rounds)}
+
+
+def _gpu(args: argparse.Namespace) -> dict[str, Any]:
+    from distill import comm
+    from distill.bench import gpu
+    from distill.training import engine
+
+    gpu.require_gpu()
+    settings = {
+        tower: _setting(args.recipe, args.overrides, args.teachers, (f"model.clip.model={tower}",))[1]
+        for tower in args.towers
+    }
+    first = (f"model.clip.model={args.towers[0]}",)
+    student, labelling = _setting(args.recipe, args.overrides, [*args.teachers, LABELLER], first)
+    engine.start(student.train.timeout_minutes)
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = gpu.Sizes(steps=args.steps, rounds=args.rounds)
+        measured = gpu.measure_gpu(settings, labelling, Path(folder), sizes)
+    comm.close()
+    return {"gpu": measured}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Frame sets of drawn pictures, of any size, for the benches of training.
+"""Frame sets and files of drawn pictures, of any size, for the benches of training and of one device.
 
 The time to decode a JPEG depends on its bytes, so the pictures have about the detail of photographs: each is a window
 on a texture whose amplitudes fall with the frequency, and the window moves from frame to frame. Everything follows from
@@ -15,6 +15,7 @@ from distill.data.frames import Caption, FrameSet
 from distill.data.pictures import encode_jpeg
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.sampling import SampledVideo
+from distill.data.video import write_video
 from distill.log import progress
 from distill.packing.clips import Clip
 from distill.packing.packing import frame_sample, seal_frames
@@ -54,6 +55,17 @@ def draw_frames(out: Path, *, videos: int, captions: int, num_frames: int, size:
     ]
     seal_frames(out, settings, records)
     return FrameSet(out)
+
+
+def draw_videos(out: Path, *, videos: int, seconds: int, rate: int, size: tuple[int, int], seed: int = 0) -> None:
+    """Draw files of so many frames a second and of this width and height: the same windows, which move more slowly."""
+    rng, (width, height) = np.random.default_rng(seed), size
+    textures = [_texture(2 * width, rng) for _ in range(TEXTURES)]
+    out.mkdir(parents=True)
+    for row in progress(range(videos), f"draw {videos} files (videos)", videos):
+        pictures = _windows(textures[row % TEXTURES], seconds, width, rng)
+        shown = np.stack([picture[:height] for picture in pictures]).repeat(rate, axis=0)
+        write_video(out / f"drawn{row}.mp4", shown, rate)
 
 
 def _texture(size: int, rng: np.random.Generator) -> UInt8[np.ndarray, "row column 3"]:

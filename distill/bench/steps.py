@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distill import catalogue, comm
 from distill.bench.rounds import Goal, ratio, take_turns, timed
-from distill.config import read_recipe
 from distill.data.batch import Batch
 from distill.data.dataconfig import DataConfig
 from distill.data.datasets import PairDataset
@@ -31,7 +30,6 @@ from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.teacher import TeacherRelease
 from distill.model.contract import Interaction, RetrievalConfig, RetrievalModel, Teacher
 from distill.model.towers import Towers, open_tokenizer, read_architecture
-from distill.recipe import Recipe
 from distill.training.engine import Engine
 from distill.training.lossconfig import LossConfig
 from distill.training.objective import Objective
@@ -52,20 +50,6 @@ class Setting:
     losses: LossConfig
     optim: OptimConfig
     bf16: bool
-
-    @classmethod
-    def of(cls, student: str, teachers: Sequence[str], changes: Sequence[str] = ()) -> "Setting":
-        """Read the recipes of a student, with changes, and of its teachers; their towers get random weights."""
-        random = "model.clip.weights=random"
-        recipe = read_recipe(student, [*changes, random, "labels=[]"], Recipe)
-        return cls(
-            student=recipe.model,
-            teachers=[read_recipe(path, [random], Recipe).model for path in teachers],
-            data=recipe.data,
-            losses=recipe.losses,
-            optim=recipe.optim,
-            bf16=recipe.train.precision == "bf16",
-        )
 
     def tokenizer(self) -> TextTokenizer:
         """Return the student's tokenizer."""
@@ -134,11 +118,18 @@ def build_teachers(configs: Sequence[RetrievalConfig]) -> list[Teacher]:
 
 
 def write_labels(
-    teachers: Sequence[Teacher], setting: Setting, frames: FrameSet, folder: Path, *, batch: int, storage: Storage
+    teachers: Sequence[Teacher],
+    setting: Setting,
+    frames: FrameSet,
+    folder: Path,
+    *,
+    batch: int,
+    storage: Storage,
+    workers: int = 0,
 ) -> list[LabelSet]:
     """Label a frame set by each teacher as tools/dump_soft_labels.py does; return the opened labels."""
-    precision = "bf16" if setting.bf16 else "fp32"
-    config = LabelJobConfig(tiers=["relevance", "features"], storage=storage, batch=batch, precision=precision)
+    given = {"storage": storage, "batch": batch, "workers": workers, "precision": "bf16" if setting.bf16 else "fp32"}
+    config = LabelJobConfig.model_validate({"tiers": ["relevance", "features"], **given})
     for teacher, kind in zip(teachers, setting.kinds, strict=True):
         release = TeacherRelease(model=teacher, tokenizer=setting.tokenizer(), kind=kind, id=f"random {kind}")
         job = LabelJob(release, frames, folder / kind, config)

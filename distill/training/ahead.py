@@ -20,15 +20,14 @@ class Ahead:
     """Iterates over batches on the device, and what comes with each.
 
     `place` brings a batch to the device. An `ExpectedError` of the loader is raised where its batch is due, so that the
-    step before it is whole. `waited` is how many seconds the device had nothing to do but wait for the last batch.
+    step before it is whole.
     """
 
     def __init__(self, loaded: Iterator[tuple[Batch, str]], place: Callable[[Batch], Batch]):
         self._loaded, self._place = loaded, place
         self._stream = torch.cuda.Stream() if torch.cuda.is_available() else None
         self._coming: deque[tuple[Batch, str] | ExpectedError | None] = deque()  # at most one; None is the end
-        self._marks: tuple[Mark, Mark] = (0.0, 0.0)
-        self.waited = 0.0
+        self._marks: list[tuple[Mark, Mark]] = []  # before and after each fetch
 
     def __iter__(self) -> "Ahead":
         return self
@@ -41,7 +40,6 @@ class Ahead:
             raise StopIteration
         if isinstance(found, ExpectedError):
             raise found
-        self.waited = _seconds(*self._marks)
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
             found[0].record_stream(torch.cuda.current_stream())
@@ -56,7 +54,15 @@ class Ahead:
                 self._coming.append(None if found is None else (self._place(found[0]), found[1]))
         except ExpectedError as error:
             self._coming.append(error)
-        self._marks = began, self._now()
+        self._marks.append((began, self._now()))
+
+    def waited(self) -> float:
+        """Return the seconds, since it was last asked, in which the device had nothing to do but wait for a batch.
+
+        Ask it after a step, when the device has come past the fetch within it.
+        """
+        marks, self._marks = self._marks, []
+        return sum((_seconds(*each) for each in marks), 0.0)
 
     def _now(self) -> Mark:
         """Return the present; of a GPU the moment when it has done all that it was given so far."""

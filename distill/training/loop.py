@@ -7,7 +7,7 @@ again writes the same losses, to the bit on the same number of processes.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -31,7 +31,7 @@ from distill.training.engine import Engine
 from distill.training.job import Job
 from distill.training.monitor import Monitor
 from distill.training.objective import Objective
-from distill.training.stems import stem_table, stems_of
+from distill.training.stems import stem_table, with_stems
 from distill.training.trackers import open_trackers
 
 log = logging.getLogger(__name__)
@@ -106,14 +106,13 @@ class _Run:
         loaded = load_shares(TrainingDataset(pairs, job.unpaired), plan, self.cycles, job.data, first)
         ahead = Ahead(loaded, self._on_device)
         for step, (batch, fingerprint) in enumerate(ahead, first):
-            waited = ahead.waited
             # Noise and dropout are alike on every rank: they fall where all see the whole batch.
             torch.manual_seed(seed_of(job.seed, step))
             take = partial(self.engine.step, batch, step, plan.total_steps, meanwhile=ahead.fetch)
             values = self._counted(take)
             clock = time.perf_counter()
             seconds, before = clock - before, clock
-            self._report(step, fingerprint, values, seconds, waited)
+            self._report(step, fingerprint, values, seconds, ahead.waited())
             done, wanted = step + 1, self._wanted()
             ended = done == plan.total_steps or plan.epoch_of(done) != plan.epoch_of(step)
             if ended or wanted or (job.config.checkpoint_every and done % job.config.checkpoint_every == 0):
@@ -148,11 +147,7 @@ class _Run:
     def _on_device(self, batch: Batch) -> Batch:
         """Return the batch on this process's device, with stem outputs in place of pixels where they are cached."""
         if self.stems is not None:
-            unpaired = batch.unpaired
-            if unpaired is not None:
-                table = self.stems if self.unpaired_stems is None else self.unpaired_stems  # the former for no video
-                unpaired = replace(unpaired, frames=stems_of(table, unpaired.videos))
-            batch = replace(batch, frames=stems_of(self.stems, batch.videos), unpaired=unpaired)
+            batch = with_stems(batch, self.stems, self.unpaired_stems)
         return batch.to(comm.device())
 
     def _report(self, step: int, fingerprint: str, values: dict[str, float], seconds: float, waited: float) -> None:

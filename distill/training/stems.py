@@ -4,11 +4,14 @@ Only for towers with `freeze_vision`: what does not train gives the same tokens 
 tokens equals training on pixels.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from distill import comm
+from distill.data.batch import Batch
 from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet
 from distill.data.loader import load_batches
@@ -45,8 +48,19 @@ def stem_table(model: RetrievalModel, frames: FrameSet, *, bf16: bool, workers: 
     return comm.gather_rows(torch.cat(parts), len(frames)).cpu()
 
 
-def stems_of(table: Tensor, videos: Int64[Tensor, " video"]) -> Tensor:
-    """Return the stem tokens of some videos, in memory from which a GPU copies while the host goes on."""
+def with_stems(batch: Batch, table: Tensor, unpaired: Tensor | None) -> Batch:
+    """Return a batch with the stem tokens of its videos in place of pixels, still on the CPU.
+
+    `unpaired` are those of the videos without captions, if there are any.
+    """
+    beside = batch.unpaired
+    if beside is not None:
+        beside = replace(beside, frames=_rows(table if unpaired is None else unpaired, beside.videos))
+    return replace(batch, frames=_rows(table, batch.videos), unpaired=beside)
+
+
+def _rows(table: Tensor, videos: Int64[Tensor, " video"]) -> Tensor:
+    """Return rows in memory from which a GPU copies while the host goes on."""
     shape = (len(videos), *table.shape[1:])
     found = torch.empty(shape, dtype=table.dtype, pin_memory=torch.cuda.is_available())
     return torch.index_select(table, 0, videos, out=found)
