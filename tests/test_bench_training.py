@@ -300,7 +300,7 @@ bench.main(sys.argv[1:])
 
 
 def test_all_of_one_gpu_is_measured_where_the_bench_is_told_that_a_cpu_is_one(tmp_path: Path):
-    """What is counted is the same there: operations, rows, goals; what only a GPU tells is left out."""
+    """Operations, rows and goals are counted there as on a GPU; what only a GPU tells is left out."""
     towers = str(make_towers(tmp_path / "towers"))
     world = World(tmp_path, tmp_path, dict.fromkeys(("train", "val", "test"), tmp_path), Path(towers))
     one = {"batch_size": 4, "same_video": "negatives"}

@@ -88,7 +88,7 @@ def test_no_more_batches_are_in_flight_than_the_memory_holds(shards: Path, tmp_p
     """Counted where they are made: after every batch that is taken, workers run on until they have to stop."""
     frames, log = FrameSet(shards), tmp_path / "log"
     pairs = [[(video, 0) for video in range(start, start + 4)] for start in range(0, 24, 2)]
-    size = 4 * (12 * 3 * 64 * 64 + 24 * 8 + 12)  # frames, token ids, mask
+    size = 4 * (12 * 3 * 64 * 64 + 24 * 8 + 12 + 8)  # frames, token ids, mask, number of the video
     gigabytes = room * workers * size / 1e9
     fits = min(int(room) - 1, MOST_AHEAD) * workers  # the last one is for the batch that a worker fills
     loaded = load_batches(counted(frames, log), pairs, workers, gigabytes)

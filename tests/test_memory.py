@@ -130,7 +130,7 @@ def test_every_model_trains_alike_in_micro_batches(batch: Batch, kind: str):
     """In double precision, so that nothing can hide behind the tolerance; models that draw noise included."""
     pairs = torch.arange(8)
     few = replace(
-        batch, videos=list(range(8)), ids=batch.ids[pairs], frames=batch.frames[pairs], real=batch.real[pairs]
+        batch, videos=torch.arange(8), ids=batch.ids[pairs], frames=batch.frames[pairs], real=batch.real[pairs]
     )
     whole, expected = gradients(model_of(kind).double(), few)
     parts, found = gradients(model_of(kind).double(), few, accumulate=4)

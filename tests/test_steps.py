@@ -39,7 +39,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def counted(processes: int, *wanted: str) -> list[dict]:
-    """What tests/reads.py says of every training."""
+    """Return what tests/reads.py says of every training."""
     said = launch(processes, "tests/reads.py", *wanted).stdout
     return [json.loads(line) for line in said.splitlines() if line.startswith('{"steps"')]
 
@@ -100,7 +100,7 @@ def test_the_next_batch_is_fetched_once_and_none_is_lost_or_doubled():
         placed.append(int(batch.ids[0, 0]))
         return batch
 
-    ahead, seen = Ahead(batches(4), place), []
+    ahead, seen, waits = Ahead(batches(4), place), [], []
     for batch, word in ahead:
         assert int(batch.ids[0, 0]) == int(word) == len(seen)
         seen.append(word)
@@ -108,8 +108,10 @@ def test_the_next_batch_is_fetched_once_and_none_is_lost_or_doubled():
         if len(seen) % 2:  # others are taken when they are due
             ahead.fetch()
             assert placed == [*range(min(len(seen) + 1, 4))]
-        assert ahead.waited() > 0 and ahead.waited() == 0, "what was waited for is told once"
+        waits.append(ahead.waited())
+        assert ahead.waited() == 0, "told once"
     assert seen == ["0", "1", "2", "3"]
+    assert [wait > 0 for wait in waits] == [True, False, True, False], "of both fetches before, and of none"
 
 
 def test_what_a_loader_says_is_raised_where_its_batch_is_due():
