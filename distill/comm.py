@@ -54,9 +54,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *own: Tensor) -> tuple[Tensor, ...]:
         sent = torch.cat([rows.detach().contiguous().flatten().view(torch.uint8) for rows in own])
-        received = sent.new_empty(dist.get_world_size(), len(sent))
+        received = sent.new_empty(dist.get_world_size() * len(sent))
         dist.all_gather_into_tensor(received, sent)
-        pieces = received.split([rows.nbytes for rows in own], dim=1)
+        pieces = received.view(dist.get_world_size(), -1).split([rows.nbytes for rows in own], dim=1)
         found = tuple(
             # a clone begins where its type may begin
             _precise(piece.clone(memory_format=torch.contiguous_format).view(rows.dtype).reshape(-1, *rows.shape[1:]))
@@ -72,7 +72,7 @@ class _Gather(torch.autograd.Function):
         asked = [gradient for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True) if needed]
         shares = torch.cat([gradient.reshape(world, -1) for gradient in asked], dim=1)  # of each rank's rows
         own = shares.new_empty(shares.shape[1])
-        dist.reduce_scatter_tensor(own, shares)
+        dist.reduce_scatter_tensor(own, shares.flatten())
         pieces = iter(own.split([gradient.numel() // world for gradient in asked]))
         return tuple(
             next(pieces).reshape(length, *gradient.shape[1:]) if needed else None

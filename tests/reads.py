@@ -69,9 +69,15 @@ class Watch:
             if "/deepspeed/" in name:
                 counts["deepspeed"] += 1
                 return
-            if Path(name).resolve().is_relative_to(ROOT) and function not in OWN and Path(name).name != AROUND:
+            if _ours(name) and function not in OWN and Path(name).name != AROUND:
                 counts[f"{Path(name).name}:{function}"] += 1
                 return
+
+
+def _ours(name: str) -> bool:
+    """Return whether a file is of the project, whose folder may hold the environment too."""
+    path = Path(name).resolve()
+    return path.is_relative_to(ROOT) and "site-packages" not in path.parts
 
 
 class _Operators(TorchDispatchMode):
