@@ -22,7 +22,7 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class StepWork:
-    """What one training step asks for: floating-point operations, and numbers of 4 bytes that travel."""
+    """The work of one training step: floating-point operations, and numbers of 4 bytes that travel."""
 
     towers: float  # operations a pair, forward and backward
     student: float  # operations of a text with a video, forward and backward

@@ -88,12 +88,11 @@ class Teachers:
             texts = _joined(rows, more[place] if more else {})
             videos = _joined(known[f"pair labels {place}"], known.get(f"video labels {place}", {}))
             scored = teacher_logits(head, texts, videos)
-            own |= {f"pair {place}": {"logits": scored[:paired]}, f"text {place}": {"logits": scored[paired:]}}
+            parts = {"pair": scored[:paired], "text": scored[paired:]}
+            own |= {f"{side} {place}": {"logits": rows} for side, rows in parts.items() if len(rows)}
         found = gather(own)
-        return [
-            torch.cat([found[f"{side} {place}"]["logits"] for side in ("pair", "text")])
-            for place in range(len(own) // 2)
-        ]
+        sides = [[found.get(f"{side} {place}") for side in ("pair", "text")] for place in range(len(batch.labels))]
+        return [torch.cat([rows["logits"] for rows in both if rows]) for both in sides]
 
 
 def _joined(rows: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
