@@ -8,9 +8,9 @@
     tools/bench.py towers                        what a frame and a query cost with other towers than ViT-B-32
     tools/bench.py gpu                           training, labelling and indexing beside a GPU's peak and bare towers
 
-Every figure but the plan's stands beside a limit that was measured in the same run, in turns with it, so that a busy
-machine slows both; a ratio is the median over rounds. At the end of the first four stands, for every goal, whether it
-was reached, and what stood in the way. `tools/bench.py COMMAND --help` says what is measured and how.
+Every figure but those of `plan` and `ranks` stands beside a limit that was measured in the same run, in turns with it,
+so that a busy machine slows both; a ratio is the median over rounds. Where there are goals, it stands at the end
+whether each was reached, and what stood in the way. `tools/bench.py COMMAND --help` says what is measured and how.
 tools/bench_retrieval.py measures searching.
 """
 
@@ -125,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("--rounds", type=int, default=3, metavar="N", help="of jobs, whose median is taken (default 3)")
     args = parser.parse_args(argv)
     numbers = [value for name in ("batch", "rounds", "pairs", "epochs", "steps") if (value := getattr(args, name, 1))]
+    numbers += getattr(args, "ranks", [])
     if min(numbers) < 1 or min(getattr(args, "workers", [0])) < 0:
         raise ExpectedError("counts must be at least 1, and --workers at least 0")
     if args.json is not None:

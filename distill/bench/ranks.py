@@ -6,6 +6,7 @@ the second table is that forecast for a GPU box, with the counts of a step of th
 """
 
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from distill import comm
 from distill.bench import scaling
@@ -32,6 +32,7 @@ from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.preprocessing import image_size
 from distill.model.towers import read_architecture
 from distill.training import engine
+from distill.training.cost import counted
 from distill.training.objective import Objective, total_loss
 from distill.training.teachers import Teachers, TeacherScores
 
@@ -57,19 +58,19 @@ class RanksReport:
     """Measured steps beside their forecasts, and the forecast for a GPU box."""
 
     rows: list[Measured]
-    machine: Machine  # as measured here: its link is that of the last row
     work: StepWork  # of the step that was measured
     paper: list[StepTime]
     assumed: Machine
 
     def table(self) -> str:
         """Return the report as text."""
-        one = self.rows[0].seconds
+        first = self.rows[0]
         lines = [["ranks", "pairs each", "ms a step", "efficiency", "forecast", "its efficiency", "link"]]
         for row in self.rows:
             link = f"{row.link / 1e9:.2f} GB/s" if row.link else ""
-            both = [cell for s in (row.seconds, row.forecast) for cell in (f"{1e3 * s:,.0f}", f"{100 * one / s:.0f} %")]
-            lines.append([str(row.ranks), str(row.pairs), *both, link])
+            both = (first.seconds, row.seconds), (first.forecast, row.forecast)
+            cells = [cell for one, own in both for cell in (f"{1e3 * own:,.0f}", f"{100 * one / own:.0f} %")]
+            lines.append([str(row.ranks), str(row.pairs), *cells, link])
         assumed = self.assumed
         about = (
             f"on paper, {self.paper[0].pairs} pairs on each process, ms; {assumed.name}: towers "
@@ -85,19 +86,20 @@ def measure_ranks(setting: Setting, paper: Setting, ranks: Sequence[int], *, pai
 
     `pairs` are those of a core.
     """
-    cores, rows = len(os.sched_getaffinity(0)), []
-    machine, work = _machine(setting, pairs, max(ranks), rounds)
+    cores, most, rows = len(os.sched_getaffinity(0)), max(ranks), []
+    alone = _run(setting, 1, pairs, rounds, most * pairs)
+    work = StepWork(**alone["work"])
+    machine = _machine(alone, work, pairs, most)
     for number in ranks:
         crowd = max(1, -(-number // cores))  # processes of a core
         own = max(1, pairs // crowd)
-        found = _run(setting, number, own, rounds)
-        shared = replace(machine, **{part: getattr(machine, part) / crowd for part in ("towers", "student", "teacher")})
-        machine = replace(machine, link=found["link"] or machine.link)
-        whole = scaling.forecast(work, replace(shared, link=machine.link), number, own)
+        found = alone if number == 1 else _run(setting, number, own, rounds)
+        speeds = {part: getattr(machine, part) / crowd for part in ("towers", "student", "teacher")}
+        whole = scaling.forecast(work, replace(machine, **speeds, link=found["link"] or machine.link), number, own)
         rows.append(Measured(number, own, found["seconds"], whole.total, found["link"]))
-    counted = _counted(paper)
-    on_paper = [scaling.forecast(counted, scaling.ASSUMED, number, PAPER_PAIRS) for number in PAPER_RANKS]
-    return RanksReport(rows, machine, work, on_paper, scaling.ASSUMED)
+    of_paper = _work(_Step(paper, COUNTED_PAIRS))
+    on_paper = [scaling.forecast(of_paper, scaling.ASSUMED, number, PAPER_PAIRS) for number in PAPER_RANKS]
+    return RanksReport(rows, work, on_paper, scaling.ASSUMED)
 
 
 class _Step:
@@ -167,33 +169,26 @@ class _Step:
         return self.batch.frames, self.batch.real
 
 
-def _machine(setting: Setting, pairs: int, ranks: int, rounds: int) -> tuple[Machine, StepWork]:
-    """Measure the speed of the parts of a step on one core, at the batch of so many ranks; count its work."""
-    found = _run(setting, 1, pairs, rounds, ranks * pairs)
-    work = StepWork(**found["work"])
-    small = found["student"] / ranks**2 + found["teacher"] / ranks  # of the batch of one process
-    machine = Machine(
+def _machine(alone: dict[str, Any], work: StepWork, pairs: int, ranks: int) -> Machine:
+    """Return the speed of the parts of a step on one core, which were timed at the batch of so many ranks."""
+    small = alone["student"] / ranks**2 + alone["teacher"] / ranks  # of the batch of one process
+    return Machine(
         name="this machine",
-        towers=work.towers * pairs / max(found["seconds"] - small, 1e-9),
-        student=work.student * (ranks * pairs) ** 2 / found["student"],
-        teacher=work.teacher * pairs * ranks * pairs / found["teacher"],
-        link=1.0,
+        towers=work.towers * pairs / max(alone["seconds"] - small, 1e-9),
+        student=work.student * (ranks * pairs) ** 2 / alone["student"],
+        teacher=work.teacher * pairs * ranks * pairs / alone["teacher"],
+        link=math.inf,  # nothing travels
         latency=0.0,
     )
-    return machine, work
-
-
-def _counted(setting: Setting) -> StepWork:
-    """Count the work of a step of a few pairs."""
-    return _work(_Step(setting, COUNTED_PAIRS))
 
 
 def _work(step: _Step) -> StepWork:
     """Count a step's work: what grows with texts times videos, by batches of one and of two sizes, and the rest."""
     one, two = step.pairs, 2 * step.pairs
-    whole = _flops(step.whole)
-    student = (_flops(step.student(two)) - 2 * _flops(step.student(one))) / (two**2 - 2 * one**2)
-    teacher = (_flops(step.teacher(two)) - _flops(step.teacher(one))) / (one * two - one**2)
+    calls = step.whole, step.student(one), step.student(two), step.teacher(one), step.teacher(two)
+    whole, student_one, student_two, teacher_one, teacher_two = (counted(call)[1] for call in calls)
+    student = (student_two - 2 * student_one) / (two**2 - 2 * one**2)
+    teacher = (teacher_two - teacher_one) / (one * two - one**2)
     text, video = step.encoded(one)
     shared = Teachers(step.heads, step.setting.losses).shared(step.batch)
     numbers = [sum(v.numel() // one for v in side.tensors().values()) for side in (text, video)]
@@ -205,12 +200,6 @@ def _work(step: _Step) -> StepWork:
         labels=sum(v.numel() // one for rows in shared.values() for v in rows.values()),
         parameters=sum(p.numel() for p in step.model.parameters() if p.requires_grad),
     )
-
-
-def _flops(call: Callable[[], None]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
 
 
 def _words(number: int) -> str:

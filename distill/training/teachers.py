@@ -85,8 +85,9 @@ class Teachers:
         more = batch.unpaired.text_labels if batch.unpaired else []
         paired, own = len(batch.videos), {}
         for place, (rows, (head, _)) in enumerate(zip(batch.labels, self._heads, strict=False)):
-            texts = _joined(rows, more[place] if more else {})
-            videos = _joined(known[f"pair labels {place}"], known.get(f"video labels {place}", {}))
+            assert LIST not in rows or batch.unpaired is None, "shortlists rank the videos of pairs"
+            texts = _joined("text", rows, more[place] if more else {})
+            videos = _joined("video", known[f"pair labels {place}"], known.get(f"video labels {place}", {}))
             scored = teacher_logits(head, texts, videos)
             parts = {"pair": scored[:paired], "text": scored[paired:]}
             own |= {f"{side} {place}": {"logits": rows} for side, rows in parts.items() if len(rows)}
@@ -95,6 +96,6 @@ class Teachers:
         return [torch.cat([rows["logits"] for rows in both if rows]) for both in sides]
 
 
-def _joined(rows: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return two tables below each other; the second may be empty, and may lack fields that the first has."""
-    return {name: torch.cat([rows[name], more[name]]) for name in more if name in rows} if more else rows
+def _joined(side: str, rows: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the features of one side, those of `more` below those of the pairs; `more` may be empty."""
+    return {name: torch.cat([rows[name], more[name]]) for name in FEATURES[side] if name in rows} if more else rows
