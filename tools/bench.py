@@ -124,10 +124,14 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("--steps", type=int, default=30, metavar="N", help="of a kind that count (default 30)")
     one.add_argument("--rounds", type=int, default=3, metavar="N", help="of jobs, whose median is taken (default 3)")
     args = parser.parse_args(argv)
-    numbers = [value for name in ("batch", "rounds", "pairs", "epochs", "steps") if (value := getattr(args, name, 1))]
-    numbers += getattr(args, "ranks", [])
-    if min(numbers) < 1 or min(getattr(args, "workers", [0])) < 0:
-        raise ExpectedError("counts must be at least 1, and --workers at least 0")
+    for name, least in {
+        **dict.fromkeys(("batch", "rounds", "pairs", "epochs", "steps", "ranks"), 1),
+        "workers": 0,
+    }.items():
+        given = getattr(args, name, None)
+        for number in given if isinstance(given, list) else [] if given is None else [given]:
+            if number < least:
+                raise ExpectedError(f"--{name}: {number}, expected at least {least}")
     if args.json is not None:
         check_writable_file(args.json)
 
