@@ -67,7 +67,7 @@ class StepTime:
 # Assumptions, not measurements: a GPU of 2024 in bf16 at 45 % of its matrix peak of 990 TFLOP/s; fp32 products without
 # tensor cores at 60 % of 67, of which the student's losses, which wait for memory, leave half; 200 Gbit/s a GPU.
 ASSUMED = Machine(name="assumed GPU", towers=4.5e14, student=2e13, teacher=4e13, link=2.5e10, latency=3e-5)
-COLLECTIVES = 5  # features, their gradient, labels, rows of logits, gradients of weights
+COLLECTIVES = 5  # features with labels, their gradient, rows of logits, gradients of weights, the hosts' number
 
 
 def forecast(work: StepWork, machine: Machine, ranks: int, pairs: int) -> StepTime:
