@@ -16,16 +16,25 @@ def writing(path: Path, *needs: Path) -> Command:
     return Command(path.name, [sys.executable, "-S", "-c", WRITES, path], path, needs)
 
 
-def test_a_command_that_nothing_can_run_beside_has_all_cores(tmp_path):
+def test_what_others_wait_for_comes_first_and_alone_has_all_cores(tmp_path):
     teacher, one, other, labels, taught = (tmp_path / name for name in ("teacher", "one", "other", "labels", "taught"))
     commands = Commands(tmp_path / "logs", total=5)
     commands._cores = 4
-    order = [writing(teacher), writing(labels, teacher, other), writing(taught, labels), writing(one), writing(other)]
+    order = [writing(one), writing(teacher), writing(labels, teacher, other), writing(taught, labels), writing(other)]
     commands.side_by_side(order)
-    threads = {path.name: path.read_text() for path in (teacher, one, labels, taught)}
-    assert threads == {"teacher": "2", "one": "2", "labels": "4", "taught": "4"}  # `other` may have run alone or not
+    threads = {path.name: path.read_text() for path in (teacher, one, other, labels, taught)}
+    assert threads == {"teacher": "4", "other": "4", "labels": "4", "one": "2", "taught": "2"}
+    first = sorted((teacher, one, other, labels, taught), key=lambda path: path.stat().st_mtime_ns)[:3]
+    assert first == [teacher, other, labels]
     commands.side_by_side(order)  # what is there is not made again
     assert commands._finished == 10
+
+
+def test_a_command_that_nothing_can_run_beside_has_all_cores(tmp_path):
+    commands = Commands(tmp_path / "logs", total=1)
+    commands._cores = 4
+    commands.side_by_side([writing(tmp_path / "alone")])
+    assert (tmp_path / "alone").read_text() == "4"
 
 
 def test_a_failed_command_says_where_its_log_is(tmp_path):

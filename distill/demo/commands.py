@@ -67,12 +67,17 @@ class Commands:
             raise ExpectedError(f"{command.title} failed with exit code {code}; {log} says: {tail}")
 
     def side_by_side(self, commands: Sequence[Command]) -> None:
-        """Run commands two at a time, always the first whose `needs` are there: each on half of the cores, or on all
-        where no other can run beside it."""
+        """Run commands in their order, those first that others wait for, each alone on all cores; then two at a time:
+        each on half of the cores, or on all where no other can run beside it."""
         waiting, running = list(commands), set()
         with ThreadPoolExecutor(2) as pool:  # which waits for the other command if one fails
             while waiting or running:
                 ready = [command for command in waiting if all(path.exists() for path in command.needs)]
+                awaited = [command for command in ready if any(command.done in other.needs for other in waiting)]
+                if awaited and not running:  # beside others it would be done later, and end with a core idle
+                    waiting.remove(awaited[0])
+                    self.run(awaited[0])
+                    continue
                 threads = self._cores if len(ready) + len(running) == 1 else max(1, self._cores // 2)
                 for command in ready[: 2 - len(running)]:
                     waiting.remove(command)
