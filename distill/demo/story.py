@@ -74,7 +74,7 @@ def train_all(commands: Commands, rows: Sequence[Trial], runs: Path, labels: Pat
             title = f"write the labels of {teacher.title}, {split}"
             jobs.append(Command(title, dump, out / "manifest.json", needs=(release,)))
     students = [row for row in rows if not row.teaches and not row.of]
-    students.sort(key=lambda row: -row.epochs)  # the longest is not left to the end
+    students.sort(key=lambda row: (-row.epochs, not row.taught_by))  # the longest are not left to the end
     commands.side_by_side([*jobs, *(_training(row, runs, labels, seed) for row in students)])
 
 
