@@ -1,4 +1,6 @@
-"""A bounded folder of files that were fetched once: named by their sha256, least recently used removed first.
+"""A bounded folder of files that were fetched or computed once, least recently used removed first.
+
+A fetched file is named by its sha256, a computed one by that of what it follows from.
 
 Processes of one machine share it through file locks, which end with the process that holds them. One process fetches
 a file while the others that want it wait; the file appears under its name only when it is whole and verified. Space is
@@ -10,10 +12,11 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from distill.errors import ExpectedError, writing
 from distill.locks import acquired
@@ -59,11 +62,30 @@ class Cache:
         with os.fdopen(self.open(remote, sha256, size), "rb") as file:
             return file.read()
 
-    def _reserve(self, sha256: str, size: int, remote: RemotePath) -> Path:
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Keep other processes out while a file is computed, which `keep` then takes."""
+        with self._locked(f"compute-{name[:2]}"):
+            yield
+
+    def keep(self, name: str, size: int, write: Callable[[BinaryIO], None], what: object) -> None:
+        """Keep a computed file of `size` bytes under a name of 64 hexadecimal digits; errors are about `what`."""
+        with self._locked(name[:2]):
+            part = self._reserve(name, size, what)
+            try:
+                with writing(self.folder / name, part), part.open("wb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(part, self.folder / name)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def _reserve(self, sha256: str, size: int, what: object) -> Path:
         """Create an empty part file whose name reserves its full size."""
         if size > self.gigabytes * 1e9:
             raise ExpectedError(
-                f"{remote}: {size / 1e9:.3f} GB do not fit into the cache {self.folder}, which may hold "
+                f"{what}: {size / 1e9:.3f} GB do not fit into the cache {self.folder}, which may hold "
                 f"{self.gigabytes:g} GB; raise data.cache_gb"
             )
         part = self.folder / f"{sha256}.{size}.part"

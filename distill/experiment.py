@@ -164,7 +164,7 @@ def _open_frames(recipe: Recipe, fit: Fit, tokenizer: TextTokenizer) -> tuple[Fr
         frames = FrameSet(path, verify=comm.rank() == 0, cache=cache).fitted(fit, f"data.{key}")
         recipe.data.check(frames, str(frames.path))
         mend = "raise data.max_words, as far as the text tower goes, or shorten them"
-        warn_of_cuts(texts_of(frames), tokenizer, str(frames.path), mend)
+        warn_of_cuts(frames.videos.texts, tokenizer, str(frames.path), mend)
         return frames
 
     data = recipe.data
@@ -175,7 +175,7 @@ def _open_frames(recipe: Recipe, fit: Fit, tokenizer: TextTokenizer) -> tuple[Fr
     )
     for ranked in (val, *([] if test is None else [test])):
         check_captions(ranked)
-    silent = sum(not video.captions for video in train.videos)
+    silent = int((train.videos.caption_counts() == 0).sum())
     if silent == len(train):
         raise RecipeError(
             f"data.train: no video of {train.path} has a caption; give it as data.unlabelled beside pairs"

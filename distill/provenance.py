@@ -110,7 +110,10 @@ def provenance(
 
 def caption_sources(frames: FrameSet) -> dict[str, int]:
     """Return how many captions each source wrote; `unknown` where annotations do not say."""
-    return dict(Counter(said.source or "unknown" for video in frames.videos for said in video.captions))
+    found = Counter[str]()
+    for source, captions in frames.videos.sources().items():
+        found[source or "unknown"] += captions
+    return dict(found)
 
 
 def _parents(job: Job) -> tuple[dict[str, str], dict[str, dict[str, float]]]:

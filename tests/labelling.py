@@ -1,6 +1,7 @@
 """Teachers with random weights on a small corpus, and their label sets, made in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from conftest import World
 from distill import catalogue
 from distill.data.datasets import PairDataset
 from distill.data.frames import FrameSet
+from distill.data.growing import GrowingRegister
 from distill.data.labels import Storage, Tier
+from distill.data.register import Register
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.tokens import Tokenizer
+from distill.data.videos import PackedVideo, VideoColumns, Videos
 from distill.experiment import prepare
 from distill.labelling.job import LabelJob, LabelJobConfig
 from distill.labelling.teacher import TeacherRelease
@@ -67,6 +71,20 @@ def pack_shards(world: World, out: Path, per_shard: int, num_frames: int = 12) -
     config = PackConfig(sampler=sampler, size=64, per_shard=per_shard)
     pack(csv, "csv", world.corpus / "videos", out, config, workers=1)
     return out
+
+
+def change_videos(frames: FrameSet, changes: Mapping[int, PackedVideo]) -> None:
+    """Let an opened frame set say something else of some videos, by number, than its files say."""
+    videos = [changes.get(number, video) for number, video in enumerate(frames.videos)]
+    register = frames._shards.register
+    growing = GrowingRegister(VideoColumns.kinds)
+    columns = VideoColumns(growing, "a test")
+    for sample, video in zip(frames.videos.samples.tolist(), videos, strict=True):
+        said = {**asdict(video), "video": video.id, "timestamps": list(video.timestamps)}
+        captions = [{name: value for name, value in asdict(one).items() if value is not None} for one in video.captions]
+        columns.add(sample, video.key, said | {"captions": captions})
+    frames.videos = Videos(Register({**register._columns, **growing.held()._columns}))
+    assert frames.videos == videos
 
 
 def label_job(

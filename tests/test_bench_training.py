@@ -9,6 +9,7 @@ import families
 import pytest
 import torch
 from conftest import ARCHITECTURE, World, make_towers, python
+from labelling import change_videos
 
 from distill.bench import operations, passes, planning, ranks, scaling
 from distill.bench import towers as towers_bench
@@ -74,7 +75,7 @@ def test_workers_never_change_a_batch_that_was_handed_over(tmp_path: Path, worke
     """Workers fill the same memory again; padding must not show what another batch left there."""
     frames = draw_frames(tmp_path, videos=6, captions=1, num_frames=2, size=32)
     video, frames.num_frames = frames.videos[3], 3
-    frames.videos[3] = replace(video, timestamps=video.timestamps[:1])  # shorter than the one before it in its slot
+    change_videos(frames, {3: replace(video, timestamps=video.timestamps[:1])})  # shorter than the one before it
     rows = [[(number % 6, 0), ((number + 1) % 6, 0)] for number in range(40)]
     dataset = PairDataset(frames, [], Tokenizer(WORDS), pixels=True)
     held = list(load_batches(dataset, rows, workers))

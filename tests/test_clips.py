@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.data.frames import Caption
+from distill.data.videos import Caption
 from distill.errors import ArtefactError
 from distill.packing.clips import read_annotations
 

@@ -12,7 +12,8 @@ from test_demo_corpus import CORPUS
 from test_release import make
 
 from distill.config import read_recipe
-from distill.data.frames import Caption, FrameSet
+from distill.data.frames import FrameSet
+from distill.data.videos import Caption
 from distill.demo import measuring, search, story, trials
 from distill.demo.nonsense import WORDS, caught, nonsense
 from distill.evaluation.evaluate import Encoded

@@ -11,7 +11,7 @@ import torch
 from conftest import World
 from hypothesis import given
 from hypothesis import strategies as st
-from labelling import label_job, pack_shards, write_labels
+from labelling import change_videos, label_job, pack_shards, write_labels
 
 from distill import catalogue
 from distill.data.datasets import PairDataset
@@ -263,7 +263,7 @@ class TestOtherFrames:
             LabelSet(label_sets["xclip", TOP], other, on_mismatch="interpolate")
         changed = FrameSet(few.path)
         caption = replace(changed.videos[3].captions[1], text="something else")
-        changed.videos[3] = replace(changed.videos[3], captions=(changed.videos[3].captions[0], caption))
+        change_videos(changed, {3: replace(changed.videos[3], captions=(changed.videos[3].captions[0], caption))})
         with pytest.raises(ArtefactError, match=f"no labels of caption {re.escape(caption.id)} of video"):
             LabelSet(label_sets["xclip", TOP], changed, on_mismatch="interpolate")
 

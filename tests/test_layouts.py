@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distill.data.frames import Caption, FrameSet
+from distill.data.frames import FrameSet
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.video import write_video
+from distill.data.videos import Caption
 from distill.errors import ArtefactError
 from distill.packing.clips import Clip, read_annotations
 from distill.packing.layouts import LAYOUTS

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import ExpectedError
+from distill.evaluation import counting
 from distill.evaluation.metrics import paired_bootstrap, ranks_t2v, ranks_v2t, recall_interval, summarise
 from distill.evaluation.normalise import bank_of, dual_softmax, query_bank_t2v
 from distill.retrieval.calibration import BETA
@@ -261,3 +262,29 @@ def test_query_bank_normalisation_puts_a_hub_down():
     similarity[:, 0] = 0.6
     assert ranks_t2v(similarity, torch.arange(4)).tolist() == [0, 1, 1, 1]
     assert ranks_t2v(query_bank_t2v(similarity, bank_of([similarity], 4)), torch.arange(4)).tolist()[1:] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("held", [0, 1 << 30])
+@pytest.mark.parametrize(("texts", "videos", "part"), [(1, 1, 4), (37, 11, 4), (40, 40, 7), (64, 9, 16)])
+def test_ranks_that_are_counted_are_those_of_the_whole(held, texts, videos, part, monkeypatch):
+    """Few values, so many ties; videos without captions; captions of one video on both sides of a part's end."""
+    monkeypatch.setattr(counting, "HELD", held)
+    similarity = det(texts, videos, seed=texts).mul(2).round()
+    own = torch.from_numpy(np.sort(np.random.RandomState(1).randint(0, videos, texts)))
+    gone = []
+
+    def parts():
+        gone.append(1)
+        return iter(similarity.split(part))
+
+    t2v, v2t = counting.count_ranks(parts, part, videos, own)
+    assert torch.equal(t2v, ranks_t2v(similarity, own)) and torch.equal(v2t, ranks_v2t(similarity, own))
+    assert len(gone) == (1 if held else 2)
+    for place in (0, texts - 1):
+        damaged = similarity.clone()
+        damaged[place, videos - 1] = torch.nan
+        with pytest.raises(ExpectedError) as expected:
+            ranks_t2v(damaged, own)
+        with pytest.raises(ExpectedError) as found:
+            counting.count_ranks(lambda d=damaged: iter(d.split(part)), part, videos, own)
+        assert str(found.value) == str(expected.value)

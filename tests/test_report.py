@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import metrics, one_line_error, python
+from labelling import change_videos
 from pages import contrast, luminance, needs_chromium
 from safetensors.torch import load_file, save_file
 
@@ -153,12 +154,14 @@ def test_a_run_without_a_test_set_has_curves_and_validation_alone(run):
 
 def test_words_of_others_are_shown_and_nothing_else(run, world):
     frames = FrameSet(world.frames["test"])
+    changes = {}
     for number, video in enumerate(frames.videos):
         captions = tuple(
             replace(caption, text=HOSTILE[(number + place) % len(HOSTILE)])
             for place, caption in enumerate(video.captions)
         )
-        frames.videos[number] = replace(video, id=HOSTILE[number % len(HOSTILE)], captions=captions)
+        changes[number] = replace(video, id=HOSTILE[number % len(HOSTILE)], captions=captions)
+    change_videos(frames, changes)
     about = json.loads((run / "release/provenance.json").read_text())
     about |= {"name": HOSTILE[0], "parents": {**about["parents"], HOSTILE[1]: HOSTILE[2]}}
     (run / "release/provenance.json").write_text(json.dumps(about))

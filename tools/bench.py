@@ -1,16 +1,17 @@
-"""Measures the cost of training beside the work that it cannot do without, of towers, and of one GPU: seven benches.
+"""Measures the cost of training beside the work that it cannot do without, of towers, and of one GPU: eight benches.
 
     tools/bench.py loader                        frames per second beside decoding alone
     tools/bench.py labels                        a step with labels beside one without, and one with live teachers
     tools/bench.py train recipes/teachclip.yaml  how long a training step waits for its batch
     tools/bench.py plan                          time and memory of the batch plan, up to ten million captions
+    tools/bench.py growth                        time and memory of opening, planning, labelling, by number of videos
     tools/bench.py ranks                         a step on 1, 2 and 4 processes, and on paper on 512
     tools/bench.py towers                        what a frame and a query cost with other towers than ViT-B-32
     tools/bench.py gpu                           training, labelling and indexing beside a GPU's peak and bare towers
 
-Every figure but those of `plan` and `ranks` stands beside a limit that was measured in the same run, in turns with it,
-so that a busy machine slows both; a ratio is the median over rounds. Where there are goals, it stands at the end
-whether each was reached, and what stood in the way. `tools/bench.py COMMAND --help` says what is measured and how.
+Every figure but those of `plan`, `growth` and `ranks` stands beside a limit that was measured in the same run, in turns
+with it, so that a busy machine slows both; a ratio is the median over rounds. Where there are goals, it stands at the
+end whether each was reached, and what stood in the way. `tools/bench.py COMMAND --help` says what is measured and how.
 tools/bench_retrieval.py measures searching.
 """
 
@@ -59,6 +60,13 @@ Student and teacher are those of the recipes, with random weights, drawn frames 
 (towers, the student's matrix of all texts and videos, the teacher's rows, the link) are measured alone. Then the same
 sum for GPUs whose speed is assumed, up to 512, with operations and bytes counted in a step of the papers' size. About
 three minutes and 4 GB of memory.
+"""
+GROWTH = """The time and memory of what is done once per run, by the number of videos.
+
+Writes frame sets and label sets of tiny members (500 bytes of index a video; the tars are hard links to one), and opens
+them for the first time, again, and together; plans ten epochs; loads the first batches; and begins a label job, each in
+a process of its own. Then ranks as many captions as videos. Goals at ten million videos: open both again in 10 s, and
+at most 200 resident bytes of each video and caption. Takes 1.4 GB of disk for a million videos.
 """
 TOWERS = """The cost of a frame and of a query with towers of open_clip, beside ViT-B-32, on one core.
 
@@ -113,6 +121,11 @@ def main(argv: list[str] | None = None) -> None:
     one.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], metavar="N", help="processes (default 1 2 4)")
     one.add_argument("--pairs", type=int, default=32, metavar="N", help="of each core in a step (default 32)")
     one.add_argument("--rounds", type=int, default=5, metavar="N", help="of which the median is taken (default 5)")
+    one = _command(commands, "growth", GROWTH, _growth)
+    sizes = [10_000, 100_000, 1_000_000]
+    one.add_argument("--videos", type=int, nargs="+", default=sizes, metavar="N", help="sizes (default: up to 1000000)")
+    one.add_argument("--ranked", type=int, default=50_000, metavar="N", help="captions and videos (default 50000)")
+    one.add_argument("--folder", type=Path, metavar="DIR", help="write below it, not into the temporary folder")
     one = _command(commands, "towers", TOWERS, _towers)
     one.add_argument("names", nargs="*", metavar="NAME", help="an open_clip architecture, or a folder of towers")
     one.add_argument("--rounds", type=int, default=9, metavar="N", help="of which the median is taken (default 9)")
@@ -238,6 +251,13 @@ def _ranks(args: argparse.Namespace) -> dict[str, Any]:
     _, measured = _setting(args.recipe, [], [args.teacher])
     _, paper = _setting(STUDENT, [], TEACHERS[:1])
     return {"ranks": ranks.measure_ranks(measured, paper, args.ranks, pairs=args.pairs, rounds=args.rounds)}
+
+
+def _growth(args: argparse.Namespace) -> dict[str, Any]:
+    from distill.bench import growth
+
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        return {"growth": growth.measure_growth(Path(folder), args.videos, args.ranked)}
 
 
 def _towers(args: argparse.Namespace) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from distill.data.building import ShardContent, build, claim, split
-from distill.data.frames import Caption, FrameSet
+from distill.data.frames import FrameSet
 from distill.data.pictures import encode_jpeg
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.sampling import SampledVideo
 from distill.data.video import write_video
+from distill.data.videos import Caption
 from distill.log import progress
 from distill.packing.clips import Clip
 from distill.packing.packing import frame_sample, seal_frames

@@ -21,7 +21,6 @@ from distill.bench.steps import Setting, build, build_teachers, write_labels
 from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet
 from distill.labelling.job import CAPTIONS_PER_VIDEO
-from distill.labelling.teacher import texts_of
 from distill.model.contract import RetrievalModel, Teacher
 from distill.release.release import Release, load
 from distill.release.writing import write_release
@@ -99,7 +98,7 @@ def _bare(
     dataset, numbers = VideoDataset(frames), range(len(frames))
     parts = [[*numbers[start : start + batch]] for start in range(0, len(numbers), batch)]
     seen = [tuple(part.to(comm.device()) for part in dataset.__getitems__(videos)) for videos in parts]
-    captions = texts_of(frames, numbers) if texts else []
+    captions = frames.videos.texts_of(numbers) if texts else []
     ids = torch.from_numpy(setting.tokenizer()(captions)).to(comm.device()).split(batch * CAPTIONS_PER_VIDEO)
     return lambda: timed(lambda: _encode(model.eval(), seen, [*ids] if texts else [], bf16=bf16))
 

@@ -30,7 +30,7 @@ from distill.training.ahead import Ahead
 from distill.training.batches import Cycles, load_shares, plan_batches
 from distill.training.cost import counted
 from distill.training.engine import Engine
-from distill.training.stems import stem_table, with_stems
+from distill.training.stems import check_stems, stem_table, with_stems
 
 WARM = 5  # steps before any is timed
 PROFILED = 5  # steps after the timed ones
@@ -102,11 +102,9 @@ class _Training:
         self.engine = self._engine(model.train(), options)
 
     def _stems(self, model: RetrievalModel) -> torch.Tensor:
-        workers = self.setting.data.workers
-        found = stem_table(model, self.frames, bf16=self.setting.bf16, workers=workers, limit_gb=GIGABYTES)
-        if found is None:
+        if not check_stems(model, [self.frames], GIGABYTES):
             raise RecipeError("model.clip.freeze_vision: null, but stems are those of frozen layers; set it to 0")
-        return found
+        return stem_table(model, self.frames, bf16=self.setting.bf16, workers=self.setting.data.workers)
 
     def _engine(self, model: RetrievalModel, options: Sequence[str]) -> Engine:
         losses = objective(model, self.labels, self.setting)

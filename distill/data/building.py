@@ -15,7 +15,8 @@ from typing import Any, cast
 from pydantic import Field
 
 from distill.cache import Cache
-from distill.data.shards import Shards, index_of, make_index
+from distill.data.indexes import index_of, make_index
+from distill.data.shards import Shards
 from distill.errors import ArtefactError, check_installed
 from distill.manifest import SealedFile, file_sha256
 from distill.publishing import publish, published

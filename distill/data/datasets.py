@@ -28,7 +28,7 @@ class PairDataset(Dataset):
     def __getitems__(self, pairs: list[tuple[int, int]]) -> Batch:
         """The batch of these pairs."""
         videos = [video for video, _ in pairs]
-        texts = [self.frames.videos[video].captions[caption].text for video, caption in pairs]
+        texts = [self.frames.videos.text(*pair) for pair in pairs]
         return Batch(
             videos=torch.tensor(videos),
             ids=torch.from_numpy(self.tokenizer(texts)),

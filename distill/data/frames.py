@@ -8,77 +8,27 @@ The manifest lists the videos that could not be used, each with the reason. dist
 
 import copy
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    NotRequired,  # pydantic needs this one before Python 3.12
-)
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
-from pydantic import Field, with_config
-from typing_extensions import TypedDict
+from pydantic import Field
 
 from distill.cache import Cache
 from distill.data.pictures import Fit, decode_jpeg
 from distill.data.prefetch import ShardSource
 from distill.data.shards import open_sealed_shards
+from distill.data.videos import VideoColumns, Videos
 from distill.errors import ArtefactError
 from distill.manifest import NAME
-from distill.records import STRICT, View, parsed
+from distill.records import View
 from distill.remote import Place, locate
 
 LARGEST = 1 << 14  # pixels of a side, and frames of a video: beyond any model
 Size = Annotated[int, Field(gt=0, le=LARGEST)]
 VERSION = 2  # in version 1 the index lacked the descriptions of the videos
-
-
-@dataclass(frozen=True, slots=True)  # there may be millions
-class Caption:
-    """A sentence or paragraph that describes a video; `id` is unique within an annotation file.
-
-    `source` says who wrote it, where that is known: human, or a model and its revision.
-    """
-
-    id: str
-    text: str
-    source: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PackedVideo:
-    """One packed video and its captions."""
-
-    id: str
-    key: str
-    source: str  # file name relative to the video folder
-    captions: tuple[Caption, ...]
-    timestamps: tuple[float, ...]  # seconds, one per packed frame
-    duration: float  # seconds
-    frames_sha256: str
-
-
-class StoredCaption(TypedDict):
-    """A caption as JSON."""
-
-    id: str
-    text: str
-    source: NotRequired[str]
-
-
-@with_config(STRICT)
-class _About(TypedDict):
-    """A packed video as JSON."""
-
-    video: str
-    source: str
-    captions: list[StoredCaption]
-    timestamps: Annotated[list[float], Field(min_length=1)]
-    duration: float
-    frames_sha256: str
 
 
 class SampledFrames(View):
@@ -101,15 +51,14 @@ class FrameSet:
 
     def __init__(self, path: str | Place, *, verify: bool = True, cache: Cache | None = None):
         self.path = locate(path)
-        self.videos: list[PackedVideo] = []
         self.manifest, self._shards = open_sealed_shards(
-            self.path, "frames", VERSION, verify=verify, cache=cache, told=self._add
+            self.path, "frames", VERSION, verify=verify, cache=cache, describe=VideoColumns
         )
-        self.cache = self._shards.cache
+        self.cache, self.videos = self._shards.cache, Videos(self._shards.register)
         config = self.manifest.view(_Config, self.path)
         self.size, self.num_frames, self.whole = config.size, config.sampler.num_frames, config.whole
         self._fit: Fit | None = None
-        most = max((len(video.timestamps) for video in self.videos), default=0)
+        most = self.videos.frame_counts().max(initial=0)
         if most > self.num_frames:
             raise ArtefactError(
                 f"{self.path / NAME}: config: damaged at sampler.num_frames: {self.num_frames}, but a video has {most} "
@@ -138,7 +87,7 @@ class FrameSet:
 
     def pixels(self, video: int) -> UInt8[np.ndarray, "frame 3 height width"]:
         """Return the RGB frames of one video, without padding."""
-        found = np.empty((len(self.videos[video].timestamps), self.size, self.size, 3), np.uint8)
+        found = np.empty((self.videos.frame_count(video), self.size, self.size, 3), np.uint8)
         self.decode(video, found)
         return found.transpose(0, 3, 1, 2)
 
@@ -146,9 +95,9 @@ class FrameSet:
         """Decode the frames of one video into the first positions of `into`, without an intermediate copy."""
         if self.whole and self._fit is None:
             raise ArtefactError(f"{self.path}: its frames are whole, of several shapes; use FrameSet.fitted first")
-        key = self.videos[video].key
+        key = self.videos.keys[video]
         try:
-            for number in range(len(self.videos[video].timestamps)):
+            for number in range(self.videos.frame_count(video)):
                 picture = decode_jpeg(self._shards.read(key, f"{number:03d}.jpg"), self._fit).transpose(1, 2, 0)
                 if picture.shape != into.shape[1:]:
                     raise ValueError(f"{picture.shape[1]} x {picture.shape[0]} pixels, not {self.size} x {self.size}")
@@ -166,26 +115,15 @@ class FrameSet:
                 f"pack the videos again with those settings"
             )
 
-    def shards(self) -> dict[str, list[int]]:
-        """Return the videos (by number) of each tar."""
-        rows: dict[str, list[int]] = {}
-        for number, video in enumerate(self.videos):
-            rows.setdefault(self._shards.shard_of(video.key), []).append(number)
-        return rows
+    def shards(self) -> dict[str, range]:
+        """Return the videos (by number) of each tar that has some."""
+        rows = self.videos.samples
+        found = {
+            tar: range(*np.searchsorted(rows, [samples.start, samples.stop]).tolist())
+            for tar, samples in self._shards.samples().items()
+        }
+        return {tar: videos for tar, videos in found.items() if videos}
 
     def source(self) -> ShardSource:
         """Return the shards of this set and the key of every video, for prefetching."""
-        return ShardSource(self._shards, [video.key for video in self.videos])
-
-    def _add(self, key: str, about: Any) -> None:
-        known = parsed(_About, about, f"{self.path}: sample {key}", "make the set again")
-        video = PackedVideo(
-            id=known["video"],
-            key=key,
-            source=known["source"],
-            captions=tuple(Caption(said["id"], said["text"], said.get("source")) for said in known["captions"]),
-            timestamps=tuple(known["timestamps"]),
-            duration=known["duration"],
-            frames_sha256=known["frames_sha256"],
-        )
-        self.videos.append(video)
+        return ShardSource(self._shards, self.videos.keys)

@@ -33,9 +33,10 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 
 from distill.cache import Cache
 from distill.data.building import Sample
-from distill.data.frames import PackedVideo, SampledFrames
+from distill.data.frames import SampledFrames
 from distill.data.shards import Shards, open_sealed_shards
 from distill.data.tensorfile import Entry, read_header
+from distill.data.videos import PackedVideo
 from distill.errors import ArtefactError
 from distill.manifest import MAKER, NAME, Manifest
 from distill.records import STRICT, View, canonical_json, parsed
@@ -56,6 +57,8 @@ PER_VIDEO = ("vector", "frames", "real")  # every other stored tensor has one ro
 LIST, SCORES, BEST, TAIL = SHORTLIST = ("shortlist", "shortlist_scores", "shortlist_best", "shortlist_tail")
 AS_THEY_ARE = ("relevance", LIST, BEST, TAIL)  # not stored in the set's dtype
 AGAIN = "make the set again"
+LABELS = "labels.safetensors"  # the member of a sample that holds the tensors
+HEADERS = 1024  # of members, that are kept parsed: those of a few batches
 
 
 def tier_of(name: str) -> Tier:
@@ -86,7 +89,7 @@ def label_sample(video: PackedVideo, rows: dict[str, Tensor], storage: Storage) 
     stored = {
         name: (value if name in AS_THEY_ARE else value.to(DTYPES[storage])).contiguous() for name, value in rows.items()
     }
-    return {"labels.json": canonical_json(about), "labels.safetensors": save(stored)}
+    return {"labels.json": canonical_json(about), LABELS: save(stored)}
 
 
 class _LabelledCaption(TypedDict):
@@ -196,7 +199,7 @@ class StoredLabels:
                 raise ArtefactError(f"{self.path}: {name!r} of sample {key} has no row {row}; {AGAIN}")
             size = (end - begin) // shape[0]
             shape, begin, end = shape[1:], begin + row * size, begin + (row + 1) * size
-        offset, _ = self.shards.place(key, "labels.safetensors")
+        offset, _ = self.shards.place(key, LABELS)
         data = bytearray(self.shards.read_at(key, offset + begin, end - begin))
         return torch.frombuffer(data, dtype=STORED[dtype]).reshape(shape)
 
@@ -246,7 +249,7 @@ class StoredLabels:
     def header(self, key: str) -> dict[str, Entry]:
         """Return where the tensors of a sample stand, from the safetensors header of its member."""
         if key not in self._headers:
-            offset, size = self.shards.place(key, "labels.safetensors")
+            offset, size = self.shards.place(key, LABELS)
             where = f"{self.path}: labels of sample {key}"
             header = read_header(
                 lambda begin, length: self.shards.read_at(key, offset + begin, length), size, where, AGAIN
@@ -254,6 +257,8 @@ class StoredLabels:
             odd = [f"{name!r} is {entry.dtype}" for name, entry in header.items() if entry.dtype not in STORED]
             if odd:
                 raise ArtefactError(f"{where}: damaged ({odd[0]}); {AGAIN}")
+            if len(self._headers) >= HEADERS:
+                del self._headers[next(iter(self._headers))]
             self._headers[key] = header
         return self._headers[key]
 

@@ -5,8 +5,8 @@ the ids of videos and captions, and their relevance is interpolated in time. dis
 """
 
 import logging
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,22 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.data.frames import FrameSet
-from distill.data.labels import Coarse, StoredLabels, text_sha256
+from distill.data.labels import LABELS, Coarse, StoredLabels, text_sha256
+from distill.data.ondemand import Chosen
 from distill.data.prefetch import ShardSource
+from distill.data.register import Strings
 from distill.errors import ArtefactError
 from distill.remote import Place
 
 Mismatch = Literal["error", "interpolate"]
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where the labels of one training video are."""
-
-    key: str
-    rows: Sequence[int]  # of its captions
-    labelled: tuple[float, ...] | None = None  # timestamps of its labels, where the frames have others
 
 
 class LabelSet(StoredLabels):
@@ -53,53 +46,63 @@ class LabelSet(StoredLabels):
         self._frames, self._coarse = frames, coarse
         expected, found = frames.manifest.id, self.manifest.parents.get("frames", "nothing")
         if found == expected:
-            self._places = [_Place(video.key, range(len(video.captions))) for video in frames.videos]
+            self._aligned = None
         elif on_mismatch == "interpolate":
-            self._places = _aligned(self, frames)
+            self._aligned = _align(self, frames)
         else:
             raise ArtefactError(
                 f"{self.path}: labels were made from frames {found[:12]}, but {frames.path} is {expected[:12]}; rerun "
                 f"tools/dump_soft_labels.py on it, point data.train at the frames that were labelled, or, if the "
                 f"videos and captions are the same, set on_mismatch: interpolate beside its path in labels"
             )
-        for video, there in zip(frames.videos, self._places, strict=True):
-            if "labels.safetensors" not in self.shards.extensions(there.key):
-                raise ArtefactError(f"{self.path}: no labels for video {video.id} ({video.key}); make the set again")
+        self._keys = frames.videos.keys if self._aligned is None else self._aligned.keys
+        if self.shards.lacks(LABELS) or not (isinstance(self._keys, Strings) and self._keys.same(self.keys)):
+            for video, key in enumerate(self._keys):
+                if LABELS not in self.shards.extensions(key):
+                    one = frames.videos[video]
+                    raise ArtefactError(f"{self.path}: no labels for video {one.id} ({one.key}); make the set again")
 
     def source(self) -> ShardSource:
         """Where the labels of every video come from."""
-        return ShardSource(self.shards, [place.key for place in self._places])
+        return ShardSource(self.shards, self._keys)
 
     def relevance(self, video: int, caption: int) -> Float[Tensor, " frame"]:
         """The teacher's raw score of every frame for one caption."""
-        there = self._places[video]
-        row = self.tensor(there.key, "relevance", there.rows[caption])
-        if row.dim() != 1 or not row.is_floating_point() or len(row) < len(there.labelled or ()):
+        key, row = self._place(video, caption)
+        found = self.tensor(key, "relevance", row)
+        labelled = None if self._aligned is None else self._aligned.times(video)
+        if found.dim() != 1 or not found.is_floating_point() or len(found) < len(() if labelled is None else labelled):
             raise ArtefactError(
-                f"{self.path}: 'relevance' of sample {there.key} is {row.dtype} {list(row.shape)} in each row, not "
+                f"{self.path}: 'relevance' of sample {key} is {found.dtype} {list(found.shape)} in each row, not "
                 f"one number per frame; make the set again"
             )
-        if there.labelled is None:
-            return row
-        return interpolated(row, there.labelled, self._frames.videos[video].timestamps, self._frames.num_frames)
+        if labelled is None:
+            return found
+        return interpolated(found, labelled, self._frames.videos[video].timestamps, self._frames.num_frames)
+
+    def _place(self, video: int, caption: int) -> tuple[str, int]:
+        """Return the key of a video's labels, and the row of one of its captions there."""
+        if self._aligned is None:
+            return self._keys[video], range(self._frames.videos.caption_count(video))[caption]
+        return self._keys[video], self._aligned.caption(video, caption)
 
     def videos(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         """Features of videos by name, as fp32; the first axis is the video. Their captions, if any, are not read."""
-        rows = [(self._places[number].key, 0) for number in numbers]
+        rows = [(self._keys[number], 0) for number in numbers]
         return self.rows(rows, "features", "video") if rows else {}
 
     def captions(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """Features of the captions of (video, caption) pairs by name, as fp32; the first axis is the pair."""
-        rows = [(self._places[video].key, self._places[video].rows[caption]) for video, caption in pairs]
+        rows = [self._place(*pair) for pair in pairs]
         return self.rows(rows, "features", "text")
 
     def batch(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """Rows of (video, caption) pairs by name, real numbers as fp32; the first axis is the pair."""
-        rows = [(self._places[video].key, self._places[video].rows[caption]) for video, caption in pairs]
+        rows = [self._place(*pair) for pair in pairs]
         coarse = self.rows(rows, self._coarse) if self._coarse else {}
         if "relevance" not in self.tiers:
             return coarse
-        relevance = [(self._places[video].key, self.relevance(video, caption)) for video, caption in pairs]
+        relevance = [(self._keys[video], self.relevance(video, caption)) for video, caption in pairs]
         return {"relevance": self.stacked("relevance", relevance), **coarse}
 
 
@@ -117,14 +120,40 @@ def interpolated(
     return torch.from_numpy(values)
 
 
-def _aligned(stored: StoredLabels, frames: FrameSet) -> list[_Place]:
-    """Finds every video and caption of `frames` in labels of other frames, by id and text."""
-    abouts = {about["video"]: (key, about) for key in stored.keys for about in [stored.about(key)]}
-    places, gap, widest = [], 0.0, ""
+class _Aligned:
+    """Where the labels of every video are in a set of other frames, and at which times they were made."""
+
+    def __init__(self, stored: StoredLabels, frames: FrameSet):
+        self._samples, self._captions, self._times = array("q"), array("q"), array("d")
+        self._ends, self._first = array("q", [0]), frames.videos.first_text
+        self.keys = Chosen(stored.keys, self._samples)
+
+    def add(self, sample: int, captions: Sequence[int], labelled: Sequence[float]) -> None:
+        """Add the next video: its sample, the rows of its captions there, and seconds; none if they are its own."""
+        self._samples.append(sample)
+        self._captions.extend(captions)
+        self._times.extend(labelled)
+        self._ends.append(len(self._times))
+
+    def caption(self, video: int, caption: int) -> int:
+        """Return the row of a video's caption."""
+        first, end = self._first[video : video + 2].tolist()
+        return self._captions[range(first, end)[caption]]
+
+    def times(self, video: int) -> array | None:
+        """Return the seconds of the frames that the teacher saw, where they are not the video's own."""
+        return self._times[self._ends[video] : self._ends[video + 1]] or None
+
+
+def _align(stored: StoredLabels, frames: FrameSet) -> _Aligned:
+    """Find every video and caption of `frames` in labels of other frames, by id and text."""
+    samples = {stored.about(key)["video"]: sample for sample, key in enumerate(stored.keys)}
+    found, gap, widest = _Aligned(stored, frames), 0.0, ""
     for video in frames.videos:
-        if video.id not in abouts:
+        if video.id not in samples:
             raise ArtefactError(f"{stored.path}: no labels of video {video.id}; label {frames.path} itself")
-        key, about = abouts[video.id]
+        key = stored.keys[samples[video.id]]
+        about = stored.about(key)
         numbers = {(caption["id"], caption["text_sha256"]): row for row, caption in enumerate(about["captions"])}
         rows = [numbers.get((caption.id, text_sha256(caption.text))) for caption in video.captions]
         if None in rows:
@@ -140,9 +169,9 @@ def _aligned(stored: StoredLabels, frames: FrameSet) -> list[_Place]:
         same = labelled == video.timestamps
         if rows and "relevance" in stored.tiers:
             same = same and stored.tensor(key, "relevance", 0).numel() == frames.num_frames
-        places.append(_Place(key, [row for row in rows if row is not None], None if same else labelled))
+        found.add(samples[video.id], [row for row in rows if row is not None], () if same else labelled)
     log.info(
         f"{stored.path}: made on other frames, relevance is interpolated in time; the largest gap between a training "
         f"frame and its nearest labelled one is {gap:.3f} s" + (f" (video {widest})" if widest else "")
     )
-    return places
+    return found

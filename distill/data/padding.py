@@ -32,7 +32,7 @@ def pictures(
     decoded = _buffer((len(videos), frames.num_frames, frames.size, frames.size, 3), part)
     for row, video in enumerate(videos):
         frames.decode(video, decoded[row].numpy())
-        decoded[row, len(frames.videos[video].timestamps) :] = 0
+        decoded[row, frames.videos.frame_count(video) :] = 0
     return decoded.permute(0, 1, 4, 2, 3)
 
 
@@ -50,5 +50,5 @@ def _buffer(shape: tuple[int, ...], part: str) -> Tensor:
 
 def real(frames: FrameSet, videos: Sequence[int]) -> Bool[Tensor, "video padded"]:
     """Which frames of videos are not padding."""
-    count = torch.tensor([len(frames.videos[video].timestamps) for video in videos])
+    count = torch.tensor([frames.videos.frame_count(video) for video in videos])
     return torch.arange(frames.num_frames) < count[:, None]

@@ -14,7 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from distill.errors import ArtefactError
 from distill.records import View, parsed
 
-BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}  # of a number, by its type
+BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "U32": 4,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}  # of a number
 
 
 class Entry(NamedTuple):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from distill.data.labels import DUMP, StoredLabels
+from distill.data.ondemand import OnDemand
 from distill.data.prefetch import ShardSource
 from distill.data.texts import Texts
 from distill.errors import ArtefactError
@@ -26,9 +27,22 @@ class TextLabels(StoredLabels):
 
     def source(self) -> ShardSource:
         """Where the labels of every caption come from."""
-        return ShardSource(self.shards, [key for key, _ in self._places], "texts")
+        return ShardSource(self.shards, _Keys(self._places), "texts")
 
     def batch(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         """Features of captions by name, as fp32; the first axis is the caption."""
         rows = [self._places[number] for number in numbers]
         return self.rows(rows, "features", "text") if rows else {}
+
+
+class _Keys(OnDemand[str]):
+    """The sample of every caption."""
+
+    def __init__(self, places: Sequence[tuple[str, int]]):
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _made(self, row: int) -> str:
+        return self._places[row][0]

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from distill.data.building import ShardContent, build, claim, split
-from distill.data.frames import Caption
 from distill.data.pictures import encode_jpeg
 from distill.data.sampler import Clip4ClipSampler
 from distill.data.sampling import SampledVideo
 from distill.data.tokens import prune
+from distill.data.videos import Caption
 from distill.demo.corpus import BACKGROUNDS, Claim, describe, plan
 from distill.demo.draw import NOISE, SIZE, add_noise, backdrop, paste
 from distill.demo.emoji import EMOJI

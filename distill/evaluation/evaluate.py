@@ -1,9 +1,11 @@
 """The evaluation of a model on a frame set: every video and caption is encoded once, by all processes together, and
 ranks are taken in both directions."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
@@ -12,9 +14,11 @@ from distill import comm
 from distill.data.datasets import VideoDataset
 from distill.data.frames import FrameSet
 from distill.data.loader import load_batches
+from distill.data.ondemand import Chosen
 from distill.data.padding import real
 from distill.data.tokens import TextTokenizer
 from distill.errors import ArtefactError, first_few
+from distill.evaluation.counting import count_ranks
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.log import progress
 from distill.model.contract import RetrievalModel, Teacher
@@ -58,8 +62,12 @@ class Encoded:
 
 def rank(model: RetrievalModel, seen: Encoded) -> Ranks:
     """Rank all videos of a frame set for all its captions, and the reverse. A collective, which all return alike."""
-    similarity = score(model, seen.text, seen.video)  # outside autocast: ranks need fp32
-    return Ranks.of(similarity, similarity, seen.video_of_text)
+
+    def parts() -> Iterator[Tensor]:  # outside autocast: ranks need fp32
+        return _scored(model.similarity, seen.text, seen.video)
+
+    t2v, v2t = count_ranks(parts, TEXT_BATCH, len(seen.video), seen.video_of_text)
+    return Ranks(t2v, v2t, {"t2v": summarise(t2v), "v2t": summarise(v2t)})
 
 
 def encode(
@@ -88,7 +96,7 @@ def encode(
 
 def check_captions(frames: FrameSet) -> None:
     """Raise `ArtefactError` if a video has no captions: it could not be ranked for any, nor any for it."""
-    silent = [video.id for video in frames.videos if not video.captions]
+    silent = Chosen(frames.videos.ids, np.flatnonzero(frames.videos.caption_counts() == 0))
     if silent:
         raise ArtefactError(
             f"{frames.path}: {len(silent)} of {len(frames)} videos have no captions ({first_few(silent, 3)}); evaluate "
@@ -98,15 +106,15 @@ def check_captions(frames: FrameSet) -> None:
 
 def texts_of(frames: FrameSet) -> list[str]:
     """Return all captions, video by video: the rows of the similarity."""
-    return [caption.text for video in frames.videos for caption in video.captions]
+    return frames.videos.texts[:]
 
 
 def video_numbers(frames: FrameSet) -> Int64[Tensor, " text"]:
     """Return for each of `texts_of` the number of its video."""
-    return torch.arange(len(frames)).repeat_interleave(torch.tensor([len(video.captions) for video in frames.videos]))
+    return torch.arange(len(frames)).repeat_interleave(torch.from_numpy(frames.videos.caption_counts()))
 
 
-def encode_texts(model: RetrievalModel, texts: list[str], tokenizer: TextTokenizer) -> TextFeatures:
+def encode_texts(model: RetrievalModel, texts: Sequence[str], tokenizer: TextTokenizer) -> TextFeatures:
     """Return the features of all texts, on this process's device; each process encodes its share."""
     parts = []
     for rows in progress(_chunks(len(texts), TEXT_BATCH), f"encode {len(texts)} captions (batches)"):
@@ -148,10 +156,15 @@ def score(
 
 def score_by(pairs: Similarity, text: TextFeatures, video: VideoFeatures) -> Float[Tensor, "text video"]:
     """Return any score of every text with every video, as `score` does."""
+    return comm.gather_rows(torch.cat(list(_scored(pairs, text, video))), len(text)).cpu()
+
+
+def _scored(pairs: Similarity, text: TextFeatures, video: VideoFeatures) -> Iterator[Float[Tensor, "text video"]]:
+    """Yield this process's share of the scores, batch by batch, in fp32."""
     batches = progress(_chunks(len(text), TEXT_BATCH), f"score {len(text)} x {len(video)} pairs (batches)")
-    with torch.no_grad():
-        parts = [pairs(text[torch.tensor(rows)], video) for rows in batches]
-    return comm.gather_rows(torch.cat(parts).float(), len(text)).cpu()
+    for rows in batches:
+        with torch.no_grad():
+            yield pairs(text[torch.tensor(rows)], video).float()
 
 
 @torch.no_grad()

@@ -131,8 +131,12 @@ def _check_finite(similarity: Float[Tensor, "text video"]) -> None:
     bad = ~similarity.isfinite()
     if bad.any():
         text, video = bad.nonzero()[0].tolist()
-        raise ExpectedError(
-            f"similarity of text {text} and video {video} is {similarity[text, video].item()}, "
-            f"as are {int(bad.sum()) - 1} others, expected finite numbers; the model or its features are damaged: make "
-            "them again"
-        )
+        raise not_finite(text, video, similarity[text, video].item(), int(bad.sum()))
+
+
+def not_finite(text: int, video: int, value: float, number: int) -> ExpectedError:
+    """Return the error for scores that are not finite numbers: the first of them, and how many there are."""
+    return ExpectedError(
+        f"similarity of text {text} and video {video} is {value}, as are {number - 1} others, expected finite numbers; "
+        f"the model or its features are damaged: make them again"
+    )

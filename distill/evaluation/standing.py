@@ -48,7 +48,7 @@ class GalleryState(Config):
 def gallery_state(name: str, frames: FrameSet) -> GalleryState:
     """Compare `frames` with the gallery of the protocol `name`: whether it is whole, and if not, what differs."""
     protocol, videos = PROTOCOLS[name], len(frames)
-    captions = sum(len(video.captions) for video in frames.videos)
+    captions = len(frames.videos.texts)
     unusable = tuple(note["video"] for note in frames.manifest.notes)
     odd = _of_another_form(protocol, frames)
     if odd:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from distill import hub
-from distill.data.frames import PackedVideo
+from distill.data.videos import PackedVideo
 from distill.errors import ArtefactError, ExpectedError, check_regular
 from distill.labelling.labeller import CosineLabeller, framed
 from distill.labelling.placing import limits, offload_folder

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from distill.data.frames import PackedVideo
 from distill.data.labels import PER_VIDEO, SHORTLIST, Tier, label_sample, tier_of
+from distill.data.videos import PackedVideo
 from distill.labelling.job import LabelJob
 from distill.labelling.shortlist import SCORED, shortlists
-from distill.labelling.teacher import texts_of
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.records import canonical_json, indented_json
 
@@ -45,14 +45,21 @@ def forecast(job: LabelJob) -> Forecast:
     """Run the trial and add up; writes nothing."""
     left = job.labels.missing()
     trial = _Trial(job, (left or list(job.shards))[0])
-    counts, captions = job.counts, [len(video.captions) for video in job.frames.videos]
-    tiers = {tier: sum(_tier_bytes(trial.shapes, tier, count) for count in captions) for tier in job.config.tiers}
-    shards = sum(_shard_bytes([job.frames.videos[n] for n in rows], trial.shapes, job) for rows in job.shards.values())
+    counts, of_video = job.counts, job.frames.videos.caption_counts()
+    alike = list(zip(*(each.tolist() for each in np.unique(of_video, return_counts=True)), strict=True))
+    tiers = {tier: sum(n * _tier_bytes(trial.shapes, tier, count) for count, n in alike) for tier in job.config.tiers}
+    shards = sum(
+        _shard_bytes(job.frames.videos[rows.start : rows.stop], trial.shapes, job) for rows in job.shards.values()
+    )
     teacher = len(job.labeller.head()) + len(indented_json(job.labeller.about().model_dump()))
     encoded = job.features.missing() if job.top and left else left
     videos = sum(len(job.shards[name]) for name in encoded)
     texts = job.captions.count(encoded) if encoded else 0
-    scored = sum(captions[number] for name in left for number in job.shards[name]) if job.top else 0
+    scored = (
+        sum(int(of_video[rows.start : rows.stop].sum()) for rows in (job.shards[name] for name in left))
+        if job.top
+        else 0
+    )
     return Forecast(
         videos=counts["videos"],
         captions=counts["captions"],
@@ -71,9 +78,9 @@ class _Trial:
     """One batch of videos and one of captions: the seconds of each, and the shapes of what is stored."""
 
     def __init__(self, job: LabelJob, shard: str):
-        encoder, numbers, workers = job.encoder, job.shards[shard][: job.config.batch], job.config.workers
-        texts = texts_of(job.frames, numbers) or texts_of(job.frames, range(len(job.frames)))
-        texts = texts[: job.captions.size]
+        encoder, numbers, workers = job.encoder, list(job.shards[shard][: job.config.batch]), job.config.workers
+        videos = job.frames.videos
+        texts = (videos.texts_of(job.shards[shard][: job.config.batch]) or videos.texts)[: job.captions.size]
         decoding, (pixels, real) = _timed(lambda: next(encoder.decoded([numbers])))
         looking, video = _timed(lambda: encoder.encode_videos(numbers, pixels, real), warm=True)
         reading, text = _timed(lambda: encoder.encode_texts(texts), warm=True) if texts else (0.0, None)

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from distill.data.frames import FrameSet, PackedVideo
+from distill.data.frames import FrameSet
 from distill.data.texts import Texts
 from distill.data.vectorfiles import VectorFiles
+from distill.data.videos import PackedVideo
 from distill.errors import ArtefactError, first_few
 from distill.labelling.labeller import CosineLabeller, framed, in_time
 from distill.log import progress
@@ -33,11 +34,8 @@ class GivenVectors(CosineLabeller):
 
     def __init__(self, files: VectorFiles, given: FrameSet | Texts):
         self.files, self.id = files, files.id
-        videos = given.videos if isinstance(given, FrameSet) else []
-        captions = (
-            given.captions if isinstance(given, Texts) else [said.text for one in videos for said in one.captions]
-        )
-        texts, ids = list(dict.fromkeys(captions)), [video.id for video in videos]
+        videos, ids = (given.videos, list(given.videos.ids)) if isinstance(given, FrameSet) else ([], [])
+        texts = list(dict.fromkeys(given.captions if isinstance(given, Texts) else given.videos.texts))
         self.frame_vectors = any(id in files.keys("frames") for id in ids)
         self._pooled = self.frame_vectors and not any(id in files.keys("vector") for id in ids)
         self._require("sentence", texts, given)

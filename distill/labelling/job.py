@@ -34,7 +34,7 @@ from distill.errors import ArtefactError, ExpectedError
 from distill.labelling.labeller import Labeller
 from distill.labelling.sealing import begin_labels, made_by, recorded, seal_labels
 from distill.labelling.shortlist import shortlists
-from distill.labelling.teacher import CaptionBatches, Encoder, Precision, texts_of
+from distill.labelling.teacher import CaptionBatches, Encoder, Precision
 from distill.log import progress
 from distill.manifest import NAME, Manifest
 from distill.model.features import TextFeatures, VideoFeatures
@@ -130,8 +130,8 @@ class LabelJob:
         self.top = min(config.top, len(frames)) if "topk" in config.tiers else 0
         self.listed = min(self.top, len(frames) - 1)  # videos of a shortlist beside the matched one
         self.shards = {tar.removesuffix(".tar"): videos for tar, videos in frames.shards().items()}
-        texts = {name: texts_of(frames, videos) for name, videos in self.shards.items()}
-        self.captions = CaptionBatches(self.encoder, texts, out / WORK / "captions", config.batch * CAPTIONS_PER_VIDEO)
+        size = config.batch * CAPTIONS_PER_VIDEO
+        self.captions = CaptionBatches(self.encoder, self.shards, out / WORK / "captions", size)
         names, title = list(self.shards), f"{frames.path} (shards)"
         self.features = Stage(out / WORK / "features", names, self._encode, f"encode {title}")
         self.labels = Stage(out, names, self._label, f"label {title}")
@@ -139,7 +139,7 @@ class LabelJob:
     @property
     def counts(self) -> dict[str, int]:
         """The counts that the manifest records."""
-        captions = sum(len(video.captions) for video in self.frames.videos)
+        captions = len(self.frames.videos.texts)
         return {"videos": len(self.frames), "captions": captions, "distinct_captions": len(self.captions)}
 
     def begin(self, *, verify: bool = True) -> Manifest | None:
@@ -168,7 +168,7 @@ class LabelJob:
 
     def warn_of_cuts(self) -> None:
         """Log one line if captions are longer than the teacher reads."""
-        self.labeller.warn_of_cuts(texts_of(self.frames, range(len(self.frames))), str(self.frames.path))
+        self.labeller.warn_of_cuts(self.frames.videos.texts, str(self.frames.path))
 
     def label(self, rank: int = 0, world: int = 1) -> Manifest | None:
         """Make all missing shards together with `world - 1` other processes.
@@ -210,9 +210,9 @@ class LabelJob:
     def features_of(self, name: str) -> tuple[VideoFeatures, TextFeatures | None]:
         """Return features of a shard's videos and of their captions, video by video; None if there are no captions."""
         numbers, size = self.shards[name], self.config.batch
-        batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        batches = [list(numbers[start : start + size]) for start in range(0, len(numbers), size)]
         video = self.encoder.videos(batches, self.config.workers)
-        return video, self.captions.features(texts_of(self.frames, numbers))
+        return video, self.captions.features(name)
 
     def _encode(self, name: str) -> ShardContent:
         video, text = self.features_of(name)
@@ -261,7 +261,7 @@ class LabelJob:
 
     def _shortlists(self, name: str, text: TextFeatures) -> dict[str, Tensor]:
         numbers = self.shards[name]
-        counts = torch.tensor([len(self.frames.videos[number].captions) for number in numbers])
+        counts = torch.from_numpy(self.frames.videos.caption_counts(numbers))
         matched = torch.tensor(numbers).repeat_interleave(counts)
-        blocks = ((videos, self._kept_videos(other)) for other, videos in self.shards.items())
+        blocks = ((list(videos), self._kept_videos(other)) for other, videos in self.shards.items())
         return shortlists(self.encoder, text, matched, blocks, self.listed)

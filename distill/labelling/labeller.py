@@ -14,9 +14,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distill.catalogue import INTERACTIONS
-from distill.data.frames import FrameSet, PackedVideo
+from distill.data.frames import FrameSet
 from distill.data.labels import TeacherAbout
 from distill.data.pictures import Fit
+from distill.data.videos import PackedVideo
 from distill.model.contract import Interaction
 from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.similarity import mean_pool, unit

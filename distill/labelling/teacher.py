@@ -8,11 +8,12 @@ several shards use go into batches of their own, whose features are kept on disk
 depend on which process asks first.
 """
 
-from collections import defaultdict
+import itertools
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from safetensors.torch import load, save
@@ -20,10 +21,12 @@ from torch import Tensor
 
 from distill.data.building import ShardContent, build, open_built_shards
 from distill.data.datasets import VideoDataset
-from distill.data.frames import FrameSet, PackedVideo
+from distill.data.distinct import distinct
+from distill.data.frames import FrameSet
 from distill.data.loader import load_batches
 from distill.data.padding import real
 from distill.data.tokens import TextTokenizer, warn_of_cuts
+from distill.data.videos import PackedVideo
 from distill.errors import ArtefactError
 from distill.labelling.labeller import Labeller, in_time
 from distill.licence import stated_licence
@@ -165,63 +168,68 @@ def encode_texts(labeller: Labeller, texts: Sequence[str], precision: Precision)
     return TextFeatures(**{name: value.float() for name, value in text.tensors().items()}).to("cpu")
 
 
-def texts_of(frames: FrameSet, videos: Sequence[int]) -> list[str]:
-    """Return the captions of videos (by number), video by video."""
-    return [caption.text for video in videos for caption in frames.videos[video].captions]
-
-
 class CaptionBatches:
-    """Encodes the captions of shards in batches of `size`; `folder` holds those that shards share."""
+    """Encodes the captions of a frame set's shards in batches of `size`; `folder` holds those that shards share.
 
-    def __init__(self, encoder: Encoder, shards: Mapping[str, Sequence[str]], folder: Place, size: int):
+    Of every caption its number among the distinct ones is held, and of these where each comes first. The distinct
+    captions of one shard follow one another, but those that several shards use stand in batches of their own.
+    """
+
+    def __init__(self, encoder: Encoder, shards: Mapping[str, range], folder: Place, size: int):
         self._encoder, self.folder, self.size = encoder, folder, size
-        used_in: dict[str, str] = {}  # caption -> the shard that uses it, or SHARED
-        for shard, texts in shards.items():
-            for text in texts:
-                used_in[text] = shard if used_in.get(text, shard) == shard else SHARED
-        groups: dict[str, list[str]] = defaultdict(list)
-        for text, group in used_in.items():
-            groups[group].append(text)
-        self._batches = {
-            f"{group}-{start // size:05d}": texts[start : start + size]
-            for group, texts in groups.items()
-            for start in range(0, len(texts), size)
-        }
-        self._batch_of = {text: batch for batch, texts in self._batches.items() for text in texts}
+        videos = encoder.frames.videos
+        self._texts = videos.texts
+        ends = [videos.first_text[rows.stop] for rows in shards.values()]
+        self._rows = dict(zip(shards, itertools.pairwise([0, *map(int, ends)]), strict=True))  # captions of each shard
+        self._first, self._number = distinct(self._texts)
+        shard = np.searchsorted(ends, np.arange(len(self._number)), side="right").astype(np.int32)
+        self._several = np.zeros(len(self._first), bool)
+        self._several[self._number[shard != shard[self._first][self._number]]] = True
+        self._shared = np.flatnonzero(self._several)
+        begins = [*np.searchsorted(self._first, [begin for begin, _ in self._rows.values()]).tolist(), len(self._first)]
+        self._fresh = dict(zip(shards, itertools.pairwise(begins), strict=True))  # distinct ones that come first there
 
     def __len__(self) -> int:
-        return len(self._batch_of)
+        return len(self._first)
 
     def count(self, shards: Container[str]) -> int:
         """Return how many captions the batches of these shards hold, the shared batches included."""
-        groups = {batch: batch.rsplit("-", 1)[0] for batch in self._batches}
-        return sum(len(self._batches[batch]) for batch, group in groups.items() if group == SHARED or group in shards)
+        return len(self._shared) + sum(len(self._own(name)) for name in self._fresh if name in shards)
 
-    def features(self, texts: Sequence[str]) -> TextFeatures | None:
+    def features(self, shard: str) -> TextFeatures | None:
         """Return features of one shard's captions, one row each; encodes the batches they need. None of no captions."""
-        if not texts:
+        numbers = self._number[slice(*self._rows[shard])]
+        if not len(numbers):
             return None
-        found: dict[str, TextFeatures] = {}
-        for batch in dict.fromkeys(self._batch_of[text] for text in texts):
-            found |= self._shared(batch, set(texts)) if batch.startswith(SHARED) else self._encode(batch)
-        return TextFeatures.cat([found[text] for text in texts])
+        found: dict[int, TextFeatures] = {}
+        for several, group in ((False, self._own(shard)), (True, self._shared)):
+            wanted = numbers[self._several[numbers] == several]
+            for place in dict.fromkeys((np.searchsorted(group, wanted) // self.size).tolist()):
+                batch = group[place * self.size : (place + 1) * self.size].tolist()
+                name = f"{SHARED if several else shard}-{place:05d}"
+                found |= self._kept(name, batch, set(wanted.tolist())) if several else self._encode(batch)
+        return TextFeatures.cat([found[number] for number in numbers.tolist()])
 
-    def _encode(self, batch: str) -> dict[str, TextFeatures]:
-        texts = self._batches[batch]
-        features = self._encoder.encode_texts(texts)
-        return {text: features[slice(row, row + 1)] for row, text in enumerate(texts)}
+    def _own(self, shard: str) -> Int64[np.ndarray, " distinct"]:
+        """Return the numbers of the distinct captions that this shard alone uses."""
+        begin, end = self._fresh[shard]
+        return begin + np.flatnonzero(~self._several[begin:end])
 
-    def _shared(self, batch: str, wanted: set[str]) -> dict[str, TextFeatures]:
+    def _encode(self, batch: Sequence[int]) -> dict[int, TextFeatures]:
+        features = self._encoder.encode_texts([self._texts[int(self._first[number])] for number in batch])
+        return {number: features[slice(row, row + 1)] for row, number in enumerate(batch)}
+
+    def _kept(self, name: str, batch: Sequence[int], wanted: Container[int]) -> dict[int, TextFeatures]:
         """Read the wanted captions of a batch that shards share; the first process to need it makes it."""
-        build(self.folder, batch, lambda: self._content(batch))
-        kept = open_built_shards(self.folder, [batch])
+        build(self.folder, name, lambda: self._content(name, batch))
+        kept = open_built_shards(self.folder, [name])
         return {
-            text: TextFeatures(**load(kept.read(f"{batch}-{row:05d}", "safetensors")))
-            for row, text in enumerate(self._batches[batch])
-            if text in wanted
+            number: TextFeatures(**load(kept.read(f"{name}-{row:05d}", "safetensors")))
+            for row, number in enumerate(batch)
+            if number in wanted
         }
 
-    def _content(self, batch: str) -> ShardContent:
+    def _content(self, name: str, batch: Sequence[int]) -> ShardContent:
         rows = [{k: v.contiguous() for k, v in one.tensors().items()} for one in self._encode(batch).values()]
-        samples = {f"{batch}-{number:05d}": {"safetensors": save(row)} for number, row in enumerate(rows)}
+        samples = {f"{name}-{number:05d}": {"safetensors": save(row)} for number, row in enumerate(rows)}
         return ShardContent(samples, {"captions": len(rows)})

@@ -13,8 +13,9 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from distill.config import validate
-from distill.data.frames import FrameSet, PackedVideo
+from distill.data.frames import FrameSet
 from distill.data.tokens import warn_of_cuts
+from distill.data.videos import PackedVideo
 from distill.errors import ArtefactError
 from distill.labelling.labeller import CosineLabeller, framed
 from distill.labelling.placing import empty_weights, placed

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.data import files
-from distill.data.frames import Caption
 from distill.data.textfiles import refuse_pickle
 from distill.data.timeline import Span
 from distill.data.video import EXTENSIONS, stem
+from distill.data.videos import Caption
 from distill.errors import ArtefactError, ExpectedError, first_few
 from distill.packing.layouts import LAYOUTS
 from distill.packing.rows import CaptionRow

@@ -16,12 +16,13 @@ from pydantic import Field
 
 from distill.config import Config
 from distill.data.building import Sample, ShardContent, ShardRecord, build, claim, sealed_files, split
-from distill.data.frames import LARGEST, VERSION, Caption, StoredCaption
+from distill.data.frames import LARGEST, VERSION
 from distill.data.pictures import JPEG_QUALITY
 from distill.data.sampler import Sampler
 from distill.data.sampling import SampledVideo, sample_one
 from distill.data.shards import open_sealed_shards
 from distill.data.tokens import CONTEXT, Tokenizer, warn_of_cuts
+from distill.data.videos import Caption, StoredCaption
 from distill.errors import ArtefactError, VideoError, first_few
 from distill.log import progress
 from distill.manifest import NAME, Manifest, file_sha256, seal

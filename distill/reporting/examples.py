@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from distill.data.frames import FrameSet, PackedVideo
+from distill.data.frames import FrameSet
+from distill.data.videos import PackedVideo
 from distill.reporting.charts import weights
 from distill.reporting.finished import FinishedRun
 from distill.reporting.strips import LONGEST, chosen, strip

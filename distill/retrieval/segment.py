@@ -24,7 +24,7 @@ from jaxtyping import Int64
 from pydantic import Field, with_config
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from distill.data.frames import StoredCaption
+from distill.data.videos import StoredCaption
 from distill.log import progress
 from distill.manifest import SealedFile, sealed_file
 from distill.publishing import published

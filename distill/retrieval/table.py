@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from distill.data.frames import StoredCaption
+from distill.data.videos import StoredCaption
 from distill.errors import ArtefactError
 from distill.manifest import Manifest
 from distill.retrieval import generation, places

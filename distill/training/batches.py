@@ -39,7 +39,7 @@ def plan_batches(frames: FrameSet, config: DataConfig, epochs: int, seed: int) -
     """Return the batches of all epochs; warn of captions that never find one."""
     window = config.shuffle_shards
     plan = Plan(
-        [len(video.captions) for video in frames.videos],
+        frames.videos.caption_counts(),
         config.batch_size,
         epochs,
         seed,

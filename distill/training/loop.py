@@ -31,7 +31,7 @@ from distill.training.engine import Engine
 from distill.training.job import Job
 from distill.training.monitor import Monitor
 from distill.training.objective import Objective
-from distill.training.stems import stem_table, with_stems
+from distill.training.stems import check_stems, stem_table, with_stems
 from distill.training.trackers import open_trackers
 
 log = logging.getLogger(__name__)
@@ -76,13 +76,13 @@ class _Run:
             source.head.to(comm.device())
         self.job, self.plan = job, plan_batches(job.train, job.data, job.config.epochs, job.seed)
         self.cycles = plan_unpaired(job.unpaired, job.data, job.seed)
+        sets = (job.train, job.val, job.unpaired.videos)
+        stored = check_stems(job.model, [frames for frames in sets if frames is not None], job.config.stem_cache_gb)
         self.stems, self.val_stems, self.unpaired_stems = (
-            None
-            if frames is None
-            else stem_table(
-                job.model, frames, bf16=job.bf16, workers=job.data.workers, limit_gb=job.config.stem_cache_gb
-            )
-            for frames in (job.train, job.val, job.unpaired.videos)
+            stem_table(job.model, frames, bf16=job.bf16, workers=job.data.workers)
+            if stored and frames is not None
+            else None
+            for frames in sets
         )
         self.engine = _engine(job)
         self.progress = _resume(job, self.engine)

@@ -4,6 +4,7 @@ Only for towers with `freeze_vision`: what does not train gives the same tokens 
 tokens equals training on pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -23,20 +24,26 @@ from distill.model.contract import RetrievalModel
 BATCH = 16  # videos; fixed, so that a resumed run computes the same bits
 
 
-def stem_table(model: RetrievalModel, frames: FrameSet, *, bf16: bool, workers: int, limit_gb: float) -> Tensor | None:
-    """Return the stem tokens [video, frame, patch + 1, width] of a whole frame set on the CPU, fp32. A collective.
+def check_stems(model: RetrievalModel, sets: Sequence[FrameSet], limit_gb: float) -> bool:
+    """Return whether stem outputs are stored: where the limit is not 0, and a layer is frozen.
 
-    None where the limit is 0 or no layer is frozen. Raises `RecipeError` where the tokens do not fit into the limit.
+    Raises `RecipeError` where the tokens of a set do not fit into the limit.
     """
     tower = model.clip.visual
     if not limit_gb or not isinstance(tower, VisionTower) or tower.stem_layers is None:
-        return None
-    gigabytes = len(frames) * frames.num_frames * tower.positional_embedding.numel() * 4 / 1e9
-    if gigabytes > limit_gb:
-        raise RecipeError(
-            f"train.stem_cache_gb: {limit_gb} GB, but {frames.path} needs {gigabytes:.1f} GB of stem outputs; raise it "
-            f"or set it to 0 (the stem then runs every time)"
-        )
+        return False
+    for frames in sets:
+        gigabytes = len(frames) * frames.num_frames * tower.positional_embedding.numel() * 4 / 1e9
+        if gigabytes > limit_gb:
+            raise RecipeError(
+                f"train.stem_cache_gb: {limit_gb} GB, but {frames.path} needs {gigabytes:.1f} GB of stem outputs; "
+                f"raise it or set it to 0 (the stem then runs every time)"
+            )
+    return True
+
+
+def stem_table(model: RetrievalModel, frames: FrameSet, *, bf16: bool, workers: int) -> Tensor:
+    """Return the stem tokens [video, frame, patch + 1, width] of a whole frame set on the CPU, fp32. A collective."""
     rows = comm.share(len(frames))
     batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
     parts = []

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from distill.data.frames import FrameSet
-from distill.data.shards import make_index
+from distill.data.indexes import make_index
 from distill.errors import ExpectedError
 from distill.log import progress
 from distill.manifest import NAME, file_sha256
