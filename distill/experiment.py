@@ -19,7 +19,8 @@ from distill.data.texts import Texts
 from distill.data.tokens import TextTokenizer, warn_of_cuts
 from distill.errors import RecipeError
 from distill.evaluation.choosing import choose, look_again
-from distill.evaluation.evaluate import Encoded, Ranks, check_captions, encode, score, texts_of
+from distill.evaluation.counting import Counted
+from distill.evaluation.evaluate import Encoded, Ranks, check_captions, count, encode, texts_of
 from distill.labelling.sources import open_source
 from distill.model.blocks import require_compiler
 from distill.model.contract import RetrievalModel
@@ -33,7 +34,7 @@ from distill.records import write_json
 from distill.release.initial import build_from
 from distill.release.writing import write_release
 from distill.remote import locate
-from distill.reporting.answers import keep_answers
+from distill.reporting.answers import FIRST, keep_answers
 from distill.reporting.report import write_report
 from distill.terminal import show
 from distill.training import engine
@@ -51,7 +52,7 @@ class _Tested:
 
     frames: FrameSet
     seen: Encoded
-    similarity: Tensor  # [text, video]
+    answers: Counted
     plain: Ranks
     second: Ranks | None
 
@@ -83,10 +84,9 @@ def run(recipe: Recipe) -> None:
         if test is not None:
             log.info(f"testing on {test.path}: {len(test)} videos")
             seen = encode(job.model, test, job.tokenizer, **options, all_features=look is not None)
-            similarity = score(job.model, seen.text, seen.video)
-            plain = Ranks.of(similarity, similarity, seen.video_of_text)
-            second = None if look is None else Ranks.of(*look_again(look, seen.text, seen.video), seen.video_of_text)
-            tested = _Tested(test, seen, similarity, plain, second)
+            found = count(job.model.similarity, seen, FIRST)
+            second = None if look is None else look_again(look, seen)
+            tested = _Tested(test, seen, found, Ranks(found.t2v, found.v2t), second)
         if comm.rank() == 0:
             query = query_cost(job.model, job.tokenizer, texts_of(job.val)[0], None if seen is None else seen.video)
             _release(recipe, job, trained, look, tested, query)
@@ -254,7 +254,7 @@ def _report(job: Job, tested: _Tested | None) -> None:
     try:
         if tested:
             opened["test"] = tested.frames
-            keep_answers(job, tested.frames, tested.seen, tested.similarity)
+            keep_answers(job, tested.frames, tested.seen, tested.answers)
         log.info(f"report {write_report(job.folder, opened=opened)}")
     except Exception as error:  # whatever is wrong with a page, the training has ended well
         log.warning(f"{job.folder}: the run is complete, but its report was not written ({error!r:.500})")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 import torch
+from conftest import launch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -277,8 +278,11 @@ def test_ranks_that_are_counted_are_those_of_the_whole(held, texts, videos, part
         gone.append(1)
         return iter(similarity.split(part))
 
-    t2v, v2t = counting.count_ranks(parts, part, videos, own)
-    assert torch.equal(t2v, ranks_t2v(similarity, own)) and torch.equal(v2t, ranks_v2t(similarity, own))
+    found = counting.count_ranks(parts, part, videos, own, first=10)
+    assert torch.equal(found.t2v, ranks_t2v(similarity, own)) and torch.equal(found.v2t, ranks_v2t(similarity, own))
+    assert torch.equal(found.own, similarity[torch.arange(texts), own])
+    best = similarity.sort(dim=1, descending=True).values[:, :10]
+    assert torch.equal(found.first_scores, best) and torch.equal(similarity.gather(1, found.first), best)
     assert len(gone) == (1 if held else 2)
     for place in (0, texts - 1):
         damaged = similarity.clone()
@@ -288,3 +292,36 @@ def test_ranks_that_are_counted_are_those_of_the_whole(held, texts, videos, part
         with pytest.raises(ExpectedError) as found:
             counting.count_ranks(lambda d=damaged: iter(d.split(part)), part, videos, own)
         assert str(found.value) == str(expected.value)
+
+
+COUNTED = """
+import torch
+import torch.distributed as dist
+from distill import comm
+from distill.evaluation import counting
+from distill.evaluation.metrics import ranks_t2v, ranks_v2t
+
+dist.init_process_group("gloo")
+counting.HELD = HELD
+for texts, videos, part in ((1, 1, 4), (13, 5, 2), (41, 40, 7), (64, 9, 16)):
+    generator = torch.Generator().manual_seed(texts)
+    similarity = torch.randn(texts, videos, generator=generator).mul(2).round()
+    own = torch.randint(videos, (texts,), generator=generator).sort().values
+    rows = torch.tensor(comm.share(texts))
+    found = counting.count_ranks(lambda: iter(similarity[rows].split(part)), part, videos, own, first=3)
+    assert torch.equal(found.t2v, ranks_t2v(similarity, own)), texts
+    assert torch.equal(found.v2t, ranks_v2t(similarity, own)), texts
+    assert torch.equal(found.own, similarity[torch.arange(texts), own])
+    assert torch.equal(found.first_scores, similarity.sort(dim=1, descending=True).values[:, :3])
+if comm.rank() == 0:
+    print("as one process ranks them")
+comm.close()
+"""
+
+
+@pytest.mark.parametrize("held", [0, 1 << 30])
+def test_processes_count_the_ranks_that_one_does(held: int, tmp_path):
+    """Shares that are not equal, too: the last row stands in for the one that is missing."""
+    script = tmp_path / "counted.py"
+    script.write_text(COUNTED.replace("HELD = HELD", f"HELD = {held}"))
+    assert "as one process ranks them" in launch(2, script).stdout

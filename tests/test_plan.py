@@ -289,8 +289,8 @@ def test_one_video_with_too_many_captions_costs_only_captions_of_its_own(most: i
     plan = Plan([most] + [3] * 47, 4, 1, seed, shards=[8] * 6, window=1)
     seen = Counter(video for batch in rows_of(plan) for video, _ in batch)
     tail = {video // 8 for video in range(1, 48) if seen[video] < 3}
-    assert len(tail) <= 1 and sum(3 - seen[video] for video in range(1, 48)) < 4
-    assert seen[0] == most or seen[0] >= 6  # a window of eight videos has six batches
+    left_out = sum(3 - seen[video] for video in range(1, 48)) + max(min(most, 6) - seen[0], 0)
+    assert len(tail) <= 1 and left_out < 4  # a window of eight videos has six batches; the last one may lack a few rows
 
 
 def test_a_window_that_fills_no_batch_is_refused_with_one_that_does():

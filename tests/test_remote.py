@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, World, tree_bytes
+from described import Said, said
 from labelling import pack_shards, write_labels
 
 from distill import remote
@@ -131,9 +132,8 @@ def kept(cache: Path) -> list[Path]:
 
 def test_a_set_behind_a_url_holds_what_its_folder_holds(folder: Path, expected: dict, tmp_path: Path):
     with serving(folder) as server:
-        about: dict[str, object] = {}
-        shards = opened(server.url, tmp_path / "cache", told=about.__setitem__)
-        assert about == {key: {"i": int(key[-1])} for key in expected}
+        shards = opened(server.url, tmp_path / "cache", describe=Said)
+        assert said(shards) == {key: repr({"i": int(key[-1])}) for key in expected}
         assert not any(name.endswith(".tar") for name in server.seen)  # opening fetches no shard
         assert content(shards) == expected
         assert all(server.seen[f"{number:05d}.tar"] == 1 for number in range(3))

@@ -5,18 +5,17 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import pytest
 import webdataset
+from described import Said, said
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from distill.data.building import ShardContent, build, claim, finished, sealed_files
 from distill.data.frames import FrameSet
-from distill.data.indexes import Description
 from distill.data.shards import MOST_OPEN, Shards, open_sealed_shards
 from distill.errors import ArtefactError
 from distill.manifest import Manifest, SealedFile, open_sealed, seal, sealed_file
@@ -154,23 +153,10 @@ def test_only_jpeg_is_decoded_as_a_frame():
         decode_jpeg(file.getvalue())
 
 
-class Said(Description):
-    """Keeps what the JSON of a sample says as Python shows it."""
-
-    kinds = MappingProxyType({"said": "B*", "said.sample": "q"})
-
-    def add(self, sample: int, key: str, about: object) -> None:
-        self.register.add("said.sample", sample)
-        self.register.add_string("said", repr(about))
-
-
 def reopened(folder: Path, *, verify: bool) -> dict[str, dict[str, bytes]]:
     """Everything that a sealed folder holds, read through its indexes."""
     _, shards = open_sealed_shards(folder, "frames", 1, verify=verify, describe=Said)
-    about = zip(shards.register["said.sample"].tolist(), shards.register.strings("said"), strict=True)
-    assert {shards.keys[sample]: said for sample, said in about} == {
-        key: repr(json.loads(sample["json"])) for key, sample in SAMPLES.items()
-    }
+    assert said(shards) == {key: repr(json.loads(sample["json"])) for key, sample in SAMPLES.items()}
     return {key: {ext: shards.read(key, ext) for ext in shards.extensions(key)} for key in shards.keys}
 
 

@@ -2,7 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TypeVar, overload
+from operator import index as whole
+from typing import SupportsIndex, TypeVar, overload
 
 import numpy as np
 
@@ -20,15 +21,16 @@ class OnDemand(Sequence[T]):
         return [self._made(row) for row in rows]
 
     @overload
-    def __getitem__(self, index: int) -> T: ...
+    def __getitem__(self, index: SupportsIndex) -> T: ...
 
     @overload
     def __getitem__(self, index: slice) -> list[T]: ...
 
-    def __getitem__(self, index: int | slice) -> T | list[T]:
+    def __getitem__(self, index: SupportsIndex | slice) -> T | list[T]:
         if isinstance(index, slice):
             return self._several(range(*index.indices(len(self))))
-        row = index + len(self) if index < 0 else index
+        number = whole(index)
+        row = number + len(self) if number < 0 else number
         if not 0 <= row < len(self):
             raise IndexError(index)
         return self._made(row)

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from distill.data.frames import FrameSet
 from distill.data.tokens import TextTokenizer
-from distill.evaluation.evaluate import Encoded, encode, score, score_by
+from distill.evaluation.evaluate import Encoded, Ranks, count, encode, score, score_by
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t
 from distill.model.contract import RetrievalModel, Teacher
-from distill.model.features import TextFeatures, VideoFeatures
 from distill.model.second_look import SecondLook, frame_answers, second_look
 
 TEMPERATURES = (0.03, 0.1, 0.3)
@@ -47,14 +46,11 @@ def chosen(model: RetrievalModel, seen: Encoded) -> SecondLook:
     return max(found, key=lambda pair: pair[0])[1]
 
 
-def look_again(
-    look: SecondLook, text: TextFeatures, video: VideoFeatures
-) -> tuple[Float[Tensor, "text video"], Float[Tensor, "text video"]]:
-    """Return the scores by which texts rank all videos, and by which videos rank all texts; `video` has frames."""
-    by_text, by_video = (
-        score_by(second_look(look.temperature, weight).score, text, video) for weight in (look.t2v, look.v2t)
-    )
-    return by_text, by_video
+def look_again(look: SecondLook, seen: Encoded) -> Ranks:
+    """Rank everything by a second look, each direction by its own weight; the videos have frames. A collective."""
+    weights = {look.t2v, look.v2t}
+    found = {weight: count(second_look(look.temperature, weight).score, seen) for weight in sorted(weights)}
+    return Ranks(found[look.t2v].t2v, found[look.v2t].v2t)
 
 
 def _first(

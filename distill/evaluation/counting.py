@@ -6,6 +6,7 @@ part; so the parts are gone through twice, and computed twice where a process ma
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int, Int64
@@ -19,35 +20,47 @@ HELD = 1 << 30  # bytes of scores that a process may hold
 Parts = Callable[[], Iterable[Float[Tensor, "text video"]]]
 
 
-def count_ranks(
-    parts: Parts, part: int, videos: int, video_of_text: Int[Tensor, " text"]
-) -> tuple[Int64[Tensor, " text"], Int64[Tensor, " captioned"]]:
-    """Return `ranks_t2v` and `ranks_v2t`, on the CPU; a collective. `parts()` gives the scores of this process's share
-    of the texts, so many texts in each part but the last; a video's texts follow one another.
+@dataclass(frozen=True)
+class Counted:
+    """Ranks, counted from 0, and of every text its own video's score and the videos that rank first; on the CPU."""
 
-    Raises `ExpectedError` for scores that are not finite.
+    t2v: Int64[Tensor, " text"]
+    v2t: Int64[Tensor, " captioned"]
+    own: Float[Tensor, " text"]
+    first: Int64[Tensor, "text first"]
+    first_scores: Float[Tensor, "text first"]
+
+
+def count_ranks(parts: Parts, part: int, videos: int, video_of_text: Int[Tensor, " text"], first: int = 0) -> Counted:
+    """Return `ranks_t2v` and `ranks_v2t`, and the `first` best videos of every text; a collective.
+
+    `parts()` gives the scores of this process's share of the texts, so many texts in each part but the last; a video's
+    texts follow one another. Raises `ExpectedError` for scores that are not finite.
     """
     rows = comm.share(len(video_of_text))
     if len(rows) * videos * 4 <= HELD:
         held = list(parts())
         parts = lambda: held  # noqa: E731
     captioned, group = video_of_text.long().unique_consecutive(return_inverse=True)
-    own, ranks = torch.full((len(captioned),), -torch.inf), []
+    of_text = list[tuple[Tensor, ...]]()
     bad = _NotFinite()
     for numbers, scores in _numbered(parts(), rows, part):
         bad.add(numbers, scores)
         right = scores.gather(1, video_of_text[numbers].long().unsqueeze(1).to(scores.device))
-        ranks.append((scores >= right).sum(1).cpu() - 1)
-        own.scatter_reduce_(0, group[numbers], right.squeeze(1).cpu().float(), "amax")
+        best = scores.topk(min(first, videos))
+        of_text.append(((scores >= right).sum(1) - 1, right.squeeze(1), best.indices, best.values))
     bad.check()
-    t2v = comm.gather_rows(torch.cat(ranks).to(comm.device()), len(video_of_text)).cpu()
-    own = comm.gather_rows(own.unsqueeze(0).to(comm.device()), comm.world_size()).max(0).values
+    t2v, right, listed, listed_scores = (
+        comm.gather_rows(torch.cat(found).to(comm.device()), len(video_of_text)).cpu()
+        for found in zip(*of_text, strict=True)
+    )
+    own = right.new_full((len(captioned),), -torch.inf).scatter_reduce_(0, group, right, "amax")
     counts, open_group, open_hits = torch.zeros(len(captioned), dtype=torch.int64), -1, None
     for numbers, scores in _numbered(parts(), rows, part):
         hits = (scores[:, captioned.to(scores.device)] >= own.to(scores.device)).to(torch.uint8)
-        first = int(numbers[0]) // comm.world_size() * comm.world_size()
-        hits = comm.gather_rows(hits, min(len(video_of_text) - first, len(numbers) * comm.world_size())).cpu()
-        groups, place = group[first : first + len(hits)].unique_consecutive(return_inverse=True)
+        begin = int(numbers[0]) // comm.world_size() * comm.world_size()
+        hits = comm.gather_rows(hits, min(len(video_of_text) - begin, len(numbers) * comm.world_size())).cpu()
+        groups, place = group[begin : begin + len(hits)].unique_consecutive(return_inverse=True)
         of_group = hits.new_zeros(len(groups), hits.shape[1])
         of_group.scatter_reduce_(0, place.unsqueeze(1).expand_as(hits), hits, "amax")
         if open_hits is not None:  # the last group of the part before, which may go on in this one
@@ -57,7 +70,8 @@ def count_ranks(
                 counts += open_hits
         open_group, open_hits = int(groups[-1]), of_group[-1].clone()
         counts += of_group[:-1].sum(0)
-    return t2v, counts + (0 if open_hits is None else open_hits) - 1
+    counts += 0 if open_hits is None else open_hits
+    return Counted(t2v, counts - 1, right, listed, listed_scores)
 
 
 def _numbered(parts: Iterable[Tensor], rows: list[int], part: int) -> Iterator[tuple[Tensor, Tensor]]:

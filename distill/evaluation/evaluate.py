@@ -3,6 +3,7 @@ ranks are taken in both directions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from distill.data.ondemand import Chosen
 from distill.data.padding import real
 from distill.data.tokens import TextTokenizer
 from distill.errors import ArtefactError, first_few
-from distill.evaluation.counting import count_ranks
+from distill.evaluation.counting import Counted, count_ranks
 from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.log import progress
 from distill.model.contract import RetrievalModel, Teacher
@@ -33,11 +34,10 @@ TEXT_BATCH = 256  # captions encoded, or scored with all videos, at once
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks, counted from 0, and their summary: `metrics["t2v"]["R@1"]` in percent, `MdR` and `MnR` from 1."""
+    """Ranks, counted from 0, and their summary."""
 
     t2v: Int[Tensor, " text"]
     v2t: Int[Tensor, " video"]
-    metrics: dict[str, dict[str, float]]
 
     @classmethod
     def of(
@@ -47,8 +47,12 @@ class Ranks:
         video_of_text: Int[Tensor, " text"],
     ) -> "Ranks":
         """Take the ranks of the scores by which texts rank videos, and videos texts."""
-        t2v, v2t = ranks_t2v(by_text, video_of_text), ranks_v2t(by_video, video_of_text)
-        return cls(t2v, v2t, {"t2v": summarise(t2v), "v2t": summarise(v2t)})
+        return cls(ranks_t2v(by_text, video_of_text), ranks_v2t(by_video, video_of_text))
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The summary of both directions: `metrics["t2v"]["R@1"]` in percent, `MdR` and `MnR` from 1."""
+        return {"t2v": summarise(self.t2v), "v2t": summarise(self.v2t)}
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,17 @@ class Encoded:
 
 def rank(model: RetrievalModel, seen: Encoded) -> Ranks:
     """Rank all videos of a frame set for all its captions, and the reverse. A collective, which all return alike."""
+    found = count(model.similarity, seen)
+    return Ranks(found.t2v, found.v2t)
+
+
+def count(pairs: Similarity, seen: Encoded, first: int = 0) -> Counted:
+    """Rank by any score, as `rank` does, and keep the `first` best videos of every caption."""
 
     def parts() -> Iterator[Tensor]:  # outside autocast: ranks need fp32
-        return _scored(model.similarity, seen.text, seen.video)
+        return _scored(pairs, seen.text, seen.video)
 
-    t2v, v2t = count_ranks(parts, TEXT_BATCH, len(seen.video), seen.video_of_text)
-    return Ranks(t2v, v2t, {"t2v": summarise(t2v), "v2t": summarise(v2t)})
+    return count_ranks(parts, TEXT_BATCH, len(seen.video), seen.video_of_text, first)
 
 
 def encode(

@@ -4,7 +4,7 @@ The plain scores compare every query with everything. DSL and QB-Norm use other 
 two-stage searches stand in blocks of their own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -18,29 +18,30 @@ from distill.errors import ExpectedError
 from distill.evaluation.choosing import look_again
 from distill.evaluation.duplicates import near_duplicates
 from distill.evaluation.evaluate import (
+    Encoded,
+    Ranks,
     check_captions,
     encode_texts,
     encode_videos,
+    rank,
     score,
     texts_of,
     two_stage,
     video_numbers,
 )
 from distill.evaluation.graded import graded
-from distill.evaluation.metrics import ranks_t2v, ranks_v2t, recall_interval, summarise
+from distill.evaluation.metrics import ranks_t2v, recall_interval, summarise
 from distill.evaluation.normalise import bank_of, dual_softmax, query_bank_t2v
 from distill.evaluation.result import RECALLS, BankMetrics, LookedAgain, Metrics, Reranked, Result, Subject
 from distill.evaluation.standing import captions_of, fingerprint, gallery_state
 from distill.evaluation.truth import Truth
 from distill.log import progress
 from distill.model.contract import RetrievalModel
-from distill.model.features import VideoFeatures
 from distill.model.second_look import SecondLook
 
 SEED = 0  # of the bootstrap
 SHARED = 10  # best answers by which a two-stage search is compared with the exhaustive one
 BANK_PART = 4096  # captions of a bank whose features are held at once
-Measured = Callable[[Tensor, Tensor | None], Metrics]  # from the scores by which texts rank, and by which videos rank
 
 
 @torch.no_grad()
@@ -75,27 +76,39 @@ def evaluate_model(
         )
     _warn_of_cuts([frames] if bank is None else [frames, bank], tokenizer)
     text, video = encode_texts(model, texts_of(frames), tokenizer), encode_videos(model, frames)
-    similarity, logits = score(model, text, video), score(model, text, video, scaled=True) if dsl else None
-    measured = partial(_metrics, video_numbers(frames))
-    return Result(
+    seen = Encoded(text, video, video_numbers(frames))
+    measured = partial(_metrics, seen.video_of_text)
+    result = Result(
         toolkit=__version__,
         protocol=protocol,
         fingerprint=fingerprint(captions_of(frames)),
         gallery=gallery_state(protocol, frames),
         subject=subject,
-        scores=measured(similarity, similarity),
-        dsl=None if logits is None else measured(dual_softmax(logits, 0), dual_softmax(logits, 1)),
-        qbnorm=None if bank is None else _by_bank(bank, model, tokenizer, video, similarity, measured),
-        two_stage=tuple(
-            _reranked(count, similarity, *two_stage(model, text, video, count), measured)
-            for count in progress(candidates, "search in two stages")
-        ),
+        scores=measured(rank(model, seen)),
+        dsl=measured(_dual(model, seen)) if dsl else None,
+        qbnorm=None,
         second_look=None
         if second_look is None
-        else LookedAgain(look=second_look, measured=measured(*look_again(second_look, text, video))),
-        graded=None if truth is None else graded(truth, similarity, similarity, SEED),
+        else LookedAgain(look=second_look, measured=measured(look_again(second_look, seen))),
         near_duplicates=near_duplicates(frames, truth) if duplicates else None,
     )
+    if bank is None and truth is None and not candidates:
+        return result
+    similarity = score(model, text, video)  # of all pairs at once, which ranks alone do not need
+    return result.model_copy(
+        update={
+            "qbnorm": None if bank is None else _by_bank(bank, model, tokenizer, seen, similarity),
+            "two_stage": tuple(
+                _reranked(model, seen, similarity, count) for count in progress(candidates, "search in two stages")
+            ),
+            "graded": None if truth is None else graded(truth, similarity, similarity, SEED),
+        }
+    )
+
+
+def _dual(model: RetrievalModel, seen: Encoded) -> Ranks:
+    logits = score(model, seen.text, seen.video, scaled=True)
+    return Ranks.of(dual_softmax(logits, 0), dual_softmax(logits, 1), seen.video_of_text)
 
 
 def _warn_of_cuts(sets: Sequence[FrameSet], tokenizer: TextTokenizer) -> None:
@@ -114,16 +127,13 @@ def top_shared(
 
 
 def _reranked(
-    candidates: int,
-    exhaustive: Float[Tensor, "text video"],
-    by_text: Float[Tensor, "text video"],
-    by_video: Float[Tensor, "text video"],
-    measured: Measured,
+    model: RetrievalModel, seen: Encoded, exhaustive: Float[Tensor, "text video"], candidates: int
 ) -> Reranked:
+    by_text, by_video = two_stage(model, seen.text, seen.video, candidates)
     shared = {"t2v": top_shared(by_text, exhaustive, SHARED), "v2t": top_shared(by_video.T, exhaustive.T, SHARED)}
     return Reranked(
         candidates=candidates,
-        measured=measured(by_text, by_video),
+        measured=_metrics(seen.video_of_text, Ranks.of(by_text, by_video, seen.video_of_text)),
         shared={direction: 100 * float(part.mean()) for direction, part in shared.items()},
     )
 
@@ -143,30 +153,28 @@ def _by_bank(
     bank: FrameSet,
     model: RetrievalModel,
     tokenizer: TextTokenizer,
-    video: VideoFeatures,
+    seen: Encoded,
     similarity: Float[Tensor, "text video"],
-    measured: Measured,
 ) -> BankMetrics:
     texts = texts_of(bank)
     # A bank may have more captions than fit into memory at once, so it is summed up part by part.
     starts = progress(range(0, len(texts), BANK_PART), f"score {len(texts)} captions of the bank (parts)")
-    parts = (score(model, encode_texts(model, texts[at : at + BANK_PART], tokenizer), video) for at in starts)
-    normalised = query_bank_t2v(similarity, bank_of(parts, len(video)))
+    parts = (score(model, encode_texts(model, texts[at : at + BANK_PART], tokenizer), seen.video) for at in starts)
+    normalised = query_bank_t2v(similarity, bank_of(parts, len(seen.video)))
     return BankMetrics(
-        measured=measured(normalised, None), bank=str(bank.path), bank_id=bank.manifest.id, queries=len(texts)
+        measured=_metrics(seen.video_of_text, ranks_t2v(normalised, seen.video_of_text)),
+        bank=str(bank.path),
+        bank_id=bank.manifest.id,
+        queries=len(texts),
     )
 
 
-def _metrics(
-    video_of_text: Int[Tensor, " text"],
-    by_text: Float[Tensor, "text video"],
-    by_video: Float[Tensor, "text video"] | None,
-) -> Metrics:
-    """Return the metrics of text to video from the scores `by_text`, and of video to text from `by_video`."""
-    ranks = {"t2v": (ranks_t2v(by_text, video_of_text), video_of_text)}
+def _metrics(video_of_text: Int[Tensor, " text"], found: Ranks | Int[Tensor, " text"]) -> Metrics:
+    """Return the metrics of both directions, or of text to video alone, whose ranks these are."""
+    by_text, by_video = (found.t2v, found.v2t) if isinstance(found, Ranks) else (found, None)
+    ranks = {"t2v": (by_text, video_of_text)}
     if by_video is not None:
-        v2t = ranks_v2t(by_video, video_of_text)
-        ranks["v2t"] = (v2t, torch.arange(len(v2t)))  # here every query is a group of its own
+        ranks["v2t"] = (by_video, torch.arange(len(by_video)))  # here every query is a group of its own
     return Metrics(
         metrics={direction: summarise(rank) for direction, (rank, _) in ranks.items()},
         intervals={

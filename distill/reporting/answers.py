@@ -21,6 +21,7 @@ from torch import Tensor
 from distill import comm
 from distill.data.frames import FrameSet
 from distill.data.padding import pad
+from distill.evaluation.counting import Counted
 from distill.evaluation.evaluate import TEXT_BATCH, Encoded
 from distill.model.contract import RetrievalModel, Teacher
 from distill.model.features import VideoFeatures
@@ -32,18 +33,16 @@ FIRST = 10  # videos of every text
 TAUGHT = 4  # training pairs
 
 
-def keep_answers(job: Job, frames: FrameSet, seen: Encoded, similarity: Float[Tensor, "text video"]) -> None:
+def keep_answers(job: Job, frames: FrameSet, seen: Encoded, counted: Counted) -> None:
     """Write `test_answers.safetensors` into the folder of a run, after its test on `frames`."""
-    found = answers(job.model, seen, similarity) | taught(job)
+    found = answers(job.model, seen, counted) | taught(job)
     publish(job.folder / ANSWERS, save(found, {"frames": frames.manifest.id}))
 
 
 @torch.inference_mode()
-def answers(model: RetrievalModel, seen: Encoded, similarity: Float[Tensor, "text video"]) -> dict[str, Tensor]:
+def answers(model: RetrievalModel, seen: Encoded, counted: Counted) -> dict[str, Tensor]:
     """Return the tensors of a test; those about frames only where the features have frames."""
-    best = similarity.topk(min(FIRST, similarity.shape[1]))
-    own = similarity.gather(1, seen.video_of_text.unsqueeze(1)).squeeze(1)
-    found = {"first": best.indices.int(), "first_scores": best.values, "own_scores": own}
+    found = {"first": counted.first.int(), "first_scores": counted.first_scores, "own_scores": counted.own}
     if seen.video.frames is not None and seen.video.real is not None:
         found["relevance"] = torch.cat([_relevance(model, seen, rows) for rows in _parts(len(seen.text))])
     if (pooling := _pooling(model, seen.video)) is not None:

@@ -41,7 +41,7 @@ class Measured:
         self.model, self.plain = release.model, rank(release.model, self.seen)
         self.second = None
         if look is not None:
-            self.second = Ranks.of(*look_again(look, self.seen.text, self.seen.video), self.seen.video_of_text)
+            self.second = look_again(look, self.seen)
 
     def metrics(self) -> dict[str, Any]:
         """Return the metrics as a release records them."""
