@@ -77,10 +77,11 @@ def measure_growth(folder: Path, sizes: Sequence[int], ranked: int) -> GrowthRep
 
     Raises `ExpectedError` for a size that is not whole shards.
     """
+    odd = [videos for videos in sizes if videos < PER_SHARD or videos % PER_SHARD]
+    if odd:
+        raise ExpectedError(f"--videos: {odd[0]}, expected multiples of {PER_SHARD}, the videos of a shard")
     rows = []
     for videos in sizes:
-        if videos < PER_SHARD or videos % PER_SHARD:
-            raise ExpectedError(f"--videos: {videos}, expected multiples of {PER_SHARD}, the videos of a shard")
         grown = grow(folder / str(videos), videos // PER_SHARD)
         for name, step in progress(STEPS.items(), f"steps with {videos:,} videos"):
             rows.append(_alone(name, step, videos, grown))
