@@ -216,9 +216,10 @@ def test_a_set_is_sent_to_a_process_as_the_name_of_its_register(tmp_path: Path, 
         pickle.loads(sent)
 
 
-def test_a_video_and_a_caption_take_few_bytes(tmp_path: Path):
+def test_a_video_and_a_caption_take_few_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In memory 200 bytes each at most, and next to none of a register that is mapped."""
-    videos, cache = 30_000, Cache(tmp_path / "cache")
+    monkeypatch.setattr(indexes, "KEPT", 0)
+    videos, cache = 6000, Cache(tmp_path / "cache")
     grown = grow(tmp_path, videos // 1000)
 
     def opened(keep: bool) -> tuple[float, float]:
@@ -232,11 +233,15 @@ def test_a_video_and_a_caption_take_few_bytes(tmp_path: Path):
 
     FrameSet(grown.frames, verify=False, cache=cache)
     LabelSet(grown.labels, FrameSet(grown.frames, verify=False, cache=cache), verify=False, coarse=None)
+    frames = FrameSet(grown.frames, verify=False, cache=cache)
+    tracemalloc.start()
+    assert frames.videos.place(2 * videos - 1) == (videos - 1, 1) and len(frames.shards()) == videos // 1000
+    assert tracemalloc.get_traced_memory()[1] < 6 * videos, "no column is copied"
+    tracemalloc.stop()
     held, most = opened(keep=True)
-    assert held < 4 and most * videos * (1 + CAPTIONS) < 10e6, (held, most)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexes, "KEPT", 1 << 60)
-        held, most = opened(keep=False)
+    assert held < 10 and most * videos * (1 + CAPTIONS) < 10e6, (held, most)
+    monkeypatch.setattr(indexes, "KEPT", 1 << 60)
+    held, most = opened(keep=False)
     assert 20 < held < 200 and most < 600, (held, most)
 
 

@@ -117,12 +117,11 @@ class FrameSet:
 
     def shards(self) -> dict[str, range]:
         """Return the videos (by number) of each tar that has some."""
-        rows = self.videos.samples
-        found = {
-            tar: range(*np.searchsorted(rows, [samples.start, samples.stop]).tolist())
-            for tar, samples in self._shards.samples().items()
-        }
-        return {tar: videos for tar, videos in found.items() if videos}
+        rows, samples = self.videos.samples, self._shards.samples()
+        # Bounds have the column's own type: searching for another one would copy the whole column.
+        bounds = np.array([(some.start, some.stop) for some in samples.values()], rows.dtype)
+        found = zip(samples, np.searchsorted(rows, bounds).tolist(), strict=True)
+        return {tar: range(first, end) for tar, (first, end) in found if first < end}
 
     def source(self) -> ShardSource:
         """Return the shards of this set and the key of every video, for prefetching."""

@@ -182,7 +182,8 @@ class Videos(OnDemand[PackedVideo]):
 
     def place(self, text: int) -> tuple[int, int]:
         """Return the video of a row of `texts`, and which of its captions that is."""
-        video = int(self.first_text.searchsorted(text, side="right")) - 1
+        wanted = self.first_text.dtype.type(text)  # a number of another type would have the whole column copied
+        video = int(self.first_text.searchsorted(wanted, side="right")) - 1
         return video, text - int(self.first_text[video])
 
     def texts_of(self, videos: range) -> list[str]:
