@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     from distill.data.frames import FrameSet
     from distill.demo import story, trials
     from distill.demo.commands import Command, Commands, tool
+    from distill.demo.earlier import check_earlier
     from distill.demo.nonsense import caught, nonsense
     from distill.demo.truth import ndcg_of_runs
     from distill.evaluation.evaluate import texts_of
@@ -43,10 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     from distill.retrieval.gallery import Gallery
 
     began = time.monotonic()
+    release, gallery = RUNS / trials.TAUGHT.key / "release", Path("demo/gallery")
+    check_earlier(trials.DEMO, RUNS, story.LABELS, 0, {trials.TAUGHT.key: gallery})
     commands = Commands(RUNS / "logs", total=len(story.SPLITS) + story.num_commands(trials.DEMO) + 3)
     story.corpus(commands, args.clips, trials.DEMO)
     story.train_all(commands, trials.DEMO, RUNS, story.LABELS, seed=0)
-    release, gallery = RUNS / trials.TAUGHT.key / "release", Path("demo/gallery")
     index = (*tool("index"), release, story.FRAMES / "test", "--out", gallery)
     videos = ("--videos", story.CORPUS / "videos")
     title = "index the test videos with the distilled student"

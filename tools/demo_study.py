@@ -130,10 +130,13 @@ def _train(
     """Train the rows of each seed that are missing; `then` is called with the seed when its own are trained."""
     from distill.demo import story
     from distill.demo.commands import Commands
+    from distill.demo.earlier import check_earlier
 
     every = [row for _, rows in seeds for row in rows]
     if not every:
         return
+    for seed, rows in seeds:
+        check_earlier(rows, runs / f"seed{seed}", _labels(runs, seed), seed)
     total = 1 + len(story.splits(every)) + sum(story.num_commands(rows) for _, rows in seeds)
     commands = Commands(runs / "logs", total=total)
     story.corpus(commands, clips, every)

@@ -54,10 +54,10 @@ def corpus(commands: Commands, clips: int, rows: Sequence[Trial]) -> None:
 
 def num_commands(rows: Sequence[Trial]) -> int:
     """Return the number of commands that `train_all` runs: one for every row, and one for every set of labels."""
-    return sum(not row.of for row in rows) + len(_labelled(rows)) * sum(row.teaches for row in rows)
+    return sum(not row.of for row in rows) + len(labelled(rows)) * sum(row.teaches for row in rows)
 
 
-def _labelled(rows: Sequence[Trial]) -> tuple[str, ...]:
+def labelled(rows: Sequence[Trial]) -> tuple[str, ...]:
     """Return the splits that a teacher labels."""
     return ("train", *splits(rows)[len(SPLITS) :])
 
@@ -68,8 +68,8 @@ def train_all(commands: Commands, rows: Sequence[Trial], runs: Path, labels: Pat
     for teacher in (row for row in rows if row.teaches):
         release = runs / teacher.key / "release"
         jobs.append(_training(teacher, runs, labels, seed))
-        for split in _labelled(rows):
-            out = _labels(labels, teacher.key, split)
+        for split in labelled(rows):
+            out = label_folder(labels, teacher.key, split)
             dump = (*tool("dump_soft_labels"), release, FRAMES / split, "--out", out)
             title = f"write the labels of {teacher.title}, {split}"
             jobs.append(Command(title, dump, out / "manifest.json", needs=(release,)))
@@ -79,9 +79,9 @@ def train_all(commands: Commands, rows: Sequence[Trial], runs: Path, labels: Pat
 
 
 def _training(row: Trial, runs: Path, labels: Path, seed: int) -> Command:
-    sets = [_labels(labels, teacher, "train") for teacher in row.taught_by]
+    sets = [label_folder(labels, teacher, "train") for teacher in row.taught_by]
     if row.beside:
-        sets += [_labels(labels, teacher, MORE) for teacher in row.taught_by]
+        sets += [label_folder(labels, teacher, MORE) for teacher in row.taught_by]
     launcher = [sys.executable]
     if row == TAUGHT:  # the demo's main run goes through DeepSpeed's launcher
         launcher += ["-m", "deepspeed.launcher.runner", "--master_port", "0", "--num_accelerators", "1"]
@@ -101,13 +101,16 @@ def _changes(row: Trial, runs: Path, labels: Path, seed: int) -> list[str]:
     return changes
 
 
-def _labels(labels: Path, teacher: str, split: str) -> Path:
+def label_folder(labels: Path, teacher: str, split: str) -> Path:
     return labels / (teacher if split == "train" else f"{teacher}-{split}")
 
 
 def _label(labels: Path, teacher: str, beside: Sequence[str]) -> str:
     """Return the entry of one teacher's label sets in a recipe."""
-    sets = {"path": _labels(labels, teacher, "train"), **dict.fromkeys(beside, _labels(labels, teacher, MORE))}
+    sets = {
+        "path": label_folder(labels, teacher, "train"),
+        **dict.fromkeys(beside, label_folder(labels, teacher, MORE)),
+    }
     return f"{{{', '.join(f'{key}: {path}' for key, path in sets.items())}}}"
 
 
