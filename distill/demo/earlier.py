@@ -1,4 +1,4 @@
-"""What earlier recipes have left. A command whose result is there is not run again, so it must be of this recipe."""
+"""Results of earlier recipes in a demo: a command whose result is there is not run again, so they are refused."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
