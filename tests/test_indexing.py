@@ -479,6 +479,7 @@ def test_whatever_is_killed_when_nothing_that_was_acknowledged_is_lost(corpus, p
     assert ids(Gallery.open(path, encoder)) == _after(step) | set(COLOURS)
 
 
+@pytest.mark.slow
 def test_one_process_changes_a_gallery_and_any_number_read_it(corpus, tmp_path):  # noqa: F811
     encoder, path = ColourEncoder(tmp_path / "release", 0.1), tmp_path / "gallery"
     build_gallery(encoder, corpus / "videos", path)

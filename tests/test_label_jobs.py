@@ -155,6 +155,7 @@ def test_a_killed_worker_is_made_up_for(world: World, teacher: Path, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.slow
 def test_processes_that_seal_at_once_write_the_same_bytes(whole: Path):
     expected = tree_bytes(whole)
     context = multiprocessing.get_context("fork")

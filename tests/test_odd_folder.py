@@ -107,6 +107,7 @@ def changed(home: Path) -> set[str]:
     return {"codecs/prores.mov", "names/LOUD.MP4", "names/a.b.c.mp4"}
 
 
+@pytest.mark.slow
 def test_what_changes_is_taken_over_and_everything_is_found_and_served_in_another_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

@@ -227,6 +227,7 @@ def opened(grown: Grown, cache: Cache) -> tuple[int, int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_video_and_a_caption_take_few_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In memory 200 bytes each at most, and none of a register that is mapped."""
     small, large = grow(tmp_path / "small", 1), grow(tmp_path / "large", 3)
