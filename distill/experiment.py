@@ -20,7 +20,8 @@ from distill.data.tokens import TextTokenizer, warn_of_cuts
 from distill.errors import RecipeError
 from distill.evaluation.choosing import choose, look_again
 from distill.evaluation.counting import Counted
-from distill.evaluation.evaluate import Encoded, Ranks, check_captions, count, encode, texts_of
+from distill.evaluation.evaluate import Encoded, check_captions, encode, rank, texts_of
+from distill.evaluation.metrics import Ranks
 from distill.labelling.sources import open_source
 from distill.model.blocks import require_compiler
 from distill.model.contract import RetrievalModel
@@ -52,8 +53,7 @@ class _Tested:
 
     frames: FrameSet
     seen: Encoded
-    answers: Counted
-    plain: Ranks
+    plain: Counted
     second: Ranks | None
 
     @property
@@ -84,9 +84,8 @@ def run(recipe: Recipe) -> None:
         if test is not None:
             log.info(f"testing on {test.path}: {len(test)} videos")
             seen = encode(job.model, test, job.tokenizer, **options, all_features=look is not None)
-            found = count(job.model.similarity, seen, FIRST)
-            second = None if look is None else look_again(look, seen)
-            tested = _Tested(test, seen, found, Ranks(found.t2v, found.v2t), second)
+            plain = rank(job.model.similarity, seen, FIRST)
+            tested = _Tested(test, seen, plain, None if look is None else look_again(look, seen))
         if comm.rank() == 0:
             query = query_cost(job.model, job.tokenizer, texts_of(job.val)[0], None if seen is None else seen.video)
             _release(recipe, job, trained, look, tested, query)
@@ -254,7 +253,7 @@ def _report(job: Job, tested: _Tested | None) -> None:
     try:
         if tested:
             opened["test"] = tested.frames
-            keep_answers(job, tested.frames, tested.seen, tested.answers)
+            keep_answers(job, tested.frames, tested.seen, tested.plain)
         log.info(f"report {write_report(job.folder, opened=opened)}")
     except Exception as error:  # whatever is wrong with a page, the training has ended well
         log.warning(f"{job.folder}: the run is complete, but its report was not written ({error!r:.500})")

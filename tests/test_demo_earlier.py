@@ -6,10 +6,13 @@ import pytest
 
 from distill.config import dump_recipe, read_recipe
 from distill.demo import story, trials
+from distill.demo.build import MARK, VERSION
+from distill.demo.commands import Commands
 from distill.demo.earlier import check_earlier
 from distill.errors import ExpectedError
 from distill.manifest import Manifest, seal
 from distill.recipe import Recipe
+from distill.records import write_json
 from distill.training.folder import RECIPE
 
 ROWS = trials.chosen(trials.ROWS, ["teachclip", "teachclip-more", "teachclip+look"])
@@ -60,6 +63,14 @@ def test_a_run_of_another_recipe_is_named_with_what_differs(key: str, made: dict
 def test_another_seed_is_another_recipe(made: dict):
     with pytest.raises(ExpectedError, match=r"runs/\S+: trained by another recipe .*\(seed: 3, now 4\)"):
         check_earlier(**{**made, "seed": 4})
+
+
+def test_clips_of_another_number_are_refused_before_any_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write_json(story.CORPUS / MARK, {"version": VERSION, "clips": 9, "seed": 0})
+    with pytest.raises(ExpectedError, match=r'demo/corpus: holds another corpus \({"clips": 9, .*delete this one'):
+        story.corpus(Commands(tmp_path / "logs", total=1), 8, trials.DEMO)
+    assert not list((tmp_path / "logs").iterdir()) and [path.name for path in story.CORPUS.iterdir()] == [MARK]
 
 
 @pytest.mark.parametrize("split", SPLITS)

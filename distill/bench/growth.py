@@ -69,7 +69,8 @@ class GrowthReport:
             memory = (f"{megabytes:,.0f} MB" for megabytes in (row.held, row.most, row.mapped))
             lines.append([f"{row.videos:,}", row.step, f"{row.seconds:.3g} s", f"{row.busy:.3g} s", *memory])
         about = f"{CAPTIONS} captions a video, {PER_SHARD} videos a shard, batches of {BATCH}, {WORKERS} workers"
-        return "\n\n".join([about, aligned(lines), *(["\n".join(goal.sentence() for goal in self.goals)])])
+        goals = ["\n".join(goal.sentence() for goal in self.goals)] if self.goals else []
+        return "\n\n".join([about, aligned(lines), *goals])
 
 
 def measure_growth(folder: Path, sizes: Sequence[int], ranked: int) -> GrowthReport:
@@ -193,18 +194,14 @@ def _label_job(grown: Grown) -> Measured:
     return _measured(job)
 
 
-class _Cosine:
-    """A model of which only the score is asked."""
-
-    def similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
-        """Return inner products."""
-        return text.sentence @ video.vector.T
+def _cosine(text: TextFeatures, video: VideoFeatures) -> Tensor:
+    return text.sentence @ video.vector.T
 
 
 def _rank(number: int) -> Measured:
     sentences, vectors = torch.randn(2, number, DIM, generator=torch.Generator().manual_seed(0))
     seen = Encoded(TextFeatures(sentence=sentences), VideoFeatures(vector=vectors), torch.arange(number))
-    return _measured(lambda: rank(_Cosine(), seen))  # pyrefly: ignore
+    return _measured(lambda: rank(_cosine, seen))
 
 
 STEPS: dict[str, Callable[[Grown], Measured]] = {

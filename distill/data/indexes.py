@@ -210,7 +210,7 @@ def open_tar(path: Place, expected: SealedFile, cache: Cache) -> int:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Pause garbage collection: everything that is opened stays, and scanning it again would take half the time."""
+    """Pause garbage collection: indexes hold no cycles, and looking for some would take half the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

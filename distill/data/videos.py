@@ -67,7 +67,7 @@ class StoredCaption(TypedDict):
 
 
 @with_config(STRICT)
-class StoredVideo(TypedDict):
+class _About(TypedDict):
     """A packed video as JSON."""
 
     video: str
@@ -89,7 +89,7 @@ class VideoColumns(Description):
 
     def add(self, sample: int, key: str, about: Any) -> None:
         """Add what the JSON of a sample says. Raises `ArtefactError` where it describes no video."""
-        known = parsed(StoredVideo, about, f"{self.where}: sample {key}", "make the set again")
+        known = parsed(_About, about, f"{self.where}: sample {key}", "make the set again")
         register = self.register
         register.add("video.sample", sample)
         register.add_string("video.id", known["video"])

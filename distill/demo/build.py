@@ -40,7 +40,7 @@ def make_corpus(out: Path, num_clips: int, seed: int, workers: int | None = None
         raise ExpectedError(f"--seed {seed}: expected 0 or more")
     sprite(EMOJI[0].char)  # raises now if the package of pictures is missing, before the folder is touched
     clips, splits = plan(num_clips, seed, more), (*SPLITS, *([MORE] if more else []))
-    _claim_folder(out, {"version": VERSION, "clips": num_clips, "seed": seed})
+    _claim_folder(out, num_clips, seed)
     _write_videos(clips, out / "videos", seed, workers or os.cpu_count() or 1)
     _write_annotations(clips, splits, out)
     return {split: sum(clip.split == split for clip in clips) for split in splits}
@@ -50,15 +50,10 @@ def _write_clip(clip: ClipSpec, folder: Path, seed: int) -> None:
     write_video(folder / f"{clip.video}.mp4", draw_clip(clip, seed), FPS)
 
 
-def _claim_folder(out: Path, wanted: dict[str, int]) -> None:
-    """Mark an empty folder as this corpus, or check the mark of an earlier run."""
-    mark = out / MARK
-    if out.exists() and not out.is_dir():
-        raise ExpectedError(f"{out}: is a file; expected a folder to write the demo into; give another --out")
+def check_corpus(out: Path, num_clips: int, seed: int) -> None:
+    """Raise `ExpectedError` if a folder is marked as another corpus than that of so many training clips."""
+    mark, wanted = out / MARK, _mark(num_clips, seed)
     if not mark.is_file():
-        if out.is_dir() and any(out.iterdir()):
-            raise ExpectedError(f"{out}: not empty and not a demo corpus; give --out a new or empty folder")
-        write_json(mark, wanted)
         return
     try:
         marked = json.loads(mark.read_text(encoding="utf-8"))
@@ -66,7 +61,25 @@ def _claim_folder(out: Path, wanted: dict[str, int]) -> None:
         marked = None
     if marked != wanted:
         here, asked = (json.dumps(value, sort_keys=True) for value in (marked, wanted))
-        raise ExpectedError(f"{out}: holds another corpus ({here}), expected {asked}; give --out a new folder")
+        raise ExpectedError(
+            f"{out}: holds another corpus ({here}), expected {asked}; give a new folder, or delete this one"
+        )
+
+
+def _mark(num_clips: int, seed: int) -> dict[str, int]:
+    return {"version": VERSION, "clips": num_clips, "seed": seed}
+
+
+def _claim_folder(out: Path, num_clips: int, seed: int) -> None:
+    """Mark an empty folder as this corpus, or check the mark of an earlier run."""
+    mark = out / MARK
+    if out.exists() and not out.is_dir():
+        raise ExpectedError(f"{out}: is a file; expected a folder to write the demo into; give another --out")
+    if not mark.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise ExpectedError(f"{out}: not empty and not a demo corpus; give --out a new or empty folder")
+        write_json(mark, _mark(num_clips, seed))
+    check_corpus(out, num_clips, seed)
 
 
 def _write_videos(clips: Sequence[ClipSpec], folder: Path, seed: int, workers: int) -> None:

@@ -45,7 +45,7 @@ def _check_made(kind: Kind, folder: Path, release: Path) -> None:
     if not (folder / NAME).is_file():
         return
     manifest = read_manifest(folder, kind, *MADE[kind])
-    of = manifest.config["teacher"] if kind == "labels" else manifest.parents["release"]
+    of = manifest.config.get("teacher") if kind == "labels" else manifest.parents.get("release")
     if not (release / NAME).is_file() or read_manifest(release, "release", *RELEASES_READ).id != of:
         raise ExpectedError(f"{folder}: made with another release than {release} is; {MEND}")
 

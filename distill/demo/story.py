@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.config import ROOT, read_recipe
 from distill.data.frames import FrameSet
+from distill.demo.build import check_corpus
 from distill.demo.commands import Command, Commands, tool
 from distill.demo.corpus import MORE
 from distill.demo.measuring import measured
@@ -40,8 +41,9 @@ def splits(rows: Sequence[Trial]) -> tuple[str, ...]:
 
 
 def corpus(commands: Commands, clips: int, rows: Sequence[Trial]) -> None:
-    """Draw the corpus that rows need and pack its splits."""
+    """Draw the corpus that rows need and pack its splits. Raises `ExpectedError` where another corpus was drawn."""
     needed = splits(rows)
+    check_corpus(CORPUS, clips, seed=0)  # the command that would refuse it is not run again where its result is there
     make = (*tool("make_demo"), "--out", CORPUS, "--clips", str(clips), "--seed", "0")
     make += ("--more", str(CLIPS_MORE * clips)) if MORE in needed else ()
     title = f"draw {clips} training clips and the galleries as mp4 files"
@@ -102,6 +104,7 @@ def _changes(row: Trial, runs: Path, labels: Path, seed: int) -> list[str]:
 
 
 def label_folder(labels: Path, teacher: str, split: str) -> Path:
+    """Return the label set of a teacher and a split."""
     return labels / (teacher if split == "train" else f"{teacher}-{split}")
 
 

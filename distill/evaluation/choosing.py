@@ -12,8 +12,8 @@ from torch import Tensor
 
 from distill.data.frames import FrameSet
 from distill.data.tokens import TextTokenizer
-from distill.evaluation.evaluate import Encoded, Ranks, count, encode, score, score_by
-from distill.evaluation.metrics import ranks_t2v, ranks_v2t
+from distill.evaluation.evaluate import Encoded, encode, rank, score, score_by
+from distill.evaluation.metrics import Ranks, ranks_t2v, ranks_v2t
 from distill.model.contract import RetrievalModel, Teacher
 from distill.model.second_look import SecondLook, frame_answers, second_look
 
@@ -48,8 +48,7 @@ def chosen(model: RetrievalModel, seen: Encoded) -> SecondLook:
 
 def look_again(look: SecondLook, seen: Encoded) -> Ranks:
     """Rank everything by a second look, each direction by its own weight; the videos have frames. A collective."""
-    weights = {look.t2v, look.v2t}
-    found = {weight: count(second_look(look.temperature, weight).score, seen) for weight in sorted(weights)}
+    found = {weight: rank(second_look(look.temperature, weight).score, seen) for weight in sorted({look.t2v, look.v2t})}
     return Ranks(found[look.t2v].t2v, found[look.v2t].v2t)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from distill import comm
-from distill.evaluation.metrics import not_finite
+from distill.evaluation.metrics import Ranks, not_finite
 
 HELD = 1 << 30  # bytes of scores that a process may hold
 
@@ -21,11 +21,9 @@ Parts = Callable[[], Iterable[Float[Tensor, "text video"]]]
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Ranks, counted from 0, and of every text its own video's score and the videos that rank first; on the CPU."""
+class Counted(Ranks):
+    """Ranks, and of every text its own video's score and the videos that rank first; on the CPU."""
 
-    t2v: Int64[Tensor, " text"]
-    v2t: Int64[Tensor, " captioned"]
     own: Float[Tensor, " text"]
     first: Int64[Tensor, "text first"]
     first_scores: Float[Tensor, "text first"]
@@ -38,13 +36,11 @@ def count_ranks(parts: Parts, part: int, videos: int, video_of_text: Int[Tensor,
     texts follow one another. Raises `ExpectedError` for scores that are not finite.
     """
     rows = comm.share(len(video_of_text))
-    if len(rows) * videos * 4 <= HELD:
-        held = list(parts())
-        parts = lambda: held  # noqa: E731
+    held = list(parts()) if len(rows) * videos * 4 <= HELD else None
     captioned, group = video_of_text.long().unique_consecutive(return_inverse=True)
     of_text = list[tuple[Tensor, ...]]()
     bad = _NotFinite()
-    for numbers, scores in _numbered(parts(), rows, part):
+    for numbers, scores in _numbered(held or parts(), rows, part):
         bad.add(numbers, scores)
         right = scores.gather(1, video_of_text[numbers].long().unsqueeze(1).to(scores.device))
         best = scores.topk(min(first, videos))
@@ -56,7 +52,7 @@ def count_ranks(parts: Parts, part: int, videos: int, video_of_text: Int[Tensor,
     )
     own = right.new_full((len(captioned),), -torch.inf).scatter_reduce_(0, group, right, "amax")
     counts, open_group, open_hits = torch.zeros(len(captioned), dtype=torch.int64), -1, None
-    for numbers, scores in _numbered(parts(), rows, part):
+    for numbers, scores in _numbered(held or parts(), rows, part):
         hits = (scores[:, captioned.to(scores.device)] >= own.to(scores.device)).to(torch.uint8)
         begin = int(numbers[0]) // comm.world_size() * comm.world_size()
         hits = comm.gather_rows(hits, min(len(video_of_text) - begin, len(numbers) * comm.world_size())).cpu()

@@ -3,7 +3,6 @@ ranks are taken in both directions."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +19,6 @@ from distill.data.padding import real
 from distill.data.tokens import TextTokenizer
 from distill.errors import ArtefactError, first_few
 from distill.evaluation.counting import Counted, count_ranks
-from distill.evaluation.metrics import ranks_t2v, ranks_v2t, summarise
 from distill.log import progress
 from distill.model.contract import RetrievalModel, Teacher
 from distill.model.features import TextFeatures, VideoFeatures
@@ -33,29 +31,6 @@ TEXT_BATCH = 256  # captions encoded, or scored with all videos, at once
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Ranks, counted from 0, and their summary."""
-
-    t2v: Int[Tensor, " text"]
-    v2t: Int[Tensor, " video"]
-
-    @classmethod
-    def of(
-        cls,
-        by_text: Float[Tensor, "text video"],
-        by_video: Float[Tensor, "text video"],
-        video_of_text: Int[Tensor, " text"],
-    ) -> "Ranks":
-        """Take the ranks of the scores by which texts rank videos, and videos texts."""
-        return cls(ranks_t2v(by_text, video_of_text), ranks_v2t(by_video, video_of_text))
-
-    @cached_property
-    def metrics(self) -> dict[str, dict[str, float]]:
-        """The summary of both directions: `metrics["t2v"]["R@1"]` in percent, `MdR` and `MnR` from 1."""
-        return {"t2v": summarise(self.t2v), "v2t": summarise(self.v2t)}
-
-
-@dataclass(frozen=True)
 class Encoded:
     """A frame set as a model sees it, on this process's device."""
 
@@ -64,14 +39,11 @@ class Encoded:
     video_of_text: Int[Tensor, " text"]
 
 
-def rank(model: RetrievalModel, seen: Encoded) -> Ranks:
-    """Rank all videos of a frame set for all its captions, and the reverse. A collective, which all return alike."""
-    found = count(model.similarity, seen)
-    return Ranks(found.t2v, found.v2t)
+def rank(pairs: Similarity, seen: Encoded, first: int = 0) -> Counted:
+    """Rank all videos of a frame set for all its captions, and the reverse, and keep the `first` best of every caption.
 
-
-def count(pairs: Similarity, seen: Encoded, first: int = 0) -> Counted:
-    """Rank by any score, as `rank` does, and keep the `first` best videos of every caption."""
+    A collective, which all processes return alike.
+    """
 
     def parts() -> Iterator[Tensor]:  # outside autocast: ranks need fp32
         return _scored(pairs, seen.text, seen.video)

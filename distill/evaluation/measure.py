@@ -5,7 +5,6 @@ two-stage searches stand in blocks of their own.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +18,6 @@ from distill.evaluation.choosing import look_again
 from distill.evaluation.duplicates import near_duplicates
 from distill.evaluation.evaluate import (
     Encoded,
-    Ranks,
     check_captions,
     encode_texts,
     encode_videos,
@@ -30,7 +28,7 @@ from distill.evaluation.evaluate import (
     video_numbers,
 )
 from distill.evaluation.graded import graded
-from distill.evaluation.metrics import ranks_t2v, recall_interval, summarise
+from distill.evaluation.metrics import Ranks, ranks_t2v, recall_interval, summarise
 from distill.evaluation.normalise import bank_of, dual_softmax, query_bank_t2v
 from distill.evaluation.result import RECALLS, BankMetrics, LookedAgain, Metrics, Reranked, Result, Subject
 from distill.evaluation.standing import captions_of, fingerprint, gallery_state
@@ -77,38 +75,43 @@ def evaluate_model(
     _warn_of_cuts([frames] if bank is None else [frames, bank], tokenizer)
     text, video = encode_texts(model, texts_of(frames), tokenizer), encode_videos(model, frames)
     seen = Encoded(text, video, video_numbers(frames))
-    measured = partial(_metrics, seen.video_of_text)
+    # Ranks are counted in parts; what is asked beside them compares single scores, so it needs all of them at once.
+    whole = score(model, text, video) if bank is not None or truth is not None or candidates else None
+    plain = rank(model.similarity, seen) if whole is None else Ranks.of(whole, whole, seen.video_of_text)
     result = Result(
         toolkit=__version__,
         protocol=protocol,
         fingerprint=fingerprint(captions_of(frames)),
         gallery=gallery_state(protocol, frames),
         subject=subject,
-        scores=measured(rank(model, seen)),
-        dsl=measured(_dual(model, seen)) if dsl else None,
+        scores=_metrics(seen, plain.t2v, plain.v2t),
+        dsl=_dual(model, seen) if dsl else None,
         qbnorm=None,
-        second_look=None
-        if second_look is None
-        else LookedAgain(look=second_look, measured=measured(look_again(second_look, seen))),
+        second_look=None if second_look is None else _looked_again(second_look, seen),
         near_duplicates=near_duplicates(frames, truth) if duplicates else None,
     )
-    if bank is None and truth is None and not candidates:
+    if whole is None:
         return result
-    similarity = score(model, text, video)  # of all pairs at once, which ranks alone do not need
     return result.model_copy(
         update={
-            "qbnorm": None if bank is None else _by_bank(bank, model, tokenizer, seen, similarity),
+            "qbnorm": None if bank is None else _by_bank(bank, model, tokenizer, seen, whole),
             "two_stage": tuple(
-                _reranked(model, seen, similarity, count) for count in progress(candidates, "search in two stages")
+                _reranked(model, seen, whole, count) for count in progress(candidates, "search in two stages")
             ),
-            "graded": None if truth is None else graded(truth, similarity, similarity, SEED),
+            "graded": None if truth is None else graded(truth, whole, whole, SEED),
         }
     )
 
 
-def _dual(model: RetrievalModel, seen: Encoded) -> Ranks:
+def _dual(model: RetrievalModel, seen: Encoded) -> Metrics:
     logits = score(model, seen.text, seen.video, scaled=True)
-    return Ranks.of(dual_softmax(logits, 0), dual_softmax(logits, 1), seen.video_of_text)
+    ranks = Ranks.of(dual_softmax(logits, 0), dual_softmax(logits, 1), seen.video_of_text)
+    return _metrics(seen, ranks.t2v, ranks.v2t)
+
+
+def _looked_again(look: SecondLook, seen: Encoded) -> LookedAgain:
+    ranks = look_again(look, seen)
+    return LookedAgain(look=look, measured=_metrics(seen, ranks.t2v, ranks.v2t))
 
 
 def _warn_of_cuts(sets: Sequence[FrameSet], tokenizer: TextTokenizer) -> None:
@@ -130,10 +133,11 @@ def _reranked(
     model: RetrievalModel, seen: Encoded, exhaustive: Float[Tensor, "text video"], candidates: int
 ) -> Reranked:
     by_text, by_video = two_stage(model, seen.text, seen.video, candidates)
+    ranks = Ranks.of(by_text, by_video, seen.video_of_text)
     shared = {"t2v": top_shared(by_text, exhaustive, SHARED), "v2t": top_shared(by_video.T, exhaustive.T, SHARED)}
     return Reranked(
         candidates=candidates,
-        measured=_metrics(seen.video_of_text, Ranks.of(by_text, by_video, seen.video_of_text)),
+        measured=_metrics(seen, ranks.t2v, ranks.v2t),
         shared={direction: 100 * float(part.mean()) for direction, part in shared.items()},
     )
 
@@ -162,23 +166,22 @@ def _by_bank(
     parts = (score(model, encode_texts(model, texts[at : at + BANK_PART], tokenizer), seen.video) for at in starts)
     normalised = query_bank_t2v(similarity, bank_of(parts, len(seen.video)))
     return BankMetrics(
-        measured=_metrics(seen.video_of_text, ranks_t2v(normalised, seen.video_of_text)),
+        measured=_metrics(seen, ranks_t2v(normalised, seen.video_of_text)),
         bank=str(bank.path),
         bank_id=bank.manifest.id,
         queries=len(texts),
     )
 
 
-def _metrics(video_of_text: Int[Tensor, " text"], found: Ranks | Int[Tensor, " text"]) -> Metrics:
-    """Return the metrics of both directions, or of text to video alone, whose ranks these are."""
-    by_text, by_video = (found.t2v, found.v2t) if isinstance(found, Ranks) else (found, None)
-    ranks = {"t2v": (by_text, video_of_text)}
-    if by_video is not None:
-        ranks["v2t"] = (by_video, torch.arange(len(by_video)))  # here every query is a group of its own
+def _metrics(seen: Encoded, t2v: Int[Tensor, " text"], v2t: Int[Tensor, " captioned"] | None = None) -> Metrics:
+    """Return the metrics of ranks, of text to video alone or of both directions."""
+    ranks = {"t2v": (t2v, seen.video_of_text)}
+    if v2t is not None:
+        ranks["v2t"] = (v2t, torch.arange(len(v2t)))  # here every query is a group of its own
     return Metrics(
-        metrics={direction: summarise(rank) for direction, (rank, _) in ranks.items()},
+        metrics={direction: summarise(found) for direction, (found, _) in ranks.items()},
         intervals={
-            direction: {f"R@{k}": recall_interval(rank, videos, k, SEED) for k in RECALLS}
-            for direction, (rank, videos) in ranks.items()
+            direction: {f"R@{k}": recall_interval(found, videos, k, SEED) for k in RECALLS}
+            for direction, (found, videos) in ranks.items()
         },
     )

@@ -6,7 +6,8 @@ that gives every pair the same score finds nothing. A score that is not finite i
 change the denominator of R@k.
 """
 
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -42,6 +43,29 @@ def ranks_v2t(
     best = columns.new_full((len(captioned), len(captioned)), -torch.inf)
     best.scatter_reduce_(0, group.unsqueeze(1).expand_as(columns), columns, "amax")  # group video
     return (best >= best.diagonal()).sum(0) - 1
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks, counted from 0, and their summary."""
+
+    t2v: Int64[Tensor, " text"]
+    v2t: Int64[Tensor, " captioned"]
+
+    @classmethod
+    def of(
+        cls,
+        by_text: Float[Tensor, "text video"],
+        by_video: Float[Tensor, "text video"],
+        video_of_text: Int[Tensor, " text"],
+    ) -> "Ranks":
+        """Take the ranks of the scores by which texts rank videos, and videos texts."""
+        return cls(ranks_t2v(by_text, video_of_text), ranks_v2t(by_video, video_of_text))
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The summary of both directions: `metrics["t2v"]["R@1"]` in percent, `MdR` and `MnR` from 1."""
+        return {"t2v": summarise(self.t2v), "v2t": summarise(self.v2t)}
 
 
 def summarise(ranks: Int[Tensor, " query"]) -> dict[str, float]:

@@ -118,7 +118,7 @@ def _places(frames: FrameSet) -> tuple[dict[str, int], dict[str, int]]:
     """Return the row of every caption id, and the column of every video id."""
     ids = [caption.id for video in frames.videos for caption in video.captions]
     texts = {name: row for row, name in enumerate(ids)}
-    videos = {video.id: column for column, video in enumerate(frames.videos)}
+    videos = {name: column for column, name in enumerate(frames.videos.ids)}
     if len(texts) < len(ids) or len(videos) < len(frames):
         raise ExpectedError(f"{frames.path}: ids occur twice, so judgements by id cannot be told apart; pack again")
     return texts, videos

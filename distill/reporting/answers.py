@@ -13,6 +13,7 @@ Taken while the model and its features are at hand, so that a report needs neith
     taught_teacher  [label set, pair, frame]  those of each teacher, by the temperature of the fine loss
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors.torch import save
@@ -57,7 +58,7 @@ def taught(job: Job) -> dict[str, Tensor]:
     No collective: the pairs are encoded one by one.
     """
     sources = [source for source in job.sources if "relevance" in source.labels.tiers]
-    captioned = [number for number, video in enumerate(job.train.videos) if video.captions]
+    captioned = np.flatnonzero(job.train.videos.caption_counts()).tolist()
     if not sources or isinstance(job.model, Teacher):
         return {}
     count = min(TAUGHT, len(captioned))

@@ -59,7 +59,7 @@ def worst(run: FinishedRun) -> list[int]:
 
 def queries(run: FinishedRun, test: FrameSet, numbers: Sequence[int], other: FinishedRun | None = None) -> list[Query]:
     """Return queries by number, with the frames of their videos."""
-    captions = [caption.text for video in test.videos for caption in video.captions]
+    captions = test.videos.texts
     first, scores, own_scores = (run.answers.get(name) for name in ("first", "first_scores", "own_scores"))
     found = []
     for number in numbers:

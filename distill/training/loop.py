@@ -177,7 +177,7 @@ class _Run:
             return
         signals.heed()
         seen = encode(job.model, job.val, job.tokenizer, bf16=job.bf16, stems=self.val_stems, workers=job.data.workers)
-        metrics = rank(job.model, seen).metrics
+        metrics = rank(job.model.similarity, seen).metrics
         t2v = metrics["t2v"]
         log.info(f"validation after step {step}: " + "  ".join(f"{name} {value:.1f}" for name, value in t2v.items()))
         if self.monitor:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from distill.data.frames import FrameSet
 from distill.evaluation.choosing import chosen, look_again
-from distill.evaluation.evaluate import Encoded, Ranks, check_captions, encode, rank
+from distill.evaluation.evaluate import Encoded, check_captions, encode, rank
+from distill.evaluation.metrics import Ranks
 from distill.release.release import Release
 from distill.release.stated import Metrics, Summary
 from distill.verification.claims import Claim, compared, unchecked
@@ -38,10 +39,8 @@ class Measured:
             bf16=precision == "bf16",
             all_features=look is not None,
         )
-        self.model, self.plain = release.model, rank(release.model, self.seen)
-        self.second = None
-        if look is not None:
-            self.second = look_again(look, self.seen)
+        self.model, self.plain = release.model, rank(release.model.similarity, self.seen)
+        self.second = None if look is None else look_again(look, self.seen)
 
     def metrics(self) -> dict[str, Any]:
         """Return the metrics as a release records them."""
