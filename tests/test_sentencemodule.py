@@ -217,7 +217,7 @@ def test_the_examples_of_the_docs_run_and_mteb_agrees(my: Path, student: Release
     names = {"__name__": "__main__"}
     exec(MEASURED, names)
     frames = FrameSet("my/frames/test")
-    ranks = rank(student.model, encode(student.model, frames, student.tokenizer))
+    ranks = rank(student.model.similarity, encode(student.model, frames, student.tokenizer))
     gained = np.where(ranks.t2v < 10, 1 / np.log2(ranks.t2v.numpy() + 2), 0)  # one relevant video a query
     scores = names["scores"]
     assert 0 < gained.mean() < 1
