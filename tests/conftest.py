@@ -1,5 +1,6 @@
 """Small real things that several tests use: mp4 files, their frame sets, tiny towers, commands as processes."""
 
+import fcntl
 import io
 import json
 import math
@@ -7,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +33,17 @@ ARCHITECTURE = {
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
-LONGEST = "training bench_training faults label_jobs page page_search page_player server recipes convert loader "
-LONGEST += (
-    "demo_corpus odd_folder store arrow prompt_switch pig plan indexing glscl interruptions label_tiers export memory "
+LONGEST = (
+    "training convert demo_corpus bench_training faults label_jobs page page_search page_player server recipes loader "
+    "odd_folder store arrow prompt_switch pig plan indexing glscl interruptions label_tiers export memory eercf parity "
+    "bench wheel onnx backends steps"
 )
-LONGEST += "eercf parity bench wheel onnx backends steps"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Half as many more than cores: tests wait for other processes a third of their time."""
+    cores = len(os.sched_getaffinity(0))
+    return cores + (cores + 1) // 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -179,28 +186,46 @@ def diverged(world: World, folder: Path) -> str:
     return str(folder)
 
 
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first process of a test run makes, while the others wait for it; none may change it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with folder.with_suffix(".lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (finished := folder.with_suffix(".finished")).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+            make(folder)
+            finished.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A corpus of 32 training clips, packed, and random towers."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = make_once(tmp_path_factory, "world", _make_world)
+    frames = {split: folder / "frames" / split for split in ("train", "val", "test")}
+    return World(folder, folder / "corpus", frames, folder / "towers")
+
+
+def _make_world(folder: Path) -> None:
     corpus = folder / "corpus"
     python("tools/make_demo.py", "--out", corpus, "--clips", "32", "--seed", "3")
-    frames = {}
     for split in ("train", "val", "test"):
-        frames[split] = folder / "frames" / split
         python(
             *("tools/pack_frames.py", corpus / f"{split}.csv", corpus / "videos", "--layout", "msrvtt"),
-            *("--size", "64", "--out", frames[split]),
+            *("--size", "64", "--out", folder / "frames" / split),
         )
-    return World(folder, corpus, frames, make_towers(folder / "towers"))
+    make_towers(folder / "towers")
 
 
 @pytest.fixture(scope="session")
 def teacher_run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An X-CLIP run of one epoch on one process: its matrices are not identities any more."""
-    out = tmp_path_factory.mktemp("teacher")
-    python("distill/run.py", world.recipe("xclip", "xclip", out))
-    return out / "xclip"
+
+    def make(out: Path) -> None:
+        python("distill/run.py", world.recipe("xclip", "xclip", out))
+
+    return make_once(tmp_path_factory, "teacher", make) / "xclip"
 
 
 @pytest.fixture(scope="session")

@@ -152,6 +152,7 @@ def answers(server: Server, sent: bytes, seconds: float) -> bytes:
         return came
 
 
+@pytest.mark.slow
 def test_whatever_is_refused_before_its_body_came_is_closed_and_the_answer_arrives(server):
     refusals = {
         413: request("search", 1 << 30, "POST"),
@@ -227,6 +228,7 @@ def test_there_are_as_many_connections_as_descriptors_allow(may_open, connection
         most_connections()
 
 
+@pytest.mark.slow
 def test_it_does_not_run_out_of_descriptors(gallery, tmp_path):
     with serving(gallery, tmp_path / "log", may_open=400) as server:
         with abused(server, "silent connections"):

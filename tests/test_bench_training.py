@@ -136,7 +136,6 @@ def by_hand() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_operations_of_live_teachers_are_those_of_their_towers(labels: dict):
     plain, stored, live = (row["flops"] for row in labels["steps"]["rows"])
     assert live - stored == 2 * by_hand()
@@ -159,13 +158,11 @@ def steps_sizes() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_stored_and_live_labels_give_the_same_loss(labels: dict):
     assert labels["steps"]["loss_difference"] < 1e-3  # stored in half precision, as by default
     assert labels["passes"]["loss_difference"] < 1e-4  # in single precision, over whole trainings
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_teachers_passes_are_those_counted_by_hand(labels: dict):
     """A label set takes every video and caption once; live teachers see every pair of every epoch; two teachers."""
@@ -181,7 +178,6 @@ def test_teachers_passes_are_those_counted_by_hand(labels: dict):
     assert f"{EPOCHS * CAPTIONS} times fewer frames, {EPOCHS} times fewer captions" in labels["shown"]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_labels_are_judged_by_their_goals(labels: dict):
     rows, goals = labels["steps"]["rows"], labels["steps"]["goals"]

@@ -184,6 +184,7 @@ def test_a_pipe_or_a_missing_file_is_no_file_of_judgements(frames, tmp_path):
             read_qrels(path, frames)
 
 
+@pytest.mark.slow
 def test_the_demo_grades_every_caption_by_what_its_clips_show(world, frames):
     truth = read_qrels(world.corpus / "test.qrels", frames)
     clips = {clip.video: clip for clip in plan(32, 3) if clip.split == "test"}

@@ -51,7 +51,7 @@ def run_part(job: LabelJob, index: int, count: int) -> Manifest | None:
     return job.label_part(index, count)
 
 
-@pytest.mark.parametrize(("count", "scheme"), [(2, ""), (4, "file://")])
+@pytest.mark.parametrize(("count", "scheme"), [(2, ""), pytest.param(4, "file://", marks=pytest.mark.slow)])
 def test_parts_end_in_the_same_set_as_one_process(
     world: World, shards: Path, whole: Path, tmp_path: Path, count: int, scheme: str
 ):

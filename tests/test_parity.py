@@ -101,6 +101,9 @@ def kind_of(fixture: Fixture) -> Kind:
     return KINDS[fitting[0]]
 
 
+LONG = ("train_teachclip_5steps",)  # fixtures that take as long as all others together
+
+
 def _relative(paths: list[Path]) -> list[Path]:
     """Paths as short as they can be said."""
     here = Path.cwd()
@@ -115,7 +118,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if empty:
             raise pytest.UsageError(f"--fixtures {empty[0]}: no fixtures there")
         paths = [path for folder in [FIXTURES, *folders] for path in find(folder)]
-        metafunc.parametrize("fixture_path", paths, ids=map(str, _relative(paths)))
+        rows = [pytest.param(path, marks=[pytest.mark.slow] if path.name in LONG else []) for path in paths]
+        metafunc.parametrize("fixture_path", rows, ids=map(str, _relative(paths)))
 
 
 @dataclass(frozen=True)

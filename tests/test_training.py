@@ -72,12 +72,14 @@ ALONE = {  # run -> recipe, and what is changed in it
 }
 TOGETHER = {  # by two processes
     "student-2": ("student",),
-    "student-2-zero1": ("student", "train.zero=1", "train.accumulate=2"),
     "student-2-zero3": ("student", "train.zero=3", "train.accumulate=2", "train.activation_checkpointing=true"),
     "ts2net-2-zero3": ("ts2net", "train.zero=3", "train.accumulate=2"),
+    "pig-2-zero3": ("pig", "train.zero=3", "train.accumulate=2", "train.activation_checkpointing=true"),
+}
+OTHERS = {  # by two processes too, for `make slow`
+    "student-2-zero1": ("student", "train.zero=1", "train.accumulate=2"),
     "xpool-2": ("xpool",),
     "bertadam-2-zero2": ("bertadam", "train.zero=2"),
-    "pig-2-zero3": ("pig", "train.zero=3", "train.accumulate=2", "train.activation_checkpointing=true"),
     "looks-2-zero2": ("looks", "train.zero=2", "train.accumulate=2"),
 }
 EQUAL = ["student-micro", "student-pixels", "pig-micro", *TOGETHER]  # to the recipe's plain run
@@ -127,6 +129,13 @@ def together(alone: Path) -> Path:
     return alone
 
 
+@pytest.fixture(scope="module")
+def others(alone: Path) -> Path:
+    """And the others."""
+    launch(2, "tests/trainings.py", *_wanted(alone, OTHERS))
+    return alone
+
+
 def _wanted(folder: Path, runs: dict[str, tuple[str, ...]]) -> list[str]:
     return [",".join([str(folder / f"{recipe}.yaml"), f"name={run}", *over]) for run, (recipe, *over) in runs.items()]
 
@@ -142,6 +151,12 @@ def test_a_run_leaves_its_recipe_metrics_and_release(teacher_run: Path):
 @pytest.mark.parametrize("run", EQUAL)
 def test_all_ways_of_one_recipe_give_the_same_losses(together: Path, run: str):
     same(together / run, together / run.split("-")[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", OTHERS)
+def test_other_ways_give_the_same_losses_too(others: Path, run: str):
+    same(others / run, others / run.split("-")[0])
 
 
 def test_every_loss_is_there_and_every_batch_another(alone: Path):
