@@ -130,6 +130,22 @@ def test_keys_are_enough(visit):
     assert page.input_value("#query") == ""
 
 
+def test_a_key_that_follows_at_once_is_not_undone_by_the_closing_of_the_player(visit):
+    page = visit("a red apple")
+    page.wait_for_selector(".hit")
+    page.locator(".play").first.click()
+    wait(page, "document.querySelector('dialog').open")
+    page.evaluate("""() => {
+        const dialog = document.querySelector("dialog")
+        dialog.addEventListener("close", () => { window.closed_ = true })
+        dialog.close()
+        document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }))
+    }""")
+    wait(page, "window.closed_ && !location.search.includes('v=')")
+    assert focus(page) == "query"
+    assert page.locator("dialog video").count() == 0
+
+
 def test_searches_can_be_shared_and_gone_back_to(visit):
     page = visit("a blue circle & more")
     page.wait_for_selector(".hit")
