@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
+unexport PYTHONDONTWRITEBYTECODE  # the tests start many processes, and each would compile the project for itself
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PORT ?= 8000

@@ -40,12 +40,6 @@ LONGEST = (
 )
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Half as many more than cores: tests wait for other processes a third of their time."""
-    cores = len(os.sched_getaffinity(0))
-    return cores + (cores + 1) // 2
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: each stays with one process, which then makes once what its tests share."""
     places = {f"test_{name}": place for place, name in enumerate(LONGEST.split())}

@@ -5,6 +5,7 @@ tests/README.md. Each stands between two markers; `make reference` writes them, 
 import ast
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +21,7 @@ CELLAR = {name for name, floor in FLOORS.items() if floor < FLOORS["distill.data
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES if path.stem != "__init__"}
 
 
+@cache
 def pages() -> dict[Path, str]:
     """Return the two pages as they should be."""
     architecture = _between(ARCHITECTURE.read_text(encoding="utf-8"), "picture", picture())

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,18 @@ from distill.errors import ExpectedError
 from distill.packing.clips import read_annotations
 from tools import make_demo
 
-CORPUS = plan(200, 3)
 GALLERIES = [split for split in SPLITS if split != "train"]
 NAMES = sorted((emoji.phrase for emoji in EMOJI), key=len, reverse=True)
 
 
+@cache
+def corpus():
+    """The clips of a small corpus, drawn when the first test asks for them."""
+    return plan(200, 3)
+
+
 def of(split: str):
-    return [clip for clip in CORPUS if clip.split == split]
+    return [clip for clip in corpus() if clip.split == split]
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +64,12 @@ def test_phrases_take_the_right_article():
 
 
 def test_split_sizes_follow_the_training_clips():
-    assert Counter(clip.split for clip in CORPUS) == {"train": 200, "val": 80, "test": 280, "unseen": 40}
-    assert [clip.number for clip in CORPUS] == list(range(600))
+    assert Counter(clip.split for clip in corpus()) == {"train": 200, "val": 80, "test": 280, "unseen": 40}
+    assert [clip.number for clip in corpus()] == list(range(600))
 
 
 def test_every_second_belongs_to_one_shot_or_one_filler():
-    for clip in CORPUS:
+    for clip in corpus():
         parts = sorted((*clip.shots, *clip.fillers), key=lambda part: part.start)
         assert [part.start for part in parts] == list(np.cumsum([0, *(part.seconds for part in parts)])[:-1])
         assert sum(part.seconds for part in parts) == SECONDS
@@ -71,12 +77,12 @@ def test_every_second_belongs_to_one_shot_or_one_filler():
         if len(clip.shots) == 2:
             first, second = clip.shots
             assert first.emoji != second.emoji and first.start + first.seconds < second.start
-    assert 0.5 < np.mean([len(clip.shots) == 2 for clip in CORPUS]) < 0.7
+    assert 0.5 < np.mean([len(clip.shots) == 2 for clip in corpus()]) < 0.7
 
 
 def test_captions_say_what_the_script_shows_in_its_order_and_when():
     """Reads every caption back as a stranger would, from its words alone."""
-    for clip in CORPUS:
+    for clip in corpus():
         for sentence in clip.sentences:
             first, swapped, second = sentence.text.partition(" after ")
             if not swapped:
@@ -107,7 +113,7 @@ def test_no_shot_of_a_gallery_occurs_in_another_split():
 
 def test_unseen_emoji_occur_nowhere_else():
     unseen = {shot.emoji for clip in of("unseen") for shot in clip.shots}
-    others = {shot.emoji for clip in CORPUS if clip.split != "unseen" for shot in clip.shots}
+    others = {shot.emoji for clip in corpus() if clip.split != "unseen" for shot in clip.shots}
     assert unseen and not unseen & others
 
 
@@ -133,7 +139,7 @@ def test_a_gallery_caption_is_true_of_its_own_clip_only(split):
 
 
 def test_order_matters_to_what_is_true():
-    clip = next(clip for clip in CORPUS if len(clip.shots) == 2 and len(clip.sentences[-1].claims) == 2)
+    clip = next(clip for clip in corpus() if len(clip.shots) == 2 and len(clip.sentences[-1].claims) == 2)
     claims = clip.sentences[-1].claims
     assert clip.makes_true(claims) and not clip.makes_true(claims[::-1])
 
