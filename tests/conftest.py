@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +87,11 @@ def offline():
     """No test may reach a hub."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
+
+
+def quick(values: Iterable, those: Collection) -> list:
+    """Values of a parameter: `make test` takes those, and `make slow` the others."""
+    return [value if value in those else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def command(*args: str | Path, check: bool = True, **env: str) -> subprocess.CompletedProcess:

@@ -28,6 +28,7 @@ def student(world: World, tmp_path_factory) -> Path:
     return out / "student" / "release"
 
 
+@pytest.mark.slow
 def test_queries_find_their_videos_and_the_seconds_that_show_them(world: World, student: Path, tmp_path: Path):
     gallery = tmp_path / "gallery"
     python("tools/index.py", student, world.frames["test"], "--out", gallery, "--videos", world.corpus / "videos")
@@ -53,6 +54,7 @@ def test_queries_find_their_videos_and_the_seconds_that_show_them(world: World, 
     assert [hit["video"] for hit in printed] == [hit.video for hit in answers[0]]
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_teacher_beside_the_student(student: Path, world: World):
     run = student.parent
     page, teacher = (run / "report.html").read_text(), json.loads((run.parent / "teacher" / "test.json").read_text())

@@ -296,6 +296,7 @@ bench.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_all_of_one_gpu_is_measured_where_the_bench_is_told_that_a_cpu_is_one(tmp_path: Path):
     """Operations, rows and goals are counted there as on a GPU; what only a GPU tells is left out."""
     towers = str(make_towers(tmp_path / "towers"))

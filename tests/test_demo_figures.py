@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_demo_corpus import CORPUS
+from test_demo_corpus import corpus
 from test_release import make
 
 from distill.config import read_recipe
@@ -69,7 +69,7 @@ class Packed:
 def test_queries_without_sense_say_nothing_that_a_clip_shows():
     queries = nonsense(60, seed=1)
     assert queries == nonsense(60, seed=1) != nonsense(60, seed=2) and len(set(queries)) == 60
-    shown = {word for clip in CORPUS for sentence in clip.sentences for word in re.findall("[a-z]+", sentence.text)}
+    shown = {word for clip in corpus() for sentence in clip.sentences for word in re.findall("[a-z]+", sentence.text)}
     joining = {"a", "the", "of", "in", "beside", "without", "about", "before"}
     assert len(shown) > 100 and not set(WORDS.split()) & shown
     for query in queries:

@@ -7,7 +7,7 @@ import families
 import numpy as np
 import pytest
 import torch
-from conftest import World, launch, metrics, python, same
+from conftest import World, launch, metrics, python, quick, same
 from families import FAMILIES
 from safetensors.torch import save_file
 
@@ -82,9 +82,7 @@ def test_two_processes_and_two_parts_give_the_losses_of_one(runs: Path, run: str
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", quick(FAMILIES, [QUICK]))
 def test_a_release_searches_and_is_loaded_to_the_same_scores(family: str, worlds: dict[str, World], tmp_path: Path):
     world = worlds[family]
     python("distill/run.py", recipe(world, family, "teachclip"), f"out={tmp_path}", "name=student")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, World, command, tree_bytes
+from conftest import ROOT, World, command, quick, tree_bytes
 from labelling import label_job, pack_shards
 
 import tools.dump_soft_labels
@@ -108,6 +108,7 @@ def test_what_is_missing_is_made_and_nothing_else(world: World, shards: Path, tm
     assert tree_bytes(tmp_path / "labels") == tree_bytes(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_process_whose_fellows_are_lost_makes_their_share(
     world: World, shards: Path, whole: Path, tmp_path: Path, monkeypatch
 ):
@@ -231,7 +232,7 @@ class TestMerge:
 class TestPlan:
     """`--plan` is right, and writes nothing."""
 
-    @pytest.mark.parametrize("tiers", [("relevance",), ("relevance", "features"), ALL])
+    @pytest.mark.parametrize("tiers", quick([("relevance",), ("relevance", "features"), ALL], [ALL]))
     def test_bytes_are_those_that_are_written(self, world: World, shards: Path, tmp_path: Path, tiers):
         job = make_job(world, shards, tmp_path / "labels", tiers=tiers)
         found = forecast(job)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, quick
 from exports import compare, trained
 from onnx import TensorProto, helper, numpy_helper
 
@@ -38,27 +38,39 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> FrameSet:
     return draw_frames(tmp_path_factory.mktemp("onnx") / "frames", videos=24, captions=1, num_frames=2, size=32)
 
 
+class Exports(dict[str, tuple[Path, Measured]]):
+    """Exported students by kind, made when they are first asked for, and what was measured."""
+
+    def __init__(self, folder: Path, frames: FrameSet):
+        super().__init__()
+        self.folder, self.frames = folder, frames
+
+    def __missing__(self, kind: str) -> tuple[Path, Measured]:
+        path = trained(kind, self.frames, self.folder / kind)
+        self[kind] = path, export_onnx(path, self.frames.path, int8=False)
+        return self[kind]
+
+
 @pytest.fixture(scope="module")
-def exported(frames: FrameSet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Measured]]:
-    """Two exported students by kind, and what was measured."""
-    folder = tmp_path_factory.mktemp("exported")
-    paths = {kind: trained(kind, frames, folder / kind) for kind in ("teachclip", "prompt_switch")}
-    return {kind: (path, export_onnx(path, frames.path, int8=False)) for kind, path in paths.items()}
+def exported(frames: FrameSet, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """The students of this file's tests."""
+    return Exports(tmp_path_factory.mktemp("exported"), frames)
 
 
 @pytest.fixture
-def student(exported: dict[str, tuple[Path, Measured]], tmp_path: Path) -> Path:
+def student(exported: Exports, tmp_path: Path) -> Path:
     """A copy of the exported TeachCLIP."""
     return Path(shutil.copytree(exported["teachclip"][0], tmp_path / "student"))
 
 
-@pytest.mark.parametrize("kind", ["teachclip", "prompt_switch"])
+@pytest.mark.parametrize("kind", quick(["teachclip", "prompt_switch"], ["teachclip"]))
 @pytest.mark.parametrize("side", ["text", "video"])
 def test_a_graph_takes_any_number_of_rows(kind, side, exported, frames):
     path, _ = exported[kind]
     compare(load(path), side, path / FOLDER / f"{side}.onnx", frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["eercf", "glscl"])
 def test_the_text_side_of_a_model_of_two_stages_gives_what_both_stages_ask_with(kind, frames, tmp_path):
     release = load(trained(kind, frames, tmp_path))
@@ -72,7 +84,7 @@ def test_the_text_side_of_a_model_of_two_stages_gives_what_both_stages_ask_with(
     assert (found @ videos.T - release.embed_text(texts_of(frames)) @ videos.T).abs().max() < CLOSE
 
 
-@pytest.mark.parametrize("kind", ["teachclip", "prompt_switch"])
+@pytest.mark.parametrize("kind", quick(["teachclip", "prompt_switch"], ["teachclip"]))
 def test_the_seal_says_how_far_graphs_agree_with_their_weights(kind, exported, frames):
     path, measured = exported[kind]
     manifest = Manifest.model_validate_json((path / FOLDER / NAME).read_bytes())
@@ -212,9 +224,7 @@ def test_formats_of_releases_are_those_that_are_loaded():
     assert RELEASES == READ and RELEASE_CONFIG == CONFIG
 
 
-def test_a_gallery_answers_without_torch_as_with_it(
-    exported: dict[str, tuple[Path, Measured]], frames: FrameSet, tmp_path: Path
-):
+def test_a_gallery_answers_without_torch_as_with_it(exported: Exports, frames: FrameSet, tmp_path: Path):
     queries = texts_of(frames)[:6]
     for kind, (path, _) in exported.items():
         build_gallery(load(path), frames.path, tmp_path / kind)

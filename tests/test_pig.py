@@ -490,6 +490,7 @@ def test_a_clip_is_sampled_as_a_video_of_its_own():
     assert SAMPLERS["pig"] is PigSampler
 
 
+@pytest.mark.slow
 def test_a_run_is_released_searched_and_evaluated_with_equal_scores(world: World, tmp_path: Path):
     """Frames of PIG's own sampler, an X-Pool teacher's labels, one vector a video to the end."""
     frames = {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, World
+from conftest import ROOT, World, quick
 from labelling import write_labels
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained
 
@@ -28,10 +28,8 @@ OWN = {
     "prompt_switch": {"caption"},
 }  # losses of one student alone
 PAPER = [path for path in RECIPES if path.parent.name not in ("recipes", "demo")]
-OTHERS = [
-    path for path in PAPER if path.parent.name != "msrvtt"
-]  # that of another dataset differs in data and schedule
-EACH = [pytest.param(path, marks=[pytest.mark.slow] if path in OTHERS else []) for path in RECIPES]
+# recipes of other datasets differ from those of MSR-VTT in data and schedule
+TRAINED = [path for path in RECIPES if path not in PAPER or path.parent.name == "msrvtt"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +57,7 @@ def small(path: Path, world: World, labels: list[Path]) -> Recipe:
     return read_recipe(path, [f"{key}={value}" for key, value in changes.items()], Recipe)
 
 
-@pytest.mark.parametrize("path", EACH, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+@pytest.mark.parametrize("path", quick(RECIPES, TRAINED), ids=lambda path: str(path.relative_to(ROOT / "recipes")))
 def test_a_recipe_trains_two_steps(path: Path, world: World, labels: list[Path]):
     recipe = small(path, world, labels)
     job, _ = prepare(recipe)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import metrics, one_line_error, python
+from conftest import metrics, one_line_error, python, quick
 from labelling import change_videos
 from pages import contrast, luminance, needs_chromium
 from safetensors.torch import load_file, save_file
@@ -185,7 +185,7 @@ def listen(page, complaints: list[str]) -> None:
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", quick([390, 1280], [390]))
 def test_a_browser_shows_it_without_network(chromium, teacher_run, tmp_path, width):
     other = other_of(teacher_run, tmp_path / "other")
     shown = copied(teacher_run, tmp_path / "shown")

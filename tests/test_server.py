@@ -379,6 +379,7 @@ def test_schemathesis_finds_no_fault_with_the_description(server, tmp_path):
     assert int(re.search(r"(\d+) generated", result.stdout)[1]) > 150
 
 
+@pytest.mark.slow
 def test_it_has_limits_and_leaves_in_order(gallery, tmp_path):
     with serving(gallery, tmp_path / "log", CAPACITY=4, GATHER=1.0, SLOWEST=1.5, MAX_REQUESTS=30, PIECE=1000) as server:
         address = server.url.removeprefix("http://").rstrip("/").split(":")

@@ -13,7 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from conftest import World, make_towers, python, tree_bytes
+from conftest import World, make_towers, python, quick, tree_bytes
 from labelling import losses_while_learning
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -115,7 +115,7 @@ def test_what_is_no_teacher_is_refused_in_one_line(world: World, whole: Path, tm
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("family", [*families.FAMILIES, "plain"])
+@pytest.mark.parametrize("family", quick([*families.FAMILIES, "plain"], ["siglip", "plain"]))
 @pytest.mark.parametrize("memory", [1e-6, 0.007])
 def test_towers_that_do_not_fit_give_the_same_features(family: str, memory: float, tmp_path: Path):
     """With 0.007 GB part of most towers lies on disk, with 0.000001 GB all of it."""
