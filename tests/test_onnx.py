@@ -224,19 +224,19 @@ def test_formats_of_releases_are_those_that_are_loaded():
     assert RELEASES == READ and RELEASE_CONFIG == CONFIG
 
 
-def test_a_gallery_answers_without_torch_as_with_it(exported: Exports, frames: FrameSet, tmp_path: Path):
-    queries = texts_of(frames)[:6]
-    for kind, (path, _) in exported.items():
-        build_gallery(load(path), frames.path, tmp_path / kind)
-        by_weights, by_graph = (Gallery.open(tmp_path / kind, one) for one in (load(path), TextSession.open(path)))
-        for found, expected in zip(by_graph.search(queries, 8), by_weights.search(queries, 8), strict=True):
-            assert [(hit.video, hit.seconds) for hit in found] == [(hit.video, hit.seconds) for hit in expected]
-            assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-4)
-            assert {hit.weighed_by for hit in found} == {"query"}
+@pytest.mark.parametrize("kind", quick(["teachclip", "prompt_switch"], ["teachclip"]))
+def test_a_gallery_answers_without_torch_as_with_it(kind: str, exported: Exports, frames: FrameSet, tmp_path: Path):
+    path, queries, gallery = exported[kind][0], texts_of(frames)[:6], tmp_path / "gallery"
+    build_gallery(load(path), frames.path, gallery)
+    by_weights, by_graph = (Gallery.open(gallery, one) for one in (load(path), TextSession.open(path)))
+    for found, expected in zip(by_graph.search(queries, 8), by_weights.search(queries, 8), strict=True):
+        assert [(hit.video, hit.seconds) for hit in found] == [(hit.video, hit.seconds) for hit in expected]
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-4)
+        assert {hit.weighed_by for hit in found} == {"query"}
     packages = "torch,open_clip,timm,torchvision,transformers"
-    line = [ROOT / "tools/search.py", tmp_path / "teachclip", queries[0], "--backend", "onnx", "--json"]
+    line = [ROOT / "tools/search.py", gallery, queries[0], "--backend", "onnx", "--json"]
     result = subprocess.run(
         [sys.executable, ROOT / "tests/without.py", packages, *line], capture_output=True, text=True, check=True
     )
-    expected = Gallery.open(tmp_path / "teachclip", TextSession.open(exported["teachclip"][0])).search(queries[:1], 5)
+    expected = by_graph.search(queries[:1], 5)
     assert [hit["video"] for hit in json.loads(result.stdout)] == [hit.video for hit in expected[0]]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import python
+from conftest import python, quick
 from parity import eercf, glscl, measures, modules, pig, prompt_switch, training, whole
 from parity.fixture import Fixture, find
 from parity.modules import Runs
@@ -101,7 +101,7 @@ def kind_of(fixture: Fixture) -> Kind:
     return KINDS[fitting[0]]
 
 
-LONG = ("train_teachclip_5steps",)  # fixtures that take as long as all others together
+LONG = "train_teachclip_5steps"  # takes as long as all other fixtures together
 
 
 def _relative(paths: list[Path]) -> list[Path]:
@@ -118,7 +118,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if empty:
             raise pytest.UsageError(f"--fixtures {empty[0]}: no fixtures there")
         paths = [path for folder in [FIXTURES, *folders] for path in find(folder)]
-        rows = [pytest.param(path, marks=[pytest.mark.slow] if path.name in LONG else []) for path in paths]
+        rows = quick(paths, [path for path in paths if path.name != LONG])
         metafunc.parametrize("fixture_path", rows, ids=map(str, _relative(paths)))
 
 

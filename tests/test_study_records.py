@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from distill.demo import record, story, trials
+from distill.demo import record, story, trials, wordings
+from distill.demo.corpus import plan
 from distill.errors import ArtefactError, ExpectedError
 from tools import demo_study
 
 ROWS = trials.chosen(trials.ROWS, ["teachclip", "teachclip+look", "teachclip-plain"])
-VIDEOS, TEXTS = 60, 150
+VIDEOS, TEXTS = 980, 2676  # of the test split
 
 
 def found(seed: int, clips: int = 700) -> record.Record:
@@ -78,6 +79,7 @@ def test_a_study_whose_rows_are_all_recorded_trains_nothing(tmp_path, monkeypatc
     printed = capsys.readouterr().out
     assert "TeachCLIP with labels" in printed and "51.0 ±1.0" in printed  # of 50, 51, 52
     assert not Path("runs/study/logs").exists() and not Path("demo").exists()
+    assert "a and then b (302)" in printed and "one scene (1,255)" in printed
     page = Path("runs/study/report.html").read_text()
     assert "over 3 seeds" in page and "TeachCLIP with labels" in page and "<svg" in page
     gains = json.loads(Path("runs/study/summary.json").read_text())["gains"]["teachclip - teachclip-plain"]
@@ -104,3 +106,26 @@ def test_what_is_missing_of_a_seed_is_trained_with_the_teacher_that_it_needs(tmp
     rows = trials.chosen(trials.ROWS, ["teachclip", "glscl", "eercf-plain"])
     seed = demo_study._Seed(0, Path("kept"), rows, 700)
     assert {row.key for row in seed.missing} == {"glscl", "eercf-plain", "xclip"}
+
+
+def test_queries_are_told_apart_by_what_they_claim_and_counted_by_seed():
+    kinds = []  # from the claims of a sentence, not from its words
+    for clip in (clip for clip in plan(700, seed=0) if clip.split == "test"):
+        for sentence in clip.sentences:
+            claims = sentence.claims
+            if len(claims) == 1:
+                kinds.append("one scene")
+            elif claims[0].motion is None:
+                kinds.append("a and then b")
+            else:
+                kinds.append("B after A" if claims[0].background is None else "A, then B")
+    assert [wordings.wording(query) for query in wordings.queries(700)] == kinds and len(set(kinds)) == 4
+    seeds = [found(0), found(1)]
+    head, *lines = wordings.table(ROWS, seeds)
+    assert head == ["T2V R@1", *(f"{kind} ({kinds.count(kind):,})" for kind in [*wordings.JOINED, wordings.ONE])]
+    for row, line in zip(ROWS, lines, strict=True):
+        for name, cell in zip([*wordings.JOINED, wordings.ONE], line[1:], strict=True):
+            ranks = [
+                seed.ranks[f"{row.key}/t2v"][n].item() for seed in seeds for n, kind in enumerate(kinds) if kind == name
+            ]
+            assert cell == f"{100 * sum(rank == 0 for rank in ranks) / len(ranks):.1f}"

@@ -6,8 +6,8 @@
 
 Every seed has its own teacher, labels and students (initialisation and batch order) on the demo's corpus; the rows are
 trained for the same number of steps, but for those that say otherwise. Intervals are over videos and seeds. Prints the
-table as text and as Markdown, and writes it to runs/study/summary.json and, as a page with pictures, to
-runs/study/report.html.
+table as text and as Markdown and R@1 by the wording of queries; writes the table to runs/study/summary.json and, as a
+page with pictures, to runs/study/report.html.
 
 What a seed found goes to RECORDS/seedN.safetensors. Rows that stand there, trained by the very same recipes, are not
 trained again, so a study can be made in several sittings; the project's own records are in docs/study.
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _study(args: argparse.Namespace) -> None:
-    from distill.demo import story, trials
+    from distill.demo import story, trials, wordings
     from distill.evaluation.report import aligned
     from distill.records import write_json
     from distill.reporting.study import write_study
@@ -79,6 +79,7 @@ def _study(args: argparse.Namespace) -> None:
     figures = [{row.key: seed.figures[row.key] for row in rows} for seed in found]
     table, words = story.table(figures), story.gains_text(gains)
     print(f"\n{args.seeds} seeds, test split:\n\n{aligned(table)}\n\n{words}\n\n{story.markdown(table)}")
+    print(f"\nBy the wording of queries:\n\n{aligned(wordings.table(rows, found))}")
     summary = {"seeds": figures, "gains": gains}
     write_json(RUNS / "summary.json", summary)
     write_study(RUNS / "report.html", summary, f"The demo's comparison over {args.seeds} seeds")
