@@ -37,6 +37,14 @@ def test_a_command_that_nothing_can_run_beside_has_all_cores(tmp_path):
     assert (tmp_path / "alone").read_text() == "4"
 
 
+def test_commands_keep_what_they_free_unless_the_environment_says_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")
+    asks = "import os, sys; open(sys.argv[1], 'w').write(' '.join(os.environ[name] for name in sys.argv[2:]))"
+    names, told = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"), tmp_path / "told"
+    Commands(tmp_path / "logs", total=1).run(Command("asks", [sys.executable, "-c", asks, told, *names], told))
+    assert told.read_text() == f"7 {2**34}"
+
+
 def test_a_failed_command_says_where_its_log_is(tmp_path):
     commands = Commands(tmp_path / "logs", total=2)
     with pytest.raises(ExpectedError, match=r"broken failed with exit code 3; .*broken.log says: no way"):

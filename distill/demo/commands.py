@@ -14,6 +14,9 @@ from distill.config import ROOT
 from distill.errors import ExpectedError
 
 TICK = 20  # seconds between two words of a running command
+# glibc keeps what is freed instead of handing large blocks back and paying for their pages again (docs/scaling.md);
+# other systems do not read these names
+KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
 def tool(name: str) -> tuple[str, Path]:
@@ -53,7 +56,7 @@ class Commands:
 
     def _follow(self, command: Command, threads: int) -> None:
         name = "".join(c if c.isalnum() else "-" for c in command.title.lower()).strip("-")
-        log, environment = self._logs / f"{name}.log", {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        log, environment = self._logs / f"{name}.log", {**KEEP_FREED, **os.environ, "OMP_NUM_THREADS": str(threads)}
         with log.open("w") as file:
             process = subprocess.Popen(list(map(str, command.arguments)), stdout=file, stderr=file, env=environment)
             while True:
