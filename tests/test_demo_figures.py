@@ -11,6 +11,7 @@ import torch
 from test_demo_corpus import corpus
 from test_release import make
 
+from distill import catalogue
 from distill.config import read_recipe
 from distill.data.frames import FrameSet
 from distill.data.videos import Caption
@@ -18,6 +19,7 @@ from distill.demo import measuring, search, story, trials
 from distill.demo.nonsense import WORDS, caught, nonsense
 from distill.evaluation.evaluate import Encoded
 from distill.model.features import TextFeatures, VideoFeatures
+from distill.model.towers import Towers
 from distill.recipe import Recipe
 from distill.release.release import Release
 from distill.retrieval import Hit
@@ -94,6 +96,13 @@ def test_every_row_is_a_recipe_that_is_read(row):
     found = read_recipe(recipe, changes, Recipe)
     assert found.name == row.key and found.train.epochs == row.epochs
     assert bool(found.labels) == bool(row.taught_by) and bool(found.data.texts) == ("texts" in row.beside)
+
+
+@pytest.mark.parametrize("student", trials.STUDENTS, ids=lambda student: student.recipe)
+def test_students_of_one_stage_take_a_second_look(student):
+    config = read_recipe(f"recipes/{student.recipe}.yaml", [], Recipe).model
+    model = catalogue.build(config, Towers.from_config(config.clip))
+    assert (student.recipe in trials.LOOKING) == (not model.rerank_fields)
 
 
 def test_a_search_marks_the_best_setting_of_each_student_on_validation(tmp_path):
