@@ -1,14 +1,36 @@
-"""Commands of the demo: order by what they need, two at a time, cores, and what a failed one says."""
+"""Commands of the demo: order by what they need, two at a time, cores, and what a failed or killed one leaves."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from test_launchers import running
 
 from distill.demo.commands import Command, Commands
 from distill.errors import ExpectedError
 
 WRITES = "import os, sys, time; time.sleep(0.3); open(sys.argv[1], 'w').write(os.environ['OMP_NUM_THREADS'])"
+
+SLEEPS = """
+import os, sys, time
+from distill import signals
+signals.listen()
+open(sys.argv[1], "w").write(str(os.getpid()))
+time.sleep(60)
+"""
+RUNS = """
+import sys
+from pathlib import Path
+from distill.demo.commands import Command, Commands
+pid = Path(sys.argv[1])
+sleeps = Command("sleeps", [sys.executable, "-c", sys.argv[2], pid], pid.parent / "done")
+Commands(pid.parent / "logs", total=1).run(sleeps)
+"""
 
 
 def writing(path: Path, *needs: Path) -> Command:
@@ -53,3 +75,26 @@ def test_a_failed_command_says_where_its_log_is(tmp_path):
         )
     with pytest.raises(ExpectedError, match="empty ended without making"):
         commands.run(Command("empty", [sys.executable, "-c", ""], tmp_path / "never"))
+
+
+def test_a_command_ends_with_the_study_that_began_it(tmp_path):
+    told = tmp_path / "pid"
+    study = subprocess.Popen([sys.executable, "-c", RUNS, str(told), SLEEPS])
+    try:
+        deadline = time.monotonic() + 60
+        while not (told.exists() and told.read_text()):
+            assert study.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        study.kill()
+        study.wait()
+    command = int(told.read_text())
+    try:
+        deadline = time.monotonic() + 20
+        while running(command):
+            assert time.monotonic() < deadline, "it went on by itself"
+            time.sleep(0.1)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(command, signal.SIGKILL)
+    assert "the launcher is gone" in (tmp_path / "logs" / "sleeps.log").read_text()

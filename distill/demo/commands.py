@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill import signals
 from distill.config import ROOT
 from distill.errors import ExpectedError
 
@@ -56,7 +57,8 @@ class Commands:
 
     def _follow(self, command: Command, threads: int) -> None:
         name = "".join(c if c.isalnum() else "-" for c in command.title.lower()).strip("-")
-        log, environment = self._logs / f"{name}.log", {**KEEP_FREED, **os.environ, "OMP_NUM_THREADS": str(threads)}
+        log, own = self._logs / f"{name}.log", {"OMP_NUM_THREADS": str(threads), signals.COMMANDS: "1"}
+        environment = {**KEEP_FREED, **os.environ, **own}
         with log.open("w") as file:
             process = subprocess.Popen(list(map(str, command.arguments)), stdout=file, stderr=file, env=environment)
             while True:
