@@ -73,6 +73,13 @@ def test_clips_of_another_number_are_refused_before_any_command(tmp_path: Path, 
     assert not list((tmp_path / "logs").iterdir()) and [path.name for path in story.CORPUS.iterdir()] == [MARK]
 
 
+def test_clips_that_fill_no_batch_are_refused_before_any_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExpectedError, match="--clips: 127, expected at least 128: a batch of the recipes has so many"):
+        story.corpus(Commands(tmp_path / "logs", total=1), 127, trials.DEMO)
+    assert not list((tmp_path / "logs").iterdir()) and not story.CORPUS.exists()
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_labels_of_another_teacher_are_refused(split: str, made: dict, tmp_path: Path):
     (made["labels"] / split).rename(tmp_path / "away")

@@ -22,6 +22,7 @@ from distill.demo.corpus import MORE
 from distill.demo.measuring import measured
 from distill.demo.record import SIDES, Record
 from distill.demo.trials import PAIRS, TAUGHT, Trial
+from distill.errors import ExpectedError
 from distill.evaluation.metrics import paired_bootstrap
 from distill.recipe import Recipe
 from distill.release.release import load
@@ -41,9 +42,15 @@ def splits(rows: Sequence[Trial]) -> tuple[str, ...]:
 
 
 def corpus(commands: Commands, clips: int, rows: Sequence[Trial]) -> None:
-    """Draw the corpus that rows need and pack its splits. Raises `ExpectedError` where another corpus was drawn."""
+    """Draw the corpus that rows need and pack its splits.
+
+    Raises `ExpectedError` where another corpus was drawn, or where the clips would not fill a batch of the recipes.
+    """
     needed = splits(rows)
     check_corpus(CORPUS, clips, seed=0)  # the command that would refuse it is not run again where its result is there
+    batch = read_recipe("recipes/xclip.yaml", [], Recipe).data.batch_size  # all others extend it
+    if clips < batch:
+        raise ExpectedError(f"--clips: {clips}, expected at least {batch}: a batch of the recipes has so many videos")
     make = (*tool("make_demo"), "--out", CORPUS, "--clips", str(clips), "--seed", "0")
     make += ("--more", str(CLIPS_MORE * clips)) if MORE in needed else ()
     title = f"draw {clips} training clips and the galleries as mp4 files"
