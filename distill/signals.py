@@ -17,9 +17,9 @@ from typing import NoReturn
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-COMMANDS = "DISTILL_COMMANDS"  # set for the commands of the demo (distill/demo/commands.py)
+BY_DEMO = "DISTILL_BY_DEMO"  # set by distill/demo/commands.py for what it starts
 # Set by torchrun, by accelerate's, by DeepSpeed's launcher, by the demo; how many processes of it are above this one.
-LAUNCHERS = {"TORCHELASTIC_RUN_ID": 1, "ACCELERATE_MIXED_PRECISION": 1, "CROSS_RANK": 2, COMMANDS: 1}
+LAUNCHERS = {"TORCHELASTIC_RUN_ID": 1, "ACCELERATE_MIXED_PRECISION": 1, "CROSS_RANK": 2, BY_DEMO: 1}
 LOOK = 1.0  # seconds between two looks for the launcher
 PATIENCE = 5.0  # seconds to clean up in; a process that waits inside a library would never see the exception
 

@@ -1,15 +1,12 @@
 """Commands of the demo: order by what they need, two at a time, cores, and what a failed or killed one leaves."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_launchers import running
+from test_launchers import in_proc, said_at_the_end
 
 from distill.demo.commands import Command, Commands
 from distill.errors import ExpectedError
@@ -77,6 +74,7 @@ def test_a_failed_command_says_where_its_log_is(tmp_path):
         commands.run(Command("empty", [sys.executable, "-c", ""], tmp_path / "never"))
 
 
+@in_proc
 def test_a_command_ends_with_the_study_that_began_it(tmp_path):
     told = tmp_path / "pid"
     study = subprocess.Popen([sys.executable, "-c", RUNS, str(told), SLEEPS])
@@ -88,13 +86,4 @@ def test_a_command_ends_with_the_study_that_began_it(tmp_path):
     finally:
         study.kill()
         study.wait()
-    command = int(told.read_text())
-    try:
-        deadline = time.monotonic() + 20
-        while running(command):
-            assert time.monotonic() < deadline, "it went on by itself"
-            time.sleep(0.1)
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(command, signal.SIGKILL)
-    assert "the launcher is gone" in (tmp_path / "logs" / "sleeps.log").read_text()
+    assert "the launcher is gone" in said_at_the_end([int(told.read_text())], tmp_path / "logs" / "sleeps.log")

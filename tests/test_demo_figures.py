@@ -102,7 +102,7 @@ def test_every_row_is_a_recipe_that_is_read(row):
 def test_students_of_one_stage_take_a_second_look(student):
     config = read_recipe(f"recipes/{student.recipe}.yaml", [], Recipe).model
     model = catalogue.build(config, Towers.from_config(config.clip))
-    assert (student.recipe in trials.LOOKING) == (not model.rerank_fields)
+    assert (student.recipe in trials.ONE_STAGE) == (not model.rerank_fields)
 
 
 def test_a_search_marks_the_best_setting_of_each_student_on_validation(tmp_path):

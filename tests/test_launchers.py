@@ -39,8 +39,25 @@ def running(pid: int) -> bool:
         return False
 
 
+in_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in /proc")
+
+
+def said_at_the_end(pids: list[int], log: Path) -> str:
+    """Wait until these processes have ended by themselves; return what they said. Kills those that go on, and fails."""
+    try:
+        deadline = time.monotonic() + SECONDS
+        while any(map(running, pids)):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    return log.read_text()
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes in /proc")
+@in_proc
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_training_stops_when_its_launcher_is_killed(world: World, tmp_path: Path, launcher: str):
     recipe = world.recipe("xclip", "xclip", tmp_path)
@@ -60,16 +77,7 @@ def test_training_stops_when_its_launcher_is_killed(world: World, tmp_path: Path
         below = descendants(process.pid)
         process.kill()
         process.wait()
-    try:
-        deadline = time.monotonic() + SECONDS
-        while any(map(running, below)):
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-    finally:
-        for pid in below:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    said = log.read_text()
+    said = said_at_the_end(below, log)
     processes = int(LAUNCHERS[launcher][-1])
     told = said.count("the launcher is gone; it was killed, so this process stops too")
     assert 1 <= told <= processes, said  # the first may tell the others before they have looked

@@ -15,8 +15,8 @@ from distill.config import ROOT
 from distill.errors import ExpectedError
 
 TICK = 20  # seconds between two words of a running command
-# glibc keeps what is freed instead of handing large blocks back and paying for their pages again (docs/scaling.md);
-# other systems do not read these names
+# With these glibc keeps what is freed, instead of handing large blocks back and paying for their pages again
+# (docs/scaling.md). Other systems do not read them.
 KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 
 
@@ -57,7 +57,7 @@ class Commands:
 
     def _follow(self, command: Command, threads: int) -> None:
         name = "".join(c if c.isalnum() else "-" for c in command.title.lower()).strip("-")
-        log, own = self._logs / f"{name}.log", {"OMP_NUM_THREADS": str(threads), signals.COMMANDS: "1"}
+        log, own = self._logs / f"{name}.log", {"OMP_NUM_THREADS": str(threads), signals.BY_DEMO: "1"}
         environment = {**KEEP_FREED, **os.environ, **own}
         with log.open("w") as file:
             process = subprocess.Popen(list(map(str, command.arguments)), stdout=file, stderr=file, env=environment)

@@ -75,13 +75,13 @@ def looking_again(row: Trial) -> Trial:
 
 PUBLISHED = ("losses.coarse.distance=pearson", "losses.coarse.temperature=1.0", "losses.fine.temperature=1.0")
 BOTH = ("unlabelled", "texts")
-FOR_SECOND = ("model.second={}",)
+LOOKING = ("model.second={}",)
 TEACHCLIP = Student("teachclip", "TeachCLIP", 36, ("labels=[]",))
 EERCF = Student("eercf", "EERCF", 24)
 GLSCL = Student("glscl", "GLSCL", 24)
 PROMPT_SWITCH = Student("prompt_switch", "Prompt Switch", 15)
 STUDENTS = (TEACHCLIP, EERCF, GLSCL, PROMPT_SWITCH)
-LOOKING = ("teachclip", "prompt_switch")  # recipes of one stage, whose students can take a second look
+ONE_STAGE = ("teachclip", "prompt_switch")  # recipes whose students can take a second look
 
 TEACHER = Trial("xclip", "X-CLIP (teacher)", "xclip", teaches=True)
 MEAN = Trial("mean", "CLIP4Clip, mean pooling", "clip4clip")
@@ -92,14 +92,14 @@ COARSE = Trial("teachclip-coarse", "... rankings alone", "teachclip", ("losses.f
 FINE = Trial("teachclip-fine", "... relevance of frames alone", "teachclip", ("losses.coarse.weight=0",), ("xclip",))
 VIDEOS = Trial("teachclip-videos", "... more videos", "teachclip", taught_by=("xclip",), beside=("unlabelled",))
 TEXTS = Trial("teachclip-texts", "... more captions", "teachclip", taught_by=("xclip",), beside=("texts",))
-FOR_LOOK = Trial("teachclip-look", "... trained for a second look", "teachclip", FOR_SECOND, ("xclip",))
-TWICE = (*FOR_SECOND, f"{EPOCHS}24")
+FOR_LOOK = Trial("teachclip-look", "... trained for a second look", "teachclip", LOOKING, ("xclip",))
+TWICE = (*LOOKING, f"{EPOCHS}24")
 ALL = Trial("teachclip-all", "... all of it, twice the steps", "teachclip", TWICE, ("xclip",), BOTH)
 PARTS = (COARSE, FINE, VIDEOS, TEXTS, FOR_LOOK, ALL)
 
 DEMO = (MEAN, PLAIN, TAUGHT, looking_again(TAUGHT), TEACHER)
 STUDENT_ROWS = (*(row for student in STUDENTS for row in student.rows()), *PARTS)
-LOOKS = tuple(looking_again(row) for row in STUDENT_ROWS if row.recipe in LOOKING)
+LOOKS = tuple(looking_again(row) for row in STUDENT_ROWS if row.recipe in ONE_STAGE)
 STUDY = (MEAN, SEQ, *STUDENT_ROWS, *LOOKS, TEACHER)
 # teachers that rank no better than the student
 TS2NET = Trial("ts2net", "TS2-Net (teacher)", "ts2net", teaches=True)
@@ -125,7 +125,7 @@ STUDENT_PAIRS = (  # which are compared, by their own vectors or stages
 )
 PAIRS = (  # those, the same by second looks, and others
     *STUDENT_PAIRS,
-    *((looking_again(row), looking_again(other)) for row, other in STUDENT_PAIRS if row.recipe in LOOKING),
+    *((looking_again(row), looking_again(other)) for row, other in STUDENT_PAIRS if row.recipe in ONE_STAGE),
     *((looking_again(row), row) for row in (PLAIN, TAUGHT, FOR_LOOK, ALL, PROMPT_SWITCH.taught)),
     *((looking_again(row), other.taught) for row in (TAUGHT, FOR_LOOK, ALL) for other in (EERCF, GLSCL)),
     (looking_again(ALL), TEACHER),
