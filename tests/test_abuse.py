@@ -151,6 +151,14 @@ def answers(server: Server, sent: bytes, seconds: float) -> bytes:
         return came
 
 
+def test_every_request_of_a_pipeline_leaves_one_line_of_log(server):
+    before, count = server.log.read_text().count(" GET /about 200 "), 200
+    sent = request("about") * (count - 1) + request("about", more="Connection: close\r\n")
+    assert answers(server, sent, ANSWER).count(b"HTTP/1.1 200 ") == count
+    time.sleep(0.2)
+    assert server.log.read_text().count(" GET /about 200 ") - before == count
+
+
 @pytest.mark.slow
 def test_whatever_is_refused_before_its_body_came_is_closed_and_the_answer_arrives(server):
     refusals = {
