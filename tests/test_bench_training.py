@@ -199,6 +199,7 @@ def test_waiting_is_what_the_loop_records(world: World, tmp_path: Path):
     assert all(row["waited"] > 0 for row in found["rows"])
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_too_soon_says_what_it_said(world: World, tmp_path: Path):
     recipe = world.recipe("clip", "clip4clip", tmp_path / "recipe", data={"train": str(tmp_path / "nothing")})
     with pytest.raises(ExpectedError, match=f"more than {LEFT_OUT} steps of an epoch; it said: error: .*/nothing: no"):

@@ -180,6 +180,7 @@ def test_our_own_mistakes_keep_their_traceback(text: str):
         raise RuntimeError(text)
 
 
+@pytest.mark.slow
 def test_a_command_that_waits_inside_a_library_ends_all_the_same(tmp_path: Path):
     """A mutex taken twice never returns to Python, as a collective may not for half an hour."""
     path = script(

@@ -207,6 +207,7 @@ def _sync(encoder, videos, path):
     build_gallery(encoder, videos, path, sync=True)
 
 
+@pytest.mark.slow
 def test_a_sync_that_is_killed_again_and_again_is_whole_or_not_there(corpus, videos, processes, tmp_path):  # noqa: F811
     encoder, path, rng = SlowEncoder(tmp_path / "release", 0.1), tmp_path / "gallery", random.Random(3)
     build_gallery(encoder, videos, path)

@@ -120,7 +120,7 @@ def test_pictures_are_made_as_open_clip_s_transform_makes_them(family: str):
         assert float((found - transform(picture)).abs().max() * max(preprocessing.std)) < 1e-5, shape
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", quick(FAMILIES, [family for family in FAMILIES if family != "pe"]))
 def test_training_depends_on_no_batch_and_on_no_chance(family: str, towers):
     """The features of a video are the same whatever else is in its batch, twice in a row, and every weight learns."""
     model = model_of("teachclip", towers[family])[1].train()
@@ -169,7 +169,7 @@ def test_groups_are_frozen_as_open_clip_counts_them(family: str, towers):
         assert trained - rest == {n for n, p in expected.named_parameters() if p.requires_grad and "logit" not in n}
 
 
-@pytest.mark.parametrize("family", quick(FAMILIES, ["siglip", "mobileclip"]))
+@pytest.mark.parametrize("family", quick(FAMILIES, ["siglip"]))
 def test_a_release_holds_the_tower_and_its_preprocessing(family: str, towers, tmp_path):
     config, model = model_of("teachclip", towers[family])
     size = FAMILIES[family][0]["image_size"]

@@ -224,6 +224,7 @@ def test_a_killed_run_continues_to_the_same_bits_but_not_from_weights_of_another
     assert metrics(run) == metrics(alone / "student")
 
 
+@pytest.mark.slow
 def test_a_killed_run_from_a_release_continues_at_its_checkpoint_and_not_on_other_frozen_weights(
     alone: Path, teacher: Path, tmp_path: Path
 ):
@@ -263,6 +264,7 @@ def test_a_run_killed_twice_continues_on_one_process_then_on_two(alone: Path, tm
     same(run, alone / "student")
 
 
+@pytest.mark.slow
 def test_a_run_under_zero_3_that_was_killed_while_it_validated_validates_before_its_next_step(
     together: Path, tmp_path: Path
 ):

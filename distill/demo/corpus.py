@@ -285,21 +285,25 @@ def _claim(shot: Shot) -> Claim:
     return Claim(shot.emoji, shot.motion, shot.background)
 
 
+def _claims(shot: Shot) -> list[Claim]:
+    """Return all claims that hold of a shot."""
+    said = itertools.product((None, shot.motion), (None, shot.background))
+    return [Claim(shot.emoji, motion, background) for motion, background in said]
+
+
 def _sentence(claim: Claim) -> Sentence:
     return Sentence(describe(claim), (claim,))
 
 
 def _unambiguous_sentences(clips: Sequence[ClipSpec]) -> Iterable[list[Sentence]]:
     """Yield for every clip the sentences that no other clip makes true."""
-    showing: dict[Emoji, list[ClipSpec]] = defaultdict(list)
+    showing: dict[Claim, list[ClipSpec]] = defaultdict(list)
     for clip in clips:
-        for emoji in {shot.emoji for shot in clip.shots}:
-            showing[emoji].append(clip)
+        for claim in {claim for shot in clip.shots for claim in _claims(shot)}:
+            showing[claim].append(clip)
     for clip in clips:
         yield [
             sentence
             for sentence in clip.sentences
-            if not any(
-                other is not clip and other.makes_true(sentence.claims) for other in showing[sentence.claims[0].emoji]
-            )
+            if not any(other is not clip and other.makes_true(sentence.claims) for other in showing[sentence.claims[0]])
         ]
